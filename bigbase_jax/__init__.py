@@ -1,0 +1,1 @@
+"""bigbase_jax: a foundation-model base that a small team can own."""

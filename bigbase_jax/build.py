@@ -1,0 +1,235 @@
+"""Configs that build things: ``{"target": "package.module:Name", ...arguments}`` <-> the object.
+
+``target(Class, **kwargs)`` stores the import path and all of the constructor's arguments with their defaults, so that
+every knob exists in the config, is saved with the run and can be set from the command line. ``deferred`` does the same
+for a callable whose remaining arguments are known only later; it builds a ``functools.partial``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import functools
+import importlib
+import inspect
+import types
+import typing
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from ml_collections import ConfigDict, config_dict
+
+from bigbase_jax.core import UserError
+
+TARGET = "target"
+DEFER = "deferred"
+
+
+def suggest(name: str, options: typing.Iterable[str], kind: str = "option") -> str:
+    """``" Did you mean 'x'?"`` for a near miss, otherwise the list of options."""
+    options = sorted(options)
+    close = difflib.get_close_matches(name, options, n=1, cutoff=0.6)
+    if close:
+        return f" Did you mean {close[0]!r}?"
+    return f" Known {kind}s: {', '.join(options)}." if options else ""
+
+
+def target(fn: Callable[..., Any], /, **kwargs: Any) -> ConfigDict:
+    """A config node that builds ``fn(**kwargs)``; arguments not given appear with their defaults.
+
+    Raises:
+      UserError: ``fn`` takes no such argument, or lacks a required one that is not given.
+    """
+    return _node(fn, kwargs, deferred=False)
+
+
+def deferred(fn: Callable[..., Any], /, **kwargs: Any) -> ConfigDict:
+    """A config node that builds ``functools.partial(fn, **kwargs)``, to be called when the rest is known.
+
+    Only the given arguments are frozen; ``fn``'s other defaults stay its own, since the caller may fill them.
+    """
+    return _node(fn, kwargs, deferred=True)
+
+
+def build(node: Any, facts: Mapping[str, Any] | None = None, _path: str = "config") -> Any:
+    """The object a node describes, built from the inside out.
+
+    Args:
+      node: a ``target``/``deferred`` node, or any nest of mappings, lists and tuples with such nodes in it.
+      facts: values for arguments that the config leaves at None, by name, at any depth (``num_classes`` from the data).
+
+    Raises:
+      UserError: an unknown import path or argument (with the nearest one), or a constructor that refuses its values.
+    """
+    facts = facts or {}
+    if isinstance(node, (list, tuple)):
+        return tuple(build(item, facts, f"{_path}[{i}]") for i, item in enumerate(node))
+    if not isinstance(node, (Mapping, ConfigDict)):
+        return node
+    items = {key: node[key] for key in node.keys()}
+    if TARGET not in items:
+        return {key: build(value, facts, f"{_path}.{key}") for key, value in items.items()}
+    fn = locate(items.pop(TARGET), _path)
+    defer = items.pop(DEFER, False)
+    known = _parameters(fn)
+    kwargs = {}
+    for key, value in items.items():
+        if known is not None and key not in known:
+            raise UserError(f"{_path}: {_name(fn)} has no argument {key!r}.{suggest(key, known, 'argument')}")
+        if value is None and key in facts:
+            value = facts[key]
+        kwargs[key] = build(value, facts, f"{_path}.{key}")
+    try:
+        return functools.partial(fn, **kwargs) if defer else fn(**kwargs)
+    except (TypeError, ValueError) as error:
+        if isinstance(error, TypeError) and error.__traceback__ and error.__traceback__.tb_next:
+            raise  # raised inside the constructor, not by the call: a bug, which keeps its traceback
+        raise UserError(f"{_path}: cannot build {_name(fn)}: {error}") from error
+
+
+def locate(path: str, where: str = "config") -> Callable[..., Any]:
+    """The callable at ``"package.module:Name"``.
+
+    Raises:
+      UserError: there is no such module or name in it (with the nearest name).
+    """
+    module_name, _, name = path.partition(":")
+    if not name:
+        raise UserError(f"{where}.target is {path!r}; it must read 'package.module:Name'.")
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not (module_name + ".").startswith(error.name + "."):
+            raise UserError(f"{where}.target {path!r} needs the package {error.name!r}; install it.") from error
+        raise UserError(f"{where}.target {path!r}: there is no module {module_name!r}.") from error
+    found = module
+    for part in name.split("."):
+        if not hasattr(found, part):
+            public = [n for n in dir(found) if not n.startswith("_")]
+            raise UserError(f"{where}.target: {module_name} has no {name!r}.{suggest(part, public, 'name')}")
+        found = getattr(found, part)
+    if not callable(found):
+        raise UserError(f"{where}.target {path!r} is not something that can be called.")
+    return found
+
+
+def parse_arg(arg: str | None, **defaults: Any) -> types.SimpleNamespace:
+    """The part of ``--config=recipe.py:ARG`` after the colon, as typed values.
+
+    ``ARG`` is a comma-separated list of ``key=value``; a bare word ``tiny`` means ``tiny=True``. Types follow those of
+    the defaults (None: a string). A backslash keeps a comma in a value.
+
+    Raises:
+      UserError: a key that the recipe does not know (with the nearest one), or a value of another type.
+    """
+    values = dict(defaults)
+    for item in _split_escaped(arg or ""):
+        key, separator, text = item.partition("=")
+        key = key.strip()
+        if key not in defaults:
+            raise UserError(f"the recipe has no argument {key!r}.{suggest(key, defaults, 'argument')}")
+        default = defaults[key]
+        if isinstance(default, bool):
+            lowered = text.strip().lower() if separator else "true"
+            if lowered not in ("true", "false", "1", "0"):
+                raise UserError(f"the recipe's argument {key!r} is true or false, not {text!r}.")
+            values[key] = lowered in ("true", "1")
+        elif not separator:
+            raise UserError(f"the recipe's argument {key!r} needs a value: {key}=...")
+        else:
+            kind = str if default is None else type(default)
+            try:
+                values[key] = kind(text.strip())
+            except ValueError as error:
+                raise UserError(f"the recipe's argument {key}={text!r} is not of type {kind.__name__}.") from error
+    return types.SimpleNamespace(**values)
+
+
+def _split_escaped(text: str) -> list[str]:
+    parts = text.replace("\\,", "\0").split(",")
+    return [part.replace("\0", ",") for part in parts if part.strip()]
+
+
+def _node(fn: Callable[..., Any], kwargs: dict[str, Any], deferred: bool) -> ConfigDict:
+    known = _parameters(fn)
+    if known is not None:
+        for key in kwargs:
+            if key not in known:
+                raise UserError(f"{_name(fn)} has no argument {key!r}.{suggest(key, known, 'argument')}")
+    node = ConfigDict({TARGET: import_path(fn)}, convert_dict=True)
+    if deferred:
+        node[DEFER] = True
+        values = dict(kwargs)
+        hints: dict[str, Any] = {}
+    else:
+        values = {}
+        for key, parameter in (known or {}).items():
+            if key in kwargs:
+                values[key] = kwargs[key]
+            elif parameter.default is inspect.Parameter.empty:
+                raise UserError(f"{_name(fn)} needs the argument {key!r}.")
+            elif _is_plain(parameter.default):
+                values[key] = parameter.default  # a default that no config can hold stays the constructor's own
+        values.update({key: value for key, value in kwargs.items() if key not in values})
+        hints = _hints(fn)
+    for key, value in values.items():
+        node[key] = _placeholder(hints.get(key)) if value is None else _plain(value)
+    return node
+
+
+_PLAIN = (ConfigDict, config_dict.FieldReference, str, int, float, bool, list, tuple, Mapping, type(None))
+
+
+def _is_plain(value: Any) -> bool:
+    return isinstance(value, _PLAIN) or (dataclasses.is_dataclass(value) and not isinstance(value, type))
+
+
+def _plain(value: Any) -> Any:
+    """The value itself where a config can hold it; a dataclass instance becomes its target node."""
+    if isinstance(value, _PLAIN):
+        return value
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = {f.name: getattr(value, f.name) for f in dataclasses.fields(value) if f.init}
+        return target(type(value), **fields)
+    raise UserError(f"a config holds plain values and target(...) nodes, not {value!r}.")
+
+
+def _placeholder(hint: Any) -> Any:
+    """A typed None, so that the command line knows how to parse a later value."""
+    options = [t for t in typing.get_args(hint) if t is not type(None)] if hint is not None else []
+    kind = options[0] if options else hint
+    kind = typing.get_origin(kind) or kind
+    return config_dict.placeholder(kind if kind in (int, float, str, bool, tuple, dict) else object)
+
+
+def _parameters(fn: Callable[..., Any]) -> dict[str, inspect.Parameter] | None:
+    """Named parameters of a callable (Linen's own ``parent`` and ``name`` left out); None if it takes any keyword."""
+    parameters = inspect.signature(fn).parameters.values()
+    if any(p.kind is p.VAR_KEYWORD for p in parameters):
+        return None
+    hidden = {"parent", "name"} if hasattr(fn, "nowrap") or _is_linen(fn) else set()
+    return {p.name: p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY) and p.name not in hidden}
+
+
+def _is_linen(fn: Any) -> bool:
+    return isinstance(fn, type) and any(c.__module__ == "flax.linen.module" for c in fn.__mro__)
+
+
+def _hints(fn: Callable[..., Any]) -> dict[str, Any]:
+    try:
+        return typing.get_type_hints(fn.__init__ if isinstance(fn, type) else fn)
+    except (NameError, TypeError):
+        return {}
+
+
+def import_path(fn: Callable[..., Any]) -> str:
+    """``"package.module:Name"`` of a class or function, by the shortest public module that re-exports it for optax."""
+    module, name = fn.__module__, fn.__qualname__
+    root = module.partition(".")[0]
+    if root != "bigbase_jax" and getattr(importlib.import_module(root), name, None) is fn:
+        module = root
+    return f"{module}:{name}"
+
+
+def _name(fn: Callable[..., Any]) -> str:
+    return getattr(fn, "__qualname__", repr(fn))

@@ -1,0 +1,154 @@
+"""The vocabulary: what every other file of the package speaks in. It imports nothing of ours.
+
+The way of a batch: ``Dataset.splits[name]`` is a ``Source``; ``Source[i]`` is an ``Example``; ``Transform``s change it;
+``data.pipeline`` shuffles, shards, batches and masks; ``parallel.put`` makes a global array of it; the compiled step
+calls ``Task.loss``, which returns a ``Sum``; gradient / weight goes to optax.
+
+Axes: B = examples in a batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+Array = jax.Array | np.ndarray
+PyTree = Any
+Example = dict[str, Any]
+"""One example on the host: numpy arrays and scalars by name, without a batch axis."""
+Batch = Mapping[str, Array]
+"""Arrays by name with a leading axis B of static size; ``mask`` f32[B] is 1 for real examples and 0 for padding."""
+Variables = Mapping[str, PyTree]
+"""Linen variable collections: ``{"params": ..., "batch_stats": ...}``."""
+Transform = Callable[[Example, np.random.Generator], Example]
+"""A function of an example and its own random generator. A class whose attribute ``random`` is False is deterministic
+and may run once, before the decoded set is cached; anything else runs anew for every use of the example."""
+
+
+class UserError(Exception):
+    """A mistake that is the user's to mend: shown as one sentence without a traceback, and a non-zero exit status."""
+
+
+class Sum(NamedTuple):
+    """A total and the weight it was summed over; it adds up exactly over examples, microbatches, devices and batches.
+
+    Attributes:
+      total: sum of weight * value; any shape, f32.
+      weight: sum of weights; a shape that broadcasts against ``total``, f32.
+    """
+
+    total: Array
+    weight: Array
+
+    def mean(self) -> Array:
+        """``total / weight``, and 0 where the weight is 0."""
+        weight = jnp.asarray(self.weight)
+        return jnp.where(weight == 0, 0.0, self.total / jnp.where(weight == 0, 1.0, weight))
+
+
+def add(a: PyTree, b: PyTree) -> PyTree:
+    """Adds two trees of ``Sum``s of the same structure."""
+    return jax.tree.map(lambda x, y: x + y, a, b)
+
+
+class Task(Protocol):
+    """A model, its loss, what it predicts and what it measures: a frozen dataclass of pure methods.
+
+    Attributes:
+      inputs: names of the batch entries that ``init`` and ``predict`` read; everything else is labels.
+      batch_coupled: True where the loss mixes examples of a batch so that splitting it changes the result.
+    """
+
+    inputs: tuple[str, ...]
+    batch_coupled: bool
+
+    def init(self, key: jax.Array, batch: Batch) -> Variables:
+        """Fresh variables for a batch of these shapes."""
+        ...
+
+    def loss(self, variables: Variables, batch: Batch, key: jax.Array) -> tuple[Sum, Variables]:
+        """The training loss as a ``Sum`` over the batch, and the model state (all but ``params``) after it."""
+        ...
+
+    def predict(self, variables: Variables, inputs: Batch) -> Mapping[str, jax.Array]:
+        """Inference: arrays with leading axis B, computed without labels, mask or randomness."""
+        ...
+
+    def metrics(self, outputs: Mapping[str, jax.Array], batch: Batch) -> Mapping[str, Sum]:
+        """What adds up over examples (loss, accuracy), as ``Sum``s that give masked examples no weight."""
+        ...
+
+    def report(self, examples: Mapping[str, np.ndarray]) -> Mapping[str, Any]:
+        """What does not add up (F1, AUC, BLEU), on the host, from the outputs and labels of all real examples.
+
+        ``examples`` holds every output of ``predict`` and every non-input batch entry, each [N, ...], in the order
+        of the split. Values are floats or JSON-able nests of them; keys must not clash with those of ``metrics``.
+        """
+        ...
+
+    def present(self, output: Mapping[str, np.ndarray]) -> dict[str, Any]:
+        """One example's outputs (no batch axis) as the JSON-able answer that a user of the model reads."""
+        ...
+
+
+@flax.struct.dataclass
+class TrainState:
+    """Everything that a training step changes.
+
+    Attributes:
+      step: i32[], updates done so far.
+      params: the trained parameters.
+      model_state: the model's other variable collections (``{"batch_stats": ...}``; empty if it has none).
+      opt_state: optax state.
+      ema: None, or ``{"params": ..., **model_state}``: the exponential moving average that evaluation uses.
+      key: typed PRNG key of the run; step ``n`` uses ``fold_in(key, n)``.
+    """
+
+    step: jax.Array
+    params: PyTree
+    model_state: Mapping[str, PyTree]
+    opt_state: PyTree
+    ema: Variables | None
+    key: jax.Array
+
+    def variables(self) -> Variables:
+        """The variables to evaluate, save and serve: the moving average where there is one."""
+        return self.ema if self.ema is not None else {"params": self.params, **self.model_state}
+
+
+@runtime_checkable
+class Source(Protocol):
+    """Random access to the examples of one split: index -> numpy example; no state, safe to call from many threads."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Example: ...
+
+
+@runtime_checkable
+class Dataset(Protocol):
+    """Named splits of one data set.
+
+    Attributes:
+      splits: ``train``, and ``val`` and ``test`` where they exist.
+      facts: what the data knows of itself and a model may need, such as ``num_classes`` and ``class_names``; a
+        constructor argument that the config leaves at None takes the fact of the same name (see ``build``).
+      description: one line that says honestly what this data is.
+    """
+
+    splits: Mapping[str, Source]
+    facts: Mapping[str, Any]
+    description: str
+
+    def fingerprint(self) -> str:
+        """A short digest that changes when the data changes (names, sizes and times of files; contents if cheap)."""
+        ...
+
+    def read(self, path: str) -> Example:
+        """An unlabelled example from a user's file, as the same decoder would give it; raises UserError if unreadable."""
+        ...
