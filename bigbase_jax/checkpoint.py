@@ -1,0 +1,255 @@
+"""Checkpoints of a run: asynchronous, atomic, and never half-read. The only file that imports orbax.
+
+A checkpoint is a flat mapping ``"params.conv1.kernel" -> array`` plus a small JSON (the progress of the loop: data
+position, best metric so far). Flat names make it readable without the code that wrote it, let evaluation load the
+parameters without the optimizer, and make a checkpoint of another model an error that lists the names that differ.
+Orbax writes into a temporary folder and renames it when everything is on disk, so an interrupted save leaves nothing
+that could be mistaken for a checkpoint.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import os
+import pathlib
+import shutil
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from orbax.checkpoint import v1 as ocp
+
+from bigbase_jax.core import PyTree, UserError
+
+
+class Damaged(UserError):
+    """A checkpoint that is there but cannot be read."""
+
+
+class Checkpoints:
+    """The checkpoints below one folder, one numbered folder each.
+
+    Args:
+      directory: where they are; created by the first save.
+      keep: how many of the latest stay.
+      best: (metric name, "max" or "min"): the best checkpoint by that metric stays too.
+      read_only: only read: nothing is created, cleaned up or deleted (a trainer may be writing).
+
+    Raises:
+      UserError: the folder cannot be written.
+    """
+
+    def __init__(self, directory: str | os.PathLike, keep: int = 2, best: tuple[str, str] | None = None, read_only: bool = False):
+        self.directory = pathlib.Path(os.path.abspath(directory))
+        self.best = best
+        self._pending: Any = None
+        self._pending_step = -1
+        self._checkpointer = None
+        logging.getLogger("absl").addFilter(_not_orbax)
+        if read_only:
+            return
+        policies = ocp.training.preservation_policies
+        kept: list[Any] = [policies.LatestN(keep)]
+        if best is not None:
+            name, mode = best
+            kept.append(policies.BestN(get_metric_fn=lambda metrics: metrics[name], reverse=mode == "min", n=1))
+        with _sentences(f"cannot use {self.directory} for checkpoints"):
+            self.directory.mkdir(parents=True, exist_ok=True)
+            if not os.access(self.directory, os.W_OK):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+            for leftover in self.directory.glob("*.orbax-checkpoint-tmp"):  # of a save that was interrupted
+                shutil.rmtree(leftover, ignore_errors=True)
+            with _quiet():
+                self._checkpointer = ocp.training.Checkpointer(
+                    self.directory,
+                    save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
+                    preservation_policy=policies.AnyPreservationPolicy(kept),
+                )
+
+    def steps(self) -> list[int]:
+        """Steps of all complete checkpoints, ascending."""
+        if self._checkpointer is not None:
+            return [checkpoint.step for checkpoint in self._checkpointer.checkpoints]
+        if not self.directory.is_dir():
+            return []
+        folders = [child for child in self.directory.iterdir() if child.name.isdigit()]
+        return sorted(int(folder.name) for folder in folders if _is_complete(folder))
+
+    def save(self, step: int, state: PyTree, progress: Mapping[str, Any], metrics: Mapping[str, float] | None = None) -> None:
+        """Starts saving ``state`` as ``step`` and returns as soon as the arrays may be overwritten (donated).
+
+        An earlier save still under way is waited for, and its failure is raised here. A damaged folder of the same
+        step (left by a disk that was full) is replaced.
+
+        Raises:
+          UserError: this or the save before it failed (disk full, no permission).
+        """
+        assert self._checkpointer is not None, "these checkpoints are read only"
+        self.wait()
+        arrays = _snapshot(flatten(state))
+        kept_metrics = {self.best[0]: float((metrics or {}).get(self.best[0], _worst(self.best[1])))} if self.best else None
+        with _sentences(f"cannot save the checkpoint of step {step} under {self.directory}", self._intact), _quiet():
+            self._pending = self._checkpointer.save_async(
+                step, arrays, force=True, overwrite=step in self.steps(), metrics=kept_metrics, custom_metadata=dict(progress)
+            )
+            self._pending_step = step
+
+    def wait(self) -> None:
+        """Blocks until the save under way is on disk.
+
+        Raises:
+          UserError: it failed; older checkpoints are intact.
+        """
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            what = f"cannot save the checkpoint of step {self._pending_step} under {self.directory}"
+            with _sentences(what, self._intact):
+                pending.result()
+
+    def progress(self, step: int) -> dict[str, Any]:
+        """The JSON saved with ``step``."""
+        with self._reading(step), _quiet():
+            return dict(ocp.metadata(self.directory / str(step)).custom_metadata or {})
+
+    def restore(self, abstract: PyTree, step: int) -> PyTree:
+        """The state of ``step`` with the structure, dtypes and shardings of ``abstract``.
+
+        Args:
+          abstract: a tree of ``jax.ShapeDtypeStruct`` with shardings; any part of what was saved may be left out.
+
+        Raises:
+          UserError: the checkpoint is of another model: lists names and shapes that differ.
+          Damaged: the checkpoint cannot be read.
+        """
+        wanted = flatten(abstract)
+        folder = self.directory / str(step)
+        with self._reading(step), _quiet():
+            saved = ocp.metadata(folder).metadata
+            differences = _differences(wanted, saved)
+            if differences:
+                raise UserError(f"the checkpoint {folder} is of another model: {differences}.")
+            target = {name: wanted.get(name, ocp.PLACEHOLDER) for name in saved}
+            loaded = ocp.load(folder, target)
+        return jax.tree.unflatten(jax.tree.structure(abstract), [loaded[name] for name in wanted])
+
+    def latest(self) -> int | None:
+        """The newest complete step, or None."""
+        steps = self.steps()
+        return steps[-1] if steps else None
+
+    def close(self) -> None:
+        """Waits for the save under way and releases the background threads."""
+        try:
+            self.wait()
+        finally:
+            if self._checkpointer is not None:
+                with contextlib.suppress(Exception):  # a failed save was already raised by wait()
+                    self._checkpointer.close()
+
+    def _intact(self) -> str:
+        steps = [int(c.name) for c in self.directory.glob("*") if c.name.isdigit() and _is_complete(c)]
+        return f"; the checkpoints of steps {sorted(steps)} are intact" if steps else "; there is no earlier checkpoint"
+
+    @contextlib.contextmanager
+    def _reading(self, step: int) -> Iterator[None]:
+        if step not in self.steps():
+            have = f"steps {self.steps()} are there" if self.steps() else "there are none"
+            raise UserError(f"there is no checkpoint of step {step} in {self.directory}; {have}.")
+        try:
+            yield
+        except UserError:
+            raise
+        except Exception as error:
+            reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+            raise Damaged(f"the checkpoint {self.directory / str(step)} cannot be read ({reason}).") from error
+
+
+def flatten(tree: PyTree) -> dict[str, Any]:
+    """Leaves by dotted path, in the tree's own order: ``{"params.conv1.kernel": leaf, ...}``."""
+    leaves, _ = jax.tree.flatten_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
+
+
+def _snapshot(arrays: dict[str, Any]) -> dict[str, Any]:
+    """On the CPU backend a jax.Array and its numpy view share memory, which a donating step would overwrite while the
+    writer thread reads it; so copy there. Accelerators are copied to the host by orbax before it returns."""
+    if jax.default_backend() != "cpu":
+        return arrays
+    return {name: jnp.copy(x) if isinstance(x, jax.Array) else np.array(x) for name, x in arrays.items()}
+
+
+def _differences(wanted: Mapping[str, Any], saved: Mapping[str, Any]) -> str:
+    missing = sorted(set(wanted) - set(saved))
+    roots = {name.partition(".")[0] for name in wanted}
+    extra = sorted(name for name in set(saved) - set(wanted) if name.partition(".")[0] in roots)
+    shapes = [
+        f"{name} is {tuple(saved[name].shape)} there and {tuple(wanted[name].shape)} here"
+        for name in wanted
+        if name in saved and tuple(saved[name].shape) != tuple(wanted[name].shape)
+    ]
+    parts = []
+    if missing:
+        parts.append(f"it lacks {_some(missing)}")
+    if extra:
+        parts.append(f"it also has {_some(extra)}")
+    if shapes:
+        parts.append(_some(shapes))
+    return "; ".join(parts)
+
+
+def _some(names: list[str], most: int = 5) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
+def _is_complete(folder: pathlib.Path) -> bool:
+    return (folder / "_CHECKPOINT_METADATA").is_file()
+
+
+def _worst(mode: str) -> float:
+    return float("-inf") if mode == "max" else float("inf")
+
+
+@contextlib.contextmanager
+def _sentences(what: str, also: Callable[[], str] = lambda: "") -> Iterator[None]:
+    """Turns a failing disk into one sentence; anything else keeps its traceback."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        reason = disk_error(error)
+        if reason is None:
+            raise
+        raise UserError(f"{what}: {reason}{also()}.") from error
+
+
+def disk_error(error: BaseException | None) -> str | None:
+    """The operating system's words for a full, missing or forbidden disk anywhere in the error's chain, or None."""
+    codes = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EFBIG, errno.ENOTDIR, errno.EEXIST)
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in codes:
+            return os.strerror(error.errno)
+        for code in codes[:-1]:  # tensorstore reports errno as text
+            if os.strerror(code) in str(error):
+                return os.strerror(code)
+        error = error.__cause__ or error.__context__
+    return None
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Orbax's warnings of its own API's future say nothing to the user of a run."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def _not_orbax(record: logging.LogRecord) -> bool:
+    """Orbax logs the traceback of a failed save in every one of its threads; it reaches us as an exception anyway."""
+    return "orbax" not in record.pathname
