@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
-from bigbase_jax.core import PyTree, UserError
+from bigbase_jax.core import PyTree, UserError, flatten
 
 
 class Damaged(UserError):
@@ -167,12 +167,6 @@ class Checkpoints:
         except Exception as error:
             reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
             raise Damaged(f"the checkpoint {self.directory / str(step)} cannot be read ({reason}).") from error
-
-
-def flatten(tree: PyTree) -> dict[str, Any]:
-    """Leaves by dotted path, in the tree's own order: ``{"params.conv1.kernel": leaf, ...}``."""
-    leaves, _ = jax.tree.flatten_with_path(tree)
-    return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
 
 
 def _snapshot(arrays: dict[str, Any]) -> dict[str, Any]:

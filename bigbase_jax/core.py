@@ -56,6 +56,12 @@ def add(a: PyTree, b: PyTree) -> PyTree:
     return jax.tree.map(lambda x, y: x + y, a, b)
 
 
+def flatten(tree: PyTree) -> dict[str, Any]:
+    """Leaves by dotted path, in the tree's own order: ``{"params.conv1.kernel": leaf, ...}``."""
+    leaves, _ = jax.tree.flatten_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
+
+
 class Task(Protocol):
     """A model, its loss, what it predicts and what it measures: a frozen dataclass of pure methods.
 

@@ -1,0 +1,195 @@
+"""The run folder: everything one run knows of itself, readable without the package.
+
+``config.json`` the config as it was run; ``lineage.json`` where it comes from (command, commit, versions, devices, data);
+``metrics.jsonl`` the log; ``tensorboard/``; ``checkpoints/STEP/``; ``eval-SPLIT.json`` and ``predictions-SPLIT.npz`` the
+last evaluation; ``report.html``.
+"""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+import json
+import os
+import pathlib
+import platform
+import shlex
+import socket
+import subprocess
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from bigbase_jax.checkpoint import disk_error
+from bigbase_jax.core import UserError
+
+_PACKAGES = ("bigbase_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "pillow", "scikit-learn")
+
+
+class RunDir:
+    """One run's folder.
+
+    Args:
+      workdir: where it is; ``create`` makes it.
+    """
+
+    def __init__(self, workdir: str | os.PathLike):
+        self.path = pathlib.Path(workdir)
+
+    @property
+    def checkpoints(self) -> pathlib.Path:
+        """The folder of numbered checkpoint folders."""
+        return self.path / "checkpoints"
+
+    def create(self, config: ConfigDict) -> bool:
+        """Makes the folder for this config, or finds it again; True if it is new.
+
+        Raises:
+          UserError: it holds a run of another config (lists what differs), or cannot be written.
+        """
+        plain = as_json(config)
+        if (self.path / "config.json").exists():
+            differences = differing(self.config_json(), plain)
+            if differences:
+                raise UserError(
+                    f"{self.path} holds a run with another config ({'; '.join(differences)}); "
+                    "give this one its own --workdir, or repeat that one's command."
+                )
+            return False
+        if (self.path / "checkpoints").exists():
+            raise UserError(f"{self.path} holds checkpoints but no config.json; give this run its own --workdir.")
+        self.write_json("config.json", plain)
+        return True
+
+    def config_json(self) -> dict[str, Any]:
+        """The config as plain data.
+
+        Raises:
+          UserError: there is no run here.
+        """
+        return self.read_json("config.json", f"{self.path} is not a run folder: it has no config.json")
+
+    def config(self) -> ConfigDict:
+        """The config of the run, ready to build from."""
+        return ConfigDict(self.config_json())
+
+    def read_json(self, name: str, otherwise: str | None = None) -> dict[str, Any]:
+        """
+        Raises:
+          UserError: the file is missing or broken.
+        """
+        try:
+            return json.loads((self.path / name).read_text())
+        except FileNotFoundError as error:
+            raise UserError(f"{otherwise or f'{self.path} has no {name}'}.") from error
+        except (OSError, ValueError) as error:
+            raise UserError(f"{self.path / name} cannot be read ({error}).") from error
+
+    def write_json(self, name: str, value: Any) -> None:
+        """Writes atomically, numbers in full precision.
+
+        Raises:
+          UserError: the disk refuses.
+        """
+        text = json.dumps(value, indent=2, default=_default, ensure_ascii=False)
+        self._write(name, lambda file: file.write(text.encode()))
+
+    def write_npz(self, name: str, arrays: Mapping[str, np.ndarray]) -> None:
+        """Writes atomically, compressed.
+
+        Raises:
+          UserError: the disk refuses.
+        """
+        self._write(name, lambda file: np.savez_compressed(file, **arrays))
+
+    def _write(self, name: str, write: Any) -> None:
+        partial = self.path / f".{name}.{os.getpid()}.tmp"
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            with open(partial, "wb") as file:
+                write(file)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(partial, self.path / name)
+        except OSError as error:
+            partial.unlink(missing_ok=True) if partial.parent.is_dir() else None
+            raise UserError(f"cannot write {self.path / name}: {disk_error(error) or error}.") from error
+
+    def write_lineage(self, mesh_devices: int, data: Mapping[str, Any]) -> None:
+        """Records where the run comes from; a resumed run keeps the first start and adds its own."""
+        started = _now()
+        starts = [started]
+        if (self.path / "lineage.json").exists():
+            starts = [*self.read_json("lineage.json").get("starts", []), started]
+        self.write_json(
+            "lineage.json",
+            {
+                "command": shlex.join([os.path.basename(sys.executable), *sys.argv]),
+                "git_commit": _git("rev-parse", "HEAD"),
+                "git_dirty": bool(_git("status", "--porcelain", "--untracked-files=no")),
+                "versions": {"python": platform.python_version(), **{p: _version(p) for p in _PACKAGES}},
+                "devices": {
+                    "backend": jax.default_backend(),
+                    "kind": jax.devices()[0].device_kind,
+                    "count": mesh_devices,
+                    "processes": jax.process_count(),
+                },
+                "host": {"name": socket.gethostname(), "cores": os.cpu_count(), "system": platform.platform()},
+                "data": dict(data),
+                "started": starts[0],
+                "starts": starts,
+            },
+        )
+
+    def finish_lineage(self) -> None:
+        """Notes when the run ended."""
+        self.write_json("lineage.json", {**self.read_json("lineage.json"), "finished": _now()})
+
+
+def as_json(config: ConfigDict) -> dict[str, Any]:
+    """A config as plain data, tuples as lists, as it reads back from ``config.json``."""
+    return json.loads(config.to_json_best_effort())
+
+
+def differing(old: Any, new: Any, path: str = "config") -> list[str]:
+    """``"config.optim.learning_rate is 0.1 there and 0.2 here"`` for each difference."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        found = []
+        for key in sorted(set(old) | set(new)):
+            if key not in old or key not in new:
+                found.append(f"{path}.{key} is {'missing there' if key not in old else 'missing here'}")
+            else:
+                found += differing(old[key], new[key], f"{path}.{key}")
+        return found
+    return [] if old == new else [f"{path} is {old!r} there and {new!r} here"]
+
+
+def _default(value: Any) -> Any:
+    if isinstance(value, (np.generic, np.ndarray)):
+        return value.tolist()
+    return str(value)
+
+
+def _now() -> str:
+    return datetime.datetime.now().astimezone().isoformat(timespec="seconds")
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _git(*args: str) -> str | None:
+    """Git's answer about the checkout the package runs from; None outside of one."""
+    try:
+        here = pathlib.Path(__file__).parent
+        done = subprocess.run(["git", *args], cwd=here, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
