@@ -64,6 +64,9 @@ class Checkpoints:
                 raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
             for leftover in self.directory.glob("*.orbax-checkpoint-tmp"):  # of a save that was interrupted
                 shutil.rmtree(leftover, ignore_errors=True)
+            for folder in self.directory.glob("*"):
+                if folder.name.isdigit() and not _is_complete(folder):
+                    folder.rename(f"{folder}.damaged")
             with _quiet():
                 self._checkpointer = ocp.training.Checkpointer(
                     self.directory,
@@ -73,8 +76,6 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """Steps of all complete checkpoints, ascending."""
-        if self._checkpointer is not None:
-            return [checkpoint.step for checkpoint in self._checkpointer.checkpoints]
         if not self.directory.is_dir():
             return []
         folders = [child for child in self.directory.iterdir() if child.name.isdigit()]
@@ -91,7 +92,7 @@ class Checkpoints:
         """
         assert self._checkpointer is not None, "these checkpoints are read only"
         self.wait()
-        arrays = _snapshot(flatten(state))
+        arrays = _snapshot({name: _raw(x) for name, x in flatten(state).items()})
         kept_metrics = {self.best[0]: float((metrics or {}).get(self.best[0], _worst(self.best[1])))} if self.best else None
         with _sentences(f"cannot save the checkpoint of step {step} under {self.directory}", self._intact), _quiet():
             self._pending = self._checkpointer.save_async(
@@ -126,7 +127,8 @@ class Checkpoints:
           UserError: the checkpoint is of another model: lists names and shapes that differ.
           Damaged: the checkpoint cannot be read.
         """
-        wanted = flatten(abstract)
+        keys = [name for name, x in flatten(abstract).items() if _is_key(x)]
+        wanted = {name: _raw(x) for name, x in flatten(abstract).items()}
         folder = self.directory / str(step)
         with self._reading(step), _quiet():
             saved = ocp.metadata(folder).metadata
@@ -134,7 +136,8 @@ class Checkpoints:
             if differences:
                 raise UserError(f"the checkpoint {folder} is of another model: {differences}.")
             target = {name: wanted.get(name, ocp.PLACEHOLDER) for name in saved}
-            loaded = ocp.load(folder, target)
+            loaded = dict(ocp.load(folder, target))
+        loaded.update({name: jax.random.wrap_key_data(loaded[name]) for name in keys})
         return jax.tree.unflatten(jax.tree.structure(abstract), [loaded[name] for name in wanted])
 
     def latest(self) -> int | None:
@@ -142,14 +145,21 @@ class Checkpoints:
         steps = self.steps()
         return steps[-1] if steps else None
 
+    def discard(self, step: int) -> None:
+        """Sets a damaged checkpoint aside as ``STEP.damaged``; nothing is deleted."""
+        if self._checkpointer is not None:
+            (self.directory / str(step)).rename(self.directory / f"{step}.damaged")
+            self._checkpointer.reload()
+
     def close(self) -> None:
-        """Waits for the save under way and releases the background threads."""
+        """Waits for the save under way and releases the background threads; reading goes on to work."""
         try:
             self.wait()
         finally:
-            if self._checkpointer is not None:
+            checkpointer, self._checkpointer = self._checkpointer, None
+            if checkpointer is not None:
                 with contextlib.suppress(Exception):  # a failed save was already raised by wait()
-                    self._checkpointer.close()
+                    checkpointer.close()
 
     def _intact(self) -> str:
         steps = [int(c.name) for c in self.directory.glob("*") if c.name.isdigit() and _is_complete(c)]
@@ -167,6 +177,20 @@ class Checkpoints:
         except Exception as error:
             reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
             raise Damaged(f"the checkpoint {self.directory / str(step)} cannot be read ({reason}).") from error
+
+
+def _is_key(x: Any) -> bool:
+    return jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
+
+
+def _raw(x: Any) -> Any:
+    """A PRNG key (or its shape) as the u32 data that is saved of it; anything else as it is."""
+    if not _is_key(x):
+        return x
+    if isinstance(x, jax.ShapeDtypeStruct):
+        data = jax.eval_shape(jax.random.key_data, x)
+        return jax.ShapeDtypeStruct(data.shape, data.dtype, sharding=x.sharding)
+    return jax.random.key_data(x)
 
 
 def _snapshot(arrays: dict[str, Any]) -> dict[str, Any]:
@@ -206,7 +230,7 @@ def _is_complete(folder: pathlib.Path) -> bool:
 
 
 def _worst(mode: str) -> float:
-    return float("-inf") if mode == "max" else float("inf")
+    return -1e300 if mode == "max" else 1e300
 
 
 @contextlib.contextmanager

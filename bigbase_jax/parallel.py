@@ -76,11 +76,15 @@ def put(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
 def prefetch(batches: Iterator[Mapping[str, np.ndarray]], mesh: Mesh, depth: int = 2) -> Iterator[dict[str, jax.Array]]:
     """``put`` applied ``depth`` batches ahead, so that the copy to the device runs while it computes."""
     queue: collections.deque[dict[str, jax.Array]] = collections.deque()
-    for batch in batches:
-        queue.append(put(batch, mesh))
-        if len(queue) > depth:
-            yield queue.popleft()
-    yield from queue
+    try:
+        for batch in batches:
+            queue.append(put(batch, mesh))
+            if len(queue) > depth:
+                yield queue.popleft()
+        yield from queue
+    finally:
+        if hasattr(batches, "close"):
+            batches.close()
 
 
 def init_state(task: Task, tx: optax.GradientTransformation, batch: Batch, seed: int, ema: bool) -> TrainState:
@@ -122,7 +126,13 @@ def loss_and_grads(task: Task, state: TrainState, batch: Batch, key: jax.Array, 
 
 
 def apply_gradients(
-    state: TrainState, tx: optax.GradientTransformation, loss: Sum, grads: PyTree, model_state: PyTree, ema_decay: float | None
+    state: TrainState,
+    tx: optax.GradientTransformation,
+    loss: Sum,
+    grads: PyTree,
+    model_state: PyTree,
+    ema_decay: float | None,
+    rate: optax.Schedule | None,
 ) -> tuple[TrainState, dict[str, Sum]]:
     """Divides by the weight, updates parameters and moving average; returns the new state and what to log.
 
@@ -137,8 +147,10 @@ def apply_gradients(
         t = state.step.astype(jnp.float32)
         decay = jnp.minimum(ema_decay, (1 + t) / (10 + t))
         ema = jax.tree.map(lambda old, new: old + (1 - decay) * (new - old), ema, {"params": params, **model_state})
-    norm = optax.global_norm(grads)
-    sums = {"loss": Sum(jnp.sum(loss.total), weight), "grad_norm": Sum(norm, jnp.float32(1))}
+    one = jnp.float32(1)
+    sums = {"loss": Sum(jnp.sum(loss.total), weight), "grad_norm": Sum(optax.global_norm(grads), one)}
+    if rate is not None:
+        sums["learning_rate"] = Sum(jnp.asarray(rate(state.step), jnp.float32), one)
     return TrainState(state.step + 1, params, model_state, opt_state, ema, state.key), sums
 
 
@@ -150,6 +162,7 @@ def train_step(
     mode: str = "jit",
     microbatches: int = 1,
     ema_decay: float | None = None,
+    rate: optax.Schedule | None = None,
 ) -> Step:
     """The compiled training step ``(state, batch) -> (state, sums)``; the state's buffers are donated.
 
@@ -157,6 +170,8 @@ def train_step(
       mode: "jit" or "shard_map". In the second the task sees one device's rows at a time, so BatchNorm must be told
         the axis name ("data") to synchronise, and random masks differ from those of "jit".
       microbatches: slices of the batch whose gradients are accumulated before the update.
+      ema_decay: decay of the moving average of the parameters; None: the state has none.
+      rate: the learning-rate schedule, only to be logged.
 
     Raises:
       UserError: the loss couples examples of a batch, which neither slicing nor shard_map can honour.
@@ -168,14 +183,14 @@ def train_step(
     def global_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Sum]]:
         key = jax.random.fold_in(state.key, state.step)
         loss, grads, model_state = loss_and_grads(task, state, batch, key, microbatches)
-        return apply_gradients(state, tx, loss, grads, model_state, ema_decay)
+        return apply_gradients(state, tx, loss, grads, model_state, ema_decay, rate)
 
     def local_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Sum]]:
         key = jax.random.fold_in(jax.random.fold_in(state.key, state.step), jax.lax.axis_index(DATA))
         loss, grads, model_state = loss_and_grads(task, state, batch, key, microbatches)
         loss, grads = jax.lax.psum((loss, grads), DATA)
         model_state = jax.lax.pmean(model_state, DATA)
-        return apply_gradients(state, tx, loss, grads, model_state, ema_decay)
+        return apply_gradients(state, tx, loss, grads, model_state, ema_decay, rate)
 
     everywhere = NamedSharding(mesh, PartitionSpec())
     out = (state_shardings, everywhere)
@@ -210,3 +225,13 @@ def all_finite(tree: PyTree) -> jax.Array:
     """bool[]: no NaN or infinity in any floating-point leaf."""
     leaves = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.inexact)]
     return jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in leaves]))
+
+
+def flops(compiled: jax.stages.Compiled | jax.stages.Lowered) -> float:
+    """Floating-point operations of one call on one device, as the compiler counts them; 0 where it does not say."""
+    try:
+        analysis = compiled.cost_analysis()
+    except NotImplementedError:
+        return 0.0
+    analysis = analysis[0] if isinstance(analysis, list) else analysis
+    return float((analysis or {}).get("flops", 0.0))

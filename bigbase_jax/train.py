@@ -1,0 +1,267 @@
+"""The training loop: the only one. It knows the words of ``core.py`` and nothing of pictures, text or models.
+
+Read top to bottom: set up -> restore or init -> compile -> loop -> final evaluation. Each step's metrics are read after
+the next step is dispatched, so the host never waits for the device. What a step computes is in ``parallel.train_step``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import math
+import signal
+import time
+from collections.abc import Iterator
+from types import FrameType
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from bigbase_jax import parallel
+from bigbase_jax.build import build
+from bigbase_jax.checkpoint import Checkpoints, Damaged
+from bigbase_jax.core import Task, TrainState, UserError
+from bigbase_jax.data.pipeline import Prepared
+from bigbase_jax.evaluate import Evaluation, evaluate
+from bigbase_jax.log import Log, environment_lines, model_table, say
+from bigbase_jax.optim import Optimizer
+from bigbase_jax.rundir import RunDir, as_json
+
+
+@dataclasses.dataclass(frozen=True)
+class Loop:
+    """How long and how to run (``config.train``).
+
+    Attributes:
+      epochs: passes over the training split; or give ``steps`` (exactly one of the two).
+      steps: optimizer updates.
+      log_every: steps between log lines.
+      eval_every: steps between evaluations on the validation split; None: once per epoch.
+      checkpoint_every: steps between checkpoints; None: at every evaluation.
+      keep: how many of the latest checkpoints stay.
+      best_metric: a validation metric; its best checkpoint stays too and is the one finally evaluated. None: the last.
+      best_mode: "max" or "min".
+      patience: stop after so many evaluations in a row without a better ``best_metric``; None: never.
+      microbatches: slices of each batch whose gradients are accumulated before the update.
+      ema_decay: decay per step of the moving average of the parameters that evaluation uses; None: no average.
+      parallel: form of the step, "jit" or "shard_map".
+      devices: how many devices; None: all.
+      writers: besides metrics.jsonl: "tensorboard", "wandb", "mlflow".
+    """
+
+    epochs: float | None = None
+    steps: int | None = None
+    log_every: int = 50
+    eval_every: int | None = None
+    checkpoint_every: int | None = None
+    keep: int = 2
+    best_metric: str | None = None
+    best_mode: str = "max"
+    patience: int | None = None
+    microbatches: int = 1
+    ema_decay: float | None = None
+    parallel: str = "jit"
+    devices: int | None = None
+    writers: tuple[str, ...] = ("tensorboard",)
+
+    def __post_init__(self) -> None:
+        if (self.epochs is None) == (self.steps is None):
+            raise UserError("give exactly one of config.train.epochs and config.train.steps.")
+        for name in ("epochs", "steps", "log_every", "eval_every", "checkpoint_every", "keep", "patience", "microbatches"):
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise UserError(f"config.train.{name} is {value}; it must be above 0.")
+        if self.best_mode not in ("max", "min"):
+            raise UserError(f"config.train.best_mode is {self.best_mode!r}; it is 'max' or 'min'.")
+        if self.patience is not None and self.best_metric is None:
+            raise UserError("config.train.patience needs config.train.best_metric to judge by.")
+
+    def total_steps(self, steps_per_epoch: float) -> int:
+        """Steps of the whole run."""
+        return self.steps if self.steps is not None else max(1, math.ceil((self.epochs or 0) * steps_per_epoch))
+
+
+def train(config: ConfigDict, workdir: str, name: str = "") -> dict[str, Any]:
+    """Trains, or goes on with, or only evaluates, the run in ``workdir``.
+
+    Args:
+      config: a recipe: ``seed``, ``data``, ``task``, ``optim``, ``train``.
+      workdir: the run folder.
+      name: the recipe's name, for the loggers.
+
+    Returns:
+      ``{"step", "split", every metric}`` of the final evaluation, or ``{"step", "signal"}`` if a signal stopped it.
+
+    Raises:
+      UserError: whatever the user can mend.
+    """
+    # ------------------------------------------------------------------------------------------------- set up
+    loop: Loop = build(config.train, _path="config.train")
+    optimizer: Optimizer = build(config.optim, _path="config.optim")
+    mesh = parallel.make_mesh(loop.devices)
+    data: Prepared = build(config.data, _path="config.data").prepare(say)
+    task: Task = build(config.task, data.facts, _path="config.task")
+    parallel.check_batch(data.batch_size, mesh, loop.microbatches)
+    parallel.check_batch(data.eval_batch_size, mesh, what="config.data.eval_batch_size")
+    if loop.best_metric and "val" not in data.splits:
+        raise UserError(f"config.train.best_metric={loop.best_metric!r} needs a validation split, and this data has none.")
+    run = RunDir(workdir)
+    is_new = run.create(config)
+    data_facts = {"description": data.description, "fingerprint": data.fingerprint(), "splits": dict(data.splits)}
+    if not is_new and (run.path / "lineage.json").exists():
+        was = run.read_json("lineage.json")["data"]["fingerprint"]
+        if was != data_facts["fingerprint"]:
+            raise UserError(f"the data changed since the run in {workdir} began; restore it or give this run its own --workdir.")
+    with contextlib.closing(data.train_batches(0)) as batches:
+        first = next(batches)
+    spec = {k: jax.ShapeDtypeStruct((data.batch_size, *v.shape[1:]), v.dtype) for k, v in first.items()}
+    run.write_json("data.json", {"facts": data.facts, "batch": {k: [list(s.shape), str(s.dtype)] for k, s in spec.items()}})
+    run.write_lineage(mesh.size, data_facts)
+    total = loop.total_steps(data.steps_per_epoch)
+    eval_every = loop.eval_every or max(1, round(data.steps_per_epoch))
+    checkpoint_every = loop.checkpoint_every or eval_every
+    best = (loop.best_metric, loop.best_mode) if loop.best_metric else None
+    checkpoints = Checkpoints(run.checkpoints, loop.keep, best)
+
+    # ------------------------------------------------------------------------------------------------- restore or init
+    abstract_params = jax.eval_shape(task.init, jax.random.key(0), spec)["params"]
+    tx = optimizer.transform(abstract_params, total)
+    init = functools.partial(parallel.init_state, task, tx, seed=config.seed, ema=loop.ema_decay is not None)
+    abstract = jax.eval_shape(init, spec)
+    homes = parallel.shardings(abstract, mesh)
+    abstract = jax.tree.map(lambda x, home: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=home), abstract, homes)
+    state, progress = _restore(checkpoints, abstract)
+    if state is None:
+        state = jax.jit(init, out_shardings=homes)(parallel.put(first, mesh))
+    start = int(state.step)
+    done = start >= total or progress.get("stopped", False)
+    for line in [*environment_lines(), *data.summary(), model_table(state.params)]:
+        say(line)
+
+    # ------------------------------------------------------------------------------------------------- compile
+    eval_step = parallel.eval_step(task, mesh)
+    evaluate_split = functools.partial(_evaluate_split, task, eval_step, data, mesh)
+    if not done:
+        began = time.perf_counter()
+        rate = optimizer.rate(total)
+        step_fn: Any = parallel.train_step(task, tx, mesh, homes, loop.parallel, loop.microbatches, loop.ema_decay, rate)
+        step_fn = step_fn.lower(abstract, parallel.put(first, mesh)).compile()
+        compile_seconds = time.perf_counter() - began
+        log = Log(
+            str(run.path),
+            total_steps=total,
+            every=loop.log_every,
+            start_step=start,
+            steps_per_epoch=data.steps_per_epoch,
+            batch_size=data.batch_size,
+            flops_per_step=parallel.flops(step_fn) * mesh.size,
+            writers=loop.writers,
+            name=name,
+            config=as_json(config),
+        )
+        log.compiled(compile_seconds)
+
+        # --------------------------------------------------------------------------------------------- loop
+        batches = parallel.prefetch(data.train_batches(start), mesh)
+        closing = contextlib.closing
+        with _stop_signals() as stop, closing(checkpoints), closing(log), closing(batches):
+            for step in range(start + 1, total + 1):
+                with log.data_wait():
+                    batch = next(batches)
+                state, sums = step_fn(state, batch)
+                log.step(step, sums)
+
+                metrics: dict[str, Any] = {}
+                if "val" in data.splits and (step % eval_every == 0 or step == total):
+                    with log.pause():
+                        log.check(step)
+                        metrics = evaluate_split(state.variables(), "val").metrics
+                        log.metrics(step, "val", metrics)
+                    progress = _judge(progress, step, metrics, loop)
+                ends = step == total or stop or progress.get("stopped")
+                if ends or step % checkpoint_every == 0 or progress.get("best_step") == step:
+                    with log.pause():
+                        _save(checkpoints, log, step, state, progress, metrics)
+                if ends:
+                    break
+        if stop and int(state.step) < total:
+            say(f"stopped by {signal.Signals(stop[0]).name} after step {int(state.step)}; the same command goes on from there")
+            return {"step": int(state.step), "signal": int(stop[0])}
+        run.finish_lineage()
+
+    # ------------------------------------------------------------------------------------------------- final evaluation
+    step = int(state.step)
+    if best and progress.get("best_step", step) != step:
+        step = progress["best_step"]
+        state = checkpoints.restore(abstract, step)
+    split = "test" if "test" in data.splits else "val" if "val" in data.splits else "train"
+    found = evaluate_split(state.variables(), split)
+    return write_evaluation(run, step, split, found)
+
+
+def write_evaluation(run: RunDir, step: int, split: str, found: Evaluation) -> dict[str, Any]:
+    """Keeps an evaluation in the run folder; returns ``{"step", "split", every metric}``."""
+    result = {"step": step, "split": split, **found.metrics}
+    run.write_npz(f"predictions-{split}.npz", found.examples)
+    run.write_json(f"eval-{split}.json", result)
+    return result
+
+
+def _evaluate_split(task: Task, eval_step: Any, data: Prepared, mesh: Any, variables: Any, split: str) -> Evaluation:
+    return evaluate(task, eval_step, variables, data.eval_batches(split), mesh)
+
+
+def _restore(checkpoints: Checkpoints, abstract: TrainState) -> tuple[TrainState | None, dict[str, Any]]:
+    """The newest readable checkpoint. An older one gives the same bits in the end, so a damaged one is only said."""
+    for step in reversed(checkpoints.steps()):
+        try:
+            return checkpoints.restore(abstract, step), checkpoints.progress(step)
+        except Damaged as damaged:
+            say(f"{damaged} Trying the one before it.")
+            checkpoints.discard(step)
+    return None, {}
+
+
+def _save(checkpoints: Checkpoints, log: Log, step: int, state: TrainState, progress: dict, metrics: dict) -> None:
+    """Saves a state that is known to be finite, and what the log holds up to it."""
+    log.check(step)
+    if not bool(parallel.all_finite(state.params)):
+        raise UserError(f"the parameters became infinite or NaN at step {step}; the last good checkpoint is kept.")
+    flat = {name: value for name, value in metrics.items() if isinstance(value, float)}
+    checkpoints.save(step, state, {**progress, "data_step": step}, flat)
+
+
+def _judge(progress: dict[str, Any], step: int, metrics: dict[str, Any], loop: Loop) -> dict[str, Any]:
+    """The progress after an evaluation: best value so far, evaluations without a better one, whether to stop."""
+    if loop.best_metric is None:
+        return progress
+    if not isinstance(metrics.get(loop.best_metric), (int, float)):
+        scalars = [name for name, value in metrics.items() if isinstance(value, (int, float))]
+        raise UserError(f"config.train.best_metric {loop.best_metric!r} is not measured; there are {', '.join(scalars)}.")
+    value = float(metrics[loop.best_metric])
+    sign = 1 if loop.best_mode == "max" else -1
+    if "best" not in progress or sign * value > sign * progress["best"]:
+        return {**progress, "best": value, "best_step": step, "waited": 0}
+    waited = progress["waited"] + 1
+    return {**progress, "waited": waited, "stopped": loop.patience is not None and waited >= loop.patience}
+
+
+@contextlib.contextmanager
+def _stop_signals() -> Iterator[list[int]]:
+    """Collects SIGTERM (preemption) and SIGINT while the block runs; a second SIGINT interrupts at once."""
+    received: list[int] = []
+
+    def remember(number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT and received:
+            raise KeyboardInterrupt
+        received.append(number)
+
+    before = {number: signal.signal(number, remember) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,173 @@
+"""The verbs of the command line, each on a run folder: train, evaluate, predict, report."""
+
+from __future__ import annotations
+
+import glob
+import json
+import os
+import pathlib
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from bigbase_jax import parallel
+from bigbase_jax import report as report_page
+from bigbase_jax import train as training
+from bigbase_jax.build import build, suggest
+from bigbase_jax.checkpoint import Checkpoints
+from bigbase_jax.core import Task, UserError, Variables
+from bigbase_jax.evaluate import evaluate as run_evaluation
+from bigbase_jax.log import say
+from bigbase_jax.rundir import RunDir
+
+
+def setup() -> None:
+    """What every verb needs of JAX: a compilation cache that lasts, so that the second start is fast."""
+    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+        jax.config.update("jax_compilation_cache_dir", os.path.join(base, "bigbase_jax", "xla"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+
+def train(config: ConfigDict, workdir: str, name: str = "") -> dict[str, Any]:
+    """Trains, or goes on with the run in ``workdir``; then evaluates and writes the report. Returns the metrics."""
+    setup()
+    result = training.train(config, workdir, name)
+    if "signal" not in result:
+        report(workdir)
+    return result
+
+
+def evaluate(workdir: str, step: int | None = None, split: str | None = None) -> dict[str, Any]:
+    """Restores a checkpoint of a run and evaluates it on a split; returns the metrics.
+
+    Raises:
+      UserError: no run, no such checkpoint, no such split, or the data is not there.
+    """
+    setup()
+    run = RunDir(workdir)
+    config = run.config()
+    data = build(config.data, _path="config.data").prepare(say)
+    mesh = parallel.make_mesh()
+    parallel.check_batch(data.eval_batch_size, mesh, what="config.data.eval_batch_size")
+    if data.fingerprint() != run.read_json("lineage.json")["data"]["fingerprint"]:
+        say("the data is not what the run was trained on: names, sizes or times of files differ")
+    split = split or next(name for name in ("test", "val", "train") if name in data.splits)
+    if split not in data.splits:
+        raise UserError(f"this data has no split {split!r}.{suggest(split, data.splits, 'split')}")
+    task, variables, step = restore(run, config, mesh, step)
+    found = run_evaluation(task, parallel.eval_step(task, mesh), variables, data.eval_batches(split), mesh)
+    return training.write_evaluation(run, step, split, found)
+
+
+def predict(workdir: str, pattern: str, step: int | None = None, out: Any = None) -> int:
+    """Prints one JSON line per input, in the order of their names: ``{"input", ...the task's answer}``.
+
+    An input that cannot be read gives ``{"input", "error"}``, and the others go on.
+
+    Returns:
+      The exit status: 1 if an input could not be read.
+
+    Raises:
+      UserError: nothing matches ``pattern``.
+    """
+    setup()
+    run = RunDir(workdir)
+    config = run.config()
+    mesh = parallel.make_mesh(1)
+    task, variables, _ = restore(run, config, mesh, step)
+    reader = build(config.data, _path="config.data").reader()
+    compiled = jax.jit(task.predict)
+    failed = False
+    for names in _chunks(input_files(pattern), 32):
+        answers: dict[str, dict[str, Any]] = {}
+        rows = []
+        for name in names:
+            try:
+                example = reader(name)
+                rows.append((name, {key: np.asarray(example[key]) for key in task.inputs}))
+            except UserError as error:
+                answers[name] = {"error": str(error)}
+                failed = True
+        if rows:
+            padded = [row for _, row in rows] + [rows[-1][1]] * (32 - len(rows))  # one shape, one compilation
+            outputs = jax.device_get(compiled(variables, {key: np.stack([r[key] for r in padded]) for key in task.inputs}))
+            for i, (name, _) in enumerate(rows):
+                answers[name] = task.present({key: x[i] for key, x in outputs.items()})
+        for name in names:
+            print(json.dumps({"input": name, **answers[name]}, ensure_ascii=False), flush=True, file=out)
+    return int(failed)
+
+
+def report(workdir: str) -> dict[str, Any]:
+    """(Re)writes ``report.html`` of a run; returns its path. Pictures need the data to be where it was."""
+    run = RunDir(workdir)
+    config = run.config()
+    try:
+        data = build(config.data, _path="config.data").prepare(lambda line: None)
+        source = {name: data.source(name) for name in data.splits}
+
+        def picture(split: str, index: int) -> tuple[np.ndarray, str]:
+            return source[split][index]["image"], source[split].name(index)
+
+        page = report_page.write(str(run.path), picture)
+    except UserError as error:
+        say(f"the report has no pictures: {error}")
+        page = report_page.write(str(run.path), None)
+    say(f"report: {page}")
+    return {"report": str(page)}
+
+
+def restore(run: RunDir, config: ConfigDict, mesh: Any, step: int | None = None) -> tuple[Task, Variables, int]:
+    """The task of a run and the variables of one of its checkpoints, replicated over ``mesh``.
+
+    Args:
+      step: which; None: the best where the run tracked one, else the last.
+
+    Raises:
+      UserError: there is no (such) checkpoint, or it is of another model.
+    """
+    facts = run.read_json("data.json")
+    given = {key: tuple(value) if isinstance(value, list) else value for key, value in facts["facts"].items()}
+    task: Task = build(config.task, given, _path="config.task")
+    checkpoints = Checkpoints(run.checkpoints, read_only=True)
+    if step is None:
+        latest = checkpoints.latest()
+        if latest is None:
+            raise UserError(f"{run.path} has no checkpoint yet.")
+        step = int(checkpoints.progress(latest).get("best_step", latest))
+    spec = {key: jax.ShapeDtypeStruct(tuple(shape), dtype) for key, (shape, dtype) in facts["batch"].items()}
+    variables = dict(jax.eval_shape(task.init, jax.random.key(0), spec))
+    homes = parallel.shardings(variables, mesh)
+    abstract = jax.tree.map(lambda x, home: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=home), variables, homes)
+    if config.train.ema_decay is not None:
+        return task, checkpoints.restore({"ema": abstract}, step)["ema"], step
+    params = abstract.pop("params")
+    loaded = checkpoints.restore({"params": params, "model_state": abstract}, step)
+    return task, {"params": loaded["params"], **loaded["model_state"]}, step
+
+
+def input_files(pattern: str) -> list[str]:
+    """The files that a path, a folder (with all below it) or a pattern names, sorted.
+
+    Raises:
+      UserError: there are none.
+    """
+    path = pathlib.Path(pattern)
+    if path.is_file():
+        return [pattern]
+    if path.is_dir():
+        found = [str(p) for p in path.rglob("*") if p.is_file() and not p.name.startswith(".")]
+    else:
+        found = [name for name in glob.glob(pattern, recursive=True) if os.path.isfile(name)]
+    if not found:
+        raise UserError(f"--input={pattern} names no file.")
+    return sorted(found)
+
+
+def _chunks(items: list[str], size: int) -> Iterator[list[str]]:
+    for start in range(0, len(items), size):
+        yield items[start : start + size]

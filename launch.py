@@ -1,0 +1,95 @@
+"""The command line: flags -> config -> one verb of the package.
+
+python launch.py --config=configs/catdog.py                       train, evaluate, report
+python launch.py --mode=eval --workdir=runs/catdog                restore, evaluate
+python launch.py --mode=predict --workdir=runs/catdog --input=a.jpg
+python launch.py --mode=report --workdir=runs/catdog
+
+Results go to stdout, its last line being one JSON object; everything else goes to stderr. A mistake in what you asked
+for is one sentence and exit status 2; an unexpected error keeps its traceback; a run stopped by a signal ends with
+128 + the signal's number, and the same command goes on with it.
+"""
+
+import json
+import os
+import pathlib
+import re
+import sys
+
+from absl import app, flags
+from ml_collections import config_flags
+
+from bigbase_jax.build import suggest
+from bigbase_jax.core import UserError
+
+MODES = ("train", "eval", "predict", "report")
+_CONFIG = config_flags.DEFINE_config_file("config", None, "The recipe: configs/NAME.py[:argument,...].", lock_config=True)
+_MODE = flags.DEFINE_string("mode", "train", f"What to do: {', '.join(MODES)}.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "The run folder; default: runs/ and the recipe's name.")
+_STEP = flags.DEFINE_integer("step", None, "eval, predict: the checkpoint to use; default: the best, or the last.")
+_SPLIT = flags.DEFINE_string("split", None, "eval: the split to evaluate; default: test, or else val.")
+_INPUT = flags.DEFINE_string("input", None, "predict: a file, a folder or a quoted pattern.")
+
+
+def main(_: list[str]) -> int:
+    """Runs one verb; returns the exit status."""
+    from bigbase_jax import verbs  # after the flags: a misspelt flag need not wait for JAX
+
+    mode, workdir = _MODE.value, _WORKDIR.value
+    if mode not in MODES:
+        raise UserError(f"there is no --mode={mode}.{suggest(mode, MODES, 'mode')}")
+    if mode != "train" and workdir is None:
+        raise UserError(f"--mode={mode} needs --workdir: the folder of the run.")
+    if mode == "train":
+        if _CONFIG.value is None:
+            raise UserError("--config is missing; try --config=configs/catdog.py.")
+        name = recipe_name(config_flags.get_config_filename(flags.FLAGS["config"]))
+        result = verbs.train(_CONFIG.value, workdir or os.path.join("runs", name), name)
+    elif mode == "eval":
+        result = verbs.evaluate(workdir, _STEP.value, _SPLIT.value)
+    elif mode == "predict":
+        if _INPUT.value is None:
+            raise UserError("--mode=predict needs --input: a file, a folder or a quoted pattern.")
+        return verbs.predict(workdir, _INPUT.value, _STEP.value)
+    else:
+        result = verbs.report(workdir)
+    print(json.dumps(result, ensure_ascii=False), flush=True)
+    return 128 + result["signal"] if "signal" in result else 0
+
+
+def recipe_name(filename: str) -> str:
+    """``"configs/catdog.py:data=folder,root=/pets"`` -> ``"catdog-data-folder-root-pets"``."""
+    path, _, argument = filename.partition(":")
+    words = re.findall(r"\w+", argument)
+    return "-".join([pathlib.Path(path).stem, *words])
+
+
+def parse_flags(argv: list[str]) -> list[str]:
+    """Absl's parser; a missing recipe or a misspelt key of one becomes one sentence that names the nearest."""
+    for arg in argv[1:]:
+        flag, _, value = arg.lstrip("-").partition("=")
+        path = value.partition(":")[0]
+        if flag == "config" and value and not os.path.isfile(path):
+            recipes = [str(p) for p in pathlib.Path(path).parent.glob("*.py")] or [str(p) for p in pathlib.Path("configs").glob("*.py")]
+            raise UserError(f"there is no recipe {path!r}.{suggest(path, recipes, 'recipe')}")
+    try:
+        return app.parse_flags_with_usage(argv)
+    except (KeyError, AttributeError, TypeError, ValueError) as error:
+        key = re.search(r"config\.([\w.\[\]]+)", " ".join(argv))
+        if "Did you mean" in str(error) or isinstance(error, (KeyError, AttributeError)) or key:
+            raise UserError(f"the command line does not fit the recipe: {str(error).strip(chr(34))}") from error
+        raise
+
+
+def run() -> None:
+    """``main`` with the exit statuses that the module's docstring promises."""
+    try:
+        status = main(parse_flags(sys.argv))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        status = 2
+    sys.exit(status)
+
+
+if __name__ == "__main__":
+    run()

@@ -1,0 +1,24 @@
+"""Eight simulated devices, a lasting compilation cache, and shapes of the models' signatures checked at run time."""
+
+import os
+import pathlib
+
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+_CACHE = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache") / "bigbase_jax" / "tests"
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_CACHE))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
+
+import pytest  # noqa: E402
+from jaxtyping import install_import_hook  # noqa: E402
+
+install_import_hook("bigbase_jax.models", "beartype.beartype")
+
+
+@pytest.fixture(scope="session")
+def real_data() -> pathlib.Path:
+    """The folder of real data sets, or a skip where there is none."""
+    folder = os.environ.get("BIGBASE_DATA")
+    if not folder or not pathlib.Path(folder).is_dir():
+        pytest.skip("BIGBASE_DATA does not name a folder of real data sets")
+    return pathlib.Path(folder)

@@ -1,0 +1,114 @@
+"""Configs build what they say, and say what they cannot build."""
+
+import dataclasses
+
+import optax
+import pytest
+from flax import linen as nn
+from ml_collections import ConfigDict
+
+from bigbase_jax import build as building
+from bigbase_jax.build import build, deferred, parse_arg, target
+from bigbase_jax.core import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Thing:
+    size: int
+    name: str = "thing"
+    part: object = None
+    rate: float | None = None
+    pair: tuple[int, int] = (1, 2)
+
+
+def test_round_trip_holds_every_argument_with_its_default():
+    node = target(Thing, size=3, part=target(Thing, size=4))
+    assert set(node) == {"target", "size", "name", "part", "rate", "pair"}
+    assert build(node) == Thing(3, part=Thing(4))
+    assert build(ConfigDict(node.to_dict())) == build(node)
+
+
+def test_a_saved_config_builds_the_same():
+    from bigbase_jax.rundir import as_json
+
+    node = target(Thing, size=3, pair=(5, 6))
+    assert build(ConfigDict(as_json(node))) == Thing(3, pair=(5, 6))
+
+
+def test_none_is_a_typed_placeholder():
+    node = target(Thing, size=3)
+    node.rate = 0.5
+    assert build(node).rate == 0.5
+    with pytest.raises(TypeError):
+        node.rate = "fast"
+
+
+def test_misspelt_arguments_name_the_nearest():
+    with pytest.raises(UserError, match=r"Thing has no argument 'siez'. Did you mean 'size'\?"):
+        target(Thing, siez=3)
+    node = target(Thing, size=3).unlock()
+    node.nmae = "x"
+    with pytest.raises(UserError, match=r"config.task: Thing has no argument 'nmae'. Did you mean 'name'\?"):
+        build(node, _path="config.task")
+    with pytest.raises(UserError, match="needs the argument 'size'"):
+        target(Thing)
+
+
+def test_facts_fill_what_is_none_and_nothing_else():
+    node = target(Thing, size=3, part=target(Thing, size=4, rate=1.0))
+    built = build(node, {"rate": 0.25, "size": 9, "unknown": 1})
+    assert built == Thing(3, rate=0.25, part=Thing(4, rate=1.0))
+
+
+def test_deferred_waits_for_the_rest():
+    node = deferred(optax.adamw, b1=0.8)
+    assert node.target == "optax:adamw"
+    assert build(node).keywords == {"b1": 0.8}
+    with pytest.raises(UserError, match="adamw has no argument 'beta1'"):
+        deferred(optax.adamw, beta1=0.8)
+
+
+def test_linen_modules_show_their_own_fields_only():
+    node = target(nn.Dense, features=3)
+    assert "parent" not in node and "name" not in node
+    assert build(node) == nn.Dense(features=3)
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("optax:adamx", "Did you mean 'adam"),
+        ("optax.nowhere:adam", "no module 'optax.nowhere'"),
+        ("not_there_at_all:x", "no module 'not_there_at_all'"),
+        ("optax", "'package.module:Name'"),
+        ("math:pi", "not something that can be called"),
+    ],
+)
+def test_unknown_import_paths_are_one_sentence(path, message):
+    with pytest.raises(UserError, match=message):
+        building.locate(path)
+
+
+def test_a_bug_inside_a_constructor_keeps_its_traceback():
+    def broken(size):
+        return size + "x"
+
+    broken.__module__, broken.__qualname__ = __name__, "broken"
+    globals()["broken"] = broken
+    with pytest.raises(TypeError):
+        build(ConfigDict({"target": f"{__name__}:broken", "size": 3}))
+
+
+def test_recipe_arguments_are_typed_and_checked():
+    args = parse_arg("tiny,data=folder,root=/a\\,b,depth=7", tiny=False, data="drawn", root=None, depth=3)
+    assert (args.tiny, args.data, args.root, args.depth) == (True, "folder", "/a,b", 7)
+    assert parse_arg(None, tiny=False).tiny is False
+    assert parse_arg("tiny=false", tiny=True).tiny is False
+    for text, message in [
+        ("dta=x", "Did you mean 'data'"),
+        ("depth=x", "not of type int"),
+        ("tiny=perhaps", "true or false"),
+        ("data", "needs a value"),
+    ]:
+        with pytest.raises(UserError, match=message):
+            parse_arg(text, tiny=False, data="drawn", depth=3)
