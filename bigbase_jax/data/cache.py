@@ -1,0 +1,290 @@
+"""Decoded examples kept on disk and memory-mapped: the second epoch, and the second start, decode nothing.
+
+A cache is a folder with ``data.bin`` (the arrays of all readable examples, one after another), ``rows.npy`` (where each
+example begins, and the shapes that differ from example to example) and ``index.json`` (names, dtypes, common shapes,
+unreadable examples). It is written under a temporary name and renamed when everything is on disk, so a folder with a
+final name is whole; two processes that build the same one both write, and whoever comes second takes the first's.
+Its name is a digest of everything that its contents depend on, so a changed file or transform means another name.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import inspect
+import json
+import mmap
+import os
+import pathlib
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Iterable, Sequence
+from typing import Any, BinaryIO
+
+import numpy as np
+import PIL
+
+from bigbase_jax.core import Example, Source, Transform
+
+FORMAT = 1
+_ALIGN = 16  # bytes; every array begins at a multiple, so that any dtype can be mapped in place
+_ABANDONED = 3600.0  # seconds without a write after which a temporary folder belongs to a process that died
+_FORGOTTEN = 90 * 86400.0  # seconds without use after which a verdict is deleted
+
+Bad = list[tuple[int, str]]
+"""Unreadable examples of a split: (index in the dataset's source, why)."""
+
+
+class NotCacheable(Exception):
+    """The examples cannot be kept in this format (objects, texts of differing lengths, keys that come and go)."""
+
+
+class Cache:
+    """The readable examples of a split, as read-only views into a memory-mapped file; safe for many threads.
+
+    Attributes:
+      directory: the cache's folder.
+      bad: the examples that were left out.
+      nbytes: size of the data in bytes.
+    """
+
+    def __init__(self, directory: pathlib.Path):
+        """Opens a cache that ``Writer`` has completed.
+
+        Raises:
+          OSError, ValueError, KeyError: there is none, or it is damaged.
+        """
+        self.directory = directory
+        index = json.loads((directory / "index.json").read_text())
+        self.nbytes: int = index["bytes"]
+        self.bad: Bad = [(int(i), str(why)) for i, why in index["bad"]]
+        self._entries = [
+            (name, np.dtype(e["dtype"]), None if e["shape"] is None else tuple(e["shape"]), e["ndim"])
+            for name, e in index["entries"].items()
+        ]
+        self._rows = np.load(directory / "rows.npy")
+        self._length: int = index["length"]
+        if len(self._rows) != self._length or (directory / "data.bin").stat().st_size != self.nbytes:
+            raise ValueError(f"{directory} is damaged")
+        with open(directory / "data.bin", "rb") as file:
+            self._data: Any = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if self.nbytes else b""
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, index: int) -> Example:
+        row = self._rows[index].tolist()
+        offset, column = row[0], 1
+        example: Example = {}
+        for name, dtype, shape, ndim in self._entries:
+            if shape is None:
+                shape = tuple(row[column : column + ndim])
+                column += ndim
+            array = np.ndarray(shape, dtype, self._data, offset)
+            example[name] = array
+            offset += _padded(array.nbytes)
+        return example
+
+
+class Writer:
+    """Writes a cache example by example; ``commit`` makes it visible, ``abort`` leaves nothing behind.
+
+    Any method may raise OSError (disk full, folder not writable); ``abort`` is then the caller's answer.
+    """
+
+    def __init__(self, root: pathlib.Path, key: str):
+        root.mkdir(parents=True, exist_ok=True)
+        self._final = root / f"cache-{key}"
+        self._temporary = pathlib.Path(tempfile.mkdtemp(prefix="tmp-", dir=root))
+        self._file: BinaryIO = open(self._temporary / "data.bin", "wb", buffering=1 << 20)  # noqa: SIM115
+        self._rows: list[tuple[int, list[tuple[int, ...]]]] = []
+        self._dtypes: dict[str, np.dtype] = {}
+        self._offset = 0
+
+    def add(self, example: Example) -> None:
+        """Appends an example.
+
+        Raises:
+          NotCacheable: it has no fixed binary form, or other keys, dtypes or ranks than the first one.
+        """
+        arrays = {name: as_array(value) for name, value in example.items()}
+        dtypes = {name: array.dtype for name, array in arrays.items()}
+        if not self._rows:
+            self._dtypes = dtypes
+        ranks = [a.ndim for a in arrays.values()]
+        if any(d.hasobject for d in dtypes.values()):
+            raise NotCacheable("they hold Python objects")
+        if list(dtypes.items()) != list(self._dtypes.items()) or (
+            self._rows and ranks != [len(shape) for shape in self._rows[0][1]]
+        ):
+            raise NotCacheable("their entries, dtypes or ranks differ")
+        self._rows.append((self._offset, [a.shape for a in arrays.values()]))
+        for array in arrays.values():
+            self._write(np.ascontiguousarray(array).tobytes() if array.nbytes < 4096 else np.ascontiguousarray(array))
+            self._write(bytes(_padded(array.nbytes) - array.nbytes))
+            self._offset += _padded(array.nbytes)
+
+    def commit(self, bad: Bad) -> Cache:
+        """Completes the cache and opens it (or the one that another process has completed meanwhile)."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
+        shapes = list(zip(*(shapes for _, shapes in self._rows), strict=True))
+        entries, ragged = {}, []
+        for (name, dtype), seen in zip(self._dtypes.items(), shapes, strict=True):
+            common = len(set(seen)) == 1
+            entries[name] = {"dtype": dtype.str, "ndim": len(seen[0]), "shape": seen[0] if common else None}
+            if not common:
+                ragged.append(seen)
+        rows = [[offset, *(n for seen in ragged for n in seen[i])] for i, (offset, _) in enumerate(self._rows)]
+        np.save(self._temporary / "rows.npy", np.asarray(rows, np.int64))
+        index = {"length": len(rows), "bytes": self._offset, "entries": entries, "bad": bad}
+        (self._temporary / "index.json").write_text(json.dumps(index))
+        try:
+            os.rename(self._temporary, self._final)
+        except OSError:
+            if open_cache(self._final) is None:  # neither ours nor another's: damaged, or a real failure
+                discard(self._final)
+                os.rename(self._temporary, self._final)
+            self.abort()
+        return Cache(self._final)
+
+    def abort(self) -> None:
+        """Removes what was written."""
+        with contextlib.suppress(OSError):
+            self._file.close()
+        shutil.rmtree(self._temporary, ignore_errors=True)
+
+    def _write(self, data: Any) -> None:
+        self._file.write(data)
+
+
+def open_cache(path: pathlib.Path) -> Cache | None:
+    """The cache at ``path``, marked as used now; None if there is no whole one."""
+    try:
+        found = Cache(path)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    with contextlib.suppress(OSError):
+        os.utime(path)
+    return found
+
+
+def find(root: pathlib.Path, key: str) -> Cache | None:
+    """The cache of this key below ``root``, if there is one."""
+    return open_cache(root / f"cache-{key}")
+
+
+def discard(path: pathlib.Path) -> None:
+    """Deletes a cache so that nobody sees half of it; a process that has it mapped keeps its data."""
+    doomed = path.with_name(f"tmp-old-{os.getpid()}-{time.time_ns()}")
+    with contextlib.suppress(OSError):
+        os.rename(path, doomed)
+        shutil.rmtree(doomed, ignore_errors=True)
+
+
+def prune(root: pathlib.Path, limit_bytes: float, keep: Iterable[pathlib.Path] = ()) -> None:
+    """Deletes the least recently used caches below ``root`` until those left fit ``limit_bytes``, and dead leftovers.
+
+    Args:
+      root: the folder of all caches.
+      limit_bytes: what the caches may take together.
+      keep: caches in use, which stay whatever their size.
+    """
+    kept, found, now = set(keep), [], time.time()
+    with contextlib.suppress(OSError):
+        for path in root.iterdir():
+            with contextlib.suppress(OSError):
+                if path.name.startswith("cache-"):
+                    found.append((path in kept, path.stat().st_mtime, (path / "data.bin").stat().st_size, path))
+                elif path.name.startswith("tmp-") and path.is_dir():
+                    last_write = max(p.stat().st_mtime for p in (path, *path.iterdir()))
+                    if now - last_write > _ABANDONED:
+                        shutil.rmtree(path, ignore_errors=True)
+                elif path.name.startswith("checked-") and now - path.stat().st_mtime > _FORGOTTEN:
+                    path.unlink()
+    total = 0
+    for used, _, size, path in sorted(found, reverse=True):
+        total += size
+        if total > limit_bytes and not used:
+            discard(path)
+
+
+# --- verdicts: which examples are unreadable, for sets that are not cached -------------------------------------------
+
+
+def read_verdict(root: pathlib.Path, key: str) -> Bad | None:
+    """The unreadable examples found by an earlier check of the same data, or None if it was never checked."""
+    path = root / f"checked-{key}.json"
+    try:
+        bad = [(int(i), str(why)) for i, why in json.loads(path.read_text())]
+        os.utime(path)
+    except (OSError, ValueError, TypeError):
+        return None
+    return bad
+
+
+def write_verdict(root: pathlib.Path, key: str, bad: Bad) -> None:
+    """Remembers the outcome of a check; raises OSError if the folder cannot be written."""
+    root.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(prefix="tmp-", dir=root)
+    try:
+        with os.fdopen(handle, "w") as file:
+            json.dump(bad, file)
+        os.replace(temporary, root / f"checked-{key}.json")
+    except OSError:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise
+
+
+# --- keys ------------------------------------------------------------------------------------------------------------
+
+
+def default_root(cache_dir: str | None) -> pathlib.Path:
+    """``cache_dir``, or ``$BIGBASE_CACHE``, or ``bigbase_jax`` below ``$XDG_CACHE_HOME`` or ``~/.cache``."""
+    if cache_dir or os.environ.get("BIGBASE_CACHE"):
+        return pathlib.Path(cache_dir or os.environ["BIGBASE_CACHE"]).expanduser().absolute()
+    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return pathlib.Path(base).expanduser().absolute() / "bigbase_jax"
+
+
+def key_of(fingerprint: str, split: str, source: Source, transforms: Sequence[Transform] = ()) -> str:
+    """A digest of what decoded examples depend on: the data, the decoder's and the transforms' code and arguments."""
+    parts = [FORMAT, PIL.__version__, np.__version__.split(".")[0], fingerprint, split, _code(source)]
+    parts += [(repr(t), _code(t)) for t in transforms]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:24]
+
+
+def has_stable_name(transform: Transform) -> bool:
+    """Whether ``repr`` tells all of the transform's arguments, as a dataclass's does (a function's tells an address)."""
+    return " at 0x" not in repr(transform)
+
+
+def _code(thing: Any) -> str:
+    """The class of an object and a digest of the file that defines it, so that an edited decoder is another decoder."""
+    module = sys.modules.get(type(thing).__module__)
+    try:
+        code = inspect.getsource(module) if module else ""
+    except (OSError, TypeError):
+        code = ""
+    return f"{type(thing).__module__}.{type(thing).__qualname__}:{hashlib.sha256(code.encode()).hexdigest()[:16]}"
+
+
+def as_array(value: Any) -> np.ndarray:
+    """An entry of an example as an array; Python numbers become i32, f32 or bool, arrays keep their dtype."""
+    if isinstance(value, np.ndarray):
+        return value
+    if isinstance(value, bool | np.generic):
+        return np.asarray(value)
+    if isinstance(value, int):
+        return np.asarray(value, np.int32)
+    if isinstance(value, float):
+        return np.asarray(value, np.float32)
+    return np.asarray(value)
+
+
+def _padded(nbytes: int) -> int:
+    return -(-nbytes // _ALIGN) * _ALIGN

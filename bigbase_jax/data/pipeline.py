@@ -1,0 +1,717 @@
+"""From a data set to batches: shuffle, shard, decode, transform, batch, mask, prefetch.
+
+Which examples are in batch ``k``, in which order and with which augmentation depends on the seed and on ``k`` alone: not
+on the number of hosts, threads or batches read ahead, and not on where the run was interrupted. Position ``g = k * B + j``
+of the endless stream of examples belongs to epoch ``g // N``; every epoch is a permutation of its own (grain's index
+shuffle, computed per position, so that any step is reached at once); the random generator of an example is
+counter-based, with ``g`` as its counter.
+
+Legend: B examples in a global batch, N examples in a split, g position in the training stream, k step.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import contextlib
+import dataclasses
+import functools
+import hashlib
+import json
+import math
+import os
+import struct
+import sys
+import threading
+import time
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Literal
+
+import grain
+import numpy as np
+from PIL import Image
+
+from bigbase_jax.build import suggest
+from bigbase_jax.core import Dataset, Example, Source, Transform, UserError
+from bigbase_jax.data import cache as caches
+
+# What a decoder raises for a file that is not what it should be; anything else is a bug and keeps its traceback.
+_UNREADABLE = (
+    UserError,
+    OSError,
+    ValueError,
+    SyntaxError,
+    EOFError,
+    IndexError,
+    struct.error,
+    zlib.error,
+    Image.DecompressionBombError,
+)
+_LISTED = 20  # bad files named in a message
+_SAMPLED = 16  # examples decoded to estimate the size of a cache
+_SAY_EVERY = 10.0  # seconds between progress lines
+_TRAIN, _EVAL = 0, 1  # streams of random numbers
+
+
+def _to_stderr(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """A data set and how to make batches of it.
+
+    Attributes:
+      dataset: the data.
+      batch_size: examples per training batch, over all hosts.
+      train_transforms: applied to every use of a training example.
+      eval_transforms: applied to examples for evaluation and prediction.
+      eval_batch_size: examples per evaluation batch, over all hosts; None: ``batch_size``.
+      seed: of the order of examples and of their augmentation.
+      on_bad_example: what to do about examples that cannot be read: ``"stop"`` before the first step, or ``"skip"``.
+      workers: threads that decode and transform; None: the cores available to this process.
+      prefetch: batches prepared ahead.
+      cache_limit_gb: how much disk (10^9 bytes) the folder of caches may take, least recently used ones going first;
+        decoded examples that do not fit are decoded anew each time. 0: no cache.
+      cache_dir: the folder of caches; None: ``$BIGBASE_CACHE``, or ``bigbase_jax`` below ``$XDG_CACHE_HOME`` or
+        ``~/.cache``.
+
+    Raises:
+      UserError: a value out of its range.
+    """
+
+    dataset: Dataset
+    batch_size: int
+    train_transforms: tuple[Transform, ...] = ()
+    eval_transforms: tuple[Transform, ...] = ()
+    eval_batch_size: int | None = None
+    seed: int = 0
+    on_bad_example: str = "stop"
+    workers: int | None = None
+    prefetch: int = 4
+    cache_limit_gb: float = 4.0
+    cache_dir: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.on_bad_example not in ("stop", "skip"):
+            known = ("stop", "skip")
+            raise UserError(
+                f"data.on_bad_example is {self.on_bad_example!r}; it must be 'stop' or 'skip'."
+                + suggest(str(self.on_bad_example), known, "value")
+            )
+        for name, least in (("batch_size", 1), ("eval_batch_size", 1), ("workers", 1), ("prefetch", 0)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise UserError(f"data.{name} is {value}; it must be at least {least}.")
+        if not self.cache_limit_gb >= 0:
+            raise UserError(f"data.cache_limit_gb is {self.cache_limit_gb}; it must be 0 (no cache) or more.")
+
+    @property
+    def facts(self) -> Mapping[str, Any]:
+        """The data set's facts (``num_classes``, ...)."""
+        return self.dataset.facts
+
+    @property
+    def num_workers(self) -> int:
+        """Threads that decode and transform."""
+        if self.workers is not None:
+            return self.workers
+        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+    def prepare(self, say: Callable[[str], None] = _to_stderr) -> Prepared:
+        """Reads every example once, unless an earlier start has: finds the unreadable ones and fills the caches.
+
+        Args:
+          say: takes lines about progress and about a cache that cannot be used.
+
+        Raises:
+          UserError: no training examples, an empty split, or unreadable examples where ``on_bad_example="stop"``.
+        """
+        if "train" not in self.dataset.splits:
+            raise UserError(
+                f"the data has no split 'train'; it has: {', '.join(sorted(self.dataset.splits)) or 'no split at all'}."
+            )
+        for name, source in self.dataset.splits.items():
+            if len(source) < 1:
+                raise UserError(f"the {name} split has no examples; add some, or leave the split out.")
+        preparation = _Preparation(self, say)
+        parts = {name: preparation.split(name) for name in sorted(self.dataset.splits, key=_train_first)}
+        preparation.finish(parts)
+        prepared = Prepared(self, parts)
+        prepared.refuse_bad()
+        return prepared
+
+
+class Prepared:
+    """Data that was checked: counts, batches, and the raw examples, without those that cannot be read.
+
+    Attributes:
+      data: what it was prepared from.
+      splits: readable examples of each split, by name.
+      bad: unreadable examples of each split, by name: (index in the dataset's source, why).
+    """
+
+    def __init__(self, data: Data, parts: Mapping[str, _Part]):
+        self.data = data
+        self._parts = dict(parts)
+        self.splits: Mapping[str, int] = {name: len(part.kept) for name, part in parts.items()}
+        self.bad: Mapping[str, caches.Bad] = {name: part.bad for name, part in parts.items()}
+
+    def refuse_bad(self) -> None:
+        """Raises UserError with the list of unreadable examples, unless they are to be skipped and some others are left."""
+        for name, part in self._parts.items():
+            if not len(part.kept):
+                raise UserError(
+                    f"none of the {len(part.bad)} examples of the {name} split can be read; {part.why(1)[0]}"
+                )
+        count = sum(map(len, self.bad.values()))
+        if count and self.data.on_bad_example == "stop":
+            lines = [line for part in self._parts.values() for line in part.why(_LISTED)][:_LISTED]
+            if count > len(lines):
+                lines.append(f"and {count - len(lines)} more")
+            total = count + sum(self.splits.values())
+            raise UserError(
+                f"{count} of {total} examples cannot be read; mend or delete them, or leave them out with "
+                "data.on_bad_example=skip:\n  " + "\n  ".join(lines)
+            )
+
+    def summary(self) -> list[str]:
+        """Lines for people: what the data is, examples and classes per split, what is left out, where decoded data is."""
+        lines = [f"data: {self.data.dataset.description}"]
+        for name, part in self._parts.items():
+            lines.append(f"  {name}: {len(part.kept):,} examples{_balance(part.kept, self.data.facts)}")
+        counts = {name: len(bad) for name, bad in self.bad.items() if bad}
+        if counts:
+            each = ", ".join(f"{name} {count:,}" for name, count in counts.items())
+            lines.append(f"  unreadable, left out: {sum(counts.values()):,} ({each})")
+        else:
+            lines.append("  unreadable: none")
+        states: dict[str, list[str]] = {}
+        for name, part in self._parts.items():
+            states.setdefault(part.state, []).append(name)
+        lines += [f"  cache ({', '.join(names)}): {state}" for state, names in states.items()]
+        return lines
+
+    def fingerprint(self) -> str:
+        """A digest of the data that is used: the dataset's own and which examples are left out."""
+        bad = {name: [i for i, _ in bad] for name, bad in sorted(self.bad.items())}
+        return hashlib.sha256(json.dumps([self.data.dataset.fingerprint(), bad]).encode()).hexdigest()[:16]
+
+    def num_examples(self, split: str = "train") -> int:
+        """Readable examples of a split; raises UserError if there is no such split."""
+        return len(self._part(split).kept)
+
+    @property
+    def steps_per_epoch(self) -> float:
+        """N / B of the training split; batches may straddle epochs, so it need not be whole."""
+        return self.num_examples("train") / self.data.batch_size
+
+    def source(self, split: str) -> KeptSource:
+        """The untransformed examples of a split; ``index`` in a batch counts in it."""
+        return self._part(split).kept
+
+    def apply_eval(self, example: Example) -> Example:
+        """The evaluation transforms on one example that is in no split, as for prediction."""
+        rng = _generator(self.data.seed, _EVAL, 0)
+        for transform in self.data.eval_transforms:
+            example = transform(example, rng)
+        return example
+
+    def train_batches(self, start: int = 0, shard: tuple[int, int] = (0, 1)) -> Batches:
+        """Training batches without end, from step ``start`` on.
+
+        Args:
+          start: the first batch is the one of this step; reached at once.
+          shard: (i, n): this is host i of n and gets rows [i * B / n, (i + 1) * B / n) of each batch of B.
+
+        Returns:
+          An iterator of the transformed examples' entries, stacked [B / n, ...], with ``mask`` f32[B / n] of ones and
+          ``index`` i32[B / n], the example's index in ``source("train")``.
+
+        Raises:
+          UserError: the hosts do not divide the batch size.
+        """
+        batch_size, data = self.data.batch_size, self.data
+        rows = _rows_of_host(batch_size, shard, "data.batch_size")
+        part = self._part("train")
+        # Grain's seeds of successive epochs are successive numbers: spread ours, or seeds 0 and 1 would share epochs.
+        shuffle_seed = int(np.random.SeedSequence(data.seed % 2**64).generate_state(1)[0])
+        order = grain.MapDataset.range(len(part.kept)).shuffle(seed=shuffle_seed).repeat()
+        chain = part.chain(data.train_transforms, data.seed, _TRAIN)
+
+        def batch(k: int, pool: concurrent.futures.Executor | None, chunks: int) -> dict[str, np.ndarray]:
+            g = [k * batch_size + j for j in rows]
+            return chain.batch([int(order[x]) for x in g], g, len(g), pool, chunks)
+
+        return Batches(batch, start, sys.maxsize // batch_size, data, len(rows))
+
+    def eval_batches(self, split: str, shard: tuple[int, int] = (0, 1)) -> Batches:
+        """A split once, in order, with the evaluation transforms; every batch has the same shape.
+
+        The last batch is padded by repeating an example, with ``mask`` 0. With several hosts each gets its rows of every
+        batch, so that all have the same number of batches.
+
+        Args:
+          split: name of the split.
+          shard: (i, n): this is host i of n.
+
+        Returns:
+          An iterator of batches with the entries that ``train_batches`` describes; ``len()`` of it is their number.
+
+        Raises:
+          UserError: no such split, or the hosts do not divide the batch size.
+        """
+        data = self.data
+        named = "data.batch_size" if data.eval_batch_size is None else "data.eval_batch_size"
+        batch_size = data.eval_batch_size or data.batch_size
+        rows = _rows_of_host(batch_size, shard, named)
+        part = self._part(split)
+        n = len(part.kept)
+        chain = part.chain(data.eval_transforms, data.seed, _EVAL)
+
+        def batch(k: int, pool: concurrent.futures.Executor | None, chunks: int) -> dict[str, np.ndarray]:
+            indices = [k * batch_size + j for j in rows if k * batch_size + j < n] or [n - 1]
+            real = sum(k * batch_size + j < n for j in rows)
+            return chain.batch(indices, indices, len(rows), pool, chunks, real)
+
+        return Batches(batch, 0, math.ceil(n / batch_size), data, len(rows))
+
+    def _part(self, split: str) -> _Part:
+        if split not in self._parts:
+            raise UserError(
+                f"the data has no split {split!r}.{suggest(split, self._parts, 'split')}"
+                f" The splits are: {', '.join(self._parts)}."
+            )
+        return self._parts[split]
+
+
+class Batches(Iterator[dict[str, np.ndarray]]):
+    """Batches made ahead by threads, which end with ``close``, with the ``with`` block, or with the last reference."""
+
+    def __init__(
+        self,
+        batch: Callable[[int, concurrent.futures.Executor | None, int], dict[str, np.ndarray]],
+        start: int,
+        stop: int,
+        data: Data,
+        rows: int,
+    ):
+        """Args: ``batch(k, pool, chunks)`` makes batch k; ``start`` and ``stop`` bound k; ``rows`` are in each batch."""
+        workers, ahead = data.num_workers, data.prefetch
+        self._length = max(stop - start, 0)
+        self._pool = None
+        chunks = 1
+        if workers > ahead > 0:  # fewer batches in the making than threads: several threads share a batch
+            chunks = min(rows, 2 * math.ceil(workers / ahead))
+        if chunks > 1:
+            self._pool = concurrent.futures.ThreadPoolExecutor(workers, thread_name_prefix="bigbase-data")
+        make = functools.partial(batch, pool=self._pool, chunks=chunks)
+        options = grain.ReadOptions(num_threads=min(workers, ahead), prefetch_buffer_size=ahead)
+        self._iterator: Any = iter(grain.MapDataset.range(start, stop).map(make).to_iter_dataset(options))
+
+    def __len__(self) -> int:
+        """Batches from the first to the last."""
+        return self._length
+
+    def __iter__(self) -> Batches:
+        return self
+
+    def __next__(self) -> dict[str, np.ndarray]:
+        if self._iterator is None:
+            raise StopIteration
+        try:
+            return next(self._iterator)
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Ends the threads, once they are through with what they are at; further batches are not to be had."""
+        iterator, self._iterator = getattr(self, "_iterator", None), None
+        if iterator is not None:
+            iterator.close()
+            if self._pool is not None:
+                self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def __enter__(self) -> Batches:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        with contextlib.suppress(Exception):  # the interpreter may be going down
+            self.close()
+
+
+class KeptSource:
+    """The readable examples of a source, numbered anew.
+
+    Attributes:
+      labels: i32[N] where the source has labels, else None.
+    """
+
+    def __init__(self, source: Source, split: str, bad: caches.Bad):
+        self._source, self._split = source, split
+        self._indices: np.ndarray | None = None
+        if bad:
+            self._indices = np.setdiff1d(np.arange(len(source)), [i for i, _ in bad], assume_unique=True)
+        labels = getattr(source, "labels", None)
+        self.labels: np.ndarray | None = None
+        if labels is not None:
+            self.labels = np.asarray(labels) if self._indices is None else np.asarray(labels)[self._indices]
+
+    def __len__(self) -> int:
+        return len(self._source) if self._indices is None else len(self._indices)
+
+    def __getitem__(self, index: int) -> Example:
+        try:
+            return self._source[self.original(index)]
+        except OSError as error:
+            raise UserError(f"{self.name(index)} cannot be read any more: {error}") from error
+
+    def original(self, index: int) -> int:
+        """The example's index in the dataset's own source."""
+        return int(index) if self._indices is None else int(self._indices[index])
+
+    def name(self, index: int) -> str:
+        """What a person calls the example: the source's ``name``, else split and number."""
+        return _name(self._source, self._split, self.original(index))
+
+
+# --- one split --------------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass
+class _Part:
+    """A split after its check: the readable examples, and the cache of what the first transforms make of them."""
+
+    split: str
+    source: Source
+    bad: caches.Bad
+    cache: caches.Cache | None = None
+    prefix: tuple[Transform, ...] = ()
+    state: str = "none"
+    kept: KeptSource = dataclasses.field(init=False)
+
+    def __post_init__(self) -> None:
+        self.kept = KeptSource(self.source, self.split, self.bad)
+
+    def chain(self, transforms: tuple[Transform, ...], seed: int, stream: int) -> _Chain:
+        """Examples through ``transforms``, from the cache if that holds what their first ones make."""
+        done = len(self.prefix)
+        if self.cache is not None and transforms[:done] == self.prefix:
+            return _Chain(self.cache, transforms[done:], self.split, seed, stream)
+        return _Chain(self.kept, transforms, self.split, seed, stream)
+
+    def why(self, limit: int) -> list[str]:
+        """The first unreadable examples, a line each."""
+        lines = []
+        for index, reason in self.bad[:limit]:
+            name = _name(self.source, self.split, index)
+            lines.append(reason if name in reason else f"{name}: {reason}")
+        return lines
+
+
+@dataclasses.dataclass(frozen=True)
+class _Chain:
+    """Examples and what is still to be done to them."""
+
+    source: Source
+    transforms: tuple[Transform, ...]
+    split: str
+    seed: int
+    stream: int
+
+    def example(self, index: int, counter: int) -> dict[str, np.ndarray]:
+        example = self.source[index]
+        if self.transforms:
+            rng = _generator(self.seed, self.stream, counter)
+            for transform in self.transforms:
+                example = transform(example, rng)
+        return {name: caches.as_array(value) for name, value in example.items()}
+
+    def batch(
+        self,
+        indices: Sequence[int],
+        counters: Sequence[int],
+        size: int,
+        pool: concurrent.futures.Executor | None,
+        chunks: int,
+        real: int | None = None,
+    ) -> dict[str, np.ndarray]:
+        """Examples stacked into arrays of ``size`` rows; the last one fills the rest; the first ``real`` have mask 1."""
+        first = self.example(indices[0], counters[0])
+        out = {name: np.empty((size, *array.shape), array.dtype) for name, array in first.items()}
+        clash = {"mask", "index"} & out.keys()
+        if clash:
+            raise UserError(f"examples may not have an entry {min(clash)!r}: the pipeline adds it; rename it.")
+
+        def fill(rows: range) -> None:
+            for row in rows:
+                self._put(out, row, first if row == 0 else self.example(indices[row], counters[row]))
+
+        count = len(indices)
+        if pool is None or chunks < 2:
+            fill(range(count))
+        else:
+            step = math.ceil(count / chunks)
+            for _ in pool.map(fill, [range(i, min(i + step, count)) for i in range(0, count, step)]):
+                pass
+        for array in out.values():
+            array[count:] = array[count - 1]
+        index = np.full(size, indices[-1], np.int32)
+        index[:count] = indices
+        out["index"] = index
+        out["mask"] = (np.arange(size) < (count if real is None else real)).astype(np.float32)
+        return out
+
+    def _put(self, out: dict[str, np.ndarray], row: int, example: dict[str, np.ndarray]) -> None:
+        if example.keys() != out.keys():
+            raise UserError(
+                f"examples of the {self.split} split differ in their entries: {sorted(out)} and {sorted(example)};"
+                " a batch needs the same in all."
+            )
+        for name, array in example.items():
+            target = out[name]
+            if array.shape != target.shape[1:] or array.dtype != target.dtype:
+                raise UserError(
+                    f"examples of the {self.split} split differ in {name!r}: {target.dtype}{list(target.shape[1:])} and"
+                    f" {array.dtype}{list(array.shape)}; a batch needs one shape, so add a Resize or a crop to"
+                    f" data.{'train' if self.stream == _TRAIN else 'eval'}_transforms."
+                )
+            target[row] = array
+
+
+# --- the check and the caches -----------------------------------------------------------------------------------------
+
+
+class _Preparation:
+    """Checks the splits of a data set one by one and fills their caches, within one limit for all of them."""
+
+    def __init__(self, data: Data, say: Callable[[str], None]):
+        self._data, self._say = data, say
+        self._fingerprint = data.dataset.fingerprint()
+        self._root = caches.default_root(data.cache_dir)
+        self._left = data.cache_limit_gb * 1e9
+        self._writable = True
+
+    def split(self, name: str) -> _Part:
+        """Finds out which examples of a split are unreadable, from an earlier check if there was one."""
+        source = self._data.dataset.splits[name]
+        chain = self._data.train_transforms if name == "train" else self._data.eval_transforms
+        lengths = range(_deterministic(chain) + 1)
+        for length in reversed(lengths):
+            found = caches.find(self._root, self._key(name, source, chain[:length])) if self._left > 0 else None
+            if found is not None and not self._mended(source, found.bad):
+                self._left -= found.nbytes
+                state = f"{_megabytes(found.nbytes)} in {found.directory.parent}, from an earlier start"
+                return _Part(name, source, found.bad, found, tuple(chain[:length]), state)
+
+        in_memory = bool(getattr(source, "in_memory", False))
+        nbytes, prefix = self._estimate(source, chain, len(lengths) - 1)
+        if self._data.cache_limit_gb == 0:
+            state, wanted = "off", False
+        elif in_memory and not prefix:
+            state, wanted = "none needed, the examples are in memory", False
+        elif not math.isfinite(nbytes):
+            state, wanted = "none, the examples have no fixed binary form", False
+        elif nbytes > self._left:
+            needs = f"decoded it would take about {_megabytes(nbytes)}"
+            state, wanted = (
+                f"none, {needs}, more than is left of data.cache_limit_gb={self._data.cache_limit_gb:g}",
+                False,
+            )
+        else:
+            state, wanted = "none", self._writable
+        if in_memory and not wanted:
+            return _Part(name, source, [], state=state)
+
+        verdict_key = self._key(name, source)
+        if not wanted:
+            bad = caches.read_verdict(self._root, verdict_key)
+            if bad is not None and not self._mended(source, bad):
+                return _Part(name, source, bad, state=state)
+        bad, cache, failure = self._read_all(name, source, prefix, wanted)
+        if cache is None or bad:
+            with self._unless_unwritable("the outcome of this check is not remembered"):
+                caches.write_verdict(self._root, verdict_key, bad)
+        if cache is None:
+            return _Part(name, source, bad, state=failure or state)
+        self._left -= cache.nbytes
+        return _Part(name, source, bad, cache, prefix, f"{_megabytes(cache.nbytes)} in {self._root}, new")
+
+    def finish(self, parts: Mapping[str, _Part]) -> None:
+        """Deletes caches of other data that no longer fit the limit."""
+        used = [part.cache.directory for part in parts.values() if part.cache is not None]
+        if used:
+            caches.prune(self._root, self._data.cache_limit_gb * 1e9, used)
+
+    def _key(self, name: str, source: Source, prefix: tuple[Transform, ...] = ()) -> str:
+        return caches.key_of(self._fingerprint, name, source, prefix)
+
+    def _mended(self, source: Source, bad: caches.Bad) -> bool:
+        """Whether an example that was unreadable can be read now (permissions and networks leave no fingerprint)."""
+        return any(not isinstance(_read(source, index), _Bad) for index, _ in bad)
+
+    def _estimate(
+        self, source: Source, chain: tuple[Transform, ...], longest: int
+    ) -> tuple[float, tuple[Transform, ...]]:
+        """Bytes that a cache would take, and the deterministic first transforms after which it takes the least."""
+        n = len(source)
+        sizes: list[list[float]] = []
+        rng = np.random.default_rng(0)
+        for i in sorted({n * k // _SAMPLED for k in range(_SAMPLED)}):
+            example = _read(source, i)
+            if isinstance(example, _Bad):
+                continue
+            row = [_nbytes(example)]
+            for transform in chain[:longest]:
+                example = transform(example, rng)
+                row.append(_nbytes(example))
+            sizes.append(row)
+        if not sizes:
+            return 0.0, ()
+        means = np.mean(sizes, axis=0)
+        length = max(i for i, size in enumerate(means) if size == means.min())
+        return float(means[length]) * n, chain[:length]
+
+    def _read_all(
+        self, name: str, source: Source, prefix: tuple[Transform, ...], wanted: bool
+    ) -> tuple[caches.Bad, caches.Cache | None, str | None]:
+        """Reads every example of a split in parallel; returns the unreadable ones, the cache, and why there is none."""
+        workers, n = self._data.num_workers, len(source)
+        rng = threading.local()
+
+        def decode(index: int) -> Example | _Bad:
+            example = _read(source, index)
+            if isinstance(example, _Bad) or not wanted:
+                return example if isinstance(example, _Bad) else {}
+            if not hasattr(rng, "value"):
+                rng.value = np.random.default_rng(0)
+            for transform in prefix:
+                example = transform(example, rng.value)
+            return example
+
+        bad: caches.Bad = []
+        writer, failure = None, None
+        if wanted:
+            with self._unless_unwritable("decoded examples are not kept"):
+                writer = caches.Writer(self._root, self._key(name, source, prefix))
+            failure = None if writer else "none, its folder cannot be written"
+        purpose = " and keeping them decoded" if writer else ""
+        self._say(f"data: reading the {n:,} examples of the {name} split once, to check them{purpose}")
+        options = grain.ReadOptions(num_threads=workers, prefetch_buffer_size=4 * workers)
+        iterator: Any = iter(grain.MapDataset.range(n).map(decode).to_iter_dataset(options))
+        last = time.monotonic()
+        cache = None
+        try:
+            for index, example in enumerate(iterator):
+                if isinstance(example, _Bad):
+                    bad.append((index, example.reason))
+                elif writer is not None:
+                    writer, failure = self._add(writer, example)
+                if time.monotonic() - last > _SAY_EVERY:
+                    last = time.monotonic()
+                    self._say(f"data: {index + 1:,} of {n:,} read")
+            if writer is not None and len(bad) < n:
+                with self._unless_unwritable("decoded examples are not kept"):
+                    cache = writer.commit(bad)
+                failure = None if cache else "none, its folder cannot be written"
+        finally:
+            iterator.close()
+            if writer is not None and cache is None:
+                writer.abort()
+        return bad, cache, failure
+
+    def _add(self, writer: caches.Writer, example: Example) -> tuple[caches.Writer | None, str | None]:
+        try:
+            with self._unless_unwritable("decoded examples are not kept"):
+                writer.add(example)
+                return writer, None
+            failure = "none, the disk cannot take it"
+        except caches.NotCacheable as error:
+            failure = f"none, the examples cannot be kept: {error}"
+        writer.abort()
+        return None, failure
+
+    @contextlib.contextmanager
+    def _unless_unwritable(self, consequence: str) -> Iterator[None]:
+        """Swallows the first OSError of the cache folder with a warning; a cache is never worth a stop."""
+        try:
+            yield
+        except OSError as error:
+            if self._writable:
+                reason = error.strerror or str(error)
+                self._say(f"warning: the cache folder {self._root} cannot be written ({reason}); {consequence}.")
+            self._writable = False
+
+
+@dataclasses.dataclass(frozen=True)
+class _Bad:
+    reason: str
+
+
+def _read(source: Source, index: int) -> Example | _Bad:
+    try:
+        return source[index]
+    except _UNREADABLE as error:
+        return _Bad(str(error) or type(error).__name__)
+
+
+def _deterministic(transforms: Sequence[Transform]) -> int:
+    """How many of the first transforms can run once and for all."""
+    for count, transform in enumerate(transforms):
+        if getattr(transform, "random", True) or not caches.has_stable_name(transform):
+            return count
+    return len(transforms)
+
+
+def _nbytes(example: Example) -> float:
+    arrays = [caches.as_array(value) for value in example.values()]
+    if any(array.dtype.hasobject for array in arrays):
+        return math.inf
+    return float(sum(array.nbytes for array in arrays))
+
+
+def _generator(seed: int, stream: int, counter: int) -> np.random.Generator:
+    """The generator of one use of one example; different counters give sequences that never overlap."""
+    return np.random.Generator(np.random.Philox(key=[seed % 2**64, stream], counter=[0, 0, 0, counter]))
+
+
+def _rows_of_host(batch_size: int, shard: tuple[int, int], name: str) -> range:
+    host, hosts = shard
+    if batch_size % hosts:
+        nearest = max(batch_size // hosts, 1) * hosts
+        raise UserError(f"{name} {batch_size} does not divide over {hosts} hosts; use {nearest}.")
+    return range(host * batch_size // hosts, (host + 1) * batch_size // hosts)
+
+
+def _name(source: Source, split: str, index: int) -> str:
+    name = getattr(source, "name", None)
+    return str(name(index)) if callable(name) else f"{split}/{index}"
+
+
+def _balance(source: KeptSource, facts: Mapping[str, Any]) -> str:
+    """``", cat 1,000 (50.0 %), dog 1,000 (50.0 %)"``; the range of counts where there are many classes."""
+    labels = source.labels
+    if labels is None or labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer) or not labels.size:
+        return ""
+    names: Sequence[str] = facts.get("class_names") or ()
+    counts = np.bincount(labels[labels >= 0], minlength=len(names))
+    if len(counts) > 10:
+        return f", {len(counts)} classes of {counts.min():,} to {counts.max():,}"
+    shown = [names[i] if i < len(names) else f"class {i}" for i in range(len(counts))]
+    return ", " + ", ".join(f"{n} {c:,} ({c / len(labels):.1%})" for n, c in zip(shown, counts, strict=True))
+
+
+def _train_first(name: str) -> tuple[int, str]:
+    order: tuple[Literal["train", "val", "test"], ...] = ("train", "val", "test")
+    return (order.index(name) if name in order else len(order), name)  # type: ignore[arg-type]
+
+
+def _megabytes(nbytes: float) -> str:
+    return f"{nbytes / 1e9:,.1f} GB" if nbytes >= 1e9 else f"{nbytes / 1e6:,.1f} MB"
+
+
+__all__ = ["Batches", "Data", "KeptSource", "Prepared"]
