@@ -1,0 +1,58 @@
+"""The run folder keeps a config, refuses another, and never holds half a file."""
+
+import errno
+import json
+import os
+
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from bigbase_jax.core import UserError
+from bigbase_jax.rundir import RunDir, differing
+
+
+def test_the_same_config_finds_its_run_and_another_is_refused(tmp_path):
+    config = ConfigDict({"a": {"x": 1, "t": (1, 2)}, "b": 0.1})
+    run = RunDir(tmp_path / "run")
+    assert run.create(config) is True
+    assert run.create(config) is False
+    assert run.config().a.x == 1
+    with pytest.raises(UserError, match=r"config.a.x is 1 there and 2 here; config.c is missing there"):
+        run.create(ConfigDict({"a": {"x": 2, "t": (1, 2)}, "b": 0.1, "c": 3}))
+
+
+def test_differences_are_listed_at_any_depth():
+    assert differing({"a": [1, {"b": 2}]}, {"a": [1, {"b": 2}]}) == []
+    assert differing({"a": {"b": 1}}, {"a": {"b": 1, "c": 2}}) == ["config.a.c is missing there"]
+
+
+def test_folders_that_are_no_runs_are_said(tmp_path):
+    with pytest.raises(UserError, match="is not a run folder"):
+        RunDir(tmp_path / "nowhere").config()
+    (tmp_path / "config.json").write_text("{broken")
+    with pytest.raises(UserError, match="cannot be read"):
+        RunDir(tmp_path).config()
+    (tmp_path / "other" / "checkpoints").mkdir(parents=True)
+    with pytest.raises(UserError, match="no config.json"):
+        RunDir(tmp_path / "other").create(ConfigDict())
+
+
+def test_a_full_disk_leaves_the_old_file(tmp_path, monkeypatch):
+    run = RunDir(tmp_path)
+    run.write_json("a.json", {"x": 1})
+
+    def full(fd):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(UserError, match="No space left on device"):
+        run.write_json("a.json", {"x": 2})
+    assert json.loads((tmp_path / "a.json").read_text()) == {"x": 1}
+    assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_numbers_keep_full_precision(tmp_path):
+    run = RunDir(tmp_path)
+    run.write_json("a.json", {"x": np.float32(0.1), "y": 1 / 3})
+    assert run.read_json("a.json") == {"x": float(np.float32(0.1)), "y": 1 / 3}
