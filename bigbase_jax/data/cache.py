@@ -259,7 +259,7 @@ def key_of(fingerprint: str, split: str, source: Source, transforms: Sequence[Tr
 
 
 def has_stable_name(transform: Transform) -> bool:
-    """Whether ``repr`` tells all of the transform's arguments, as a dataclass's does (a function's tells an address)."""
+    """Whether ``repr`` tells a transform's arguments, as a dataclass's does (a function's tells an address)."""
     return " at 0x" not in repr(transform)
 
 

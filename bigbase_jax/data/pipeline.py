@@ -1,10 +1,11 @@
 """From a data set to batches: shuffle, shard, decode, transform, batch, mask, prefetch.
 
-Which examples are in batch ``k``, in which order and with which augmentation depends on the seed and on ``k`` alone: not
-on the number of hosts, threads or batches read ahead, and not on where the run was interrupted. Position ``g = k * B + j``
-of the endless stream of examples belongs to epoch ``g // N``; every epoch is a permutation of its own (grain's index
-shuffle, computed per position, so that any step is reached at once); the random generator of an example is
-counter-based, with ``g`` as its counter.
+Which examples are in batch ``k``, in which order and with which augmentation depends on the seed and on ``k`` alone:
+not on the number of hosts, threads or batches read ahead, and not on where the run was interrupted. Position
+``g = k * B + j`` of the endless stream of examples belongs to epoch ``g // N``; every epoch is a permutation of its own
+(grain's index shuffle, computed per position, so that any step is reached at once); the random generator of an example
+is counter-based, with ``g`` as its counter. Threads work on whole batches: rows are written where they belong, and
+grain's cost per element is paid once per batch.
 
 Legend: B examples in a global batch, N examples in a split, g position in the training stream, k step.
 """
@@ -25,7 +26,7 @@ import threading
 import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import grain
 import numpy as np
@@ -158,7 +159,7 @@ class Prepared:
         self.bad: Mapping[str, caches.Bad] = {name: part.bad for name, part in parts.items()}
 
     def refuse_bad(self) -> None:
-        """Raises UserError with the list of unreadable examples, unless they are to be skipped and some others are left."""
+        """Raises UserError with the list of unreadable examples, unless they are to be skipped and others are left."""
         for name, part in self._parts.items():
             if not len(part.kept):
                 raise UserError(
@@ -176,7 +177,7 @@ class Prepared:
             )
 
     def summary(self) -> list[str]:
-        """Lines for people: what the data is, examples and classes per split, what is left out, where decoded data is."""
+        """Lines for people: what the data is, examples and classes per split, what is left out, what is cached where."""
         lines = [f"data: {self.data.dataset.description}"]
         for name, part in self._parts.items():
             lines.append(f"  {name}: {len(part.kept):,} examples{_balance(part.kept, self.data.facts)}")
@@ -248,8 +249,8 @@ class Prepared:
     def eval_batches(self, split: str, shard: tuple[int, int] = (0, 1)) -> Batches:
         """A split once, in order, with the evaluation transforms; every batch has the same shape.
 
-        The last batch is padded by repeating an example, with ``mask`` 0. With several hosts each gets its rows of every
-        batch, so that all have the same number of batches.
+        The last batch is padded by repeating an example, with ``mask`` 0. With several hosts each gets its rows of
+        every batch, so that all have the same number of batches.
 
         Args:
           split: name of the split.
@@ -290,13 +291,13 @@ class Batches(Iterator[dict[str, np.ndarray]]):
 
     def __init__(
         self,
-        batch: Callable[[int, concurrent.futures.Executor | None, int], dict[str, np.ndarray]],
+        batch: Callable[..., dict[str, np.ndarray]],
         start: int,
         stop: int,
         data: Data,
         rows: int,
     ):
-        """Args: ``batch(k, pool, chunks)`` makes batch k; ``start`` and ``stop`` bound k; ``rows`` are in each batch."""
+        """``batch(k, pool=, chunks=)`` makes batch k, of ``rows`` rows; ``start`` and ``stop`` bound k."""
         workers, ahead = data.num_workers, data.prefetch
         self._length = max(stop - start, 0)
         self._pool = None
@@ -440,7 +441,7 @@ class _Chain:
         chunks: int,
         real: int | None = None,
     ) -> dict[str, np.ndarray]:
-        """Examples stacked into arrays of ``size`` rows; the last one fills the rest; the first ``real`` have mask 1."""
+        """Examples stacked into arrays of ``size`` rows, the last one filling the rest; ``real`` rows have mask 1."""
         first = self.example(indices[0], counters[0])
         out = {name: np.empty((size, *array.shape), array.dtype) for name, array in first.items()}
         clash = {"mask", "index"} & out.keys()
@@ -706,8 +707,7 @@ def _balance(source: KeptSource, facts: Mapping[str, Any]) -> str:
 
 
 def _train_first(name: str) -> tuple[int, str]:
-    order: tuple[Literal["train", "val", "test"], ...] = ("train", "val", "test")
-    return (order.index(name) if name in order else len(order), name)  # type: ignore[arg-type]
+    return (("train", "val", "test", name).index(name), name)
 
 
 def _megabytes(nbytes: float) -> str:
