@@ -158,6 +158,26 @@ class Prepared:
         self.splits: Mapping[str, int] = {name: len(part.kept) for name, part in parts.items()}
         self.bad: Mapping[str, caches.Bad] = {name: part.bad for name, part in parts.items()}
 
+    @property
+    def facts(self) -> Mapping[str, Any]:
+        """The data set's facts (``num_classes``, ...)."""
+        return self.data.facts
+
+    @property
+    def description(self) -> str:
+        """The data set's line about itself."""
+        return self.data.dataset.description
+
+    @property
+    def batch_size(self) -> int:
+        """Examples in a training batch, over all hosts."""
+        return self.data.batch_size
+
+    @property
+    def eval_batch_size(self) -> int:
+        """Examples in an evaluation batch, over all hosts."""
+        return self.data.batch_size if self.data.eval_batch_size is None else self.data.eval_batch_size
+
     def refuse_bad(self) -> None:
         """Raises UserError with the list of unreadable examples, unless they are to be skipped and others are left."""
         for name, part in self._parts.items():
@@ -177,10 +197,10 @@ class Prepared:
             )
 
     def summary(self) -> list[str]:
-        """Lines for people: what the data is, examples and classes per split, what is left out, what is cached where."""
-        lines = [f"data: {self.data.dataset.description}"]
+        """Lines for people: what the data is, the examples and classes of each split, what is left out, caches."""
+        lines = [f"data: {self.description}"]
         for name, part in self._parts.items():
-            lines.append(f"  {name}: {len(part.kept):,} examples{_balance(part.kept, self.data.facts)}")
+            lines.append(f"  {name}: {len(part.kept):,} examples{_balance(part.kept, self.facts)}")
         counts = {name: len(bad) for name, bad in self.bad.items() if bad}
         if counts:
             each = ", ".join(f"{name} {count:,}" for name, count in counts.items())
@@ -205,7 +225,7 @@ class Prepared:
     @property
     def steps_per_epoch(self) -> float:
         """N / B of the training split; batches may straddle epochs, so it need not be whole."""
-        return self.num_examples("train") / self.data.batch_size
+        return self.num_examples("train") / self.batch_size
 
     def source(self, split: str) -> KeptSource:
         """The untransformed examples of a split; ``index`` in a batch counts in it."""
@@ -232,7 +252,7 @@ class Prepared:
         Raises:
           UserError: the hosts do not divide the batch size.
         """
-        batch_size, data = self.data.batch_size, self.data
+        batch_size, data = self.batch_size, self.data
         rows = _rows_of_host(batch_size, shard, "data.batch_size")
         part = self._part("train")
         # Grain's seeds of successive epochs are successive numbers: spread ours, or seeds 0 and 1 would share epochs.
@@ -264,7 +284,7 @@ class Prepared:
         """
         data = self.data
         named = "data.batch_size" if data.eval_batch_size is None else "data.eval_batch_size"
-        batch_size = data.eval_batch_size or data.batch_size
+        batch_size = self.eval_batch_size
         rows = _rows_of_host(batch_size, shard, named)
         part = self._part(split)
         n = len(part.kept)
