@@ -1,0 +1,70 @@
+"""What the models share: words for dtypes, activations and initialisers, pooling, and the error for a wrong model.
+
+Axes: B examples, H height, W width, C channels, h = H // 2, w = W // 2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+T = TypeVar("T")
+
+DTYPES: Mapping[str, Any] = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+ACTIVATIONS: Mapping[str, Callable[..., Any]] = {
+    "sigmoid": jax.nn.sigmoid,
+    "tanh": jnp.tanh,
+    "relu": jax.nn.relu,
+    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+    "silu": jax.nn.silu,
+}
+INITS: Mapping[str, Callable[..., Any]] = {
+    "he": nn.initializers.he_normal(),  # He et al. 2015b, for ReLU
+    "glorot": nn.initializers.glorot_uniform(),  # Glorot & Bengio 2010, for tanh
+    "glorot_sigmoid": nn.initializers.variance_scaling(16.0, "fan_avg", "uniform"),  # 4x: a sigmoid's slope is 1/4
+    "lecun": nn.initializers.lecun_normal(),
+    "torch": nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform"),  # of its Linear and Conv2d
+}
+
+
+class ModelError(ValueError):
+    """A model that cannot be built, or cannot read arrays of this shape; a task shows it as the user's mistake."""
+
+
+def look_up(table: Mapping[str, T], name: str, what: str) -> T:
+    """``table[name]``.
+
+    Raises:
+      ModelError: there is no such name; lists those there are.
+    """
+    if name not in table:
+        raise ModelError(f"{what} is {name!r}; it is one of {', '.join(map(repr, table))}.")
+    return table[name]
+
+
+def classes(num_classes: int | None) -> int:
+    """``num_classes``, which a config may leave to the data.
+
+    Raises:
+      ModelError: it is still None, or not positive.
+    """
+    if num_classes is None or num_classes < 1:
+        raise ModelError(f"the model's num_classes is {num_classes}; give it the number of classes.")
+    return num_classes
+
+
+def max_pool_2x2(x_BHWC: Float[Array, "B H W C"]) -> Float[Array, "B h w C"]:
+    """2x2 maxima at stride 2; an odd last row or column is left out, as torch's ``MaxPool2d(2)`` does.
+
+    Written as a maximum over reshaped axes because the gradient of ``reduce_window`` is slow on CPUs (the classic CNN's
+    step takes 1.2x as long). Equal maxima share the gradient, where ``reduce_window`` gives it to one of them; right
+    after a ReLU the two agree, since ties but of zeros have measure zero and ReLU passes no gradient at zero.
+    """
+    B, H, W, C = x_BHWC.shape
+    x = x_BHWC[:, : H // 2 * 2, : W // 2 * 2]
+    return x.reshape(B, H // 2, 2, W // 2, 2, C).max((2, 4))

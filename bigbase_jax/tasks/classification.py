@@ -1,0 +1,235 @@
+"""Classification of pictures: one label out of K.
+
+Axes: B examples of a batch, N examples of a split, H height, W width, C channels, K classes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from sklearn import metrics as sk
+
+from bigbase_jax.build import suggest
+from bigbase_jax.core import Batch, Sum, UserError, Variables
+from bigbase_jax.models.layers import ModelError
+
+LOSSES = ("softmax", "sigmoid", "squared")
+CALIBRATION_BINS = 15
+
+
+@dataclasses.dataclass(frozen=True)
+class Classification:
+    """A model that gives logits, trained and measured as a classifier.
+
+    A batch holds ``image``: uint8[B,H,W,C], turned into ``(x / 255 - mean) / std`` inside the compiled step, or
+    floating point, taken as it is; ``label``: i32[B], or soft labels f32[B,K] that sum to 1; and ``mask``: f32[B].
+
+    Attributes:
+      model: a Linen module ``(image, train) -> logits``, f32[B,K].
+      num_classes: K; None: the number of class names, or the model's own.
+      class_names: K names; None: "0", "1", ...
+      loss_kind: of the training and of the metric ``loss``: "softmax" (cross-entropy), "sigmoid" (binary cross-entropy
+        of each class against the rest, summed over classes) or "squared" (half the squared error between
+        ``sigmoid(logits)`` and one-hot targets, summed over classes; Rumelhart, Hinton & Williams 1986).
+      label_smoothing: s in [0, 1): targets become ``(1 - s) y + s / K`` in training (Szegedy et al. 2016, section 7).
+      class_weights: K weights; an example counts as much as its class in the training loss, whose mean is the weighted
+        one (as torch's ``CrossEntropyLoss``); a soft label counts the expected weight of its classes.
+      mean, std: of the normalisation, one value or one per channel, in units of 0..1.
+      flip_test: predict the average of the logits of a picture and of its mirror image.
+
+    Raises:
+      UserError: a value out of range, or counts of classes that disagree.
+    """
+
+    model: nn.Module
+    num_classes: int | None = None
+    class_names: tuple[str, ...] | None = None
+    loss_kind: str = "softmax"
+    label_smoothing: float = 0.0
+    class_weights: tuple[float, ...] | None = None
+    mean: tuple[float, ...] = (0.0,)
+    std: tuple[float, ...] = (1.0,)
+    flip_test: bool = False
+
+    inputs: ClassVar[tuple[str, ...]] = ("image",)
+    batch_coupled: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        for name in ("class_names", "class_weights", "mean", "std"):
+            value = getattr(self, name)
+            object.__setattr__(self, name, None if value is None else tuple(value))
+        counts = {
+            "num_classes": self.num_classes,
+            "class_names": None if self.class_names is None else len(self.class_names),
+            "class_weights": None if self.class_weights is None else len(self.class_weights),
+            "model.num_classes": getattr(self.model, "num_classes", None),
+        }
+        given = {name: count for name, count in counts.items() if count is not None}
+        if len(set(given.values())) > 1:
+            told = ", ".join(f"{name}: {count}" for name, count in given.items())
+            raise UserError(f"the numbers of classes disagree ({told}); leave num_classes at None to take the data's.")
+        if given and min(given.values()) < 2:
+            raise UserError(f"a classifier needs at least 2 classes, not {min(given.values())}.")
+        object.__setattr__(self, "num_classes", next(iter(given.values()), None))
+        if self.class_names is not None and len(set(self.class_names)) < len(self.class_names):
+            raise UserError(f"class_names repeats a name: {', '.join(sorted(self.class_names))}.")
+        if self.loss_kind not in LOSSES:
+            raise UserError(f"there is no loss_kind {self.loss_kind!r}.{suggest(self.loss_kind, LOSSES, 'loss')}")
+        if not 0 <= self.label_smoothing < 1:
+            raise UserError(f"label_smoothing is {self.label_smoothing}; it lies in [0, 1), for example 0.1.")
+        if self.class_weights is not None and not (min(self.class_weights) >= 0 < max(self.class_weights)):
+            raise UserError(f"class_weights are {self.class_weights}; they are not negative and not all zero.")
+        if min(self.std, default=0) <= 0 or not self.mean:
+            raise UserError(f"mean {self.mean} and std {self.std} hold one value or one per channel, std above zero.")
+
+    # -- inside the compiled step ----------------------------------------------------------------------------------
+
+    def init(self, key: jax.Array, batch: Batch) -> Variables:
+        """
+        Raises:
+          UserError: the model does not fit the pictures or the number of classes.
+        """
+        image_1HWC = self.normalise(jnp.zeros((1, *batch["image"].shape[1:]), batch["image"].dtype))
+        try:
+            logits_1K, variables = self.model.init_with_output(key, image_1HWC)
+        except ModelError as error:
+            raise UserError(str(error)) from error
+        if self.num_classes is not None and logits_1K.shape != (1, self.num_classes):
+            raise UserError(f"the model's output has shape {logits_1K.shape[1:]} for {self.num_classes} classes.")
+        return variables
+
+    def loss(self, variables: Variables, batch: Batch, key: jax.Array) -> tuple[Sum, Variables]:
+        logits_BK, state = self.model.apply(
+            variables,
+            self.normalise(batch["image"]),
+            train=True,
+            rngs={"dropout": key},
+            mutable=[name for name in variables if name != "params"],
+        )
+        y_BK = self.one_hot(batch["label"], logits_BK.shape[-1])
+        weight_B = batch["mask"]
+        if self.class_weights is not None:
+            weight_B = weight_B * (y_BK @ jnp.asarray(self.class_weights, jnp.float32))
+        smooth_BK = (1 - self.label_smoothing) * y_BK + self.label_smoothing / y_BK.shape[-1]
+        loss_B = self.loss_of(logits_BK, smooth_BK)
+        return Sum(jnp.sum(weight_B * loss_B), jnp.sum(weight_B)), dict(state)
+
+    def predict(self, variables: Variables, inputs: Batch) -> Mapping[str, jax.Array]:
+        """``logits`` and ``probabilities``, f32[B,K] each; probabilities of sigmoid losses are scaled to sum to 1."""
+        image_BHWC = self.normalise(inputs["image"])
+        apply: Callable[..., jax.Array] = functools.partial(self.model.apply, variables)  # type: ignore[assignment]
+        logits_BK = apply(image_BHWC)
+        if self.flip_test:
+            logits_BK = (logits_BK + apply(image_BHWC[:, :, ::-1])) / 2
+        scores_BK = logits_BK if self.loss_kind == "softmax" else jax.nn.log_sigmoid(logits_BK)
+        return {"logits": logits_BK, "probabilities": jax.nn.softmax(scores_BK)}
+
+    def metrics(self, outputs: Mapping[str, jax.Array], batch: Batch) -> Mapping[str, Sum]:
+        """``loss`` (neither smoothed nor weighted), ``accuracy``, and ``top5_accuracy`` for more than 5 classes."""
+        logits_BK, mask_B = outputs["logits"], batch["mask"]
+        y_BK = self.one_hot(batch["label"], logits_BK.shape[-1])
+        label_B = jnp.argmax(y_BK, -1)
+        values = {
+            "loss": self.loss_of(logits_BK, y_BK),
+            "accuracy": jnp.argmax(logits_BK, -1) == label_B,
+        }
+        if logits_BK.shape[-1] > 5:
+            values["top5_accuracy"] = jnp.any(jax.lax.top_k(logits_BK, 5)[1] == label_B[:, None], -1)
+        return {name: Sum(jnp.sum(mask_B * value_B), jnp.sum(mask_B)) for name, value_B in values.items()}
+
+    def normalise(self, image_BHWC: jax.Array | np.ndarray) -> jax.Array:
+        """uint8 -> f32 ``(x / 255 - mean) / std``; floating point stays as it is.
+
+        Raises:
+          UserError: another dtype, or ``mean`` and ``std`` for another number of channels.
+        """
+        if jnp.issubdtype(image_BHWC.dtype, jnp.floating):
+            return jnp.asarray(image_BHWC)
+        if image_BHWC.dtype != jnp.uint8:
+            raise UserError(f"image has dtype {image_BHWC.dtype}; give uint8, or normalised floats.")
+        channels = image_BHWC.shape[-1]
+        if len(self.mean) not in (1, channels) or len(self.std) not in (1, channels):
+            raise UserError(f"mean {self.mean} or std {self.std} does not fit pictures of {channels} channel(s).")
+        return (image_BHWC / jnp.float32(255) - jnp.float32(self.mean)) / jnp.float32(self.std)
+
+    def one_hot(self, label: jax.Array | np.ndarray, num_classes: int | None = None) -> jax.Array:
+        """i32[B] labels -> f32[B,K]; soft labels f32[B,K] stay as they are."""
+        if label.ndim == 2:
+            return jnp.asarray(label, jnp.float32)
+        if num_classes is None and self.num_classes is None:
+            raise UserError("the task does not know the number of classes; set num_classes.")
+        return jax.nn.one_hot(label, num_classes or self.num_classes or 0)
+
+    def loss_of(self, logits_BK: jax.Array, y_BK: jax.Array) -> jax.Array:
+        """f32[B]: the loss of each example against targets that sum to 1."""
+        if self.loss_kind == "softmax":
+            return -jnp.sum(y_BK * jax.nn.log_softmax(logits_BK), -1)
+        if self.loss_kind == "sigmoid":
+            return -jnp.sum(y_BK * jax.nn.log_sigmoid(logits_BK) + (1 - y_BK) * jax.nn.log_sigmoid(-logits_BK), -1)
+        return jnp.sum((jax.nn.sigmoid(logits_BK) - y_BK) ** 2, -1) / 2
+
+    # -- on the host -----------------------------------------------------------------------------------------------
+
+    def report(self, examples: Mapping[str, np.ndarray]) -> Mapping[str, Any]:
+        """``precision``, ``recall``, ``f1``, ``auc``, ``calibration_error``, ``confusion_matrix`` and ``per_class``.
+
+        Precision, recall and F1 are macro averages over the classes that occur among labels or predictions (as
+        scikit-learn's), 0 where undefined. ``auc`` is that of class 1 of two, else the mean one-vs-rest AUC of the
+        classes that have an AUC: a class without examples, or without others beside it, has None. Rows of the
+        confusion matrix are true classes.
+        """
+        p_NK = np.asarray(examples["probabilities"], np.float64)
+        label_N = np.asarray(examples["label"])
+        label_N = label_N.argmax(-1) if label_N.ndim == 2 else label_N
+        guess_N = p_NK.argmax(-1)
+        names = self._names(p_NK.shape[-1])
+        labels = np.arange(len(names))
+        auc_K = [_auc(label_N == k, p_NK[:, k]) for k in labels]
+        known = [auc for auc in auc_K if auc is not None]
+        scores = functools.partial(sk.precision_recall_fscore_support, label_N, guess_N, zero_division=0)
+        precision, recall, f1, _ = scores(average="macro")
+        columns = scores(labels=labels)
+        return {
+            "precision": float(precision),
+            "recall": float(recall),
+            "f1": float(f1),
+            "auc": auc_K[1] if len(names) == 2 else float(np.mean(known)) if known else None,
+            "calibration_error": calibration_error(p_NK, label_N),
+            "confusion_matrix": sk.confusion_matrix(label_N, guess_N, labels=labels).tolist(),
+            "per_class": {
+                name: {"precision": float(p), "recall": float(r), "f1": float(f), "auc": auc, "support": int(n)}
+                for name, p, r, f, n, auc in zip(names, *columns, auc_K, strict=True)
+            },
+        }
+
+    def present(self, output: Mapping[str, np.ndarray]) -> dict[str, Any]:
+        """``{"label": name, "probability": p, "probabilities": {name: p, ...}}`` of one example."""
+        p_K = np.asarray(output["probabilities"])
+        names, best = self._names(len(p_K)), int(p_K.argmax())
+        probabilities = {name: float(p) for name, p in zip(names, p_K, strict=True)}
+        return {"label": names[best], "probability": float(p_K[best]), "probabilities": probabilities}
+
+    def _names(self, num_classes: int) -> Sequence[str]:
+        return self.class_names or [str(k) for k in range(num_classes)]
+
+
+def calibration_error(p_NK: np.ndarray, label_N: np.ndarray, bins: int = CALIBRATION_BINS) -> float:
+    """The expected calibration error (Guo et al. 2017, equation 3), with equal bins (low, high] of confidence."""
+    confidence_N = p_NK.max(-1)
+    right_N = p_NK.argmax(-1) == label_N
+    bin_N = np.clip(np.ceil(confidence_N * bins).astype(int) - 1, 0, bins - 1)
+    gaps = np.bincount(bin_N, right_N - confidence_N, minlength=bins)
+    return float(np.abs(gaps).sum() / len(label_N))
+
+
+def _auc(positive_N: np.ndarray, score_N: np.ndarray) -> float | None:
+    if positive_N.all() or not positive_N.any() or not np.isfinite(score_N).all():
+        return None
+    return float(sk.roc_auc_score(positive_N, score_N))
