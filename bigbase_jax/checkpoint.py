@@ -37,16 +37,15 @@ class Checkpoints:
     Args:
       directory: where they are; created by the first save.
       keep: how many of the latest stay.
-      best: (metric name, "max" or "min"): the best checkpoint by that metric stays too.
+      keep_best: the last one that was saved as ``best`` stays too.
       read_only: only read: nothing is created, cleaned up or deleted (a trainer may be writing).
 
     Raises:
       UserError: the folder cannot be written.
     """
 
-    def __init__(self, directory: str | os.PathLike, keep: int = 2, best: tuple[str, str] | None = None, read_only: bool = False):
+    def __init__(self, directory: str | os.PathLike, keep: int = 2, keep_best: bool = False, read_only: bool = False):
         self.directory = pathlib.Path(os.path.abspath(directory))
-        self.best = best
         self._pending: Any = None
         self._pending_step = -1
         self._checkpointer = None
@@ -55,9 +54,8 @@ class Checkpoints:
             return
         policies = ocp.training.preservation_policies
         kept: list[Any] = [policies.LatestN(keep)]
-        if best is not None:
-            name, mode = best
-            kept.append(policies.BestN(get_metric_fn=lambda metrics: metrics[name], reverse=mode == "min", n=1))
+        if keep_best:
+            kept.append(policies.BestN(get_metric_fn=lambda metrics: metrics["best"], n=1))
         with _sentences(f"cannot use {self.directory} for checkpoints"):
             self.directory.mkdir(parents=True, exist_ok=True)
             if not os.access(self.directory, os.W_OK):
@@ -81,7 +79,7 @@ class Checkpoints:
         folders = [child for child in self.directory.iterdir() if child.name.isdigit()]
         return sorted(int(folder.name) for folder in folders if _is_complete(folder))
 
-    def save(self, step: int, state: PyTree, progress: Mapping[str, Any], metrics: Mapping[str, float] | None = None) -> None:
+    def save(self, step: int, state: PyTree, progress: Mapping[str, Any], best: bool = False) -> None:
         """Starts saving ``state`` as ``step`` and returns as soon as the arrays may be overwritten (donated).
 
         An earlier save still under way is waited for, and its failure is raised here. A damaged folder of the same
@@ -93,10 +91,10 @@ class Checkpoints:
         assert self._checkpointer is not None, "these checkpoints are read only"
         self.wait()
         arrays = _snapshot({name: _raw(x) for name, x in flatten(state).items()})
-        kept_metrics = {self.best[0]: float((metrics or {}).get(self.best[0], _worst(self.best[1])))} if self.best else None
+        rank = {"best": step if best else -1}
         with _sentences(f"cannot save the checkpoint of step {step} under {self.directory}", self._intact), _quiet():
             self._pending = self._checkpointer.save_async(
-                step, arrays, force=True, overwrite=step in self.steps(), metrics=kept_metrics, custom_metadata=dict(progress)
+                step, arrays, force=True, overwrite=step in self.steps(), metrics=rank, custom_metadata=dict(progress)
             )
             self._pending_step = step
 
@@ -227,10 +225,6 @@ def _some(names: list[str], most: int = 5) -> str:
 
 def _is_complete(folder: pathlib.Path) -> bool:
     return (folder / "_CHECKPOINT_METADATA").is_file()
-
-
-def _worst(mode: str) -> float:
-    return -1e300 if mode == "max" else 1e300
 
 
 @contextlib.contextmanager

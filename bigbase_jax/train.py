@@ -123,8 +123,7 @@ def train(config: ConfigDict, workdir: str, name: str = "") -> dict[str, Any]:
     total = loop.total_steps(data.steps_per_epoch)
     eval_every = loop.eval_every or max(1, round(data.steps_per_epoch))
     checkpoint_every = loop.checkpoint_every or eval_every
-    best = (loop.best_metric, loop.best_mode) if loop.best_metric else None
-    checkpoints = Checkpoints(run.checkpoints, loop.keep, best)
+    checkpoints = Checkpoints(run.checkpoints, loop.keep, keep_best=loop.best_metric is not None)
 
     # ------------------------------------------------------------------------------------------------- restore or init
     abstract_params = jax.eval_shape(task.init, jax.random.key(0), spec)["params"]
@@ -138,7 +137,9 @@ def train(config: ConfigDict, workdir: str, name: str = "") -> dict[str, Any]:
         state = jax.jit(init, out_shardings=homes)(parallel.put(first, mesh))
     start = int(state.step)
     done = start >= total or progress.get("stopped", False)
-    for line in [*environment_lines(), *data.summary(), model_table(state.params)]:
+    forward = jax.jit(task.predict).lower(abstract.variables(), {name: spec[name] for name in task.inputs})
+    table = model_table(state.params, parallel.flops(forward) / data.batch_size)
+    for line in [*environment_lines(), *data.summary(), table]:
         say(line)
 
     # ------------------------------------------------------------------------------------------------- compile
@@ -174,7 +175,6 @@ def train(config: ConfigDict, workdir: str, name: str = "") -> dict[str, Any]:
                 state, sums = step_fn(state, batch)
                 log.step(step, sums)
 
-                metrics: dict[str, Any] = {}
                 if "val" in data.splits and (step % eval_every == 0 or step == total):
                     with log.pause():
                         log.check(step)
@@ -184,7 +184,7 @@ def train(config: ConfigDict, workdir: str, name: str = "") -> dict[str, Any]:
                 ends = step == total or stop or progress.get("stopped")
                 if ends or step % checkpoint_every == 0 or progress.get("best_step") == step:
                     with log.pause():
-                        _save(checkpoints, log, step, state, progress, metrics)
+                        _save(checkpoints, log, step, state, progress)
                 if ends:
                     break
         if stop and int(state.step) < total:
@@ -194,7 +194,7 @@ def train(config: ConfigDict, workdir: str, name: str = "") -> dict[str, Any]:
 
     # ------------------------------------------------------------------------------------------------- final evaluation
     step = int(state.step)
-    if best and progress.get("best_step", step) != step:
+    if progress.get("best_step", step) != step:
         step = progress["best_step"]
         state = checkpoints.restore(abstract, step)
     split = "test" if "test" in data.splits else "val" if "val" in data.splits else "train"
@@ -225,13 +225,12 @@ def _restore(checkpoints: Checkpoints, abstract: TrainState) -> tuple[TrainState
     return None, {}
 
 
-def _save(checkpoints: Checkpoints, log: Log, step: int, state: TrainState, progress: dict, metrics: dict) -> None:
+def _save(checkpoints: Checkpoints, log: Log, step: int, state: TrainState, progress: dict[str, Any]) -> None:
     """Saves a state that is known to be finite, and what the log holds up to it."""
     log.check(step)
     if not bool(parallel.all_finite(state.params)):
         raise UserError(f"the parameters became infinite or NaN at step {step}; the last good checkpoint is kept.")
-    flat = {name: value for name, value in metrics.items() if isinstance(value, float)}
-    checkpoints.save(step, state, {**progress, "data_step": step}, flat)
+    checkpoints.save(step, state, {**progress, "data_step": step}, best=progress.get("best_step") == step)
 
 
 def _judge(progress: dict[str, Any], step: int, metrics: dict[str, Any], loop: Loop) -> dict[str, Any]:

@@ -1,0 +1,86 @@
+"""The architecture's own rules: imports point one way, no TensorFlow, one loop of readable length."""
+
+import ast
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1]
+PACKAGE = ROOT / "bigbase_jax"
+CORE = {"bigbase_jax.core"}
+ALLOWED = {  # file or folder -> what of ours it may import; folders may import their own siblings
+    "core.py": set(),
+    "build.py": CORE,
+    "checkpoint.py": CORE,
+    "optim.py": CORE,
+    "parallel.py": CORE,
+    "rundir.py": CORE | {"bigbase_jax.checkpoint"},
+    "evaluate.py": CORE | {"bigbase_jax.parallel"},
+    "log.py": CORE | {"bigbase_jax.build"},
+    "report.py": CORE | {"bigbase_jax.build"},
+    "data": CORE | {"bigbase_jax.build"},
+    "models": set(),
+    "tasks": CORE | {"bigbase_jax.build", "bigbase_jax.models"},
+}
+NEUTRAL = ("train.py", "evaluate.py", "parallel.py", "checkpoint.py")
+
+
+def imports_of(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            if node.module == "bigbase_jax":
+                yield from (f"bigbase_jax.{alias.name}" for alias in node.names)
+            else:
+                yield node.module
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_imports_point_one_way(path):
+    relative = path.relative_to(PACKAGE)
+    key = relative.parts[0]
+    ours = {name for name in imports_of(path) if name.startswith("bigbase_jax")}
+    if key in ALLOWED:
+        siblings = {name for name in ours if name.startswith(f"bigbase_jax.{key}")}
+        extra = {n for n in ours - siblings if not any(n == a or n.startswith(a + ".") for a in ALLOWED[key])}
+        assert not extra, f"{relative} may not import {sorted(extra)}"
+    foreign = {name.partition(".")[0] for name in imports_of(path)}
+    assert not foreign & {"tensorflow", "torch"}
+    if relative.name != "checkpoint.py":
+        assert "orbax" not in foreign
+
+
+def test_the_loop_can_be_read_in_one_sitting():
+    assert len((PACKAGE / "train.py").read_text().splitlines()) < 300
+    assert len((ROOT / "launch.py").read_text().splitlines()) < 120
+
+
+@pytest.mark.parametrize("name", NEUTRAL)
+def test_the_core_knows_no_modality(name):
+    text = (PACKAGE / name).read_text().lower()
+    for word in ("image", "picture", "text", "token", "audio", "resnet", "label", "class_names", "accuracy"):
+        words = [line for line in text.splitlines() if word in line.split("#")[0].replace('"""', "") and not _is_prose(line)]
+        assert not words, f"{name} speaks of {word}: {words}"
+
+
+def _is_prose(line):
+    return not any(mark in line for mark in ("=", "(", "[", "import")) or line.strip().startswith(("#", '"""'))
+
+
+def test_pmap_is_never_called():
+    for path in [*PACKAGE.rglob("*.py"), *(ROOT / "configs").glob("*.py")]:
+        assert "jax.pmap" not in path.read_text()
+
+
+def test_importing_everything_needs_neither_tensorflow_nor_torch():
+    code = (
+        "import sys, pkgutil, importlib, bigbase_jax\n"
+        "for m in pkgutil.walk_packages(bigbase_jax.__path__, 'bigbase_jax.'): importlib.import_module(m.name)\n"
+        "bad = {'tensorflow', 'torch'} & set(sys.modules)\n"
+        "sys.exit(f'imported {bad}' if bad else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
