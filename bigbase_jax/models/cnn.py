@@ -1,6 +1,6 @@
 """The classic convolutional network.
 
-Axes: B examples, H height, W width, C channels, K classes, D features, h = H // 2, w = W // 2.
+Axes: B examples, H height, W width, C channels, K classes, D features or channels out, h = H // 2, w = W // 2.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class Stage(nn.Module):
     dtype: str
 
     @nn.compact
-    def __call__(self, x_BHWC: Float[Array, "B H W C"]) -> Float[Array, "B h w features"]:
+    def __call__(self, x_BHWC: Float[Array, "B H W C"]) -> Float[Array, "B h w D"]:
         conv = nn.Conv(
             self.features, (3, 3), dtype=DTYPES[self.dtype], kernel_init=INITS[self.kernel_init], name="conv"
         )

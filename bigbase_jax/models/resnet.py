@@ -1,0 +1,249 @@
+"""Residual networks: those of torchvision, and the small ones for CIFAR.
+
+Modules are named as torchvision's with dots turned into underscores (``layer1.0.conv1`` -> ``layer1_0.conv1``), and all
+padding is explicit and symmetric as torch's, so that published weights give the published outputs. One thing differs:
+torch's running variance is the unbiased one, here it is the biased one.
+
+Axes: B examples, H height, W width, C channels, D channels of the output, K classes, h and w: H and W over the stride.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Float32
+
+from bigbase_jax.models.layers import DTYPES, ModelError, classes, look_up, max_pool_3x3
+
+conv_init = nn.initializers.variance_scaling(2.0, "fan_out", "normal")  # He et al. 2015b
+head_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")  # of torch's Linear
+
+
+def _conv(features: int, kernel: int, stride: int, dtype: str, name: str) -> nn.Conv:
+    pad = (kernel - 1) // 2
+    return nn.Conv(
+        features,
+        (kernel, kernel),
+        strides=stride,
+        padding=[(pad, pad), (pad, pad)],
+        use_bias=False,
+        dtype=DTYPES[dtype],
+        kernel_init=conv_init,
+        name=name,
+    )
+
+
+def _norm(train: bool, dtype: str, axis_name: str | None) -> Callable[..., nn.BatchNorm]:
+    return functools.partial(
+        nn.BatchNorm,
+        use_running_average=not train,
+        momentum=0.9,  # the old value's share; torch's momentum=0.1 is the new value's
+        epsilon=1e-5,
+        dtype=DTYPES[dtype],
+        axis_name=axis_name if train else None,
+    )
+
+
+def _last_scale(zero_init: bool) -> Callable[..., Any]:
+    return nn.initializers.zeros if zero_init else nn.initializers.ones
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions and a shortcut (He et al. 2015, figure 5 left).
+
+    Attributes:
+      width: channels of the output.
+      stride: of the first convolution and of the shortcut.
+      shortcut: where the shapes differ: "conv" (1x1 convolution and BatchNorm; option B) or "pad" (subsample, and pad
+        the channels with zeros on both sides; option A).
+    """
+
+    width: int
+    stride: int = 1
+    shortcut: str = "conv"
+    zero_init: bool = False
+    dtype: str = "float32"
+    bn_axis_name: str | None = None
+    expansion = 1
+
+    @nn.compact
+    def __call__(self, x_BHWC: Float[Array, "B H W C"], train: bool) -> Float[Array, "B h w D"]:
+        conv, norm = functools.partial(_conv, dtype=self.dtype), _norm(train, self.dtype, self.bn_axis_name)
+        y = jax.nn.relu(norm(name="bn1")(conv(self.width, 3, self.stride, name="conv1")(x_BHWC)))
+        y = norm(name="bn2", scale_init=_last_scale(self.zero_init))(conv(self.width, 3, 1, name="conv2")(y))
+        if x_BHWC.shape[-1] == self.width and self.stride == 1:
+            short = x_BHWC
+        elif self.shortcut == "conv":
+            short = norm(name="downsample_1")(conv(self.width, 1, self.stride, name="downsample_0")(x_BHWC))
+        else:
+            more = self.width - x_BHWC.shape[-1]
+            short = x_BHWC[:, :: self.stride, :: self.stride]
+            short = jnp.pad(short, ((0, 0), (0, 0), (0, 0), (more // 2, more - more // 2)))
+        return jax.nn.relu(y + short)
+
+
+class Bottleneck(nn.Module):
+    """1x1, 3x3 and 1x1 convolutions and a shortcut; the stride is the 3x3's (torchvision's "v1.5").
+
+    Attributes:
+      width: channels of the 3x3 convolution; the output has four times as many.
+    """
+
+    width: int
+    stride: int = 1
+    zero_init: bool = False
+    dtype: str = "float32"
+    bn_axis_name: str | None = None
+    expansion = 4
+
+    @nn.compact
+    def __call__(self, x_BHWC: Float[Array, "B H W C"], train: bool) -> Float[Array, "B h w D"]:
+        conv, norm = functools.partial(_conv, dtype=self.dtype), _norm(train, self.dtype, self.bn_axis_name)
+        out = self.width * self.expansion
+        y = jax.nn.relu(norm(name="bn1")(conv(self.width, 1, 1, name="conv1")(x_BHWC)))
+        y = jax.nn.relu(norm(name="bn2")(conv(self.width, 3, self.stride, name="conv2")(y)))
+        y = norm(name="bn3", scale_init=_last_scale(self.zero_init))(conv(out, 1, 1, name="conv3")(y))
+        short = x_BHWC
+        if x_BHWC.shape[-1] != out or self.stride != 1:
+            short = norm(name="downsample_1")(conv(out, 1, self.stride, name="downsample_0")(x_BHWC))
+        return jax.nn.relu(y + short)
+
+
+LAYOUTS: dict[int, tuple[type[BasicBlock] | type[Bottleneck], tuple[int, ...]]] = {
+    18: (BasicBlock, (2, 2, 2, 2)),
+    34: (BasicBlock, (3, 4, 6, 3)),
+    50: (Bottleneck, (3, 4, 6, 3)),
+}
+STEMS = ("imagenet", "cifar", "patch")
+
+
+class ResNet(nn.Module):
+    """ResNet-18, -34 or -50 in torchvision's layout (He et al. 2015; the -50 is "v1.5").
+
+    Attributes:
+      num_classes: width of the output.
+      depth: 18, 34 or 50.
+      width: channels of the first stage, doubled at each of the next three; 64 in the published networks.
+      stem: "imagenet" (7x7 convolution at stride 2, then 3x3 max-pool at stride 2), "cifar" (3x3 convolution at stride
+        1, no pool: for pictures of 32 pixels or so) or "patch" (4x4 convolution at stride 4, the cheapest).
+      dropout: rate before the last layer.
+      zero_init: start the last BatchNorm scale of each block at zero, so that blocks begin as the identity (Goyal et
+        al. 2017, section 5.1).
+      dtype: of the computation, "float32" or "bfloat16"; parameters, BatchNorm statistics and logits are float32.
+      remat: compute the blocks' activations again in the backward pass instead of keeping them.
+      bn_axis_name: mapped axis over which training statistics are averaged; needed only inside ``shard_map`` (there:
+        "data"). Under ``jit`` statistics are those of the global batch anyway.
+
+    Raises:
+      ModelError: an unknown depth, stem or dtype.
+    """
+
+    num_classes: int | None = None
+    depth: int = 18
+    width: int = 64
+    stem: str = "imagenet"
+    dropout: float = 0.0
+    zero_init: bool = False
+    dtype: str = "float32"
+    remat: bool = False
+    bn_axis_name: str | None = None
+
+    def __post_init__(self) -> None:
+        look_up(DTYPES, self.dtype, "dtype")
+        if self.depth not in LAYOUTS:
+            raise ModelError(f"depth is {self.depth}; a ResNet has depth {', '.join(map(str, LAYOUTS))}.")
+        if self.stem not in STEMS:
+            raise ModelError(f"stem is {self.stem!r}; it is one of {', '.join(map(repr, STEMS))}.")
+        super().__post_init__()
+
+    @nn.compact
+    def __call__(self, x_BHWC: Float[Array, "B H W C"], train: bool = False) -> Float32[Array, "B K"]:
+        conv, norm = functools.partial(_conv, dtype=self.dtype), _norm(train, self.dtype, self.bn_axis_name)
+        x = x_BHWC.astype(DTYPES[self.dtype])
+        if self.stem == "patch":
+            if min(x.shape[1:3]) < 4:
+                raise ModelError(f"a picture of {x.shape[1]}x{x.shape[2]} holds no patch of 4x4; use stem='cifar'.")
+            x = nn.Conv(
+                self.width, (4, 4), 4, "VALID", use_bias=False, dtype=x.dtype, kernel_init=conv_init, name="conv1"
+            )(x)
+        elif self.stem == "cifar":
+            x = conv(self.width, 3, 1, name="conv1")(x)
+        else:
+            x = conv(self.width, 7, 2, name="conv1")(x)
+        x = jax.nn.relu(norm(name="bn1")(x))
+        if self.stem == "imagenet":
+            x = max_pool_3x3(x)
+        block, counts = LAYOUTS[self.depth]
+        make = nn.remat(block, static_argnums=(2,)) if self.remat else block
+        for stage, count in enumerate(counts):
+            for i in range(count):
+                x = make(
+                    self.width * 2**stage,
+                    stride=2 if stage and not i else 1,
+                    zero_init=self.zero_init,
+                    dtype=self.dtype,
+                    bn_axis_name=self.bn_axis_name,
+                    name=f"layer{stage + 1}_{i}",
+                )(x, train)
+        x_BC = jnp.mean(x, (1, 2), dtype=jnp.float32)
+        x_BC = nn.Dropout(self.dropout, deterministic=not train)(x_BC)
+        return nn.Dense(classes(self.num_classes), kernel_init=head_init, name="fc")(x_BC)
+
+
+class CifarResNet(nn.Module):
+    """The ResNets for 32x32 pictures (He et al. 2015, section 4.2): three stages of ``(depth - 2) / 6`` blocks.
+
+    Attributes:
+      num_classes: width of the output.
+      depth: 6 n + 2: 20, 32, 44, 56, 110.
+      width: channels of the first stage, doubled at each of the next two; 16 in the paper.
+      shortcut: "pad" (no parameters, as in the paper) or "conv" (1x1 convolution and BatchNorm).
+      dropout, zero_init, dtype, remat, bn_axis_name: as in ``ResNet``.
+
+    Raises:
+      ModelError: a depth that is not 6 n + 2, an unknown shortcut or dtype.
+    """
+
+    num_classes: int | None = None
+    depth: int = 20
+    width: int = 16
+    shortcut: str = "pad"
+    dropout: float = 0.0
+    zero_init: bool = False
+    dtype: str = "float32"
+    remat: bool = False
+    bn_axis_name: str | None = None
+
+    def __post_init__(self) -> None:
+        look_up(DTYPES, self.dtype, "dtype")
+        if self.depth < 8 or (self.depth - 2) % 6:
+            raise ModelError(f"depth is {self.depth}; a CIFAR ResNet has depth 6 n + 2, such as 20, 32, 44 or 56.")
+        if self.shortcut not in ("pad", "conv"):
+            raise ModelError(f"shortcut is {self.shortcut!r}; it is 'pad' or 'conv'.")
+        super().__post_init__()
+
+    @nn.compact
+    def __call__(self, x_BHWC: Float[Array, "B H W C"], train: bool = False) -> Float32[Array, "B K"]:
+        conv, norm = functools.partial(_conv, dtype=self.dtype), _norm(train, self.dtype, self.bn_axis_name)
+        x = x_BHWC.astype(DTYPES[self.dtype])
+        x = jax.nn.relu(norm(name="bn1")(conv(self.width, 3, 1, name="conv1")(x)))
+        make = nn.remat(BasicBlock, static_argnums=(2,)) if self.remat else BasicBlock
+        for stage in range(3):
+            for i in range((self.depth - 2) // 6):
+                x = make(
+                    self.width * 2**stage,
+                    stride=2 if stage and not i else 1,
+                    shortcut=self.shortcut,
+                    zero_init=self.zero_init,
+                    dtype=self.dtype,
+                    bn_axis_name=self.bn_axis_name,
+                    name=f"layer{stage + 1}_{i}",
+                )(x, train)
+        x_BC = jnp.mean(x, (1, 2), dtype=jnp.float32)
+        x_BC = nn.Dropout(self.dropout, deterministic=not train)(x_BC)
+        return nn.Dense(classes(self.num_classes), kernel_init=head_init, name="linear")(x_BC)

@@ -1,0 +1,115 @@
+"""The vision transformer.
+
+Axes: B examples, H height, W width, C channels, K classes, D model width, h = H // patch, w = W // patch, L length.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Float32
+
+from bigbase_jax.models.layers import DTYPES, ModelError, classes, look_up
+from bigbase_jax.models.transformer import Encoder, sincos2d
+
+
+class Size(NamedTuple):
+    """Width, depth and heads of a variant; its hidden layers are four times as wide."""
+
+    width: int
+    depth: int
+    heads: int
+
+
+VARIANTS = {
+    "Ti": Size(192, 12, 3),
+    "S": Size(384, 12, 6),
+    "B": Size(768, 12, 12),
+    "L": Size(1024, 24, 16),
+}
+
+
+class ViT(nn.Module):
+    """Vision transformer (Dosovitskiy et al. 2021), pre-norm; Ti and S as in DeiT (Touvron et al. 2021).
+
+    Attributes:
+      num_classes: width of the output.
+      variant: "Ti", "S", "B" or "L".
+      patch: side of the square patches in pixels; height and width must be multiples of it (they may differ).
+      width, depth, heads, mlp_dim: replace the variant's where given; ``mlp_dim`` is 4 x width otherwise.
+      pool: what the last layer reads: "cls", a learned token, or "gap", the mean over the patches (no such token).
+      positions: "learned" (for one size of picture) or "sincos2d" (fixed, for any).
+      dropout: rate on the tokens, after GELUs and on the output of each branch.
+      drop_path: stochastic depth of the last block, growing linearly from 0.
+      dtype: of the computation, "float32" or "bfloat16"; parameters and logits are float32.
+      remat: compute the blocks' activations again in the backward pass instead of keeping them.
+
+    Raises:
+      ModelError: an unknown word among the attributes, a width that the heads do not divide, or a picture that the
+        patches do not fill.
+    """
+
+    num_classes: int | None = None
+    variant: str = "Ti"
+    patch: int = 16
+    width: int | None = None
+    depth: int | None = None
+    heads: int | None = None
+    mlp_dim: int | None = None
+    pool: str = "cls"
+    positions: str = "learned"
+    dropout: float = 0.0
+    drop_path: float = 0.0
+    dtype: str = "float32"
+    remat: bool = False
+
+    def __post_init__(self) -> None:
+        look_up(VARIANTS, self.variant, "variant")
+        look_up(DTYPES, self.dtype, "dtype")
+        if self.pool not in ("cls", "gap"):
+            raise ModelError(f"pool is {self.pool!r}; it is 'cls' or 'gap'.")
+        if self.positions not in ("learned", "sincos2d"):
+            raise ModelError(f"positions is {self.positions!r}; it is 'learned' or 'sincos2d'.")
+        if self.size.width % self.size.heads:
+            raise ModelError(f"a width of {self.size.width} does not divide over {self.size.heads} heads.")
+        super().__post_init__()
+
+    @property
+    def size(self) -> Size:
+        """The variant's size, with what is given in its place."""
+        size = VARIANTS[self.variant]
+        return Size(self.width or size.width, self.depth or size.depth, self.heads or size.heads)
+
+    @nn.compact
+    def __call__(self, x_BHWC: Float[Array, "B H W C"], train: bool = False) -> Float32[Array, "B K"]:
+        B, H, W, _ = x_BHWC.shape
+        P, D, dtype = self.patch, self.size.width, DTYPES[self.dtype]
+        if H % P or W % P:
+            raise ModelError(
+                f"a picture of {H}x{W} does not divide into patches of {P}x{P}; resize it or change patch."
+            )
+        embed = nn.Conv(D, (P, P), P, "VALID", dtype=dtype, name="embedding")
+        x_BLD = embed(x_BHWC.astype(dtype)).reshape(B, -1, D)
+        tokens = int(self.pool == "cls")
+        if tokens:
+            cls_11D = self.param("cls", nn.initializers.zeros, (1, 1, D))
+            x_BLD = jnp.concatenate([jnp.broadcast_to(cls_11D, (B, 1, D)).astype(dtype), x_BLD], axis=1)
+        if self.positions == "learned":
+            position_1LD = self.param("position", nn.initializers.normal(0.02), (1, x_BLD.shape[1], D))
+        else:
+            position_1LD = jnp.pad(sincos2d(H // P, W // P, D), ((tokens, 0), (0, 0)))[None]
+        x_BLD = Encoder(
+            self.size.depth,
+            self.size.heads,
+            self.mlp_dim or 4 * D,
+            dropout=self.dropout,
+            drop_path=self.drop_path,
+            dtype=self.dtype,
+            remat=self.remat,
+            name="encoder",
+        )(x_BLD + position_1LD.astype(dtype), train=train)
+        x_BD = (x_BLD[:, 0] if tokens else jnp.mean(x_BLD, 1, dtype=jnp.float32)).astype(jnp.float32)
+        head_init = nn.initializers.truncated_normal(0.02)
+        return nn.Dense(classes(self.num_classes), kernel_init=head_init, name="head")(x_BD)
