@@ -47,6 +47,7 @@ class Cache:
     Attributes:
       directory: the cache's folder.
       bad: the examples that were left out.
+      transforms: how many of the transforms in its key were applied.
       nbytes: size of the data in bytes.
     """
 
@@ -59,6 +60,7 @@ class Cache:
         self.directory = directory
         index = json.loads((directory / "index.json").read_text())
         self.nbytes: int = index["bytes"]
+        self.transforms: int = index["transforms"]
         self.bad: Bad = [(int(i), str(why)) for i, why in index["bad"]]
         self._entries = [
             (name, np.dtype(e["dtype"]), None if e["shape"] is None else tuple(e["shape"]), e["ndim"])
@@ -94,7 +96,8 @@ class Writer:
     Any method may raise OSError (disk full, folder not writable); ``abort`` is then the caller's answer.
     """
 
-    def __init__(self, root: pathlib.Path, key: str):
+    def __init__(self, root: pathlib.Path, key: str, transforms: int = 0):
+        """Begins the cache ``key`` of examples to which the first ``transforms`` transforms were applied."""
         root.mkdir(parents=True, exist_ok=True)
         self._final = root / f"cache-{key}"
         self._temporary = pathlib.Path(tempfile.mkdtemp(prefix="tmp-", dir=root))
@@ -102,6 +105,7 @@ class Writer:
         self._rows: list[tuple[int, list[tuple[int, ...]]]] = []
         self._dtypes: dict[str, np.dtype] = {}
         self._offset = 0
+        self._transforms = transforms
 
     def add(self, example: Example) -> None:
         """Appends an example.
@@ -141,6 +145,7 @@ class Writer:
         rows = [[offset, *(n for seen in ragged for n in seen[i])] for i, (offset, _) in enumerate(self._rows)]
         np.save(self._temporary / "rows.npy", np.asarray(rows, np.int64))
         index = {"length": len(rows), "bytes": self._offset, "entries": entries, "bad": bad}
+        index["transforms"] = self._transforms
         (self._temporary / "index.json").write_text(json.dumps(index))
         try:
             os.rename(self._temporary, self._final)
@@ -210,6 +215,14 @@ def prune(root: pathlib.Path, limit_bytes: float, keep: Iterable[pathlib.Path] =
         total += size
         if total > limit_bytes and not used:
             discard(path)
+
+
+def free_bytes(root: pathlib.Path) -> float:
+    """What the disk of ``root``, which need not exist yet, can take; infinity if that cannot be found out."""
+    for path in (root, *root.parents):
+        with contextlib.suppress(OSError):
+            return shutil.disk_usage(path).free
+    return float("inf")
 
 
 # --- verdicts: which examples are unreadable, for sets that are not cached -------------------------------------------

@@ -521,16 +521,18 @@ class _Preparation:
         """Finds out which examples of a split are unreadable, from an earlier check if there was one."""
         source = self._data.dataset.splits[name]
         chain = self._data.train_transforms if name == "train" else self._data.eval_transforms
-        lengths = range(_deterministic(chain) + 1)
-        for length in reversed(lengths):
-            found = caches.find(self._root, self._key(name, source, chain[:length])) if self._left > 0 else None
-            if found is not None and not self._mended(source, found.bad):
-                self._left -= found.nbytes
-                state = f"{_megabytes(found.nbytes)} in {found.directory.parent}, from an earlier start"
-                return _Part(name, source, found.bad, found, tuple(chain[:length]), state)
+        fixed = tuple(chain[: _deterministic(chain)])
+        key = caches.key_of(self._fingerprint, name, source, fixed)
+        found = caches.find(self._root, key) if self._left > 0 else None
+        if found is not None and self._mended(source, found.bad):
+            caches.discard(found.directory)
+        elif found is not None:
+            self._left -= found.nbytes
+            state = f"{_megabytes(found.nbytes)} in {self._root}, from an earlier start"
+            return _Part(name, source, found.bad, found, fixed[: found.transforms], state)
 
         in_memory = bool(getattr(source, "in_memory", False))
-        nbytes, prefix = self._estimate(source, chain, len(lengths) - 1)
+        nbytes, prefix = self._estimate(source, fixed)
         if self._data.cache_limit_gb == 0:
             state, wanted = "off", False
         elif in_memory and not prefix:
@@ -543,24 +545,27 @@ class _Preparation:
                 f"none, {needs}, more than is left of data.cache_limit_gb={self._data.cache_limit_gb:g}",
                 False,
             )
+        elif nbytes > caches.free_bytes(self._root):
+            state, wanted = f"none, it would take about {_megabytes(nbytes)} and the disk has no room for it", False
         else:
             state, wanted = "none", self._writable
         if in_memory and not wanted:
             return _Part(name, source, [], state=state)
 
-        verdict_key = self._key(name, source)
+        verdict_key = caches.key_of(self._fingerprint, name, source)
         if not wanted:
             bad = caches.read_verdict(self._root, verdict_key)
             if bad is not None and not self._mended(source, bad):
                 return _Part(name, source, bad, state=state)
-        bad, cache, failure = self._read_all(name, source, prefix, wanted)
+        bad, cache, failure = self._read_all(name, source, prefix, key if wanted else None)
         if cache is None or bad:
             with self._unless_unwritable("the outcome of this check is not remembered"):
                 caches.write_verdict(self._root, verdict_key, bad)
         if cache is None:
             return _Part(name, source, bad, state=failure or state)
         self._left -= cache.nbytes
-        return _Part(name, source, bad, cache, prefix, f"{_megabytes(cache.nbytes)} in {self._root}, new")
+        prefix = fixed[: cache.transforms]  # by another process, perhaps, which had the same to do
+        return _Part(name, source, cache.bad, cache, prefix, f"{_megabytes(cache.nbytes)} in {self._root}, new")
 
     def finish(self, parts: Mapping[str, _Part]) -> None:
         """Deletes caches of other data that no longer fit the limit."""
@@ -568,17 +573,12 @@ class _Preparation:
         if used:
             caches.prune(self._root, self._data.cache_limit_gb * 1e9, used)
 
-    def _key(self, name: str, source: Source, prefix: tuple[Transform, ...] = ()) -> str:
-        return caches.key_of(self._fingerprint, name, source, prefix)
-
     def _mended(self, source: Source, bad: caches.Bad) -> bool:
         """Whether an example that was unreadable can be read now (permissions and networks leave no fingerprint)."""
         return any(not isinstance(_read(source, index), _Bad) for index, _ in bad)
 
-    def _estimate(
-        self, source: Source, chain: tuple[Transform, ...], longest: int
-    ) -> tuple[float, tuple[Transform, ...]]:
-        """Bytes that a cache would take, and the deterministic first transforms after which it takes the least."""
+    def _estimate(self, source: Source, fixed: tuple[Transform, ...]) -> tuple[float, tuple[Transform, ...]]:
+        """Bytes that a cache would take, and the first of the ``fixed`` transforms after which it takes the least."""
         n = len(source)
         sizes: list[list[float]] = []
         rng = np.random.default_rng(0)
@@ -587,7 +587,7 @@ class _Preparation:
             if isinstance(example, _Bad):
                 continue
             row = [_nbytes(example)]
-            for transform in chain[:longest]:
+            for transform in fixed:
                 example = transform(example, rng)
                 row.append(_nbytes(example))
             sizes.append(row)
@@ -595,19 +595,24 @@ class _Preparation:
             return 0.0, ()
         means = np.mean(sizes, axis=0)
         length = max(i for i, size in enumerate(means) if size == means.min())
-        return float(means[length]) * n, chain[:length]
+        return float(means[length]) * n, fixed[:length]
 
     def _read_all(
-        self, name: str, source: Source, prefix: tuple[Transform, ...], wanted: bool
+        self, name: str, source: Source, prefix: tuple[Transform, ...], key: str | None
     ) -> tuple[caches.Bad, caches.Cache | None, str | None]:
-        """Reads every example of a split in parallel; returns the unreadable ones, the cache, and why there is none."""
+        """Reads every example of a split in parallel and caches it under ``key``, if given.
+
+        Returns: the unreadable ones, the cache, and why there is none.
+        """
         workers, n = self._data.num_workers, len(source)
         rng = threading.local()
 
         def decode(index: int) -> Example | _Bad:
             example = _read(source, index)
-            if isinstance(example, _Bad) or not wanted:
-                return example if isinstance(example, _Bad) else {}
+            if isinstance(example, _Bad):
+                return example
+            if writer is None:
+                return {}
             if not hasattr(rng, "value"):
                 rng.value = np.random.default_rng(0)
             for transform in prefix:
@@ -615,10 +620,11 @@ class _Preparation:
             return example
 
         bad: caches.Bad = []
-        writer, failure = None, None
-        if wanted:
+        writer: caches.Writer | None = None
+        failure: str | None = None
+        if key is not None:
             with self._unless_unwritable("decoded examples are not kept"):
-                writer = caches.Writer(self._root, self._key(name, source, prefix))
+                writer = caches.Writer(self._root, key, len(prefix))
             failure = None if writer else "none, its folder cannot be written"
         purpose = " and keeping them decoded" if writer else ""
         self._say(f"data: reading the {n:,} examples of the {name} split once, to check them{purpose}")

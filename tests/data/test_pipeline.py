@@ -1,0 +1,303 @@
+"""Batches: which examples, in which order, with which augmentation, for any number of threads, hosts and restarts."""
+
+import dataclasses
+import itertools
+import threading
+import time
+from typing import ClassVar
+
+import numpy as np
+import pytest
+
+from bigbase_jax.core import UserError
+from bigbase_jax.data.pipeline import Data
+
+
+class Numbers:
+    """n examples; ``broken`` ones raise."""
+
+    def __init__(self, n, broken=(), shape=(4, 5, 1)):
+        self.n, self.broken, self.shape = n, set(broken), shape
+        self.labels = np.arange(n, dtype=np.int32) % 2
+
+    def __len__(self):
+        return self.n
+
+    def name(self, index):
+        return f"{index}.jpg"
+
+    def __getitem__(self, index):
+        if index in self.broken:
+            raise UserError(f"{index}.jpg is cut short")
+        return {"image": np.full(self.shape, index % 251, np.uint8), "label": int(index % 2)}
+
+
+@dataclasses.dataclass
+class Set:
+    splits: dict
+    facts: ClassVar = {"num_classes": 2, "class_names": ("cat", "dog")}
+    description: ClassVar = "numbers for a test"
+
+    def fingerprint(self):
+        return "numbers"
+
+
+@dataclasses.dataclass(frozen=True)
+class Noise:
+    """Adds an entry that shows the generator's state."""
+
+    random: ClassVar[bool] = True
+
+    def __call__(self, example, rng):
+        return {**example, "noise": rng.random(3, np.float32)}
+
+
+@pytest.fixture
+def prepare(tmp_path):
+    def make(n=10, batch_size=4, broken=(), val=7, source=None, **kwargs):
+        splits = {"train": source or Numbers(n, broken), "val": Numbers(val)}
+        kwargs = {"train_transforms": (Noise(),), "workers": 1, "cache_dir": str(tmp_path), **kwargs}
+        return Data(Set(splits), batch_size, **kwargs).prepare(lambda line: None)
+
+    return make
+
+
+def take(batches, count):
+    with batches:
+        return list(itertools.islice(batches, count))
+
+
+def assert_same(a, b):
+    assert len(a) == len(b) > 0
+    for x, y in zip(a, b, strict=True):
+        assert x.keys() == y.keys()
+        for name in x:
+            np.testing.assert_array_equal(x[name], y[name], err_msg=name, strict=True)
+
+
+# --- training batches -------------------------------------------------------------------------------------------------
+
+
+def test_entries_and_types(prepare):
+    (batch,) = take(prepare().train_batches(0), 1)
+    assert {k: (v.shape, str(v.dtype)) for k, v in batch.items()} == {
+        "image": ((4, 4, 5, 1), "uint8"),
+        "label": ((4,), "int32"),
+        "noise": ((4, 3), "float32"),
+        "mask": ((4,), "float32"),
+        "index": ((4,), "int32"),
+    }
+    np.testing.assert_array_equal(batch["label"], batch["index"] % 2)
+    np.testing.assert_array_equal(batch["image"][:, 0, 0, 0], batch["index"])
+    assert (batch["mask"] == 1).all()
+
+
+@pytest.mark.parametrize(("n", "batch_size"), [(10, 4), (3, 8), (1, 2), (130, 13)])
+def test_every_epoch_is_another_permutation(prepare, n, batch_size):
+    epochs = 6
+    batches = take(prepare(n, batch_size).train_batches(0), -(-epochs * n // batch_size))
+    stream = np.concatenate([b["index"] for b in batches])[: epochs * n].reshape(epochs, n)
+    np.testing.assert_array_equal(np.sort(stream, axis=1), np.tile(np.arange(n), (epochs, 1)))
+    if n >= 10:
+        assert len({tuple(epoch) for epoch in stream}) == epochs
+        assert not any((epoch == np.arange(n)).all() for epoch in stream)
+
+
+def test_each_use_of_an_example_is_augmented_anew_and_seeds_differ(prepare):
+    runs = [take(prepare(seed=seed).train_batches(0), 30) for seed in (0, 1)]
+    noise = np.concatenate([b["noise"] for run in runs for b in run])
+    assert len(np.unique(noise)) > 0.99 * noise.size
+    stream = [np.concatenate([b["index"] for b in run]).reshape(12, 10) for run in runs]
+    assert not {tuple(e) for e in stream[0]} & {tuple(e) for e in stream[1]}  # no epoch in common, shifted or not
+
+
+@pytest.mark.parametrize("workers", [1, 2, 8])
+@pytest.mark.parametrize("start", [0, 7, 10**6])
+def test_step_k_is_the_same_for_any_start_and_any_number_of_threads(prepare, workers, start):
+    reference = prepare(batch_size=6, prefetch=0)
+    expected = take(reference.train_batches(start), 5)
+    assert (expected[0]["noise"] != expected[1]["noise"]).all()
+    found = take(prepare(batch_size=6, workers=workers, prefetch=2).train_batches(start), 5)
+    assert_same(found, expected)
+    if start == 7:
+        assert_same(take(reference.train_batches(0), 12)[7:], expected)
+
+
+@pytest.mark.parametrize("hosts", [2, 4])
+def test_hosts_together_see_what_one_host_sees(prepare, hosts):
+    data = prepare(n=11, batch_size=8)
+    whole = take(data.train_batches(3), 6)
+    shards = [take(data.train_batches(3, (i, hosts)), 6) for i in range(hosts)]
+    assert all(len(b["index"]) == 8 // hosts for shard in shards for b in shard)
+    joined = [{k: np.concatenate([s[j][k] for s in shards]) for k in whole[j]} for j in range(6)]
+    assert_same(joined, whole)
+
+
+# --- evaluation batches -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("hosts", [1, 2, 4])
+@pytest.mark.parametrize(("n", "batch_size"), [(7, 4), (8, 4), (9, 4), (3, 8), (1, 4)])
+def test_evaluation_covers_each_example_once_in_order(prepare, n, batch_size, hosts):
+    data = prepare(val=n, eval_batch_size=batch_size, eval_transforms=(Noise(),))
+    iterators = [data.eval_batches("val", (i, hosts)) for i in range(hosts)]
+    assert {len(i) for i in iterators} == {-(-n // batch_size)}
+    shards = [list(i) for i in iterators]
+    assert {len(s) for s in shards} == {-(-n // batch_size)}
+    assert {tuple(v.shape for v in b.values()) for s in shards for b in s} == {
+        ((batch_size // hosts, 4, 5, 1), *((batch_size // hosts, *r) for r in ((), (3,), (), ())))
+    }
+    together = [b[k] for bs in zip(*shards, strict=True) for b in bs for k in ("index",)]
+    real = [b["mask"] > 0 for bs in zip(*shards, strict=True) for b in bs]
+    np.testing.assert_array_equal(np.concatenate(together)[np.concatenate(real)], np.arange(n))
+    again = list(data.eval_batches("val", (hosts - 1, hosts)))
+    assert_same(again, shards[-1])
+
+
+def test_evaluation_of_the_training_split_uses_the_evaluation_transforms(prepare):
+    batches = list(prepare().eval_batches("train"))
+    assert "noise" not in batches[0] and sum(b["mask"].sum() for b in batches) == 10
+
+
+def test_apply_eval_is_what_evaluation_does(prepare):
+    @dataclasses.dataclass(frozen=True)
+    class Invert:
+        random: ClassVar[bool] = False
+
+        def __call__(self, example, rng):
+            return {**example, "image": 255 - example["image"]}
+
+    data = prepare(eval_transforms=(Invert(),))
+    batch = next(data.eval_batches("val"))
+    np.testing.assert_array_equal(data.apply_eval(Numbers(7)[2])["image"], batch["image"][2])
+    assert batch["image"][2, 0, 0, 0] == 253
+
+
+# --- threads and errors -----------------------------------------------------------------------------------------------
+
+
+def _ours():
+    return {t for t in threading.enumerate() if t.name.startswith(("grain", "bigbase"))}
+
+
+@pytest.mark.parametrize("workers", [1, 8])
+def test_close_ends_the_threads(prepare, workers):
+    before = _ours()
+    batches = prepare(workers=workers, prefetch=2).train_batches(0)
+    next(batches)
+    assert _ours() - before
+    batches.close()
+    deadline = time.monotonic() + 5
+    while _ours() - before and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not _ours() - before
+    with pytest.raises(StopIteration):
+        next(batches)
+
+
+@pytest.mark.parametrize("error", [UserError("no such thing"), KeyError("a bug")])
+@pytest.mark.parametrize("workers", [1, 8])
+def test_errors_in_threads_come_out_as_they_are(prepare, workers, error):
+    @dataclasses.dataclass(frozen=True)
+    class Fails:
+        random: ClassVar[bool] = True
+
+        def __call__(self, example, rng):
+            raise error
+
+    with pytest.raises(type(error)) as caught:
+        next(prepare(train_transforms=(Fails(),), workers=workers, prefetch=2).train_batches(0))
+    assert caught.value is error
+
+
+def test_shapes_that_differ_are_explained(prepare):
+    class Ragged(Numbers):
+        def __getitem__(self, index):
+            return {"image": np.zeros((4 + index % 3, 5, 1), np.uint8)}
+
+    with pytest.raises(UserError, match=r"train split differ in 'image': uint8\[\d, 5, 1\] and .*Resize or a crop"):
+        next(prepare(source=Ragged(10)).train_batches(0))
+
+
+def test_entries_that_differ_are_explained(prepare):
+    class Patchy(Numbers):
+        def __getitem__(self, index):
+            return {"image": np.zeros(3), **({"label": 1} if index % 2 else {})}
+
+    with pytest.raises(UserError, match="differ in their entries"):
+        next(prepare(source=Patchy(10)).train_batches(0))
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "says"),
+    [
+        ({"batch_size": 0}, "batch_size is 0"),
+        ({"workers": 0}, "workers is 0"),
+        ({"prefetch": -1}, "prefetch is -1"),
+        ({"cache_limit_gb": -1.0}, "cache_limit_gb"),
+        ({"on_bad_example": "skp"}, "Did you mean 'skip'"),
+        ({"n": 0}, "train split has no examples"),
+        ({"val": 0}, "val split has no examples"),
+    ],
+)
+def test_mistakes_are_explained(prepare, kwargs, says):
+    with pytest.raises(UserError, match=says):
+        prepare(**kwargs)
+
+
+def test_a_missing_split_is_named_with_those_there_are(prepare):
+    data = prepare()
+    with pytest.raises(UserError, match=r"no split 'vall'.*'val'.*train, val"):
+        data.eval_batches("vall")
+    with pytest.raises(UserError, match="does not divide over 3 hosts; use 3"):
+        data.train_batches(0, (0, 3))
+    with pytest.raises(UserError, match="no split 'train'; it has: test"):
+        Data(Set({"test": Numbers(3)}), 2).prepare()
+
+
+# --- unreadable examples ----------------------------------------------------------------------------------------------
+
+
+def test_unreadable_examples_stop_the_run_with_their_list(prepare):
+    for _ in range(2):  # the second time from the verdict of the first
+        with pytest.raises(UserError, match=r"2 of 17 .*on_bad_example=skip") as caught:
+            prepare(broken=(3, 8))
+        assert "3.jpg is cut short" in str(caught.value) and "8.jpg is cut short" in str(caught.value)
+
+
+@pytest.mark.parametrize("limit", [4.0, 0.0])
+def test_unreadable_examples_are_left_out_and_counted(prepare, limit):
+    data = prepare(broken=(3, 8), on_bad_example="skip", cache_limit_gb=limit)
+    assert data.splits == {"train": 8, "val": 7} and data.num_examples("train") == 8
+    assert data.bad == {"train": [(3, "3.jpg is cut short"), (8, "8.jpg is cut short")], "val": []}
+    assert "  unreadable, left out: 2 (train 2)" in data.summary()
+    assert [data.source("train").name(i) for i in range(8)] == [f"{i}.jpg" for i in (0, 1, 2, 4, 5, 6, 7, 9)]
+    np.testing.assert_array_equal(data.source("train").labels, [0, 1, 0, 0, 1, 0, 1, 1])
+    batches = take(data.train_batches(0), 2)
+    kept = np.array([0, 1, 2, 4, 5, 6, 7, 9])
+    for b in batches:
+        np.testing.assert_array_equal(b["image"][:, 0, 0, 0], kept[b["index"]])
+    assert data.fingerprint() != prepare(on_bad_example="skip", cache_limit_gb=limit).fingerprint()
+
+
+def test_a_split_without_any_readable_example_is_refused(prepare):
+    with pytest.raises(UserError, match="none of the 3 examples of the train split"):
+        prepare(n=3, broken=(0, 1, 2), on_bad_example="skip")
+
+
+def test_a_bug_in_a_source_is_not_taken_for_a_bad_file(prepare):
+    class Buggy(Numbers):
+        def __getitem__(self, index):
+            raise AttributeError("a bug")
+
+    with pytest.raises(AttributeError, match="a bug"):
+        prepare(source=Buggy(4), on_bad_example="skip")
+
+
+def test_summary_tells_counts_and_balance(prepare):
+    data = prepare(n=9)
+    assert data.steps_per_epoch == 9 / 4
+    lines = data.summary()
+    assert lines[0] == "data: numbers for a test"
+    assert "  train: 9 examples, cat 5 (55.6%), dog 4 (44.4%)" in lines
+    assert "  unreadable: none" in lines
