@@ -50,6 +50,7 @@ _UNREADABLE = (
 )
 _LISTED = 20  # bad files named in a message
 _SAMPLED = 16  # examples decoded to estimate the size of a cache
+_WORTH = 2.0  # a cache may be this many times larger than the smallest one, to spare transforms at each use
 _SAY_EVERY = 10.0  # seconds between progress lines
 _TRAIN, _EVAL = 0, 1  # streams of random numbers
 
@@ -578,7 +579,7 @@ class _Preparation:
         return any(not isinstance(_read(source, index), _Bad) for index, _ in bad)
 
     def _estimate(self, source: Source, fixed: tuple[Transform, ...]) -> tuple[float, tuple[Transform, ...]]:
-        """Bytes that a cache would take, and the first of the ``fixed`` transforms after which it takes the least."""
+        """Bytes that a cache would take, and after how many of the ``fixed`` transforms: as late as is reasonable."""
         n = len(source)
         sizes: list[list[float]] = []
         rng = np.random.default_rng(0)
@@ -593,9 +594,10 @@ class _Preparation:
             sizes.append(row)
         if not sizes:
             return 0.0, ()
-        means = np.mean(sizes, axis=0)
-        length = max(i for i, size in enumerate(means) if size == means.min())
-        return float(means[length]) * n, fixed[:length]
+        totals = np.mean(sizes, axis=0) * n
+        most = max(min(_WORTH * totals.min(), self._left), totals.min())
+        length = max(i for i, total in enumerate(totals) if total <= most)
+        return float(totals[length]), fixed[:length]
 
     def _read_all(
         self, name: str, source: Source, prefix: tuple[Transform, ...], key: str | None

@@ -120,9 +120,13 @@ def test_the_cache_changes_no_bit_and_spares_the_decoder(prepare, train_transfor
     assert folders(tmp_path) == ["cache"]
 
 
-def test_it_keeps_what_is_smallest_of_the_deterministic_part(prepare):
+def test_it_keeps_as_much_of_the_work_as_does_not_double_the_size(prepare):
     small, _ = prepare(train_transforms=(CenterCrop(16), Resize(24), RandomCrop(16)))
     assert small._part("train").prefix == (CenterCrop(16),)
+    larger, _ = prepare(train_transforms=(CenterCrop(16), Resize(20), RandomCrop(16)))
+    assert larger._part("train").prefix == (CenterCrop(16), Resize(20))
+    tight, _ = prepare(train_transforms=(CenterCrop(16), Resize(21), RandomCrop(16)), cache_limit_gb=9e-6)
+    assert tight._part("train").prefix == (CenterCrop(16),)
     none, _ = prepare(train_transforms=(RandomCrop(16), Resize(8)))
     assert none._part("train").prefix == ()
     whole, _ = prepare(train_transforms=(Resize(18), CenterCrop(16)))
