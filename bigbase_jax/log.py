@@ -217,7 +217,12 @@ class Log:
     # ------------------------------------------------------------------------------------------------- evaluation
 
     def metrics(self, step: int, split: str, metrics: Mapping[str, Any]) -> None:
-        """Logs an evaluation: everything to metrics.jsonl, the scalars among it to the writers and the screen."""
+        """Logs an evaluation: everything to metrics.jsonl, the scalars among it to the writers and the screen.
+
+        Raises:
+          Diverged: the loss of a step up to it is NaN or infinite.
+        """
+        self._read(step)
         self._write({"step": step, "kind": "eval", "split": split, "seconds": self._seconds(), **metrics})
         scalars = {name: float(value) for name, value in metrics.items() if _is_scalar(value)}
         self._scalars(step, split, scalars)
@@ -273,6 +278,8 @@ class Log:
             if loss is not None and not np.all(np.isfinite(loss.total)):
                 self._pending = []
                 value = float(np.sum(loss.total))
+                if self._read_steps:
+                    self._row()
                 self._write({"step": step, "kind": "diverged", "loss": value, "seconds": self._seconds()})
                 raise Diverged(step, value)
             for name, (total, weight) in sums.items():

@@ -437,7 +437,8 @@ def _confusion(matrix: Sequence[Sequence[float]], names: Sequence[str], split: s
     note = "Rows are the true classes, columns what the model said; shades are shares of the row."
     return _section(
         f"Confusion matrix <small>{_e(split)}</small>",
-        f'<p class="quiet{" narrow" if size == "large" else ""}">{note}</p><div class="beside">{table}{_confused(matrix_KK, share_KK, names)}</div>',
+        f'<p class="quiet{" narrow" if size == "large" else ""}">{note}</p>'
+        f'<div class="beside">{table}{_confused(matrix_KK, share_KK, names)}</div>',
     )
 
 
