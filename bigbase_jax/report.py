@@ -140,10 +140,12 @@ def _npz(path: pathlib.Path) -> dict[str, np.ndarray]:
         with np.load(path) as file:
             p_NK, label_N = np.asarray(file["probabilities"], np.float64), np.asarray(file["label"])
             index_N = np.asarray(file["index"]) if "index" in file else np.arange(len(label_N))
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+    except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile):
         return {}
     label_N = label_N.argmax(-1) if label_N.ndim == 2 else label_N
     if p_NK.ndim != 2 or not len(p_NK) or not len(p_NK) == len(label_N) == len(index_N):
+        return {}
+    if label_N.min() < 0 or label_N.max() >= p_NK.shape[1]:
         return {}
     return {"probabilities": p_NK, "label": label_N.astype(np.int64), "index": index_N.astype(np.int64)}
 
@@ -333,7 +335,9 @@ def _chart(name: str, series: Sequence[_Series], width: int = 480, height: int =
                 for (px, py), x, y in zip(points, s.x, s.y, strict=True)
             ]
     legend = "".join(
-        f'<span class="key {s.colour}">{_e(s.name)} <b>{_e(_value(name, s.y[-1]))}</b></span>' for s in series
+        f'<span class="key {s.colour}">{_e(s.name if len(series) > 1 or s.name != "train" else "last")} '
+        f"<b>{_e(_value(name, s.y[-1]))}</b></span>"
+        for s in series
     )
     out.append("</svg>")
     return f"<figure><figcaption><b>{_e(_title(name))}</b>{legend}</figcaption>{''.join(out)}</figure>"
@@ -742,7 +746,7 @@ p{margin:0 0 .6em}section{margin-top:44px}header p{max-width:75ch}
 .lead{font-size:1.06rem}.quiet{color:var(--quiet);font-size:.9rem}
 .state{font-size:.8rem;font-weight:550;letter-spacing:0;vertical-align:middle;padding:.25em .8em;border-radius:99px;
 border:1px solid;white-space:nowrap;color:var(--quiet)}.state.good{color:var(--green)}.state.bad{color:var(--wrong)}
-.tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(140px,1fr));gap:12px;margin-top:28px}
+.tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(122px,1fr));gap:12px;margin-top:28px}
 .tile{background:var(--card);border:1px solid var(--rule);border-radius:10px;padding:13px 14px}
 .row{display:flex;flex-wrap:wrap;gap:0 56px;align-items:flex-start}.row>section{min-width:0;max-width:100%}
 .row>.grow{flex:1 1 470px}.narrow{max-width:38ch}
@@ -773,9 +777,9 @@ font-variant-numeric:tabular-nums}
 .bar span{display:inline-block;min-width:5.4em;padding:1px 6px;border-radius:4px;background:linear-gradient(to right,
 color-mix(in srgb,var(--blue) 26%,transparent) var(--share),var(--tint) var(--share))}
 .beside{display:flex;flex-wrap:wrap;gap:18px 40px;align-items:flex-start}.beside .wide{flex:0 1 auto;min-width:0}
-.aside{flex:1 1 220px;min-width:0;max-width:46ch;font-size:.92rem}.aside ol{margin:0;padding-left:1.4em}
+.aside{flex:1 1 200px;min-width:0;max-width:46ch;font-size:.92rem}.aside ol{margin:0;padding-left:1.4em}
 .aside small{color:var(--quiet)}
-.single{flex:0 1 420px;min-width:min(100%,300px)}
+.single{flex:0 1 390px;min-width:min(100%,300px)}
 .confusion{border-collapse:separate;border-spacing:2px}
 .confusion th{font-weight:500;font-size:.86rem;padding:2px 8px;text-align:right;white-space:nowrap;max-width:12em;
 overflow:hidden;
