@@ -18,10 +18,11 @@ JSON has no token for numbers that are not finite: they are the strings "nan", "
 from __future__ import annotations
 
 import contextlib
-import hashlib
+import importlib
 import json
 import math
 import os
+import pathlib
 import re
 import resource
 import secrets
@@ -521,16 +522,17 @@ class _TensorBoard:
 
 class _Wandb:
     def __init__(self, workdir: str, name: str, config: Mapping[str, Any], start_step: int):
-        wandb = _optional("wandb", "wandb")
-        self._run = wandb.init(
-            project="bigbase_jax",
-            name=name or None,
-            dir=workdir,
-            config=jsonable(config),
-            mode=os.environ.get("WANDB_MODE") or "offline",
-            id=_remembered(os.path.join(workdir, "wandb-id.txt"), start_step) or _remember(workdir, "wandb-id.txt"),
-            resume="allow",
-        )
+        wandb = _optional("wandb")
+        with _starting("wandb"):
+            self._run = wandb.init(
+                project="bigbase_jax",
+                name=name or None,
+                dir=workdir,
+                config=jsonable(config),
+                mode=os.environ.get("WANDB_MODE") or "offline",
+                id=_remembered(workdir, "wandb-id.txt", start_step) or _remember(workdir, "wandb-id.txt"),
+                resume="allow",
+            )
 
     def scalars(self, step: int, scalars: Mapping[str, float]) -> None:
         self._run.log(dict(scalars), step=step)
@@ -541,15 +543,19 @@ class _Wandb:
 
 class _Mlflow:
     def __init__(self, workdir: str, name: str, config: Mapping[str, Any], start_step: int):
-        self._mlflow = _optional("mlflow", "mlflow")
-        if not os.environ.get("MLFLOW_TRACKING_URI"):
-            self._mlflow.set_tracking_uri("file://" + os.path.abspath(os.path.join(workdir, "mlruns")))
-        self._mlflow.set_experiment("bigbase_jax")
-        run_id = _remembered(os.path.join(workdir, "mlflow-id.txt"), start_step)
-        run = self._mlflow.start_run(run_id=run_id, run_name=None if run_id else name or None)
-        if run_id is None:
-            _remember(workdir, "mlflow-id.txt", run.info.run_id)
-            self._mlflow.log_dict(jsonable(config), "config.json")
+        local = not os.environ.get("MLFLOW_TRACKING_URI")
+        if local:  # MLflow 3 asks for this where no database is installed
+            os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
+        self._mlflow = _optional("mlflow")
+        with _starting("mlflow"):
+            if local:
+                self._mlflow.set_tracking_uri(pathlib.Path(workdir, "mlruns").absolute().as_uri())
+            self._mlflow.set_experiment("bigbase_jax")
+            run_id = _remembered(workdir, "mlflow-id.txt", start_step)
+            run = self._mlflow.start_run(run_id=run_id, run_name=None if run_id else name or None)
+            if run_id is None:
+                _remember(workdir, "mlflow-id.txt", run.info.run_id)
+                self._mlflow.log_dict(jsonable(config), "config.json")
 
     def scalars(self, step: int, scalars: Mapping[str, float]) -> None:
         self._mlflow.log_metrics(dict(scalars), step=step)
@@ -561,20 +567,31 @@ class _Mlflow:
 _WRITERS: dict[str, type[_Writer]] = {"tensorboard": _TensorBoard, "wandb": _Wandb, "mlflow": _Mlflow}
 
 
-def _optional(package: str, extra: str) -> Any:
-    import importlib
-
+def _optional(package: str) -> Any:
+    """The package of an extra of the same name."""
     try:
         return importlib.import_module(package)
     except ImportError as error:
         raise UserError(
-            f"config.train.writers names {package!r}, which is not installed; pip install 'bigbase_jax[{extra}]', "
-            f"or leave it out."
+            f"config.train.writers names {package!r}, which is not installed; pip install 'bigbase_jax[{package}]', "
+            "or leave it out."
         ) from error
 
 
-def _remembered(path: str, start_step: int) -> str | None:
+@contextlib.contextmanager
+def _starting(writer: str) -> Iterator[None]:
+    """A service that does not answer, or a missing login, is the user's to mend."""
+    try:
+        yield
+    except Exception as error:
+        raise UserError(
+            f"the writer {writer!r} does not start ({error}); mend its settings, or drop it from config.train.writers."
+        ) from error
+
+
+def _remembered(workdir: str, name: str, start_step: int) -> str | None:
     """The id under which an earlier start of this run reported; none for a run that begins anew."""
+    path = os.path.join(workdir, name)
     if start_step == 0 or not os.path.exists(path):
         return None
     with open(path) as file:
@@ -582,7 +599,7 @@ def _remembered(path: str, start_step: int) -> str | None:
 
 
 def _remember(workdir: str, name: str, identity: str | None = None) -> str:
-    identity = identity or hashlib.sha256(secrets.token_bytes(16)).hexdigest()[:16]
+    identity = identity or secrets.token_hex(8)
     with open(os.path.join(workdir, name), "w") as file:
         file.write(identity + "\n")
     return identity

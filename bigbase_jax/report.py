@@ -752,7 +752,7 @@ border:1px solid;white-space:nowrap;color:var(--quiet)}.state.good{color:var(--g
 .row>.grow{flex:1 1 470px}.narrow{max-width:38ch}
 .tile:first-child{grid-column:span 2}.tile p{margin:0;line-height:1.35}.tile .quiet{font-size:.8rem}
 .name{font-size:.85rem;color:var(--quiet)}
-.number{font-size:1.65rem;font-weight:620;letter-spacing:-.02em;font-variant-numeric:tabular-nums;padding:.08em 0}
+.number{white-space:nowrap;font-size:1.5rem;font-weight:620;letter-spacing:-.02em;font-variant-numeric:tabular-nums;padding:.08em 0}
 .charts{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,440px),1fr));gap:16px}
 figure{margin:0;background:var(--card);border:1px solid var(--rule);border-radius:10px;padding:14px 16px 8px;
 min-width:0}
@@ -808,7 +808,7 @@ border-bottom:1px solid var(--rule)}
 .facts th{font-weight:500;color:var(--quiet);width:11em}.config th{width:45%}.config th code{color:var(--ink)}
 .pair{display:inline-block;margin-right:1.3em;color:var(--quiet)}.pair b{font-weight:500;color:var(--ink)}
 @media(max-width:600px){main{padding:24px 14px 56px}h1{font-size:1.55rem}section{margin-top:34px}
-.tiles{grid-template-columns:1fr 1fr;gap:8px}.tile:first-child{grid-column:auto}.tile{padding:11px 12px}
+.tiles{grid-template-columns:1fr 1fr;gap:8px}.tile{padding:11px 12px}
 .number{font-size:1.4rem}
 .cards{grid-template-columns:1fr 1fr;gap:8px}svg text{font-size:15px}.facts th{width:6.5em}.large td{width:88px;
 height:64px}

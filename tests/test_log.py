@@ -278,6 +278,15 @@ def test_writers_are_named_and_installed(tmp_path, monkeypatch):
         make(tmp_path, writers=("wandb",))
 
 
+def test_a_writer_that_does_not_start_is_one_sentence(tmp_path, monkeypatch):
+    def init(**kwargs):
+        raise RuntimeError("no login")
+
+    monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(init=init))
+    with pytest.raises(UserError, match=r"'wandb' does not start \(no login\)"):
+        make(tmp_path, writers=("wandb",))
+
+
 def test_wandb_is_offline_and_goes_on_with_its_run(tmp_path, monkeypatch):
     started, logged, finished = [], [], []
     run = types.SimpleNamespace(log=lambda x, step: logged.append((step, x)), finish=lambda: finished.append(True))
@@ -311,6 +320,7 @@ def test_mlflow_stays_in_the_run_folder_and_goes_on_with_its_run(tmp_path, monke
 
     monkeypatch.setitem(sys.modules, "mlflow", Fake("mlflow"))
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
     log = make(tmp_path, total=5, writers=("mlflow",), name="catdog")
     for step in range(1, 6):
         log.step(step, loss(2.0))
