@@ -220,8 +220,13 @@ class Classification:
         return self.class_names or [str(k) for k in range(num_classes)]
 
 
-def calibration_error(p_NK: np.ndarray, label_N: np.ndarray, bins: int = CALIBRATION_BINS) -> float:
-    """The expected calibration error (Guo et al. 2017, equation 3), with equal bins (low, high] of confidence."""
+def calibration_error(p_NK: np.ndarray, label_N: np.ndarray, bins: int = CALIBRATION_BINS) -> float | None:
+    """The expected calibration error (Guo et al. 2017, equation 3), with equal bins (low, high] of confidence.
+
+    None where a probability is not finite.
+    """
+    if not np.isfinite(p_NK).all():
+        return None
     confidence_N = p_NK.max(-1)
     right_N = p_NK.argmax(-1) == label_N
     bin_N = np.clip(np.ceil(confidence_N * bins).astype(int) - 1, 0, bins - 1)
