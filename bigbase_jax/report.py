@@ -752,7 +752,8 @@ border:1px solid;white-space:nowrap;color:var(--quiet)}.state.good{color:var(--g
 .row>.grow{flex:1 1 470px}.narrow{max-width:38ch}
 .tile:first-child{grid-column:span 2}.tile p{margin:0;line-height:1.35}.tile .quiet{font-size:.8rem}
 .name{font-size:.85rem;color:var(--quiet)}
-.number{white-space:nowrap;font-size:1.5rem;font-weight:620;letter-spacing:-.02em;font-variant-numeric:tabular-nums;padding:.08em 0}
+.number{white-space:nowrap;font-size:1.5rem;font-weight:620;
+letter-spacing:-.02em;font-variant-numeric:tabular-nums;padding:.08em 0}
 .charts{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,440px),1fr));gap:16px}
 figure{margin:0;background:var(--card);border:1px solid var(--rule);border-radius:10px;padding:14px 16px 8px;
 min-width:0}
