@@ -10,10 +10,9 @@ from ml_collections import ConfigDict
 import optax
 
 from bigbase_jax.build import deferred, parse_arg, target
+from bigbase_jax.data.named import pictures
 from bigbase_jax.data.pipeline import Data
 from bigbase_jax.data.sources.drawn import DrawnCatsAndDogs
-from bigbase_jax.data.sources.folder import ImageFolder
-from bigbase_jax.data.sources.tfds import Tfds
 from bigbase_jax.data.transforms import image as T
 from bigbase_jax.models.resnet import ResNet
 from bigbase_jax.optim import Optimizer
@@ -22,16 +21,19 @@ from bigbase_jax.train import Loop
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    """``arg``: data=drawn|folder|tfds, root=DIR (folder), tiny."""
+    """``arg``: data=drawn|folder|idx|npz|tfds, root=DIR, tiny."""
     args = parse_arg(arg, data="drawn", root=None, tiny=False)
     photos = args.data != "drawn"
     size = 32 if args.tiny else 128 if photos else 64
+
+    small = {"size": 32, "num_train": 64, "num_val": 32, "num_test": 32} if args.tiny else {}
+    drawn = target(DrawnCatsAndDogs, **small)
 
     config = ConfigDict()
     config.seed = 0
     config.data = target(
         Data,
-        dataset=dataset(args),
+        dataset=pictures(args.data, args.root, drawn, "cats_vs_dogs"),
         batch_size=16 if args.tiny else 64,
         train_transforms=(
             target(T.Resize, size=size),
@@ -57,18 +59,3 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.train = target(Loop, steps=8, log_every=2, eval_every=4) if args.tiny else target(Loop, epochs=6, log_every=20)
     return config
 
-
-def dataset(args):
-    """The data set that the arguments name."""
-    from bigbase_jax.build import suggest
-    from bigbase_jax.core import UserError
-
-    if args.data == "drawn":
-        return target(DrawnCatsAndDogs, **({"size": 32, "num_train": 64, "num_val": 32, "num_test": 32} if args.tiny else {}))
-    if args.data == "tfds":
-        return target(Tfds, name="cats_vs_dogs")
-    if args.data == "folder":
-        if not args.root:
-            raise UserError("data=folder needs root=DIR, the folder of photos.")
-        return target(ImageFolder, root=args.root)
-    raise UserError(f"there is no data={args.data}.{suggest(args.data, ('drawn', 'folder', 'tfds'), 'value')}")

@@ -2,12 +2,15 @@
 
 import os
 import pathlib
+import tempfile
 
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 _CACHE = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache") / "bigbase_jax" / "tests"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_CACHE))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
+_DECODED = tempfile.TemporaryDirectory(prefix="bigbase-tests-")
+os.environ["BIGBASE_CACHE"] = _DECODED.name
 
 import pytest  # noqa: E402
 from jaxtyping import install_import_hook  # noqa: E402

@@ -1,0 +1,51 @@
+"""The classic CNN of the textbooks on cats and dogs: three 3x3 convolutions, SGD with momentum, ten epochs.
+
+python launch.py --config=configs/catdog_cnn.py                              drawn pictures
+python launch.py --config=configs/catdog_cnn.py:data=folder,root=DIR         photos: DIR/{train,test}/CLASS/*.jpg
+
+Pictures are resized to a short side of 256 and cut to the central 224, values in [0, 1]; three stages of 3x3 convolution to
+64 channels, ReLU and 2x2 max-pool (224 -> 28); dense 1024, ReLU, 2 outputs. SGD 0.001, momentum 0.9, cross-entropy,
+batch 4, 10 epochs. All training photos are trained on: there is no validation split.
+
+@@CNN@@
+"""
+
+import optax
+from ml_collections import ConfigDict
+
+from bigbase_jax.build import deferred, parse_arg, target
+from bigbase_jax.data.named import pictures
+from bigbase_jax.data.pipeline import Data
+from bigbase_jax.data.sources.drawn import DrawnCatsAndDogs
+from bigbase_jax.data.transforms import image as T
+from bigbase_jax.models.cnn import ConvNet
+from bigbase_jax.optim import Optimizer
+from bigbase_jax.tasks.classification import Classification
+from bigbase_jax.train import Loop
+
+
+def get_config(arg: str | None = None) -> ConfigDict:
+    """``arg``: data=drawn|folder|idx|npz|tfds, root=DIR, tiny."""
+    args = parse_arg(arg, data="drawn", root=None, tiny=False)
+    cut = target(T.ResizeCenterCrop, resize=36, size=32) if args.tiny else target(T.ResizeCenterCrop, resize=256, size=224)
+    stages, dense = ((4, 4, 4), 16) if args.tiny else ((64, 64, 64), 1024)
+
+    small = {"size": 32, "num_train": 64, "num_val": 32, "num_test": 32} if args.tiny else {}
+    drawn = target(DrawnCatsAndDogs, **small)
+
+    config = ConfigDict()
+    config.seed = 0
+    config.data = target(
+        Data,
+        dataset=pictures(args.data, args.root, drawn, "cats_vs_dogs", val_fraction=0.0),
+        batch_size=8 if args.tiny else 4,
+        eval_batch_size=32,
+        train_transforms=(cut,),
+        eval_transforms=(cut,),
+    )
+    config.task = target(Classification, model=target(ConvNet, stages=stages, dense=dense, kernel_init="torch"))
+    config.optim = target(Optimizer, learning_rate=0.001, algorithm=deferred(optax.sgd, momentum=0.9))
+    config.train = target(Loop, epochs=10.0, log_every=100)
+    if args.tiny:
+        config.train.update({"epochs": None, "steps": 8, "log_every": 2})
+    return config

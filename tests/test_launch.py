@@ -1,0 +1,290 @@
+"""The command line as its users type it, in processes of its own: every recipe, every verb, restarts and mistakes."""
+
+import json
+import os
+import pathlib
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from orbax.checkpoint import v1 as ocp
+from PIL import Image
+
+ROOT = pathlib.Path(__file__).parents[1]
+RECIPES = sorted(p for p in (ROOT / "configs").glob("*.py"))
+SHARED = ("step", "accuracy", "precision", "recall", "f1", "auc", "loss", "per_class")
+
+
+def start(*args, **env):
+    environment = {**os.environ, "XLA_FLAGS": "", "BIGBASE_PLAIN": "1", **env}
+    command = [sys.executable, str(ROOT / "launch.py"), *map(str, args)]
+    return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def launch(*args, status=0, **env):
+    """Runs to the end; returns (the JSON of the last line on stdout or None, stdout, stderr)."""
+    process = start(*args, **env)
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == status, f"{args} ended with {process.returncode}:\n{err[-3000:]}"
+    if status:
+        assert "Traceback" not in err, err[-3000:]
+        return None, out, err
+    return json.loads(out.splitlines()[-1]), out, err
+
+
+def arrays(workdir):
+    """All arrays of the newest checkpoint, as bytes."""
+    newest = max((p for p in (workdir / "checkpoints").iterdir() if p.name.isdigit()), key=lambda p: int(p.name))
+    loaded = ocp.load(newest)
+    return newest.name, {name: (str(x.dtype), np.asarray(x).tobytes()) for name, x in loaded.items()}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A finished tiny run of the default recipe: (workdir, command, its result)."""
+    workdir = tmp_path_factory.mktemp("runs") / "catdog"
+    command = ["--config=configs/catdog.py:tiny", f"--workdir={workdir}"]
+    return workdir, command, launch(*command)[0]
+
+
+# --------------------------------------------------------------------------------------------------------------- train
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda p: p.stem)
+def test_every_recipe_trains_evaluates_and_reports(recipe, tmp_path):
+    result, out, err = launch(f"--config={recipe}:tiny", f"--workdir={tmp_path / 'run'}")
+    assert set(SHARED) <= set(result)
+    assert len(out.splitlines()) == 1
+    assert 0 <= result["accuracy"] <= 1 and result["loss"] > 0
+    assert result == json.loads((tmp_path / "run" / "eval-test.json").read_text())
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert {"train", "eval"} <= {row["kind"] for row in rows} or "val" not in err
+    assert [row["step"] for row in rows if row["kind"] == "train"][-1] >= result["step"]
+    for name in ("config.json", "lineage.json", "report.html", "predictions-test.npz"):
+        assert (tmp_path / "run" / name).stat().st_size > 0
+    assert list((tmp_path / "run" / "tensorboard").iterdir())
+
+
+def test_the_command_again_evaluates_a_finished_run_and_ends(finished):
+    workdir, command, result = finished
+    before = arrays(workdir)
+    again, _, err = launch(*command)
+    assert again == result
+    assert arrays(workdir) == before
+    assert "compiled the training step" not in err
+
+
+def test_another_config_is_refused_and_what_differs_is_listed(finished):
+    _, command, _ = finished
+    _, _, err = launch(*command, "--config.optim.learning_rate=0.5", status=2)
+    assert "config.optim.learning_rate is" in err and "0.5 here" in err
+    assert len(err.strip().splitlines()) == 1
+
+
+def test_eval_predict_and_report_take_the_folder_and_nothing_else(finished, tmp_path):
+    workdir, _, result = finished
+    evaluated, _, _ = launch("--mode=eval", f"--workdir={workdir}")
+    assert evaluated == result
+    on_val, _, _ = launch("--mode=eval", f"--workdir={workdir}", "--split=val", f"--step={result['step']}")
+    assert on_val["split"] == "val" and on_val != result
+
+    Image.new("RGB", (50, 70), (200, 100, 20)).save(tmp_path / "a.png")
+    Image.new("L", (90, 40)).save(tmp_path / "b.jpg")
+    (tmp_path / "broken.jpg").write_bytes(b"not a picture")
+    _, out, _ = launch("--mode=predict", f"--workdir={workdir}", f"--input={tmp_path}", status=1)
+    lines = [json.loads(line) for line in out.splitlines()]
+    assert [pathlib.Path(line["input"]).name for line in lines] == ["a.png", "b.jpg", "broken.jpg"]
+    assert "error" in lines[2]
+    for line in lines[:2]:
+        assert line["label"] in line["probabilities"]
+        assert sum(line["probabilities"].values()) == pytest.approx(1, abs=1e-5)
+    alone, _, _ = launch("--mode=predict", f"--workdir={workdir}", f"--input={tmp_path / '*.png'}")
+    assert alone["probabilities"] == pytest.approx(lines[0]["probabilities"], abs=1e-6)
+
+    (workdir / "report.html").unlink()
+    page, _, _ = launch("--mode=report", f"--workdir={workdir}")
+    assert pathlib.Path(page["report"]).read_text().startswith("<!doctype html>")
+
+
+def test_predictions_of_a_folder_equal_those_of_the_evaluation(tmp_path):
+    """What serves a model runs the transforms that evaluated it."""
+    folder = make_folder(tmp_path / "photos", 24)
+    recipe = f"--config=configs/catdog.py:tiny,data=folder,root={folder}"
+    launch(recipe, f"--workdir={tmp_path / 'run'}")
+    kept = np.load(tmp_path / "run" / "predictions-test.npz")
+    _, out, _ = launch("--mode=predict", f"--workdir={tmp_path / 'run'}", f"--input={folder / 'test'}")
+    classes = json.loads((tmp_path / "run" / "data.json").read_text())["facts"]["class_names"]
+    answers = [[json.loads(line)["probabilities"][name] for name in classes] for line in out.splitlines()]
+    np.testing.assert_allclose(np.array(answers), kept["probabilities"], atol=1e-5)
+
+
+# ------------------------------------------------------------------------------------------------------------ restarts
+
+LONG = ("--config.train.steps=40", "--config.train.checkpoint_every=4", "--config.train.eval_every=20")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("runs") / "undisturbed"
+    began = time.monotonic()
+    result, _, _ = launch("--config=configs/catdog.py:tiny", f"--workdir={workdir}", *LONG)
+    return workdir, result, time.monotonic() - began
+
+
+def kill_often(workdir, kills, duration, seed):
+    """Kills the run at random times; returns how often it had a checkpoint to go on from."""
+    chance, resumed = random.Random(seed), 0
+    command = ("--config=configs/catdog.py:tiny", f"--workdir={workdir}", *LONG)
+    for _ in range(kills):
+        process = start(*command)
+        time.sleep(chance.uniform(0.3, 1.0) * duration)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        checkpoints = workdir / "checkpoints"
+        resumed += checkpoints.is_dir() and any(p.name.isdigit() for p in checkpoints.iterdir())
+    return launch(*command)[0], resumed
+
+
+@pytest.mark.parametrize("kills", [2, pytest.param(20, marks=pytest.mark.slow)])
+def test_kill_9_at_random_times_gives_the_same_bits(undisturbed, tmp_path, kills):
+    workdir, result, duration = undisturbed
+    killed, resumed = kill_often(tmp_path / "run", kills, duration, seed=kills)
+    assert resumed, "no kill came after a checkpoint; the test showed nothing"
+    assert killed == result
+    assert arrays(tmp_path / "run") == arrays(workdir)
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    steps = [row["step"] for row in rows if row["kind"] == "train"]
+    assert steps == sorted(set(steps))
+
+
+def test_sigterm_saves_after_the_step_in_progress_and_the_same_bits_follow(undisturbed, tmp_path):
+    workdir, result, _ = undisturbed
+    command = ("--config=configs/catdog.py:tiny", f"--workdir={tmp_path / 'run'}", *LONG)
+    process = start(*command)
+    while "step 2/" not in (line := process.stderr.readline()) and line:
+        pass
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 128 + signal.SIGTERM, err
+    stopped = json.loads(out.splitlines()[-1])
+    assert stopped["signal"] == signal.SIGTERM and "stopped by SIGTERM" in err
+    assert str(stopped["step"]) == arrays(tmp_path / "run")[0]
+    assert 2 <= stopped["step"] < 40
+    assert launch(*command)[0] == result
+    assert arrays(tmp_path / "run") == arrays(workdir)
+
+
+def test_eight_devices_see_the_same_examples_and_learn_the_same(undisturbed, tmp_path):
+    _, result, _ = undisturbed
+    flags = "--xla_force_host_platform_device_count=8"
+    spread, _, err = launch("--config=configs/catdog.py:tiny", f"--workdir={tmp_path}", *LONG, XLA_FLAGS=flags)
+    assert "8 x" in err or "8 devices" in err or "8 cpu" in err.lower()
+    assert spread["loss"] == pytest.approx(result["loss"], rel=2e-2)
+
+
+def test_a_damaged_checkpoint_is_left_for_the_one_before_it(undisturbed, tmp_path):
+    workdir, result, _ = undisturbed
+    command = ("--config=configs/catdog.py:tiny", f"--workdir={tmp_path / 'run'}", *LONG)
+    launch(*command)
+    newest = arrays(tmp_path / "run")[0]
+    for file in (tmp_path / "run" / "checkpoints" / newest / "state").rglob("*"):
+        if file.is_file():
+            file.write_bytes(b"")
+    again, _, err = launch(*command)
+    assert "cannot be read" in err
+    assert again == result
+    assert arrays(tmp_path / "run") == arrays(workdir)
+
+
+# ------------------------------------------------------------------------------------------------------------ mistakes
+
+
+def make_folder(root, count):
+    """Small pictures of two classes in train and test: {train,test}/{cat,dog}/N.png."""
+    rng = np.random.default_rng(0)
+    for split in ("train", "test"):
+        for k, name in enumerate(("cat", "dog")):
+            (root / split / name).mkdir(parents=True)
+            for i in range(count // 2):
+                pixels = rng.integers(0, 128, (40, 36 + i % 9, 3)) + np.array([120, 0, 0] if k else [0, 0, 120])
+                Image.fromarray(pixels.astype(np.uint8)).save(root / split / name / f"{i:03d}.png")
+    return root
+
+
+@pytest.mark.parametrize(
+    ("args", "sentence"),
+    [
+        (["--config=configs/catdgo.py"], "Did you mean 'configs/catdog.py'?"),
+        (["--config=configs/catdog.py:dta=folder"], "Did you mean 'data'?"),
+        (["--config=configs/catdog.py:data=foldr"], "Did you mean 'folder'?"),
+        (["--config=configs/catdog.py:data=folder"], "needs root=DIR"),
+        (["--config=configs/catdog.py:data=folder,root=/no/such/place"], "/no/such/place"),
+        (["--config=configs/catdog.py:tiny", "--config.optim.learning_rat=1"], "learning_rat"),
+        (["--config=configs/catdog.py:tiny", "--config.data.batch_size=30"], "does not divide over 8 devices; use 24 or 32"),
+        (["--config=configs/catdog.py:tiny", "--config.train.parallel=pmap"], "'jit' or 'shard_map'"),
+        (["--config=configs/catdog.py:tiny", "--config.task.model.depth=19"], "depth"),
+        (["--config=configs/catdog.py:tiny", "--config.train.epochs=1"], "exactly one of"),
+        (["--mode=evaluate", "--workdir=x"], "Did you mean 'eval'?"),
+        (["--mode=eval"], "needs --workdir"),
+        (["--mode=eval", "--workdir=/no/such/run"], "not a run folder"),
+        ([], "--config is missing"),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, list) else None,
+)
+def test_mistakes_are_one_sentence(args, sentence, tmp_path):
+    if args and args[0].startswith("--config"):
+        args = [*args, f"--workdir={tmp_path / 'run'}"]
+    _, out, err = launch(*args, status=2, XLA_FLAGS="--xla_force_host_platform_device_count=8")
+    assert sentence in err.splitlines()[-1], err
+    assert not out
+
+
+def test_bad_pictures_stop_the_run_or_are_left_out(tmp_path):
+    folder = make_folder(tmp_path / "photos", 24)
+    (folder / "train" / "cat" / "000.png").write_bytes(b"broken")
+    recipe = f"--config=configs/catdog.py:tiny,data=folder,root={folder}"
+    _, _, err = launch(recipe, f"--workdir={tmp_path / 'run'}", status=2)
+    assert "000.png" in err and "on_bad_example=skip" in err
+    assert not (tmp_path / "run" / "checkpoints").exists()
+    _, _, err = launch(recipe, f"--workdir={tmp_path / 'run'}", "--config.data.on_bad_example=skip")
+    assert "unreadable, left out: 1" in err
+
+
+def test_a_diverging_run_says_the_step_and_keeps_the_last_good_checkpoint(tmp_path):
+    args = ("--config=configs/catdog.py:tiny", f"--workdir={tmp_path / 'run'}", "--config.train.steps=30")
+    more = ("--config.train.checkpoint_every=2", "--config.optim.learning_rate=1e30", "--config.optim.warmup=10.0")
+    _, _, err = launch(*args, *more, status=2)
+    assert "at step" in err.splitlines()[-1]
+    for folder in (tmp_path / "run").glob("checkpoints/[0-9]*"):
+        for name, x in ocp.load(folder).items():
+            if name.startswith("params"):
+                assert np.isfinite(np.asarray(x)).all(), (folder, name)
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write anywhere")
+def test_an_unwritable_folder_is_one_sentence(tmp_path):
+    (tmp_path / "locked").mkdir(mode=0o555)
+    _, _, err = launch("--config=configs/catdog.py:tiny", f"--workdir={tmp_path / 'locked' / 'run'}", status=2)
+    assert "Permission denied" in err
+
+
+def test_a_workdir_below_a_file_is_one_sentence(tmp_path):
+    (tmp_path / "file").write_text("")
+    _, _, err = launch("--config=configs/catdog.py:tiny", f"--workdir={tmp_path / 'file' / 'run'}", status=2)
+    assert "Not a directory" in err
+
+
+def test_neither_tensorflow_nor_torch_is_loaded_by_a_run(finished):
+    workdir, _, _ = finished
+    code = (
+        f"import sys, runpy; sys.argv = ['launch.py', '--mode=eval', '--workdir={workdir}']\n"
+        "try: runpy.run_path('launch.py', run_name='__main__')\n"
+        "except SystemExit as e: assert not e.code, e.code\n"
+        "bad = {'tensorflow', 'torch'} & set(sys.modules); assert not bad, bad"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
