@@ -145,7 +145,7 @@ def _npz(path: pathlib.Path) -> dict[str, np.ndarray]:
     label_N = label_N.argmax(-1) if label_N.ndim == 2 else label_N
     if p_NK.ndim != 2 or not len(p_NK) or not len(p_NK) == len(label_N) == len(index_N):
         return {}
-    if label_N.min() < 0 or label_N.max() >= p_NK.shape[1]:
+    if np.min(label_N) < 0 or np.max(label_N) >= p_NK.shape[1]:
         return {}
     return {"probabilities": p_NK, "label": label_N.astype(np.int64), "index": index_N.astype(np.int64)}
 
@@ -486,7 +486,7 @@ def _calibration(arrays: Mapping[str, np.ndarray], split: str, width: int = 420,
     for b in range(BINS):
         if count_B[b]:
             x, tallness = left + span * b / BINS, tall * accuracy_B[b]
-            faint = 0.25 + 0.75 * math.sqrt(count_B[b] / count_B.max())
+            faint = 0.25 + 0.75 * math.sqrt(count_B[b] / np.max(count_B))
             out.append(
                 f'<rect class="column" x="{x + 1:.1f}" y="{top + tall - tallness:.1f}" width="{span / BINS - 2:.1f}" '
                 f'height="{tallness:.1f}" opacity="{faint:.2f}"><title>confidence {_share(mean_B[b])}: '
