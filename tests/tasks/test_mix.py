@@ -1,7 +1,6 @@
 """Mixing is linear in pictures and labels, local to pairs, and touches nothing but the loss."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -72,11 +71,6 @@ def test_both_and_prob():
     assert 0.35 < kinds.mean() < 0.65
     untouched = np.all(keeps(Mix(TASK, 1.0, prob=0.3)) == 1, (1, 2))
     assert 0.55 < untouched.mean() < 0.85
-    np.testing.assert_allclose(
-        Mix(TASK, 1.0, prob=0.0).loss(VARIABLES, batch_of(), KEY)[0],
-        TASK.loss(VARIABLES, batch_of(), KEY)[0],
-        rtol=1e-6,
-    )
 
 
 def test_pairs_are_local_so_even_slices_add_up():
@@ -106,11 +100,6 @@ def test_everything_else_is_the_tasks():
     host = {name: np.asarray(x) for name, x in outputs.items()}
     assert "per_class" in mix.report({**host, "label": batch["label"]})
     assert mix.present({name: x[0] for name, x in host.items()})["label"] in "012"
-
-
-def test_gradients_flow():
-    grads = jax.jit(jax.grad(lambda v: Mix(TASK, 0.2, 1.0).loss(v, batch_of(), KEY)[0].total))(VARIABLES)
-    assert all(bool(jnp.any(g != 0)) for g in jax.tree.leaves(grads))
 
 
 def test_mistakes_are_told():
