@@ -1,56 +1,30 @@
-"""IDX files, the format of MNIST and its family (LeCun, Cortes & Burges), gzipped or not."""
+"""The idx format of MNIST and its family (http://yann.lecun.com/exdb/mnist, "File formats")."""
 
 from __future__ import annotations
 
 import gzip
-import math
 import os
-import pathlib
+import re
 import zlib
 
 import numpy as np
 
 from bigbase_jax.core import UserError
-from bigbase_jax.data.sources.npz import ArrayPictures
+from bigbase_jax.data.sources.arrays import ArrayDataset
+from bigbase_jax.data.sources.image import existing
+from bigbase_jax.data.sources.splits import digest
 
-_DTYPES = {8: ">u1", 9: ">i1", 11: ">i2", 12: ">i4", 13: ">f4", 14: ">f8"}
-
-
-def read_idx(path: str | os.PathLike) -> np.ndarray:
-    """The array of an IDX file: two zero bytes, a type, the number of axes, their sizes (big-endian i32), the data.
-
-    Raises:
-      UserError: not an IDX file, or cut short.
-    """
-    try:
-        opener = gzip.open if str(path).endswith(".gz") else open
-        with opener(path, "rb") as file:
-            data = file.read()
-    except (OSError, EOFError, zlib.error) as error:
-        raise UserError(f"{path} cannot be read: {error}.") from error
-    if len(data) < 4 or data[:2] != b"\0\0" or data[2] not in _DTYPES:
-        raise UserError(f"{path} is not an IDX file: it begins with {data[:4].hex()!r}.")
-    axes = data[3]
-    start = 4 + 4 * axes
-    shape = tuple(int(n) for n in np.frombuffer(data[4:start], ">i4")) if len(data) >= start else ()
-    dtype = np.dtype(_DTYPES[data[2]])
-    want = start + math.prod(shape) * dtype.itemsize
-    if len(shape) != axes or len(data) != want:
-        raise UserError(f"{path} has {len(data):,} bytes, but its header promises {want:,}; it may be cut short.")
-    return np.frombuffer(data, dtype, offset=start).reshape(shape).astype(dtype.newbyteorder("="))
+_UBYTE = 0x08
+_NAME = re.compile(
+    r"(?P<set>.*?)(?P<split>train|t10k|test)[-.](?P<what>images|labels)[-.]idx(?P<ndim>\d)[-.]ubyte(\.gz)?"
+)
 
 
-class Idx(ArrayPictures):
-    """A folder with ``train-images-idx3-ubyte``, ``train-labels-idx1-ubyte`` and the same of ``t10k``, each maybe ``.gz``.
+class Idx(ArrayDataset):
+    """``train-images-idx3-ubyte``, ``train-labels-idx1-ubyte`` and the same of ``t10k`` (or ``test``), gzipped or not.
 
-    Attributes:
-      root: the folder.
-      val_fraction, test_fraction: shares of ``train`` that become ``val``, and ``test`` where ``t10k`` is missing.
-      class_names: names of the classes; None: their numbers.
-      seed: of the split.
-
-    Raises:
-      UserError: a file is missing or broken.
+    A dot in place of a hyphen is understood, and one prefix before all four names (``emnist-digits-train-...``). The
+    arrays are kept in memory. Attributes: see ``ArrayDataset``.
     """
 
     def __init__(
@@ -58,24 +32,81 @@ class Idx(ArrayPictures):
         root: str,
         val_fraction: float = 0.1,
         test_fraction: float = 0.2,
-        class_names: tuple[str, ...] | None = None,
         seed: int = 0,
+        class_names: tuple[str, ...] | None = None,
     ):
-        root = os.path.abspath(os.path.expanduser(root))
-        files = {split: (_find(root, name, "images"), _find(root, name, "labels")) for split, name in (("train", "train"), ("test", "t10k"))}
-        files = {split: pair for split, pair in files.items() if all(pair)}
-        if "train" not in files:
-            raise UserError(f"{root} has no train-images-idx3-ubyte and train-labels-idx1-ubyte (.gz).")
-        arrays = {split: (read_idx(str(x)), read_idx(str(y))) for split, (x, y) in files.items()}
-        super().__init__(arrays, root, val_fraction, test_fraction, class_names, seed)
-        self._files = [str(path) for pair in files.values() for path in pair]
+        """Reads the files.
+
+        Args:
+          root: the folder they are in.
+          val_fraction: share of each class of ``train`` that becomes ``val``; 0: no val.
+          test_fraction: share of each class of ``train`` that becomes ``test`` where there is none; 0: no test.
+          seed: of these splits.
+          class_names: in the order of the labels; None: "0", "1", ...
+
+        Raises:
+          UserError: a file is missing, has another magic number, is truncated, or does not fit the others.
+        """
+        folder = existing(root)
+        found: dict[tuple[str, str], str] = {}
+        prefixes = set()
+        for entry in sorted(os.listdir(folder)):
+            match = _NAME.fullmatch(entry)
+            if match is not None:
+                split = "train" if match["split"] == "train" else "test"
+                found.setdefault((split, match["what"]), os.path.join(folder, entry))
+                prefixes.add(match["set"])
+        if len(prefixes) > 1:
+            raise UserError(
+                f"{root} holds several data sets ({', '.join(sorted(prefixes))}); give each its own folder."
+            )
+        arrays = {}
+        for split in ("train", "test"):
+            present = {what for s, what in found if s == split}
+            missing = {"images", "labels"} - present
+            if missing and (present or split == "train"):
+                what, ndim = ("images", 3) if "images" in missing else ("labels", 1)
+                stem = "train" if split == "train" else "t10k"
+                raise UserError(
+                    f"{root} has no file {stem}-{what}-idx{ndim}-ubyte or {stem}-{what}-idx{ndim}-ubyte.gz."
+                )
+            if not missing:
+                arrays[split] = (read_idx(found[split, "images"]), read_idx(found[split, "labels"]))
+                for what, array in zip(("images", "labels"), arrays[split], strict=True):
+                    if array.ndim != (3 if what == "images" else 1):
+                        raise UserError(f"{found[split, what]} has {array.ndim} dimensions, which {what} do not have.")
+        super().__init__(root, arrays, val_fraction, test_fraction, seed, class_names)
+        self._arrays = arrays
+
+    def fingerprint(self) -> str:
+        """A digest of the contents and of the splits."""
+        arrays = [part for split, pair in sorted(self._arrays.items()) for part in (split, *pair)]
+        return digest([*arrays, *(part for item in sorted(self._rows.items()) for part in item)])
 
 
-def _find(root: str, split: str, what: str) -> str | None:
-    kind = "idx3" if what == "images" else "idx1"
-    for dash in "-.":
-        for suffix in (".gz", ""):
-            path = pathlib.Path(root) / f"{split}-{what}{dash}{kind}-ubyte{suffix}"
-            if path.is_file():
-                return str(path)
-    return None
+def read_idx(path: str) -> np.ndarray:
+    """The uint8 array in an idx file, gunzipped if it begins like gzip.
+
+    Raises:
+      UserError: another magic number, another number of bytes than the header says, or a damaged gzip file.
+    """
+    try:
+        with open(path, "rb") as file:
+            data = file.read()
+        if data[:2] == b"\x1f\x8b":
+            data = gzip.decompress(data)
+    except (OSError, EOFError, zlib.error) as error:
+        raise UserError(f"{path} cannot be read: {error}.") from error
+    if len(data) < 4 or data[:2] != b"\0\0" or not data[3]:
+        raise UserError(f"{path} is not an idx file: it begins with {data[:4].hex() or 'nothing'}, not with 0000TTDD.")
+    if data[2] != _UBYTE:
+        raise UserError(f"{path} holds values of type {data[2]:#04x}; only unsigned bytes (0x08) are read.")
+    start = 4 + 4 * data[3]
+    shape = tuple(np.frombuffer(data[4:start], ">u4").tolist()) if len(data) >= start else ()
+    expected = start + int(np.prod(shape, dtype=object))
+    if len(data) < start or len(data) != expected:
+        raise UserError(f"{path} is truncated or damaged: it has {len(data)} bytes and its header wants {expected}.")
+    return np.frombuffer(data, np.uint8, offset=start).reshape(shape)
+
+
+__all__ = ["Idx"]

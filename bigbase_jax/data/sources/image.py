@@ -1,78 +1,151 @@
-"""Pictures from files: whatever the format, colour mode or orientation, as uint8 RGB.
+"""Pictures from files: one decoder for every data set and for prediction.
 
-Axes: H height, W width, C channels.
+Legend: H height, W width, C channels.
 """
 
 from __future__ import annotations
 
 import io
 import os
-import warnings
+import pathlib
+from collections.abc import Sequence
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
+from bigbase_jax.build import suggest
 from bigbase_jax.core import Example, UserError
 
-SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".pgm", ".ppm", ".tif", ".tiff"})
+SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp"})
+_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")  # JPEG includes MPO, which some cameras write
+_ORIENTATION = 0x0112  # EXIF 2.3, table 4
+_TRANSPOSE = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
-def decode(file: str | os.PathLike | bytes) -> np.ndarray:
-    """A picture as uint8[H,W,3].
+def decode(data: bytes | str | os.PathLike[str], draft_size: int | None = None) -> np.ndarray:
+    """The picture in a JPEG, PNG, WebP, GIF or BMP file, upright, as 8-bit RGB.
 
-    EXIF orientation is applied; grey, palette and CMYK become RGB; 16-bit grey is scaled to 8 bits; transparency is laid
-    on white; of an animation the first frame counts.
+    EXIF orientation is applied, transparency is laid on white, 16-bit grey is scaled to 8 bits, of an animation the
+    first frame is taken.
 
     Args:
-      file: a path, or the file's bytes.
+      data: a file's contents, or its path.
+      draft_size: lets a JPEG be decoded at 1/2, 1/4 or 1/8 of its size, much faster, as long as both of its sides
+        stay at least this long; None: at full size.
+
+    Returns:
+      uint8 [H, W, 3].
 
     Raises:
-      UserError: not a picture, cut short, or absurdly large; names the file and why.
+      UserError: unreadable, truncated, or so large that it must be a decompression bomb. It names the path if given.
     """
-    name = "the picture" if isinstance(file, bytes) else os.fspath(file)
+    if not isinstance(data, bytes):
+        try:
+            contents = pathlib.Path(data).read_bytes()
+        except OSError as error:
+            raise UserError(f"{os.fspath(data)} cannot be read: {error.strerror or error}.") from error
+        try:
+            return decode(contents, draft_size)
+        except UserError as error:
+            raise UserError(f"{os.fspath(data)}: {error}") from error
+    if not data:
+        raise UserError("the file is empty.")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            warnings.filterwarnings("ignore", category=UserWarning)  # broken EXIF does not make a broken picture
-            with Image.open(io.BytesIO(file) if isinstance(file, bytes) else file) as picture:
-                return np.array(_rgb(_upright(picture)))
-    except UnidentifiedImageError as error:
-        raise UserError(f"{name} is not a picture that can be read.") from error
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise UserError(f"{name} is too large to be decoded safely ({error}).") from error
-    except (OSError, SyntaxError, ValueError, EOFError, IndexError) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error) or type(error).__name__
-        raise UserError(f"{name} cannot be decoded: {reason}.") from error
+        with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+            if draft_size is not None:
+                image.draft(None, (draft_size, draft_size))  # None keeps the mode
+            image.load()
+            x_HWC = np.asarray(_rgb(_upright(image)))
+    except MemoryError:
+        raise
+    except Image.UnidentifiedImageError as error:
+        raise UserError("this is not a picture in JPEG, PNG, WebP, GIF or BMP format.") from error
+    except Exception as error:  # Pillow's parsers raise almost anything on bytes that are not what they should be
+        raise UserError(f"the picture is broken: {str(error).rstrip('.') or type(error).__name__}.") from error
+    return x_HWC
 
 
-def _upright(picture: Image.Image) -> Image.Image:
-    picture.load()  # all of it: a file cut short is an error, not a picture with a grey half
+def _upright(image: Image.Image) -> Image.Image:
     try:
-        return ImageOps.exif_transpose(picture)
-    except (SyntaxError, ValueError, KeyError, TypeError, ZeroDivisionError, OSError):  # broken EXIF
-        return picture
+        orientation = image.getexif().get(_ORIENTATION, 1)
+    except Exception:  # a picture is no worse for broken EXIF data
+        return image
+    return image.transpose(_TRANSPOSE[orientation]) if orientation in _TRANSPOSE else image
 
 
-def _rgb(picture: Image.Image) -> Image.Image:
-    if picture.mode.startswith("I") or picture.mode == "F":
-        grey = np.asarray(picture).astype(np.float64)
-        scale = 1.0 if grey.max(initial=0) <= 255 and not picture.mode.startswith("I;16") else 257.0
-        return Image.fromarray(np.clip(grey / scale + 0.5, 0, 255).astype(np.uint8)).convert("RGB")
-    if picture.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in picture.info:
-        picture = picture.convert("RGBA")
-        white = Image.new("RGBA", picture.size, (255, 255, 255, 255))
-        return Image.alpha_composite(white, picture).convert("RGB")
-    return picture if picture.mode == "RGB" else picture.convert("RGB")
+def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "RGB" and "transparency" not in image.info:
+        return image
+    if image.mode == "I" or image.mode.startswith("I;16"):
+        values = np.asarray(image).astype(np.int64).clip(0, 65535)
+        return Image.fromarray(((values + 128) // 257).astype(np.uint8)).convert("RGB")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    return image.convert("RGB")
 
 
 class Pictures:
-    """What all picture data sets share: reading a user's file."""
+    """A ``Source`` of picture files.
 
-    @staticmethod
-    def read(path: str) -> Example:
-        """``{"image": uint8[H,W,3]}`` of a file.
+    Attributes:
+      labels: i32[N].
+    """
 
-        Raises:
-          UserError: it cannot be read.
-        """
-        return {"image": decode(path)}
+    def __init__(self, root: str, names: Sequence[str], labels: np.ndarray, draft_size: int | None = None):
+        """Files ``names`` below ``root`` with ``labels`` i32[N]; ``draft_size`` as in ``decode``."""
+        self._root, self._names, self._draft_size = root, tuple(names), draft_size
+        self.labels = np.asarray(labels, np.int32)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def __getitem__(self, index: int) -> Example:
+        """``image`` uint8 [H, W, 3] and ``label`` i32[]; raises UserError naming a file that does not decode."""
+        path = os.path.join(self._root, self._names[index])
+        return {"image": decode(path, self._draft_size), "label": self.labels[index]}
+
+    def name(self, index: int) -> str:
+        """The file's path relative to the root."""
+        return self._names[index]
+
+
+class ReadsPictures:
+    """The ``read`` of data sets whose examples are pictures."""
+
+    def read(self, path: str) -> Example:
+        """A user's file as an unlabelled example: ``image`` uint8 [H, W, 3]; raises UserError if it does not decode."""
+        return {"image": decode(existing(path, "file"))}
+
+
+def existing(path: str, kind: str = "folder") -> str:
+    """``path`` with ``~`` expanded, if it is there and is a folder or a file as ``kind`` says.
+
+    Raises:
+      UserError: it is not (with the nearest name beside it), or it is of the other kind.
+    """
+    expanded = os.path.expanduser(path)
+    if os.path.isdir(expanded) if kind == "folder" else os.path.isfile(expanded):
+        return expanded
+    if os.path.exists(expanded):
+        other = "file" if kind == "folder" else "folder"
+        raise UserError(f"{path} is a {other}, not a {kind}.")
+    parent, name = os.path.split(os.path.abspath(expanded))
+    while not os.path.isdir(parent):  # name the first missing part of the path
+        parent, name = os.path.split(parent)
+    try:
+        beside = [entry.name for entry in os.scandir(parent) if not entry.name.startswith(".")]
+    except OSError:
+        beside = []
+    hint = suggest(name, beside, f"name in {parent}")
+    if len(beside) > 20 and "Did you mean" not in hint:
+        hint = ""
+    raise UserError(f"there is no {kind} {path}.{hint}")

@@ -1,97 +1,30 @@
-"""Arrays: an .npz file, or a folder of .npy files, with the names Keras uses or ``images`` and ``labels``."""
+"""Pictures in NumPy's own files: one .npz archive, or a folder of .npy files."""
 
 from __future__ import annotations
 
-import hashlib
 import os
-import pathlib
 import zipfile
+import zlib
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 
-from bigbase_jax.core import Example, UserError
-from bigbase_jax.data.sources.image import Pictures
-from bigbase_jax.data.sources.splits import stratified
+from bigbase_jax.core import UserError
+from bigbase_jax.data.sources.arrays import ArrayDataset
+from bigbase_jax.data.sources.image import existing
+from bigbase_jax.data.sources.splits import digest
+
+_LAYOUTS = (("x_{}", "y_{}"), ("{}_images", "{}_labels"), ("{}_x", "{}_y"))
+_LISTED = 10
 
 
-class Arrays:
-    """One split held in memory (or mapped): ``images`` uint8[N,H,W,C], ``labels`` i32[N]."""
+class Npz(ArrayDataset):
+    """An .npz file, or a folder of .npy files of the same names, which are mapped rather than read.
 
-    in_memory = True
-
-    def __init__(self, images: np.ndarray, labels: np.ndarray, split: str, rows: np.ndarray | None = None):
-        self._images, self._split, self._rows = images, split, rows
-        self.labels = np.asarray(labels if rows is None else labels[rows], np.int32)
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitem__(self, index: int) -> Example:
-        row = index if self._rows is None else self._rows[index]
-        return {"image": np.asarray(self._images[row]), "label": self.labels[index]}
-
-    def name(self, index: int) -> str:
-        """``split[index]``."""
-        return f"{self._split}[{index}]"
-
-
-class ArrayPictures(Pictures):
-    """Splits made of arrays; what ``Npz`` and ``Idx`` share.
-
-    Raises:
-      UserError: shapes, types or labels that are not those of pictures and their classes.
-    """
-
-    def __init__(
-        self,
-        arrays: Mapping[str, tuple[np.ndarray, np.ndarray]],
-        source: str,
-        val_fraction: float,
-        test_fraction: float,
-        class_names: tuple[str, ...] | None,
-        seed: int,
-    ):
-        checked = {split: _check(images, labels, f"{source} ({split})") for split, (images, labels) in arrays.items()}
-        count = 1 + max(int(labels.max()) for _, labels in checked.values())
-        if class_names is not None and len(class_names) < count:
-            raise UserError(f"{source} has labels up to {count - 1}, but there are only {len(class_names)} class_names.")
-        names = tuple(class_names) if class_names is not None else tuple(str(i) for i in range(count))
-        if len(np.unique(checked["train"][1])) < 2:
-            raise UserError(f"{source} has one class only; a classifier needs two or more.")
-        parts = {split: Arrays(images, labels, split) for split, (images, labels) in checked.items()}
-        images, labels = checked["train"]
-        fractions = (0.0 if "val" in checked else val_fraction, 0.0 if "test" in checked else test_fraction)
-        rest, val, test = stratified(labels, fractions, seed)
-        if len(val) or len(test):
-            parts["train"] = Arrays(images, labels, "train", rest)
-            parts.update({n: Arrays(images, labels, n, rows) for n, rows in (("val", val), ("test", test)) if len(rows)})
-        self.splits: Mapping[str, Arrays] = {name: parts[name] for name in ("train", "val", "test") if name in parts}
-        self.facts: Mapping[str, Any] = {"num_classes": len(names), "class_names": names}
-        shape = "x".join(map(str, images.shape[1:]))
-        self.description = f"{sum(map(len, parts.values())):,} pictures ({shape}) of {len(names)} classes from {source}"
-        self._shapes = [(s, x.shape, hashlib.sha256(np.ascontiguousarray(y)).hexdigest()) for s, (x, y) in checked.items()]
-        self._files: list[str] = []
-        self._split_by = (fractions, seed)
-
-    def fingerprint(self) -> str:
-        """Of shapes, labels, and the files' names, sizes and times."""
-        stats = [(os.path.basename(f), os.stat(f).st_size, os.stat(f).st_mtime_ns) for f in sorted(self._files)]
-        return hashlib.sha256(repr((self._shapes, stats, self._split_by)).encode()).hexdigest()[:16]
-
-
-class Npz(ArrayPictures):
-    """``x_train, y_train, x_test, y_test`` (and ``x_val, y_val``), or ``images, labels`` to be split with a seed.
-
-    Attributes:
-      path: an .npz file, or a folder of .npy files of those names (which are memory-mapped).
-      val_fraction, test_fraction: shares of the training arrays that become ``val`` and ``test`` where they are missing.
-      class_names: names of the classes; None: their numbers.
-      seed: of the split.
-
-    Raises:
-      UserError: the file is missing, broken, or holds something else.
+    The arrays are ``x_train, y_train`` and optionally ``x_val, y_val`` and ``x_test, y_test`` (Keras; MedMNIST's
+    ``train_images, train_labels`` also), or ``images, labels``, which are split. Pictures are [N, H, W] or
+    [N, H, W, 1 or 3], of uint8, or of another number type with values in 0 to 255 or, if floating, in 0 to 1; labels
+    are integers [N] or [N, 1]. Attributes: see ``ArrayDataset``.
     """
 
     def __init__(
@@ -99,48 +32,121 @@ class Npz(ArrayPictures):
         path: str,
         val_fraction: float = 0.1,
         test_fraction: float = 0.2,
-        class_names: tuple[str, ...] | None = None,
         seed: int = 0,
+        class_names: tuple[str, ...] | None = None,
     ):
-        path = os.path.abspath(os.path.expanduser(path))
-        loaded, files = _load(path)
-        names = {"train": ("x_train", "y_train"), "val": ("x_val", "y_val"), "test": ("x_test", "y_test")}
-        if "images" in loaded and "labels" in loaded:
-            arrays = {"train": (loaded["images"], loaded["labels"])}
-        else:
-            arrays = {s: (loaded[x], loaded[y]) for s, (x, y) in names.items() if x in loaded and y in loaded}
-        if "train" not in arrays:
-            raise UserError(
-                f"{path} holds {', '.join(sorted(loaded)) or 'nothing'}; expected x_train and y_train, or images and labels."
-            )
-        super().__init__(arrays, path, val_fraction, test_fraction, class_names, seed)
-        self._files = files
+        """Reads or maps the arrays.
+
+        Args:
+          path: the .npz file, or the folder.
+          val_fraction: share of each class of ``train`` that becomes ``val`` where there is none; 0: no val.
+          test_fraction: share of each class of ``train`` that becomes ``test`` where there is nothing else.
+          seed: of the split.
+          class_names: in the order of the labels; None: "0", "1", ...
+
+        Raises:
+          UserError: nothing there, arrays missing, or of another shape, type or range.
+        """
+        held = _Arrays(path)
+        arrays = {}
+        if "images" in held and "labels" in held:
+            arrays["train"] = held.pair("images", "labels")
+        for images, labels in _LAYOUTS if not arrays else ():
+            if images.format("train") not in held:
+                continue
+            for split in ("train", "val", "test"):
+                keys = images.format(split), labels.format(split)
+                if split == "train" or any(key in held for key in keys):
+                    arrays[split] = held.pair(*keys)
+            break
+        if not arrays:
+            have = held.names()
+            names = ", ".join(have[:_LISTED]) + (", ..." if len(have) > _LISTED else "") if have else "nothing"
+            raise UserError(f"{path} holds {names}; expected x_train and y_train, or images and labels.")
+        super().__init__(path, arrays, val_fraction, test_fraction, seed, class_names)
+        self._digest = digest([held.stamp(), *(part for item in sorted(self._rows.items()) for part in item)])
+
+    def fingerprint(self) -> str:
+        """A digest of the files' names, sizes and modification times, and of the splits."""
+        return self._digest
 
 
-def _load(path: str) -> tuple[dict[str, np.ndarray], list[str]]:
-    try:
-        if os.path.isdir(path):
-            found = sorted(pathlib.Path(path).glob("*.npy"))
-            return {f.stem: np.load(f, mmap_mode="r", allow_pickle=False) for f in found}, [str(f) for f in found]
-        with np.load(path, allow_pickle=False) as archive:
-            return {name: archive[name] for name in archive.files}, [path]
-    except FileNotFoundError as error:
-        raise UserError(f"there is no file {path}.") from error
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, AttributeError) as error:
-        raise UserError(f"{path} is not an .npz file of plain arrays ({error}).") from error
+class _Arrays:
+    """The arrays of a file or folder by name, read when asked for."""
+
+    def __init__(self, path: str):
+        self._path = path
+        expanded = os.path.expanduser(path)
+        self._folder = expanded if os.path.isdir(expanded) else None
+        self._files: dict[str, str] = {}
+        self._archive: Mapping[str, np.ndarray] = {}
+        if self._folder:
+            names = sorted(name for name in os.listdir(self._folder) if name.endswith(".npy"))
+            self._files = {name.removesuffix(".npy"): os.path.join(self._folder, name) for name in names}
+            return
+        self._single = existing(path, "file")
+        try:
+            archive = np.load(self._single, allow_pickle=False)
+        except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+            raise UserError(f"{path} is not an .npz file: {error}.") from error
+        if not isinstance(archive, np.lib.npyio.NpzFile):
+            raise UserError(f"{path} holds a single array; expected an .npz archive, or a folder of .npy files.")
+        self._archive = archive
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._files or name in self._archive
+
+    def names(self) -> list[str]:
+        return sorted({*self._files, *self._archive})
+
+    def stamp(self) -> list[tuple[str, int, int]]:
+        """Names, sizes in bytes and modification times in ns of the files."""
+        files = self._files or {os.path.basename(self._single): self._single}
+        return [(name, os.stat(file).st_size, os.stat(file).st_mtime_ns) for name, file in sorted(files.items())]
+
+    def pair(self, images: str, labels: str) -> tuple[np.ndarray, np.ndarray]:
+        """uint8 [N, H, W, C] or [N, H, W], and i32 [N]."""
+        for name in (images, labels):
+            if name not in self:
+                raise UserError(f"{self._path} has {labels if name == images else images} but no {name}.")
+        return self._pictures(images), self._labels(labels)
+
+    def _read(self, name: str) -> np.ndarray:
+        try:
+            if self._folder:
+                return np.load(self._files[name], mmap_mode="r", allow_pickle=False)
+            return self._archive[name]
+        except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+            raise UserError(f"{self._path}: the array {name} cannot be read: {error}.") from error
+
+    def _pictures(self, name: str) -> np.ndarray:
+        x = self._read(name)
+        what = f"{self._path}: {name} is {x.dtype}{list(x.shape)}"
+        if x.ndim == 4 and x.shape[1] in (1, 3) and x.shape[3] not in (1, 3):
+            raise UserError(f"{what}, channels first; transpose it to [N, H, W, C].")
+        if x.ndim not in (3, 4) or (x.ndim == 4 and x.shape[3] not in (1, 3)) or 0 in x.shape[1:]:
+            raise UserError(f"{what}; pictures must be [N, H, W], [N, H, W, 1] or [N, H, W, 3].")
+        if x.dtype == np.uint8 or not x.size:
+            return x.astype(np.uint8, copy=False)
+        if x.dtype.kind not in "buif":
+            raise UserError(f"{what}; pictures must be numbers, best of uint8.")
+        low, high = (x.min(), x.max()) if x.dtype != np.bool_ else (0.0, 1.0)
+        if not (low >= 0 and high <= 255):
+            raise UserError(f"{what} with values from {low:g} to {high:g}; they must be in 0 to 255, or 0 to 1.")
+        if x.dtype.kind in "bf" and high <= 1:
+            x = x * np.float32(255)
+        return np.rint(x).astype(np.uint8)
+
+    def _labels(self, name: str) -> np.ndarray:
+        y = np.asarray(self._read(name))
+        what = f"{self._path}: {name} is {y.dtype}{list(y.shape)}"
+        if y.ndim == 2 and y.shape[1] == 1:
+            y = y[:, 0]
+        if y.ndim == 2:
+            raise UserError(f"{what}; labels must be integers [N]: of one-hot labels store the argmax.")
+        if y.ndim != 1 or y.dtype.kind not in "ui":
+            raise UserError(f"{what}; labels must be integers [N].")
+        return y.astype(np.int32)
 
 
-def _check(images: np.ndarray, labels: np.ndarray, where: str) -> tuple[np.ndarray, np.ndarray]:
-    """uint8[N,H,W,C], i32[N]; grey pictures get their channel, labels lose an axis of size 1."""
-    if images.ndim == 3:
-        images = images[..., None]
-    if images.ndim != 4 or images.shape[-1] not in (1, 3) or images.dtype != np.uint8:
-        raise UserError(f"{where}: pictures are uint8[N,H,W] or uint8[N,H,W,1 or 3], not {images.dtype}{list(images.shape)}.")
-    labels = labels[:, 0] if labels.ndim == 2 and labels.shape[1] == 1 else labels
-    if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
-        raise UserError(f"{where}: labels are integers of shape [N], not {labels.dtype}{list(labels.shape)}.")
-    if len(images) != len(labels) or not len(labels):
-        raise UserError(f"{where}: {len(images)} pictures but {len(labels)} labels.")
-    if labels.min() < 0:
-        raise UserError(f"{where}: labels start at 0, but there is {labels.min()}.")
-    return images, labels.astype(np.int32)
+__all__ = ["Npz"]
