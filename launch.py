@@ -23,7 +23,9 @@ from bigbase_jax.build import suggest
 from bigbase_jax.core import UserError
 
 MODES = ("train", "eval", "predict", "report")
-_CONFIG = config_flags.DEFINE_config_file("config", None, "The recipe: configs/NAME.py[:argument,...].", lock_config=True)
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "The recipe: configs/NAME.py[:argument,...].", lock_config=True
+)
 _MODE = flags.DEFINE_string("mode", "train", f"What to do: {', '.join(MODES)}.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "The run folder; default: runs/ and the recipe's name.")
 _STEP = flags.DEFINE_integer("step", None, "eval, predict: the checkpoint to use; default: the best, or the last.")
@@ -35,10 +37,10 @@ def main(_: list[str]) -> int:
     """Runs one verb; returns the exit status."""
     from bigbase_jax import verbs  # after the flags: a misspelt flag need not wait for JAX
 
-    mode, workdir = _MODE.value, _WORKDIR.value
+    mode, workdir = _MODE.value, _WORKDIR.value or ""
     if mode not in MODES:
         raise UserError(f"there is no --mode={mode}.{suggest(mode, MODES, 'mode')}")
-    if mode != "train" and workdir is None:
+    if mode != "train" and not workdir:
         raise UserError(f"--mode={mode} needs --workdir: the folder of the run.")
     if mode == "train":
         if _CONFIG.value is None:
@@ -70,7 +72,8 @@ def parse_flags(argv: list[str]) -> list[str]:
         flag, _, value = arg.lstrip("-").partition("=")
         path = value.partition(":")[0]
         if flag == "config" and value and not os.path.isfile(path):
-            recipes = [str(p) for p in pathlib.Path(path).parent.glob("*.py")] or [str(p) for p in pathlib.Path("configs").glob("*.py")]
+            beside = pathlib.Path(path).parent
+            recipes = [str(p) for folder in (beside, pathlib.Path("configs")) for p in folder.glob("*.py")]
             raise UserError(f"there is no recipe {path!r}.{suggest(path, recipes, 'recipe')}")
     try:
         return app.parse_flags_with_usage(argv)

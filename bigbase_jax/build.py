@@ -66,7 +66,7 @@ def build(node: Any, facts: Mapping[str, Any] | None = None, _path: str = "confi
         return tuple(build(item, facts, f"{_path}[{i}]") for i, item in enumerate(node))
     if not isinstance(node, (Mapping, ConfigDict)):
         return node
-    items = {key: node[key] for key in node.keys()}
+    items = dict(node.items())
     if TARGET not in items:
         return {key: build(value, facts, f"{_path}.{key}") for key, value in items.items()}
     fn = locate(items.pop(TARGET), _path)
@@ -208,7 +208,9 @@ def _parameters(fn: Callable[..., Any]) -> dict[str, inspect.Parameter] | None:
     if any(p.kind is p.VAR_KEYWORD for p in parameters):
         return None
     hidden = {"parent", "name"} if hasattr(fn, "nowrap") or _is_linen(fn) else set()
-    return {p.name: p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY) and p.name not in hidden}
+    return {
+        p.name: p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY) and p.name not in hidden
+    }
 
 
 def _is_linen(fn: Any) -> bool:
@@ -217,7 +219,7 @@ def _is_linen(fn: Any) -> bool:
 
 def _hints(fn: Callable[..., Any]) -> dict[str, Any]:
     try:
-        return typing.get_type_hints(fn.__init__ if isinstance(fn, type) else fn)
+        return typing.get_type_hints(vars(fn).get("__init__", fn) if isinstance(fn, type) else fn)
     except (NameError, TypeError):
         return {}
 

@@ -243,7 +243,16 @@ def _sentences(what: str, also: Callable[[], str] = lambda: "") -> Iterator[None
 
 def disk_error(error: BaseException | None) -> str | None:
     """The operating system's words for a full, missing or forbidden disk anywhere in the error's chain, or None."""
-    codes = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EFBIG, errno.ENOTDIR, errno.EEXIST)
+    codes = (
+        errno.ENOSPC,
+        errno.EDQUOT,
+        errno.EACCES,
+        errno.EPERM,
+        errno.EROFS,
+        errno.EFBIG,
+        errno.ENOTDIR,
+        errno.EEXIST,
+    )
     while error is not None:
         if isinstance(error, OSError) and error.errno in codes:
             return os.strerror(error.errno)

@@ -156,5 +156,7 @@ class Dataset(Protocol):
         ...
 
     def read(self, path: str) -> Example:
-        """An unlabelled example from a user's file, as the same decoder would give it; raises UserError if unreadable."""
+        """An unlabelled example from a user's file, as the same decoder would give it; raises UserError if unreadable.
+
+        A static method where it needs nothing of the data, so that a model predicts where its data is not."""
         ...

@@ -41,7 +41,7 @@ class Optimizer:
     """
 
     learning_rate: float
-    algorithm: Callable[..., optax.GradientTransformation] = functools.partial(optax.adamw)
+    algorithm: Callable[..., optax.GradientTransformation] = optax.adamw
     schedule: Callable[..., optax.Schedule] | None = None
     warmup: float = 0.0
     weight_decay: float = 0.0

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import collections
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -73,7 +73,9 @@ def put(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
     return {name: jax.make_array_from_process_local_data(sharding, np.asarray(x)) for name, x in batch.items()}
 
 
-def prefetch(batches: Iterator[Mapping[str, np.ndarray]], mesh: Mesh, depth: int = 2) -> Iterator[dict[str, jax.Array]]:
+def prefetch(
+    batches: Iterator[Mapping[str, np.ndarray]], mesh: Mesh, depth: int = 2
+) -> Generator[dict[str, jax.Array], None, None]:
     """``put`` applied ``depth`` batches ahead, so that the copy to the device runs while it computes."""
     queue: collections.deque[dict[str, jax.Array]] = collections.deque()
     try:
@@ -96,7 +98,9 @@ def init_state(task: Task, tx: optax.GradientTransformation, batch: Batch, seed:
     return TrainState(jnp.int32(0), params, variables, tx.init(params), average, key)
 
 
-def loss_and_grads(task: Task, state: TrainState, batch: Batch, key: jax.Array, microbatches: int) -> tuple[Sum, PyTree, PyTree]:
+def loss_and_grads(
+    task: Task, state: TrainState, batch: Batch, key: jax.Array, microbatches: int
+) -> tuple[Sum, PyTree, PyTree]:
     """The loss ``Sum``, the gradient of its total, and the new model state, in ``microbatches`` equal slices.
 
     The gradient is that of the total, not of the mean: totals and weights add up exactly over slices and devices.
@@ -111,7 +115,9 @@ def loss_and_grads(task: Task, state: TrainState, batch: Batch, key: jax.Array, 
         grads, (loss, model_state) = gradient(state.params, state.model_state, batch, key)
         return loss, grads, model_state
 
-    def body(carry: tuple[Sum, PyTree, PyTree], slice_: tuple[Batch, jax.Array]) -> tuple[tuple[Sum, PyTree, PyTree], None]:
+    def body(
+        carry: tuple[Sum, PyTree, PyTree], slice_: tuple[Batch, jax.Array]
+    ) -> tuple[tuple[Sum, PyTree, PyTree], None]:
         loss, grads, model_state = carry
         rows, slice_key = slice_
         more, (more_loss, model_state) = gradient(state.params, model_state, rows, slice_key)
@@ -178,7 +184,9 @@ def train_step(
     """
     if task.batch_coupled and (microbatches > 1 or mode == "shard_map"):
         how = f"config.train.microbatches={microbatches}" if microbatches > 1 else "config.train.parallel='shard_map'"
-        raise UserError(f"this task's loss compares the examples of a batch with each other, and {how} would split them.")
+        raise UserError(
+            f"this task's loss compares the examples of a batch with each other, and {how} would split them."
+        )
 
     def global_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Sum]]:
         key = jax.random.fold_in(state.key, state.step)
@@ -198,9 +206,9 @@ def train_step(
         return jax.jit(global_step, donate_argnums=0, in_shardings=(state_shardings, None), out_shardings=out)
     if mode == "shard_map":
         spec = jax.tree.map(lambda s: s.spec, state_shardings)
-        specs = {"in_specs": (spec, PartitionSpec(DATA)), "out_specs": (spec, PartitionSpec())}
+        inputs, outputs = (spec, PartitionSpec(DATA)), (spec, PartitionSpec())
         # Without the check of varying axes, gradients stay local until the one psum above.
-        step = jax.shard_map(local_step, mesh=mesh, **specs, check_vma=False)
+        step = jax.shard_map(local_step, mesh=mesh, in_specs=inputs, out_specs=outputs, check_vma=False)
         return jax.jit(step, donate_argnums=0, out_shardings=out)
     raise UserError(f"config.train.parallel is {mode!r}; it is 'jit' or 'shard_map'.")
 

@@ -1,8 +1,8 @@
 """The run folder: everything one run knows of itself, readable without the package.
 
-``config.json`` the config as it was run; ``lineage.json`` where it comes from (command, commit, versions, devices, data);
-``metrics.jsonl`` the log; ``tensorboard/``; ``checkpoints/STEP/``; ``eval-SPLIT.json`` and ``predictions-SPLIT.npz`` the
-last evaluation; ``report.html``.
+``config.json`` the config as it was run; ``lineage.json`` where it comes from (command, commit, versions, devices,
+data); ``data.json`` what predicting needs to know of the data; ``metrics.jsonl`` the log; ``tensorboard/``;
+``checkpoints/STEP/``; ``eval-SPLIT.json`` and ``predictions-SPLIT.npz`` the last evaluation; ``report.html``.
 """
 
 from __future__ import annotations
@@ -27,7 +27,18 @@ from ml_collections import ConfigDict
 from bigbase_jax.checkpoint import disk_error
 from bigbase_jax.core import UserError
 
-_PACKAGES = ("bigbase_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "pillow", "scikit-learn")
+_PACKAGES = (
+    "bigbase_jax",
+    "jax",
+    "jaxlib",
+    "flax",
+    "optax",
+    "orbax-checkpoint",
+    "grain",
+    "numpy",
+    "pillow",
+    "scikit-learn",
+)
 
 
 class RunDir:
@@ -104,7 +115,7 @@ class RunDir:
         Raises:
           UserError: the disk refuses.
         """
-        self._write(name, lambda file: np.savez_compressed(file, **arrays))
+        self._write(name, lambda file: np.savez_compressed(file, **dict(arrays)))  # type: ignore[arg-type]
 
     def _write(self, name: str, write: Any) -> None:
         partial = self.path / f".{name}.{os.getpid()}.tmp"

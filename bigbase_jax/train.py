@@ -17,7 +17,6 @@ from types import FrameType
 from typing import Any
 
 import jax
-import numpy as np
 from ml_collections import ConfigDict
 
 from bigbase_jax import parallel
@@ -70,7 +69,16 @@ class Loop:
     def __post_init__(self) -> None:
         if (self.epochs is None) == (self.steps is None):
             raise UserError("give exactly one of config.train.epochs and config.train.steps.")
-        for name in ("epochs", "steps", "log_every", "eval_every", "checkpoint_every", "keep", "patience", "microbatches"):
+        for name in (
+            "epochs",
+            "steps",
+            "log_every",
+            "eval_every",
+            "checkpoint_every",
+            "keep",
+            "patience",
+            "microbatches",
+        ):
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise UserError(f"config.train.{name} is {value}; it must be above 0.")
@@ -107,21 +115,27 @@ def train(config: ConfigDict, workdir: str, name: str = "") -> dict[str, Any]:
     parallel.check_batch(data.batch_size, mesh, loop.microbatches)
     parallel.check_batch(data.eval_batch_size, mesh, what="config.data.eval_batch_size")
     if loop.best_metric and "val" not in data.splits:
-        raise UserError(f"config.train.best_metric={loop.best_metric!r} needs a validation split, and this data has none.")
+        raise UserError(
+            f"config.train.best_metric={loop.best_metric!r} needs a validation split, and this data has none."
+        )
     run = RunDir(workdir)
     is_new = run.create(config)
     data_facts = {"description": data.description, "fingerprint": data.fingerprint(), "splits": dict(data.splits)}
     if not is_new and (run.path / "lineage.json").exists():
         was = run.read_json("lineage.json")["data"]["fingerprint"]
         if was != data_facts["fingerprint"]:
-            raise UserError(f"the data changed since the run in {workdir} began; restore it or give this run its own --workdir.")
+            raise UserError(
+                f"the data changed since the run in {workdir} began; restore it or give this run its own --workdir."
+            )
     with contextlib.closing(data.train_batches(0)) as batches:
         first = next(batches)
     spec = {k: jax.ShapeDtypeStruct((data.batch_size, *v.shape[1:]), v.dtype) for k, v in first.items()}
-    run.write_json("data.json", {"facts": data.facts, "batch": {k: [list(s.shape), str(s.dtype)] for k, s in spec.items()}})
+    run.write_json(
+        "data.json", {"facts": data.facts, "batch": {k: [list(s.shape), str(s.dtype)] for k, s in spec.items()}}
+    )
     run.write_lineage(mesh.size, data_facts)
     total = loop.total_steps(data.steps_per_epoch)
-    eval_every = loop.eval_every or max(1, round(data.steps_per_epoch))
+    eval_every = loop.eval_every or data.steps_per_epoch
     checkpoint_every = loop.checkpoint_every or eval_every
     checkpoints = Checkpoints(run.checkpoints, loop.keep, keep_best=loop.best_metric is not None)
 
@@ -148,7 +162,9 @@ def train(config: ConfigDict, workdir: str, name: str = "") -> dict[str, Any]:
     if not done:
         began = time.perf_counter()
         rate = optimizer.rate(total)
-        step_fn: Any = parallel.train_step(task, tx, mesh, homes, loop.parallel, loop.microbatches, loop.ema_decay, rate)
+        step_fn: Any = parallel.train_step(
+            task, tx, mesh, homes, loop.parallel, loop.microbatches, loop.ema_decay, rate
+        )
         step_fn = step_fn.lower(abstract, parallel.put(first, mesh)).compile()
         compile_seconds = time.perf_counter() - began
         log = Log(
@@ -162,33 +178,35 @@ def train(config: ConfigDict, workdir: str, name: str = "") -> dict[str, Any]:
             writers=loop.writers,
             name=name,
             config=as_json(config),
+            devices=mesh.size,
         )
         log.compiled(compile_seconds)
 
         # --------------------------------------------------------------------------------------------- loop
-        batches = parallel.prefetch(data.train_batches(start), mesh)
+        stream = parallel.prefetch(data.train_batches(start), mesh)
         closing = contextlib.closing
-        with _stop_signals() as stop, closing(checkpoints), closing(log), closing(batches):
+        with _stop_signals() as stop, closing(checkpoints), closing(log), closing(stream):
             for step in range(start + 1, total + 1):
                 with log.data_wait():
-                    batch = next(batches)
+                    batch = next(stream)
                 state, sums = step_fn(state, batch)
                 log.step(step, sums)
 
-                if "val" in data.splits and (step % eval_every == 0 or step == total):
+                if "val" in data.splits and (_due(step, eval_every) or step == total):
                     with log.pause():
                         log.check(step)
                         metrics = evaluate_split(state.variables(), "val").metrics
                         log.metrics(step, "val", metrics)
                     progress = _judge(progress, step, metrics, loop)
                 ends = step == total or stop or progress.get("stopped")
-                if ends or step % checkpoint_every == 0 or progress.get("best_step") == step:
+                if ends or _due(step, checkpoint_every) or progress.get("best_step") == step:
                     with log.pause():
                         _save(checkpoints, log, step, state, progress)
                 if ends:
                     break
         if stop and int(state.step) < total:
-            say(f"stopped by {signal.Signals(stop[0]).name} after step {int(state.step)}; the same command goes on from there")
+            by = signal.Signals(stop[0]).name
+            say(f"stopped by {by} after step {int(state.step)}; the same command goes on from there")
             return {"step": int(state.step), "signal": int(stop[0])}
         run.finish_lineage()
 
@@ -199,6 +217,7 @@ def train(config: ConfigDict, workdir: str, name: str = "") -> dict[str, Any]:
         state = checkpoints.restore(abstract, step)
     split = "test" if "test" in data.splits else "val" if "val" in data.splits else "train"
     found = evaluate_split(state.variables(), split)
+    say(f"{split} @ {step}: " + "  ".join(f"{k} {v:.4g}" for k, v in found.metrics.items() if isinstance(v, float)))
     return write_evaluation(run, step, split, found)
 
 
@@ -208,6 +227,11 @@ def write_evaluation(run: RunDir, step: int, split: str, found: Evaluation) -> d
     run.write_npz(f"predictions-{split}.npz", found.examples)
     run.write_json(f"eval-{split}.json", result)
     return result
+
+
+def _due(step: int, every: float) -> bool:
+    """Whether ``step`` is the first at or after a multiple of ``every``, which need not be whole (an epoch)."""
+    return math.floor(step / every) > math.floor((step - 1) / every)
 
 
 def _evaluate_split(task: Task, eval_step: Any, data: Prepared, mesh: Any, variables: Any, split: str) -> Evaluation:
@@ -239,7 +263,9 @@ def _judge(progress: dict[str, Any], step: int, metrics: dict[str, Any], loop: L
         return progress
     if not isinstance(metrics.get(loop.best_metric), (int, float)):
         scalars = [name for name, value in metrics.items() if isinstance(value, (int, float))]
-        raise UserError(f"config.train.best_metric {loop.best_metric!r} is not measured; there are {', '.join(scalars)}.")
+        raise UserError(
+            f"config.train.best_metric {loop.best_metric!r} is not measured; there are {', '.join(scalars)}."
+        )
     value = float(metrics[loop.best_metric])
     sign = 1 if loop.best_mode == "max" else -1
     if "best" not in progress or sign * value > sign * progress["best"]:

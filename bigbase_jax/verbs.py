@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import glob
+import inspect
 import json
 import os
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -16,11 +17,11 @@ from ml_collections import ConfigDict
 from bigbase_jax import parallel
 from bigbase_jax import report as report_page
 from bigbase_jax import train as training
-from bigbase_jax.build import build, suggest
+from bigbase_jax.build import build, locate, suggest
 from bigbase_jax.checkpoint import Checkpoints
-from bigbase_jax.core import Task, UserError, Variables
+from bigbase_jax.core import Example, Task, UserError, Variables
 from bigbase_jax.evaluate import evaluate as run_evaluation
-from bigbase_jax.log import say
+from bigbase_jax.log import Diverged, say
 from bigbase_jax.rundir import RunDir
 
 
@@ -35,7 +36,11 @@ def setup() -> None:
 def train(config: ConfigDict, workdir: str, name: str = "") -> dict[str, Any]:
     """Trains, or goes on with the run in ``workdir``; then evaluates and writes the report. Returns the metrics."""
     setup()
-    result = training.train(config, workdir, name)
+    try:
+        result = training.train(config, workdir, name)
+    except Diverged:
+        report(workdir)
+        raise
     if "signal" not in result:
         report(workdir)
     return result
@@ -79,7 +84,8 @@ def predict(workdir: str, pattern: str, step: int | None = None, out: Any = None
     config = run.config()
     mesh = parallel.make_mesh(1)
     task, variables, _ = restore(run, config, mesh, step)
-    reader = build(config.data, _path="config.data").reader()
+    read = _reader(config)
+    transforms = build(config.data.eval_transforms, _path="config.data.eval_transforms")
     compiled = jax.jit(task.predict)
     failed = False
     for names in _chunks(input_files(pattern), 32):
@@ -87,14 +93,19 @@ def predict(workdir: str, pattern: str, step: int | None = None, out: Any = None
         rows = []
         for name in names:
             try:
-                example = reader(name)
+                example = read(name)
+                rng = np.random.Generator(np.random.Philox(config.data.seed))
+                for transform in transforms:
+                    example = transform(example, rng)
                 rows.append((name, {key: np.asarray(example[key]) for key in task.inputs}))
             except UserError as error:
                 answers[name] = {"error": str(error)}
                 failed = True
         if rows:
             padded = [row for _, row in rows] + [rows[-1][1]] * (32 - len(rows))  # one shape, one compilation
-            outputs = jax.device_get(compiled(variables, {key: np.stack([r[key] for r in padded]) for key in task.inputs}))
+            outputs = jax.device_get(
+                compiled(variables, {key: np.stack([r[key] for r in padded]) for key in task.inputs})
+            )
             for i, (name, _) in enumerate(rows):
                 answers[name] = task.present({key: x[i] for key, x in outputs.items()})
         for name in names:
@@ -166,6 +177,14 @@ def input_files(pattern: str) -> list[str]:
     if not found:
         raise UserError(f"--input={pattern} names no file.")
     return sorted(found)
+
+
+def _reader(config: ConfigDict) -> Callable[[str], Example]:
+    """The data set's decoder of users' files; the data itself need not be here unless the decoder depends on it."""
+    dataset: Any = locate(config.data.dataset.target, "config.data.dataset.target")
+    if isinstance(inspect.getattr_static(dataset, "read"), staticmethod):
+        return dataset.read
+    return build(config.data.dataset, _path="config.data.dataset").read
 
 
 def _chunks(items: list[str], size: int) -> Iterator[list[str]]:

@@ -3,8 +3,8 @@
 python launch.py --config=configs/catdog_cnn.py                              drawn pictures
 python launch.py --config=configs/catdog_cnn.py:data=folder,root=DIR         photos: DIR/{train,test}/CLASS/*.jpg
 
-Pictures are resized to a short side of 256 and cut to the central 224, values in [0, 1]; three stages of 3x3 convolution to
-64 channels, ReLU and 2x2 max-pool (224 -> 28); dense 1024, ReLU, 2 outputs. SGD 0.001, momentum 0.9, cross-entropy,
+Pictures are resized to a short side of 256 and cut to the central 224, values in [0, 1]; three stages of 3x3
+convolution to 64 channels, ReLU and 2x2 max-pool (224 -> 28); dense 1024, ReLU, 2 outputs. SGD 0.001, momentum 0.9, cross-entropy,
 batch 4, 10 epochs. All training photos are trained on: there is no validation split.
 
 @@CNN@@
@@ -27,7 +27,11 @@ from bigbase_jax.train import Loop
 def get_config(arg: str | None = None) -> ConfigDict:
     """``arg``: data=drawn|folder|idx|npz|tfds, root=DIR, tiny."""
     args = parse_arg(arg, data="drawn", root=None, tiny=False)
-    cut = target(T.ResizeCenterCrop, resize=36, size=32) if args.tiny else target(T.ResizeCenterCrop, resize=256, size=224)
+    cut = (
+        target(T.ResizeCenterCrop, resize=36, size=32)
+        if args.tiny
+        else target(T.ResizeCenterCrop, resize=256, size=224)
+    )
     stages, dense = ((4, 4, 4), 16) if args.tiny else ((64, 64, 64), 1024)
 
     small = {"size": 32, "num_train": 64, "num_val": 32, "num_test": 32} if args.tiny else {}

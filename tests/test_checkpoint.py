@@ -12,9 +12,13 @@ from bigbase_jax.parallel import make_mesh, shardings
 
 
 def make_state(seed=0, features=4):
-    params = {"a": {"kernel": jax.random.normal(jax.random.key(seed), (3, features)), "half": jnp.ones(2, jnp.bfloat16) / 3}}
+    params = {
+        "a": {"kernel": jax.random.normal(jax.random.key(seed), (3, features)), "half": jnp.ones(2, jnp.bfloat16) / 3}
+    }
     tx = optax.adam(1e-3)
-    return TrainState(jnp.int32(seed), params, {"batch_stats": {"m": jnp.arange(3.0)}}, tx.init(params), None, jax.random.key(9))
+    return TrainState(
+        jnp.int32(seed), params, {"batch_stats": {"m": jnp.arange(3.0)}}, tx.init(params), None, jax.random.key(9)
+    )
 
 
 def abstract_of(tree, devices=1):

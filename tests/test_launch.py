@@ -22,7 +22,9 @@ SHARED = ("step", "accuracy", "precision", "recall", "f1", "auc", "loss", "per_c
 def start(*args, **env):
     environment = {**os.environ, "XLA_FLAGS": "", "BIGBASE_PLAIN": "1", **env}
     command = [sys.executable, str(ROOT / "launch.py"), *map(str, args)]
-    return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
 
 
 def launch(*args, status=0, **env):
@@ -224,7 +226,10 @@ def make_folder(root, count):
         (["--config=configs/catdog.py:data=folder"], "needs root=DIR"),
         (["--config=configs/catdog.py:data=folder,root=/no/such/place"], "/no/such/place"),
         (["--config=configs/catdog.py:tiny", "--config.optim.learning_rat=1"], "learning_rat"),
-        (["--config=configs/catdog.py:tiny", "--config.data.batch_size=30"], "does not divide over 8 devices; use 24 or 32"),
+        (
+            ["--config=configs/catdog.py:tiny", "--config.data.batch_size=30"],
+            "does not divide over 8 devices; use 24 or 32",
+        ),
         (["--config=configs/catdog.py:tiny", "--config.train.parallel=pmap"], "'jit' or 'shard_map'"),
         (["--config=configs/catdog.py:tiny", "--config.task.model.depth=19"], "depth"),
         (["--config=configs/catdog.py:tiny", "--config.train.epochs=1"], "exactly one of"),

@@ -12,7 +12,10 @@ from bigbase_jax.build import build, deferred, target
 from bigbase_jax.core import UserError
 from bigbase_jax.optim import Optimizer
 
-PARAMS = {"conv1": {"kernel": jnp.full((2, 3), 2.0), "bias": jnp.full((3,), 2.0)}, "head": {"kernel": jnp.full((3, 1), 2.0)}}
+PARAMS = {
+    "conv1": {"kernel": jnp.full((2, 3), 2.0), "bias": jnp.full((3,), 2.0)},
+    "head": {"kernel": jnp.full((3, 1), 2.0)},
+}
 GRADS = jax.tree.map(lambda p: 0.3 * jnp.arange(1.0, p.size + 1).reshape(p.shape), PARAMS)
 
 
@@ -47,13 +50,19 @@ def test_adamw_with_warmup_cosine_clipping_and_mask_is_the_chain_by_hand():
 
 
 def test_sgd_takes_weight_decay_as_l2_like_pytorch():
-    tx = Optimizer(0.1, functools.partial(optax.sgd, momentum=0.9), weight_decay=0.01, decay_mask=".*").transform(PARAMS, 10)
+    tx = Optimizer(0.1, functools.partial(optax.sgd, momentum=0.9), weight_decay=0.01, decay_mask=".*").transform(
+        PARAMS, 10
+    )
     same(after(tx), after(optax.chain(optax.add_decayed_weights(0.01), optax.sgd(0.1, momentum=0.9))))
 
 
 @pytest.mark.parametrize(
     "schedule",
-    [optax.cosine_decay_schedule, functools.partial(optax.linear_schedule, end_value=0.0), optax.warmup_cosine_decay_schedule],
+    [
+        optax.cosine_decay_schedule,
+        functools.partial(optax.linear_schedule, end_value=0.0),
+        optax.warmup_cosine_decay_schedule,
+    ],
 )
 def test_schedules_of_any_spelling_reach_the_peak_and_decay(schedule):
     if schedule is optax.warmup_cosine_decay_schedule:
@@ -65,7 +74,9 @@ def test_schedules_of_any_spelling_reach_the_peak_and_decay(schedule):
 
 def test_groups_freeze_scale_and_insist_on_covering_everything():
     plain = after(Optimizer(0.1, functools.partial(optax.sgd)).transform(PARAMS, 10))
-    grouped = Optimizer(0.1, functools.partial(optax.sgd), groups=(("^conv1.bias", 0.0), ("^conv1", 0.5), ("head", 1.0)))
+    grouped = Optimizer(
+        0.1, functools.partial(optax.sgd), groups=(("^conv1.bias", 0.0), ("^conv1", 0.5), ("head", 1.0))
+    )
     tx = grouped.transform(PARAMS, 10)
     got = after(tx)
     same(got["conv1"]["bias"], PARAMS["conv1"]["bias"])

@@ -35,7 +35,9 @@ def assert_same(a, b, tolerance=1e-5):
 
 
 def moved(start, state):
-    return any(np.abs(a - b).max() > 1e-3 for a, b in zip(jax.tree.leaves(start), jax.tree.leaves(state.params), strict=True))
+    return any(
+        np.abs(a - b).max() > 1e-3 for a, b in zip(jax.tree.leaves(start), jax.tree.leaves(state.params), strict=True)
+    )
 
 
 @pytest.mark.parametrize(

@@ -62,7 +62,9 @@ def test_the_loop_can_be_read_in_one_sitting():
 def test_the_core_knows_no_modality(name):
     text = (PACKAGE / name).read_text().lower()
     for word in ("image", "picture", "text", "token", "audio", "resnet", "label", "class_names", "accuracy"):
-        words = [line for line in text.splitlines() if word in line.split("#")[0].replace('"""', "") and not _is_prose(line)]
+        words = [
+            line for line in text.splitlines() if word in line.split("#")[0].replace('"""', "") and not _is_prose(line)
+        ]
         assert not words, f"{name} speaks of {word}: {words}"
 
 

@@ -18,8 +18,8 @@ def pictures(
     """The config node of a picture data set.
 
     Args:
-      data: "drawn" (``embedded``), "folder" (of pictures, at ``root``), "idx" (MNIST's format, a folder), "npz" (a file or
-        folder of arrays), or "tfds" (the data set named ``tfds``, below ``root`` or TFDS's own folder).
+      data: "drawn" (``embedded``), "folder" (of pictures, at ``root``), "idx" (MNIST's format, a folder), "npz" (a
+        file or folder of arrays), or "tfds" (the data set named ``tfds``, below ``root`` or TFDS's own folder).
       root: where it is.
       embedded: the node of the built-in data set, if the recipe has one.
       tfds: the recipe's data set among TensorFlow Datasets.

@@ -121,7 +121,8 @@ class Pictures:
 class ReadsPictures:
     """The ``read`` of data sets whose examples are pictures."""
 
-    def read(self, path: str) -> Example:
+    @staticmethod
+    def read(path: str) -> Example:
         """A user's file as an unlabelled example: ``image`` uint8 [H, W, 3]; raises UserError if it does not decode."""
         return {"image": decode(existing(path, "file"))}
 

@@ -1,0 +1,64 @@
+"""Fashion-MNIST (Xiao, Rasul & Vollgraf 2017): clothes of ten classes, 28x28 grey, 60,000 to train and 10,000 to test.
+
+python launch.py --config=configs/fashion_mnist.py:root=DIR           DIR: train-images-idx3-ubyte.gz and its companions
+python launch.py --config=configs/fashion_mnist.py:data=tfds          fashion_mnist of TensorFlow Datasets
+
+@@FASHION@@
+"""
+
+import optax
+from ml_collections import ConfigDict
+
+from bigbase_jax.build import deferred, parse_arg, target
+from bigbase_jax.data.named import pictures
+from bigbase_jax.data.pipeline import Data
+from bigbase_jax.data.sources.drawn import DrawnCatsAndDogs
+from bigbase_jax.data.transforms import image as T
+from bigbase_jax.models.cnn import ConvNet
+from bigbase_jax.optim import Optimizer
+from bigbase_jax.tasks.classification import Classification
+from bigbase_jax.train import Loop
+
+CLASSES = ("t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")
+
+
+def get_config(arg: str | None = None) -> ConfigDict:
+    """``arg``: data=idx|tfds|npz|folder, root=DIR, tiny (a few drawn pictures, unless root is given)."""
+    args = parse_arg(arg, data="idx", root=None, tiny=False)
+    drawn = args.tiny and args.root is None
+    embedded = target(DrawnCatsAndDogs, size=32, num_train=64, num_val=32, num_test=32)
+    data = pictures("drawn" if drawn else args.data, args.root, embedded, "fashion_mnist", val_fraction=0.05)
+    if args.data == "idx" and not drawn:
+        data.class_names = CLASSES
+    shrink = (target(T.Resize, size=28), target(T.Grey)) if drawn else ()
+
+    config = ConfigDict()
+    config.seed = 0
+    config.data = target(
+        Data,
+        dataset=data,
+        batch_size=16 if args.tiny else 128,
+        eval_batch_size=32 if args.tiny else 250,
+        train_transforms=(*shrink, target(T.RandomCrop, size=28, padding=2), target(T.RandomFlip)),
+        eval_transforms=shrink,
+    )
+    config.task = target(
+        Classification,
+        model=target(ConvNet, stages=(4, 8, 8) if args.tiny else (64, 128, 256), dense=0, norm=True, pool="mean"),
+        label_smoothing=0.1,
+        flip_test=True,
+        mean=(0.286,),
+        std=(0.353,),
+    )
+    config.optim = target(
+        Optimizer,
+        learning_rate=2e-3,
+        algorithm=deferred(optax.adamw),
+        schedule=deferred(optax.cosine_decay_schedule),
+        warmup=0.08,
+        weight_decay=0.05,
+    )
+    config.train = target(Loop, epochs=12.0, log_every=100, ema_decay=0.998)
+    if args.tiny:
+        config.train.update({"epochs": None, "steps": 8, "log_every": 2})
+    return config
