@@ -1,8 +1,8 @@
 """Cats or dogs: a small convolutional network from scratch, on drawn pictures (no download) or on your own photos.
 
-python launch.py --config=configs/catdog.py                                  5,000 pictures drawn by the program
-python launch.py --config=configs/catdog.py:data=folder,root=DIR             photos: DIR/{train,test}/CLASS/*.jpg, DIR/CLASS/*.jpg
-python launch.py --config=configs/catdog.py:data=tfds                        cats_vs_dogs of TensorFlow Datasets
+python launch.py --config=configs/catdog.py                         5,000 pictures drawn by the program
+python launch.py --config=configs/catdog.py:data=folder,root=DIR    photos: DIR/{train,test}/CLASS/*, or DIR/CLASS/*
+python launch.py --config=configs/catdog.py:data=tfds               cats_vs_dogs of TensorFlow Datasets
 
 @@CATDOG@@
 """

@@ -4,8 +4,8 @@ python launch.py --config=configs/catdog_cnn.py                              dra
 python launch.py --config=configs/catdog_cnn.py:data=folder,root=DIR         photos: DIR/{train,test}/CLASS/*.jpg
 
 Pictures are resized to a short side of 256 and cut to the central 224, values in [0, 1]; three stages of 3x3
-convolution to 64 channels, ReLU and 2x2 max-pool (224 -> 28); dense 1024, ReLU, 2 outputs. SGD 0.001, momentum 0.9, cross-entropy,
-batch 4, 10 epochs. All training photos are trained on: there is no validation split.
+convolution to 64 channels, ReLU and 2x2 max-pool (224 -> 28); dense 1024, ReLU, 2 outputs. SGD 0.001, momentum 0.9,
+cross-entropy, batch 4, 10 epochs. All training photos are trained on: there is no validation split.
 
 @@CNN@@
 """

@@ -3,8 +3,8 @@
 python launch.py --config=configs/catdog_mlp.py                              drawn pictures
 python launch.py --config=configs/catdog_mlp.py:data=folder,root=DIR         photos: DIR/{train,test}/CLASS/*.jpg
 
-Pictures are shrunk to 10x10 grey pixels in [0, 1]: 100 inputs, hidden layers of 500 and 200, 2 outputs, all sigmoid; half
-the squared error summed over the outputs; gradient descent without momentum (Rumelhart, Hinton & Williams 1986).
+Pictures are shrunk to 10x10 grey pixels in [0, 1]: 100 inputs, hidden layers of 500 and 200, 2 outputs, all sigmoid;
+half the squared error summed over the outputs; gradient descent without momentum (Rumelhart, Hinton & Williams 1986).
 Softmax cross-entropy and ReLU are one argument away each:
 --config.task.loss_kind=softmax, --config.task.model.activation=relu.
 

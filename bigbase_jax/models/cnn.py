@@ -37,8 +37,8 @@ class Stage(nn.Module):
 class ConvNet(nn.Module):
     """Stages of 3x3 convolution, ReLU and 2x2 max-pool; then a dense layer, ReLU and the logits.
 
-    With ``norm``, ``pool="mean"`` and no dense layer it is the classic network's small modern relative: BatchNorm makes it
-    train fast, and averaging over the last map keeps it from learning a few thousand photos by heart.
+    With ``norm``, ``pool="mean"`` and no dense layer it is the classic network's small modern relative: BatchNorm makes
+    it train fast, and averaging over the last map keeps it from learning a few thousand photos by heart.
 
     Attributes:
       num_classes: width of the output.
