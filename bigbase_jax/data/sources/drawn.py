@@ -34,10 +34,9 @@ _FURS = (
     (92, 68, 50),
     (150, 105, 62),
     (196, 128, 62),
-    (122, 122, 126),
-    (176, 170, 164),
-    (212, 186, 146),
-    (228, 222, 212),
+    (112, 112, 118),
+    (160, 148, 136),
+    (196, 172, 140),
 )
 Colour = tuple[int, int, int]
 
@@ -149,7 +148,7 @@ def draw(kind: int, size: int, dice: _Dice) -> np.ndarray:
     _scene(pen, dice)
     fur = _Fur(dice)
     facing = dice.sign()
-    if dice.chance(0.55):
+    if dice.chance(0.75):
         _portrait(kind, pen, fur, dice, facing)
     else:
         _whole(kind, pen, fur, dice, facing)
@@ -218,8 +217,8 @@ class _Fur:
 
 def _portrait(kind: int, pen: _Pen, fur: _Fur, dice: _Dice, facing: int) -> None:
     """Head and shoulders, from the front."""
-    unit = dice.uniform(0.19, 0.27)
-    at = (dice.uniform(0.34, 0.66), dice.uniform(0.38, 0.54))
+    unit = dice.uniform(0.21, 0.28)
+    at = (dice.uniform(0.4, 0.6), dice.uniform(0.4, 0.52))
     lean = dice.uniform(-0.5, 0.5)
     body = pen.frame(at, unit, 0.0, facing)
     if dice.chance(0.6):
@@ -279,9 +278,9 @@ def _tail(kind: int, pen: _Pen, fur: _Fur, dice: _Dice, root: tuple[float, float
 
 
 def _head(kind: int, pen: _Pen, fur: _Fur, dice: _Dice) -> None:
-    pointed = dice.chance(0.93 if kind == CAT else 0.1)
+    pointed = dice.chance(0.92 if kind == CAT else 0.1)
     if pointed:
-        _pointed_ears(kind, pen, fur, dice)
+        _pointed_ears(pen, fur, dice)
     if kind == CAT:
         pen.oval(0.0, 0.0, dice.uniform(1.0, 1.12), dice.uniform(0.86, 0.96), fur.main)
     else:
@@ -296,7 +295,7 @@ def _head(kind: int, pen: _Pen, fur: _Fur, dice: _Dice) -> None:
     (_cat_face if kind == CAT else _dog_face)(pen, fur, dice)
 
 
-def _pointed_ears(kind: int, pen: _Pen, fur: _Fur, dice: _Dice) -> None:
+def _pointed_ears(pen: _Pen, fur: _Fur, dice: _Dice) -> None:
     tall, wide = dice.uniform(1.35, 1.7), dice.uniform(0.72, 0.95)
     inner = _mix(fur.ear, (205, 130, 125), 0.6)
     for side in (-1, 1):
@@ -414,7 +413,7 @@ def _photograph(x_HWC: np.ndarray, dice: _Dice) -> np.ndarray:
 
 
 def _any_colour(dice: _Dice) -> Colour:
-    return int(dice.uniform(25, 235)), int(dice.uniform(25, 235)), int(dice.uniform(25, 235))
+    return int(dice.uniform(110, 245)), int(dice.uniform(110, 245)), int(dice.uniform(110, 245))
 
 
 def _jitter(colour: Colour, amount: float, dice: _Dice) -> Colour:
