@@ -36,7 +36,7 @@ _FURS = (
     (196, 128, 62),
     (112, 112, 118),
     (160, 148, 136),
-    (196, 172, 140),
+    (188, 164, 132),
 )
 Colour = tuple[int, int, int]
 
@@ -217,8 +217,8 @@ class _Fur:
 
 def _portrait(kind: int, pen: _Pen, fur: _Fur, dice: _Dice, facing: int) -> None:
     """Head and shoulders, from the front."""
-    unit = dice.uniform(0.21, 0.28)
-    at = (dice.uniform(0.4, 0.6), dice.uniform(0.4, 0.52))
+    unit = dice.uniform(0.22, 0.28)
+    at = (dice.uniform(0.42, 0.58), dice.uniform(0.41, 0.51))
     lean = dice.uniform(-0.5, 0.5)
     body = pen.frame(at, unit, 0.0, facing)
     if dice.chance(0.6):
