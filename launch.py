@@ -17,7 +17,7 @@ import re
 import sys
 
 from absl import app, flags
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
 from bigbase_jax.build import suggest
 from bigbase_jax.core import UserError
@@ -75,13 +75,26 @@ def parse_flags(argv: list[str]) -> list[str]:
             beside = pathlib.Path(path).parent
             recipes = [str(p) for folder in (beside, pathlib.Path("configs")) for p in folder.glob("*.py")]
             raise UserError(f"there is no recipe {path!r}.{suggest(path, recipes, 'recipe')}")
+    app.define_help_flags()
     try:
-        return app.parse_flags_with_usage(argv)
-    except (KeyError, AttributeError, TypeError, ValueError) as error:
-        key = re.search(r"config\.([\w.\[\]]+)", " ".join(argv))
-        if "Did you mean" in str(error) or isinstance(error, (KeyError, AttributeError)) or key:
-            raise UserError(f"the command line does not fit the recipe: {str(error).strip(chr(34))}") from error
-        raise
+        return flags.FLAGS(argv)
+    except (flags.Error, KeyError, AttributeError, TypeError, ValueError) as error:
+        said = misspelt_key(argv) or str(error.args[0] if error.args else error).strip().splitlines()[0]
+        raise UserError(f"the command line does not fit: {said}") from error
+
+
+def misspelt_key(argv: list[str]) -> str | None:
+    """The first ``--config.a.b`` whose key the recipe does not have, with the nearest one."""
+    for arg in argv[1:]:
+        dotted = arg.lstrip("-").partition("=")[0].split(".")
+        node = flags.FLAGS["config"].value if dotted[0] == "config" else None
+        for i, key in enumerate(dotted[1:], 1):
+            if not isinstance(node, ConfigDict):
+                break
+            if key not in node:
+                return f"{'.'.join(dotted[:i])} has no {key!r}.{suggest(key, node, 'key')}"
+            node = node[key]
+    return None
 
 
 def run() -> None:

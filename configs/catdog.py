@@ -60,10 +60,10 @@ def get_config(arg: str | None = None) -> ConfigDict:
         warmup=0.03,
         weight_decay=0.05,
     )
-    if photos:
+    if args.tiny:
+        config.train = target(Loop, steps=8, log_every=2, eval_every=4, ema_decay=0.99)
+    elif photos:
         config.train = target(Loop, epochs=50.0, log_every=50, eval_every=280, ema_decay=0.995)
     else:
         config.train = target(Loop, epochs=6.0, log_every=50, ema_decay=0.99)
-    if args.tiny:
-        config.train.update({"epochs": None, "steps": 8, "log_every": 2, "eval_every": 4})
     return config

@@ -49,7 +49,5 @@ def get_config(arg: str | None = None) -> ConfigDict:
     )
     config.task = target(Classification, model=target(ConvNet, stages=stages, dense=dense, kernel_init="torch"))
     config.optim = target(Optimizer, learning_rate=0.001, algorithm=deferred(optax.sgd, momentum=0.9))
-    config.train = target(Loop, epochs=10.0, log_every=100)
-    if args.tiny:
-        config.train.update({"epochs": None, "steps": 8, "log_every": 2})
+    config.train = target(Loop, steps=8, log_every=2) if args.tiny else target(Loop, epochs=10.0, log_every=100)
     return config

@@ -47,7 +47,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
         Classification, model=target(MLP, hidden=(500, 200), activation="sigmoid"), loss_kind="squared"
     )
     config.optim = target(Optimizer, learning_rate=0.5, algorithm=deferred(optax.sgd))
-    config.train = target(Loop, epochs=60.0, log_every=500, best_metric="accuracy")
     if args.tiny:
-        config.train.update({"epochs": None, "steps": 8, "log_every": 2})
+        config.train = target(Loop, steps=8, log_every=2, best_metric="accuracy")
+    else:
+        config.train = target(Loop, epochs=100.0, log_every=700, best_metric="accuracy")
     return config

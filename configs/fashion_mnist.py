@@ -58,7 +58,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
         warmup=0.08,
         weight_decay=0.05,
     )
-    config.train = target(Loop, epochs=12.0, log_every=100, ema_decay=0.998)
     if args.tiny:
-        config.train.update({"epochs": None, "steps": 8, "log_every": 2})
+        config.train = target(Loop, steps=8, log_every=2, ema_decay=0.998)
+    else:
+        config.train = target(Loop, epochs=12.0, log_every=100, ema_decay=0.998)
     return config
