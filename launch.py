@@ -14,6 +14,7 @@ import json
 import os
 import pathlib
 import re
+import runpy
 import sys
 
 from absl import app, flags
@@ -79,15 +80,21 @@ def parse_flags(argv: list[str]) -> list[str]:
     try:
         return flags.FLAGS(argv)
     except (flags.Error, KeyError, AttributeError, TypeError, ValueError) as error:
-        said = misspelt_key(argv) or str(error.args[0] if error.args else error).strip().splitlines()[0]
+        known = isinstance(error, (KeyError, AttributeError))
+        said = (known and misspelt_key(argv)) or str(error.args[0] if error.args else error).strip().splitlines()[0]
         raise UserError(f"the command line does not fit: {said}") from error
 
 
 def misspelt_key(argv: list[str]) -> str | None:
     """The first ``--config.a.b`` whose key the recipe does not have, with the nearest one."""
+    recipe = next((arg.partition("=")[2] for arg in argv if arg.lstrip("-").startswith("config=")), None)
+    if recipe is None:
+        return None
+    path, _, argument = recipe.partition(":")
+    config = runpy.run_path(path)["get_config"](argument or None)
     for arg in argv[1:]:
         dotted = arg.lstrip("-").partition("=")[0].split(".")
-        node = flags.FLAGS["config"].value if dotted[0] == "config" else None
+        node = config if dotted[0] == "config" else None
         for i, key in enumerate(dotted[1:], 1):
             if not isinstance(node, ConfigDict):
                 break
