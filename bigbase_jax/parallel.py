@@ -51,6 +51,11 @@ def check_batch(batch_size: int, mesh: Mesh, microbatches: int = 1, what: str = 
         raise UserError(f"{what} {batch_size} does not divide over {over}; use {fits}.")
 
 
+def host() -> tuple[int, int]:
+    """(i, n): this process is number i of n, and reads its rows of each batch."""
+    return jax.process_index(), jax.process_count()
+
+
 def shardings(tree: PyTree, mesh: Mesh, rules: tuple[tuple[str, tuple], ...] = REPLICATED) -> PyTree:
     """A ``NamedSharding`` per leaf: the first rule (path regex, partition spec) whose regex is found in its path.
 

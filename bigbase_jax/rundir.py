@@ -56,25 +56,36 @@ class RunDir:
         """The folder of numbered checkpoint folders."""
         return self.path / "checkpoints"
 
-    def create(self, config: ConfigDict) -> bool:
-        """Makes the folder for this config, or finds it again; True if it is new.
+    @property
+    def begun(self) -> bool:
+        """Whether training has left something here that another run would spoil."""
+        return any(child.name[0].isdigit() for child in self.checkpoints.glob("*"))
+
+    def refuse_other(self, config: ConfigDict) -> None:
+        """
+        Raises:
+          UserError: the folder holds a run that has begun with another config; lists what differs.
+        """
+        if not self.begun:
+            return
+        if not (self.path / "config.json").exists():
+            raise UserError(f"{self.path} holds checkpoints but no config.json; give this run its own --workdir.")
+        differences = differing(self.config_json(), as_json(config))
+        if differences:
+            raise UserError(
+                f"{self.path} holds a run with another config ({'; '.join(differences)}); "
+                "give this one its own --workdir, or repeat that one's command."
+            )
+
+    def create(self, config: ConfigDict) -> None:
+        """Makes the folder for this config; one that has not begun (its command had a mistake) is made anew.
 
         Raises:
-          UserError: it holds a run of another config (lists what differs), or cannot be written.
+          UserError: it holds a run of another config, or cannot be written.
         """
-        plain = as_json(config)
-        if (self.path / "config.json").exists():
-            differences = differing(self.config_json(), plain)
-            if differences:
-                raise UserError(
-                    f"{self.path} holds a run with another config ({'; '.join(differences)}); "
-                    "give this one its own --workdir, or repeat that one's command."
-                )
-            return False
-        if (self.path / "checkpoints").exists():
-            raise UserError(f"{self.path} holds checkpoints but no config.json; give this run its own --workdir.")
-        self.write_json("config.json", plain)
-        return True
+        self.refuse_other(config)
+        if not self.begun:
+            self.write_json("config.json", as_json(config))
 
     def config_json(self) -> dict[str, Any]:
         """The config as plain data.

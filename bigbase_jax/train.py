@@ -46,7 +46,7 @@ class Loop:
       patience: stop after so many evaluations in a row without a better ``best_metric``; None: never.
       microbatches: slices of each batch whose gradients are accumulated before the update.
       ema_decay: decay per step of the moving average of the parameters that evaluation uses; None: no average.
-      parallel: form of the step, "jit" or "shard_map".
+      parallel: form of the step, "jit" or "shard_map" (where BatchNorm needs ``bn_axis_name="data"`` to synchronise).
       devices: how many devices; None: all.
       writers: besides metrics.jsonl: "tensorboard", "wandb", "mlflow".
     """
@@ -107,6 +107,8 @@ def train(config: ConfigDict, workdir: str, name: str = "") -> dict[str, Any]:
       UserError: whatever the user can mend.
     """
     # ------------------------------------------------------------------------------------------------- set up
+    run = RunDir(workdir)
+    run.refuse_other(config)
     loop: Loop = build(config.train, _path="config.train")
     optimizer: Optimizer = build(config.optim, _path="config.optim")
     mesh = parallel.make_mesh(loop.devices)
@@ -118,16 +120,15 @@ def train(config: ConfigDict, workdir: str, name: str = "") -> dict[str, Any]:
         raise UserError(
             f"config.train.best_metric={loop.best_metric!r} needs a validation split, and this data has none."
         )
-    run = RunDir(workdir)
-    is_new = run.create(config)
+    run.create(config)
     data_facts = {"description": data.description, "fingerprint": data.fingerprint(), "splits": dict(data.splits)}
-    if not is_new and (run.path / "lineage.json").exists():
+    if run.begun:
         was = run.read_json("lineage.json")["data"]["fingerprint"]
         if was != data_facts["fingerprint"]:
             raise UserError(
                 f"the data changed since the run in {workdir} began; restore it or give this run its own --workdir."
             )
-    with contextlib.closing(data.train_batches(0)) as batches:
+    with contextlib.closing(data.train_batches(0, parallel.host())) as batches:
         first = next(batches)
     spec = {k: jax.ShapeDtypeStruct((data.batch_size, *v.shape[1:]), v.dtype) for k, v in first.items()}
     run.write_json(
@@ -183,7 +184,7 @@ def train(config: ConfigDict, workdir: str, name: str = "") -> dict[str, Any]:
         log.compiled(compile_seconds)
 
         # --------------------------------------------------------------------------------------------- loop
-        stream = parallel.prefetch(data.train_batches(start), mesh)
+        stream = parallel.prefetch(data.train_batches(start, parallel.host()), mesh)
         closing = contextlib.closing
         with _stop_signals() as stop, closing(checkpoints), closing(log), closing(stream):
             for step in range(start + 1, total + 1):
@@ -235,7 +236,7 @@ def _due(step: int, every: float) -> bool:
 
 
 def _evaluate_split(task: Task, eval_step: Any, data: Prepared, mesh: Any, variables: Any, split: str) -> Evaluation:
-    return evaluate(task, eval_step, variables, data.eval_batches(split), mesh)
+    return evaluate(task, eval_step, variables, data.eval_batches(split, parallel.host()), mesh)
 
 
 def _restore(checkpoints: Checkpoints, abstract: TrainState) -> tuple[TrainState | None, dict[str, Any]]:

@@ -64,7 +64,8 @@ def evaluate(workdir: str, step: int | None = None, split: str | None = None) ->
     if split not in data.splits:
         raise UserError(f"this data has no split {split!r}.{suggest(split, data.splits, 'split')}")
     task, variables, step = restore(run, config, mesh, step)
-    found = run_evaluation(task, parallel.eval_step(task, mesh), variables, data.eval_batches(split), mesh)
+    batches = data.eval_batches(split, parallel.host())
+    found = run_evaluation(task, parallel.eval_step(task, mesh), variables, batches, mesh)
     return training.write_evaluation(run, step, split, found)
 
 

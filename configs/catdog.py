@@ -10,24 +10,34 @@ python launch.py --config=configs/catdog.py:data=tfds               cats_vs_dogs
 import optax
 from ml_collections import ConfigDict
 
-from bigbase_jax.build import deferred, parse_arg, target
+from bigbase_jax.build import deferred, parse_arg, suggest, target
+from bigbase_jax.core import UserError
 from bigbase_jax.data.named import pictures
 from bigbase_jax.data.pipeline import Data
 from bigbase_jax.data.sources.drawn import DrawnCatsAndDogs
 from bigbase_jax.data.transforms import image as T
 from bigbase_jax.models.cnn import ConvNet
+from bigbase_jax.models.resnet import ResNet
+from bigbase_jax.models.vit import ViT
 from bigbase_jax.optim import Optimizer
 from bigbase_jax.tasks.classification import Classification
 from bigbase_jax.train import Loop
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    """``arg``: data=drawn|folder|idx|npz|tfds, root=DIR, tiny."""
-    args = parse_arg(arg, data="drawn", root=None, tiny=False)
+    """``arg``: data=drawn|folder|idx|npz|tfds, root=DIR, model=convnet|resnet|vit, tiny."""
+    args = parse_arg(arg, data="drawn", root=None, model="convnet", tiny=False)
     photos = args.data != "drawn"
     size = 32 if args.tiny else 96 if photos else 64
     small = {"size": 32, "num_train": 64, "num_val": 32, "num_test": 32} if args.tiny else {}
     widths = (4, 8, 8, 8) if args.tiny else (24, 48, 96, 192, 192) if photos else (16, 32, 64, 128)
+    models = {
+        "convnet": target(ConvNet, stages=widths, dense=0, norm=True, pool="mean"),
+        "resnet": target(ResNet, depth=18, width=8 if args.tiny else 32, stem="imagenet" if photos else "cifar"),
+        "vit": target(ViT, variant="Ti", patch=8, depth=2 if args.tiny else None),
+    }
+    if args.model not in models:
+        raise UserError(f"there is no model={args.model}.{suggest(args.model, models, 'model')}")
 
     config = ConfigDict()
     config.seed = 0
@@ -46,7 +56,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     )
     config.task = target(
         Classification,
-        model=target(ConvNet, stages=widths, dense=0, norm=True, pool="mean"),
+        model=models[args.model],
         label_smoothing=0.1,
         flip_test=photos,
         mean=(0.485, 0.456, 0.406),

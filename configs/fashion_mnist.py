@@ -44,7 +44,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     )
     config.task = target(
         Classification,
-        model=target(ConvNet, stages=(4, 8, 8) if args.tiny else (64, 128, 256), dense=0, norm=True, pool="mean"),
+        model=target(ConvNet, stages=(4, 8, 8) if args.tiny else (48, 96, 192), dense=0, norm=True, pool="mean"),
         label_smoothing=0.1,
         flip_test=True,
         mean=(0.286,),
@@ -61,5 +61,5 @@ def get_config(arg: str | None = None) -> ConfigDict:
     if args.tiny:
         config.train = target(Loop, steps=8, log_every=2, ema_decay=0.998)
     else:
-        config.train = target(Loop, epochs=12.0, log_every=100, ema_decay=0.998)
+        config.train = target(Loop, epochs=10.0, log_every=100, ema_decay=0.998)
     return config

@@ -15,8 +15,13 @@ from bigbase_jax.rundir import RunDir, differing
 def test_the_same_config_finds_its_run_and_another_is_refused(tmp_path):
     config = ConfigDict({"a": {"x": 1, "t": (1, 2)}, "b": 0.1})
     run = RunDir(tmp_path / "run")
-    assert run.create(config) is True
-    assert run.create(config) is False
+    run.create(config)
+    assert not run.begun
+    run.create(ConfigDict({"a": {"x": 3}}))  # its command had a mistake, nothing was trained: made anew
+    assert run.config().to_dict() == {"a": {"x": 3}}
+    run.create(config)
+    (run.checkpoints / "10").mkdir(parents=True)
+    run.create(config)
     assert run.config().a.x == 1
     with pytest.raises(UserError, match=r"config.a.x is 1 there and 2 here; config.c is missing there"):
         run.create(ConfigDict({"a": {"x": 2, "t": (1, 2)}, "b": 0.1, "c": 3}))
@@ -33,7 +38,7 @@ def test_folders_that_are_no_runs_are_said(tmp_path):
     (tmp_path / "config.json").write_text("{broken")
     with pytest.raises(UserError, match="cannot be read"):
         RunDir(tmp_path).config()
-    (tmp_path / "other" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "other" / "checkpoints" / "3").mkdir(parents=True)
     with pytest.raises(UserError, match="no config.json"):
         RunDir(tmp_path / "other").create(ConfigDict())
 
