@@ -150,7 +150,9 @@ def apply_gradients(
     The average's decay is warmed up as ``min(decay, (1 + t) / (10 + t))``, so that the random start is forgotten.
     """
     weight = jnp.sum(loss.weight)
-    grads = jax.tree.map(lambda g: g / jnp.where(weight == 0, 1.0, weight), grads)
+    scale = 1.0 / jnp.where(weight == 0, 1.0, weight)
+    norm = scale * optax.global_norm(grads)  # of the total's gradient: so the scaled one is never written to memory
+    grads = jax.tree.map(lambda g: g * scale, grads)
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     ema = state.ema
@@ -159,7 +161,7 @@ def apply_gradients(
         decay = jnp.minimum(ema_decay, (1 + t) / (10 + t))
         ema = jax.tree.map(lambda old, new: old + (1 - decay) * (new - old), ema, {"params": params, **model_state})
     one = jnp.float32(1)
-    sums = {"loss": Sum(jnp.sum(loss.total), weight), "grad_norm": Sum(optax.global_norm(grads), one)}
+    sums = {"loss": Sum(jnp.sum(loss.total), weight), "grad_norm": Sum(norm, one)}
     if rate is not None:
         sums["learning_rate"] = Sum(jnp.asarray(rate(state.step), jnp.float32), one)
     return TrainState(state.step + 1, params, model_state, opt_state, ema, state.key), sums

@@ -27,7 +27,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     args = parse_arg(arg, data="idx", root=None, tiny=False)
     drawn = args.tiny and args.root is None
     embedded = target(DrawnCatsAndDogs, size=32, num_train=64, num_val=32, num_test=32)
-    data = pictures("drawn" if drawn else args.data, args.root, embedded, "fashion_mnist", val_fraction=0.05)
+    data = pictures("drawn" if drawn else args.data, args.root, embedded, "fashion_mnist", val_fraction=0.02)
     if args.data == "idx" and not drawn:
         data.class_names = CLASSES
     shrink = (target(T.Resize, size=28), target(T.Grey)) if drawn else ()
@@ -44,22 +44,23 @@ def get_config(arg: str | None = None) -> ConfigDict:
     )
     config.task = target(
         Classification,
-        model=target(ConvNet, stages=(4, 8, 8) if args.tiny else (48, 96, 192), dense=0, norm=True, pool="mean"),
-        label_smoothing=0.1,
+        model=target(
+            ConvNet, stages=(4, 8, 8) if args.tiny else (32, 64, 128), depths=(1, 2, 2), dense=0, norm=True, pool="mean"
+        ),
         flip_test=True,
         mean=(0.286,),
         std=(0.353,),
     )
     config.optim = target(
         Optimizer,
-        learning_rate=2e-3,
+        learning_rate=3e-3,
         algorithm=deferred(optax.adamw),
         schedule=deferred(optax.cosine_decay_schedule),
-        warmup=0.08,
+        warmup=0.15,
         weight_decay=0.05,
     )
     if args.tiny:
         config.train = target(Loop, steps=8, log_every=2, ema_decay=0.998)
     else:
-        config.train = target(Loop, epochs=10.0, log_every=100, ema_decay=0.998)
+        config.train = target(Loop, epochs=8.0, log_every=100, ema_decay=0.998)
     return config

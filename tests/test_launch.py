@@ -120,7 +120,7 @@ def test_a_checkpoint_of_another_model_is_one_sentence(finished, tmp_path):
     config["task"]["model"]["stages"][1] += 1
     (tmp_path / "run" / "config.json").write_text(json.dumps(config))
     _, _, err = launch("--mode=eval", f"--workdir={tmp_path / 'run'}", status=2)
-    assert "is of another model" in err and "stage_1.conv.kernel" in err
+    assert "is of another model" in err and "stage_1.conv_0.kernel" in err
     _, _, err = launch("--mode=eval", f"--workdir={workdir}", "--step=12345", status=2)
     assert "no checkpoint of step 12345" in err
 

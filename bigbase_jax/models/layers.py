@@ -62,8 +62,8 @@ def max_pool_2x2(x_BHWC: Float[Array, "B H W C"]) -> Float[Array, "B h w C"]:
     """2x2 maxima at stride 2; an odd last row or column is left out, as torch's ``MaxPool2d(2)`` does.
 
     Written as a maximum over reshaped axes because the gradient of ``reduce_window`` is slow on CPUs (the classic CNN's
-    step takes 1.2x as long). Equal maxima share the gradient, where ``reduce_window`` gives it to one of them; right
-    after a ReLU the two agree, since ties but of zeros have measure zero and ReLU passes no gradient at zero.
+    step takes 1.2x as long). Equal maxima share the gradient, where ``reduce_window`` gives it to one of them; next
+    to a ReLU the two agree, since ties but of zeros have measure zero and ReLU passes no gradient at zero.
     """
     B, H, W, C = x_BHWC.shape
     x = x_BHWC[:, : H // 2 * 2, : W // 2 * 2]
