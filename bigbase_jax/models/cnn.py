@@ -54,8 +54,8 @@ class ConvNet(nn.Module):
     Attributes:
       num_classes: width of the output.
       stages: channels of each stage; every stage halves height and width (224 -> 28 with three).
-      depths: convolutions of each stage; None: one each.
       dense: width of the dense layer; 0: none.
+      depths: convolutions of each stage; None: one each.
       norm: BatchNorm after each convolution (Ioffe & Szegedy 2015).
       pool: what the dense layer sees of the last map: all of it ("flatten") or its mean ("mean"; Lin et al. 2013).
       dropout: rate after the dense layer.
@@ -70,8 +70,8 @@ class ConvNet(nn.Module):
 
     num_classes: int | None = None
     stages: tuple[int, ...] = (64, 64, 64)
-    depths: tuple[int, ...] | None = None
     dense: int = 1024
+    depths: tuple[int, ...] | None = None
     norm: bool = False
     pool: str = "flatten"
     dropout: float = 0.0
