@@ -39,7 +39,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         dataset=data,
         batch_size=16 if args.tiny else 128,
         eval_batch_size=32 if args.tiny else 250,
-        train_transforms=(*shrink, target(T.RandomCrop, size=28, padding=2), target(T.RandomFlip)),
+        train_transforms=(*shrink, target(T.RandomFlip)),
         eval_transforms=shrink,
     )
     config.task = target(
@@ -62,5 +62,5 @@ def get_config(arg: str | None = None) -> ConfigDict:
     if args.tiny:
         config.train = target(Loop, steps=8, log_every=2, ema_decay=0.998)
     else:
-        config.train = target(Loop, epochs=8.0, log_every=100, ema_decay=0.998)
+        config.train = target(Loop, epochs=10.0, log_every=100, ema_decay=0.998)
     return config
