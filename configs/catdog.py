@@ -4,7 +4,8 @@ python launch.py --config=configs/catdog.py                         5,000 pictur
 python launch.py --config=configs/catdog.py:data=folder,root=DIR    photos: DIR/{train,test}/CLASS/*, or DIR/CLASS/*
 python launch.py --config=configs/catdog.py:data=tfds               cats_vs_dogs of TensorFlow Datasets
 
-@@CATDOG@@
+Measured on two cores of an AMD EPYC (experiments/pictures_on_cpu): drawn pictures, above 99 % test accuracy in about a
+minute; 2,000 photos of the Asirra set, 88.5 % in 23 minutes, where textbook networks report 82-84 %.
 """
 
 import optax
@@ -75,5 +76,5 @@ def get_config(arg: str | None = None) -> ConfigDict:
     elif photos:
         config.train = target(Loop, epochs=50.0, log_every=50, eval_every=280, ema_decay=0.995)
     else:
-        config.train = target(Loop, epochs=6.0, log_every=50, ema_decay=0.99)
+        config.train = target(Loop, epochs=8.0, log_every=50, ema_decay=0.99)
     return config
