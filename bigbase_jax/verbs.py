@@ -20,6 +20,7 @@ from bigbase_jax import train as training
 from bigbase_jax.build import build, locate, suggest
 from bigbase_jax.checkpoint import Checkpoints
 from bigbase_jax.core import Example, Task, UserError, Variables
+from bigbase_jax.data.pipeline import apply_eval
 from bigbase_jax.evaluate import evaluate as run_evaluation
 from bigbase_jax.log import Diverged, say
 from bigbase_jax.rundir import RunDir
@@ -94,10 +95,7 @@ def predict(workdir: str, pattern: str, step: int | None = None, out: Any = None
         rows = []
         for name in names:
             try:
-                example = read(name)
-                rng = np.random.Generator(np.random.Philox(config.data.seed))
-                for transform in transforms:
-                    example = transform(example, rng)
+                example = apply_eval(transforms, read(name), config.data.seed)
                 rows.append((name, {key: np.asarray(example[key]) for key in task.inputs}))
             except UserError as error:
                 answers[name] = {"error": str(error)}

@@ -4,8 +4,8 @@ python launch.py --config=configs/catdog.py                         5,000 pictur
 python launch.py --config=configs/catdog.py:data=folder,root=DIR    photos: DIR/{train,test}/CLASS/*, or DIR/CLASS/*
 python launch.py --config=configs/catdog.py:data=tfds               cats_vs_dogs of TensorFlow Datasets
 
-Measured on two cores of an AMD EPYC (experiments/pictures_on_cpu): drawn pictures, above 99 % test accuracy in about a
-minute; 2,000 photos of the Asirra set, 88.5 % in 23 minutes, where textbook networks report 82-84 %.
+Measured on two cores of an AMD EPYC (experiments/pictures_on_cpu): drawn pictures, 99.2 % test accuracy in under two
+minutes; 2,000 photos of the Asirra set, 88.5 % in 23 minutes, where textbook networks report 82-84 %.
 """
 
 import optax

@@ -144,6 +144,14 @@ class Data:
         return prepared
 
 
+def apply_eval(transforms: Sequence[Transform], example: Example, seed: int) -> Example:
+    """The evaluation transforms on one example that is in no split, as for prediction."""
+    rng = _generator(seed, _EVAL, 0)
+    for transform in transforms:
+        example = transform(example, rng)
+    return example
+
+
 class Prepared:
     """Data that was checked: counts, batches, and the raw examples, without those that cannot be read.
 
@@ -231,13 +239,6 @@ class Prepared:
     def source(self, split: str) -> KeptSource:
         """The untransformed examples of a split; ``index`` in a batch counts in it."""
         return self._part(split).kept
-
-    def apply_eval(self, example: Example) -> Example:
-        """The evaluation transforms on one example that is in no split, as for prediction."""
-        rng = _generator(self.data.seed, _EVAL, 0)
-        for transform in self.data.eval_transforms:
-            example = transform(example, rng)
-        return example
 
     def train_batches(self, start: int = 0, shard: tuple[int, int] = (0, 1)) -> Batches:
         """Training batches without end, from step ``start`` on.

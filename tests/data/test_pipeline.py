@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from bigbase_jax.core import UserError
-from bigbase_jax.data.pipeline import Data
+from bigbase_jax.data.pipeline import Data, apply_eval
 
 
 class Numbers:
@@ -169,7 +169,7 @@ def test_apply_eval_is_what_evaluation_does(prepare):
 
     data = prepare(eval_transforms=(Invert(),))
     batch = next(data.eval_batches("val"))
-    np.testing.assert_array_equal(data.apply_eval(Numbers(7)[2])["image"], batch["image"][2])
+    np.testing.assert_array_equal(apply_eval(data.data.eval_transforms, Numbers(7)[2], 0)["image"], batch["image"][2])
     assert batch["image"][2, 0, 0, 0] == 253
 
 
