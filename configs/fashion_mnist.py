@@ -4,7 +4,7 @@ python launch.py --config=configs/fashion_mnist.py:root=DIR           DIR: train
 python launch.py --config=configs/fashion_mnist.py:data=tfds          fashion_mnist of TensorFlow Datasets
 
 Measured on two cores of an AMD EPYC (experiments/pictures_on_cpu): 93.66 % test accuracy in ten epochs, 23 minutes
-beside other jobs; alone it runs at about 600 examples/s, which makes 17. Published ResNets reach 94-96 % with more time.
+beside other jobs; alone it does 600 examples/s, which makes 17. Published ResNets reach 94-96 % with more time.
 """
 
 import optax
