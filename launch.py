@@ -36,7 +36,7 @@ _INPUT = flags.DEFINE_string("input", None, "predict: a file, a folder or a quot
 
 def main(_: list[str]) -> int:
     """Runs one verb; returns the exit status."""
-    from bigbase_jax import verbs  # after the flags: a misspelt flag need not wait for JAX
+    from bigbase_jax import verbs  # after the flags: orbax and scikit-learn take seconds to import
 
     mode, workdir = _MODE.value, _WORKDIR.value or ""
     if mode not in MODES:

@@ -160,8 +160,8 @@ class Checkpoints:
                     checkpointer.close()
 
     def _intact(self) -> str:
-        steps = [int(c.name) for c in self.directory.glob("*") if c.name.isdigit() and _is_complete(c)]
-        return f"; the checkpoints of steps {sorted(steps)} are intact" if steps else "; there is no earlier checkpoint"
+        steps = self.steps()
+        return f"; the checkpoints of steps {steps} are intact" if steps else "; there is no earlier checkpoint"
 
     @contextlib.contextmanager
     def _reading(self, step: int) -> Iterator[None]:

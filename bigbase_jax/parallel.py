@@ -72,6 +72,11 @@ def shardings(tree: PyTree, mesh: Mesh, rules: tuple[tuple[str, tuple], ...] = R
     return jax.tree.unflatten(jax.tree.structure(tree), [of(name) for name in flatten(tree)])
 
 
+def placed(shapes: PyTree, homes: PyTree) -> PyTree:
+    """Shapes (of ``jax.eval_shape``) with the sharding of each leaf, as restoring and compiling ask for them."""
+    return jax.tree.map(lambda x, home: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=home), shapes, homes)
+
+
 def put(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
     """The global batch, rows spread over the ``data`` axis, from this process's rows of it. Returns at once."""
     sharding = NamedSharding(mesh, PartitionSpec(DATA))

@@ -146,7 +146,7 @@ def train(config: ConfigDict, workdir: str, name: str = "") -> dict[str, Any]:
     init = functools.partial(parallel.init_state, task, tx, seed=config.seed, ema=loop.ema_decay is not None)
     abstract = jax.eval_shape(init, spec)
     homes = parallel.shardings(abstract, mesh)
-    abstract = jax.tree.map(lambda x, home: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=home), abstract, homes)
+    abstract = parallel.placed(abstract, homes)
     state, progress = _restore(checkpoints, abstract)
     if state is None:
         state = jax.jit(init, out_shardings=homes)(parallel.put(first, mesh))

@@ -151,8 +151,7 @@ def restore(run: RunDir, config: ConfigDict, mesh: Any, step: int | None = None)
         step = int(checkpoints.progress(latest).get("best_step", latest))
     spec = {key: jax.ShapeDtypeStruct(tuple(shape), dtype) for key, (shape, dtype) in facts["batch"].items()}
     variables = dict(jax.eval_shape(task.init, jax.random.key(0), spec))
-    homes = parallel.shardings(variables, mesh)
-    abstract = jax.tree.map(lambda x, home: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=home), variables, homes)
+    abstract = parallel.placed(variables, parallel.shardings(variables, mesh))
     if config.train.ema_decay is not None:
         return task, checkpoints.restore({"ema": abstract}, step)["ema"], step
     params = abstract.pop("params")
