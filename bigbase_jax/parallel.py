@@ -3,15 +3,25 @@
 Two forms of the training step compute the same thing: ``jit`` (default), where the compiler partitions the global
 program, and ``shard_map``, where each device runs the step on its own rows and the collectives are written out.
 Losses cross devices and microbatches as ``Sum``s and are divided once, at the end.
+
+The axes, outermost first: ``data`` (rows of the batch; parameters whole), ``fsdp`` (rows of the batch, and parameters
+in pieces: Rajbhandari et al. 2020, ZeRO), ``expert`` (kept for mixtures of experts; rows of the batch until then),
+``pipeline`` (layers: Huang et al. 2019, GPipe), ``sequence`` (positions: Liu et al. 2023, ring attention) and
+``tensor`` (heads and hidden units: Shoeybi et al. 2019, Megatron-LM). An axis of size 1 costs nothing. Models do not
+know them: they name what an activation's axes mean, and ``LOGICAL`` says where that lives.
 """
 
 from __future__ import annotations
 
 import collections
+import contextlib
+import dataclasses
+import math
 import re
-from collections.abc import Callable, Generator, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,22 +30,106 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from bigbase_jax.core import Batch, PyTree, Sum, Task, TrainState, UserError, add, flatten
 
-DATA = "data"
-REPLICATED = ((".*", ()),)
+AXES = DATA, FSDP, EXPERT, PIPELINE, SEQUENCE, TENSOR = "data", "fsdp", "expert", "pipeline", "sequence", "tensor"
+BATCH = (DATA, FSDP, EXPERT)
+"""The axes over which the rows of a batch are spread."""
+LOGICAL = (
+    ("batch", BATCH),
+    ("length", SEQUENCE),
+    ("heads", TENSOR),
+    ("mlp", TENSOR),
+    ("vocab", TENSOR),
+    ("layers", PIPELINE),
+)
+"""What models call the axes of their activations -> where these live (Flax's logical axis rules)."""
+TENSOR_RULES: tuple[tuple[str, tuple], ...] = (
+    (r"attention\.(query|key|value)\.kernel$", (None, TENSOR, None)),
+    (r"attention\.(query|key|value)\.bias$", (TENSOR, None)),
+    (r"attention\.out\.kernel$", (TENSOR, None, None)),
+    (r"mlp\.(up|gate)\.kernel$", (None, TENSOR)),
+    (r"mlp\.(up|gate)\.bias$", (TENSOR,)),
+    (r"mlp\.down\.kernel$", (TENSOR, None)),
+)
+"""Columns, then rows, of the transformers' attention and feed-forward layers (Shoeybi et al. 2019, section 3): one
+reduction each per pass. A spec counts from the last dimension, so that stacked layers are covered too."""
+STACK = re.compile(r"(^|\.)blocks\.")
+"""Parameters of a stack of layers, whose first dimension counts them."""
+FSDP_MIN_SIZE = 2**14
+"""Parameters with fewer elements stay whole under the ``fsdp`` preset: gathering them costs more than it saves."""
+PRESETS = ("replicated", FSDP, TENSOR, PIPELINE)
+Rule = str | tuple[str, Sequence[Any]]
 Step = Callable[[TrainState, Batch], tuple[TrainState, dict[str, Sum]]]
 
 
-def make_mesh(devices: int | None = None) -> Mesh:
-    """A mesh over all devices, or over the first ``devices`` of them, along the ``data`` axis.
+# ------------------------------------------------------------------------------------------------------------- the mesh
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshShape:
+    """How many devices each axis of the mesh has (``config.train.mesh``); -1 for one of them: as many as there are.
 
     Raises:
-      UserError: there are fewer devices.
+      UserError: a size that is neither -1 nor positive, or -1 twice.
     """
-    there = jax.devices()
-    count = len(there) if devices is None else devices
-    if not 1 <= count <= len(there):
-        raise UserError(f"config.train.devices is {count}, but this machine has {len(there)} ({there[0].device_kind}).")
-    return jax.make_mesh((count,), (DATA,), axis_types=(AxisType.Auto,), devices=there[:count])
+
+    data: int = -1
+    fsdp: int = 1
+    expert: int = 1
+    pipeline: int = 1
+    sequence: int = 1
+    tensor: int = 1
+
+    def __post_init__(self) -> None:
+        sizes = dataclasses.asdict(self)
+        for axis, size in sizes.items():
+            if size != -1 and size < 1:
+                raise UserError(f"config.train.mesh.{axis} is {size}; it is 1 or more, or -1 for the rest.")
+        if list(sizes.values()).count(-1) > 1:
+            several = " and ".join(axis for axis, size in sizes.items() if size == -1)
+            raise UserError(f"config.train.mesh leaves {several} open (-1); only one axis can take the rest.")
+
+    def sizes(self, devices: int) -> tuple[int, ...]:
+        """The size of each of ``AXES`` on so many devices.
+
+        Raises:
+          UserError: the axes do not fill the devices.
+        """
+        given = dataclasses.asdict(self)
+        fixed = math.prod(size for size in given.values() if size != -1)
+        if devices % fixed or (fixed != devices and -1 not in given.values()):
+            shape = " x ".join(f"{axis}={size}" for axis, size in given.items() if size not in (1, -1)) or "data=1"
+            raise UserError(
+                f"config.train.mesh ({shape}) takes {fixed} devices, which does not fill the {devices} there are; "
+                "let the sizes multiply to that, or leave one axis at -1."
+            )
+        return tuple(devices // fixed if size == -1 else size for size in (given[axis] for axis in AXES))
+
+
+def make_mesh(devices: int | Sequence[Any] | None = None, shape: MeshShape | None = None) -> Mesh:
+    """A mesh of ``AXES``.
+
+    Args:
+      devices: over the first so many devices, over these, or over all of them (None).
+      shape: sizes of the axes; None: all devices along ``data``.
+
+    Raises:
+      UserError: there are fewer devices, or the axes do not fill them.
+    """
+    if devices is None or isinstance(devices, int):
+        there = jax.devices()
+        count = len(there) if devices is None else devices
+        if not 1 <= count <= len(there):
+            raise UserError(
+                f"config.train.devices is {count}, but this machine has {len(there)} ({there[0].device_kind})."
+            )
+        devices = there[:count]
+    sizes = (shape or MeshShape()).sizes(len(devices))
+    return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+
+
+def shards(mesh: Mesh) -> int:
+    """Into how many pieces the rows of a batch are spread."""
+    return math.prod(mesh.shape[axis] for axis in BATCH)
 
 
 def check_batch(batch_size: int, mesh: Mesh, microbatches: int = 1, what: str = "config.data.batch_size") -> None:
@@ -43,33 +137,163 @@ def check_batch(batch_size: int, mesh: Mesh, microbatches: int = 1, what: str = 
     Raises:
       UserError: the batch does not divide over the devices and microbatches; names sizes that do.
     """
-    parts = mesh.shape[DATA] * microbatches
+    parts = shards(mesh) * microbatches
     if batch_size % parts or batch_size < 1:
         below = batch_size // parts * parts
         fits = " or ".join(str(n) for n in (below, below + parts) if n)
-        over = f"{mesh.shape[DATA]} devices" + (f" x {microbatches} microbatches" if microbatches > 1 else "")
+        whole = shards(mesh) == mesh.size
+        over = f"{shards(mesh)} {'devices' if whole else 'rows of devices'}"
+        over += f" x {microbatches} microbatches" if microbatches > 1 else ""
         raise UserError(f"{what} {batch_size} does not divide over {over}; use {fits}.")
 
 
-def host() -> tuple[int, int]:
-    """(i, n): this process is number i of n, and reads its rows of each batch."""
-    return jax.process_index(), jax.process_count()
+def host(mesh: Mesh) -> tuple[int, int]:
+    """(i, n): this process reads piece i of the n equal pieces of each batch that its devices need.
 
-
-def shardings(tree: PyTree, mesh: Mesh, rules: tuple[tuple[str, tuple], ...] = REPLICATED) -> PyTree:
-    """A ``NamedSharding`` per leaf: the first rule (path regex, partition spec) whose regex is found in its path.
+    Processes whose devices hold the same rows (where an axis such as ``tensor`` spans processes) read the same piece.
 
     Raises:
-      UserError: a leaf that no rule covers.
+      UserError: the mesh lays rows on the processes that are not one equal piece each.
     """
+    if jax.process_count() == 1:
+        return 0, 1
+    parts = shards(mesh)
+    rows: Mapping[Any, Any] = NamedSharding(mesh, PartitionSpec(BATCH)).devices_indices_map((parts,))
+    of_process: dict[int, set[int]] = collections.defaultdict(set)
+    for device, (piece,) in rows.items():
+        of_process[device.process_index].update(range(*piece.indices(parts)))
+    pieces = {tuple(sorted(held)) for held in of_process.values()}
+    size = len(next(iter(pieces)))
+    if pieces != {tuple(range(start, start + size)) for start in range(0, parts, size)}:
+        raise UserError(
+            "config.train.mesh gives the processes rows of a batch that are not one equal piece each; let the axes "
+            "sequence, tensor and pipeline divide the devices of a process, or be a multiple of them."
+        )
+    return min(of_process[jax.process_index()]) // size, parts // size
 
-    def of(name: str) -> NamedSharding:
-        for pattern, spec in rules:
-            if re.search(pattern, name):
-                return NamedSharding(mesh, PartitionSpec(*spec))
-        raise UserError(f"no sharding rule covers the parameter {name!r}; add ('.*', ()) to replicate the rest.")
 
-    return jax.tree.unflatten(jax.tree.structure(tree), [of(name) for name in flatten(tree)])
+# ------------------------------------------------------------------------------------------------ where parameters live
+
+
+def shardings(tree: PyTree, mesh: Mesh, rules: Sequence[Rule] = ()) -> PyTree:
+    """A ``NamedSharding`` per leaf of a training state, of variables or of parameters.
+
+    Args:
+      tree: arrays or shapes: a ``TrainState``, ``{"params": ..., ...}``, or parameters alone. Optimizer slots and
+        moving averages live where their parameters do (a leaf belongs to the parameter whose path ends its own and
+        whose shape it has); what belongs to no parameter is replicated.
+      mesh: of ``make_mesh``.
+      rules: tried in order for each parameter. A pair (path regex, partition spec) places the parameters in whose path
+        (``"encoder.norm.scale"``) the regex is found: axis names, tuples of them or None, counted from the last
+        dimension. The presets come after the pairs and combine: "tensor" (``TENSOR_RULES``), "pipeline" (the first
+        dimension of a stack of layers), "fsdp" (the largest dimension that divides and is not spread already, for
+        parameters of at least ``FSDP_MIN_SIZE`` elements; "fsdp:N": of at least N) and "replicated" (the rest whole).
+        Empty: the presets of the mesh's axes that are larger than 1.
+
+    Raises:
+      UserError: an unknown preset or axis, a parameter that no rule covers, a rule that does not divide a parameter,
+        or a ``tensor`` or ``pipeline`` axis that no parameter uses.
+    """
+    if isinstance(tree, TrainState):
+        params = tree.params
+    else:
+        params = tree["params"] if isinstance(tree, Mapping) and "params" in tree else tree
+    leaves = flatten(params)
+    specs = {name: _spec(name, np.shape(leaf), mesh, rules or _presets_of(mesh)) for name, leaf in leaves.items()}
+    for axis in (TENSOR, PIPELINE):
+        if mesh.shape[axis] > 1 and not any(axis in _names(spec) for spec in specs.values()):
+            raise UserError(
+                f"config.train.mesh.{axis} is {mesh.shape[axis]}, but no parameter of this model is spread over that "
+                f"axis; set it to 1, or add a rule to config.train.sharding"
+                + (" (a stack of layers needs scan=True)." if axis == PIPELINE else ".")
+            )
+
+    def of(path: str, leaf: Any) -> NamedSharding:
+        parts = path.split(".")
+        for start in range(len(parts)):
+            name = ".".join(parts[start:])
+            if name in specs and np.shape(leaf) == np.shape(leaves[name]):
+                return NamedSharding(mesh, specs[name])
+        return NamedSharding(mesh, PartitionSpec())
+
+    return jax.tree.unflatten(jax.tree.structure(tree), [of(path, leaf) for path, leaf in flatten(tree).items()])
+
+
+def _presets_of(mesh: Mesh) -> tuple[str, ...]:
+    return (*(axis for axis in (TENSOR, PIPELINE, FSDP) if mesh.shape[axis] > 1), "replicated")
+
+
+def _spec(name: str, shape: tuple[int, ...], mesh: Mesh, rules: Sequence[Rule]) -> PartitionSpec:
+    """Where the parameter of this path and shape lives."""
+    presets = []
+    for rule in rules:
+        if isinstance(rule, str):
+            presets.append(rule)
+        elif re.search(rule[0], name):
+            return _placed_by(rule, name, shape, mesh)
+    axes: list[Any] = [None] * len(shape)
+    stacked = bool(STACK.search(name))
+    min_size = None
+    for preset in presets:
+        kind, _, size = preset.partition(":")
+        if kind not in PRESETS or (size and (kind != FSDP or not size.isdigit())):
+            raise UserError(
+                f"config.train.sharding names {preset!r}; it holds (path regex, spec) pairs and the presets "
+                f"{', '.join(PRESETS)}."
+            )
+        if kind == TENSOR:
+            for pattern, spec in TENSOR_RULES:
+                if re.search(pattern, name):
+                    axes = [*_placed_by((f"tensor: {pattern}", spec), name, shape, mesh)]
+        elif kind == FSDP:
+            min_size = int(size or FSDP_MIN_SIZE)
+    if PIPELINE in presets and stacked:
+        _check_divides(("pipeline", (PIPELINE,)), name, shape, 0, PIPELINE, mesh)
+        axes[0] = PIPELINE
+    if min_size is not None and math.prod(shape) >= min_size:
+        free = [d for d in range(int(stacked), len(shape)) if axes[d] is None and shape[d] % mesh.shape[FSDP] == 0]
+        if free:
+            axes[max(free, key=lambda d: shape[d])] = FSDP
+    if not presets:
+        raise UserError(
+            f"no rule of config.train.sharding covers the parameter {name!r}; add 'replicated' to keep the rest whole."
+        )
+    return PartitionSpec(*axes)
+
+
+def _placed_by(rule: tuple[str, Sequence[Any]], name: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
+    """The rule's spec, checked and filled up with None from the left."""
+    spec = [tuple(axis) if isinstance(axis, (list, tuple)) else axis for axis in rule[1]]
+    unknown = [axis for axis in _names(spec) if axis not in AXES]
+    if unknown:
+        raise UserError(
+            f"the rule {rule[0]!r} of config.train.sharding names the axis {unknown[0]!r}; the mesh has "
+            f"{', '.join(AXES)}."
+        )
+    if len(spec) > len(shape):
+        raise UserError(
+            f"the rule {rule[0]!r} of config.train.sharding places {len(spec)} dimensions, but {name!r} has the shape "
+            f"{shape}."
+        )
+    spec = [None] * (len(shape) - len(spec)) + spec
+    for dimension, axis in enumerate(spec):
+        _check_divides(rule, name, shape, dimension, axis, mesh)
+    return PartitionSpec(*spec)
+
+
+def _check_divides(rule: Any, name: str, shape: tuple[int, ...], dimension: int, axis: Any, mesh: Mesh) -> None:
+    over = {a: mesh.shape[a] for a in _names([axis])}
+    if shape[dimension] % math.prod(over.values()):
+        spread = " x ".join(f"{a}={size}" for a, size in over.items())
+        raise UserError(
+            f"the rule {rule[0]!r} of config.train.sharding does not divide the parameter {name!r} of shape {shape}: "
+            f"dimension {dimension} is {shape[dimension]}, spread over {spread}."
+        )
+
+
+def _names(spec: Any) -> list[str]:
+    """The mesh axes in a partition spec."""
+    return [a for axis in spec if axis is not None for a in (axis if isinstance(axis, tuple) else (axis,))]
 
 
 def placed(shapes: PyTree, homes: PyTree) -> PyTree:
@@ -77,10 +301,20 @@ def placed(shapes: PyTree, homes: PyTree) -> PyTree:
     return jax.tree.map(lambda x, home: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=home), shapes, homes)
 
 
+def placed_batch(spec: Mapping[str, Any], mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes of a global batch with its sharding, to compile for without data."""
+    sharding = NamedSharding(mesh, PartitionSpec(BATCH))
+    return {name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding) for name, x in spec.items()}
+
+
 def put(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-    """The global batch, rows spread over the ``data`` axis, from this process's rows of it. Returns at once."""
-    sharding = NamedSharding(mesh, PartitionSpec(DATA))
-    return {name: jax.make_array_from_process_local_data(sharding, np.asarray(x)) for name, x in batch.items()}
+    """The global batch, rows spread over the ``BATCH`` axes, from this process's rows of it. Returns at once."""
+    sharding = NamedSharding(mesh, PartitionSpec(BATCH))
+    pieces = host(mesh)[1]
+    return {
+        name: jax.make_array_from_process_local_data(sharding, np.asarray(x), (len(x) * pieces, *np.shape(x)[1:]))
+        for name, x in batch.items()
+    }
 
 
 def prefetch(
@@ -99,6 +333,82 @@ def prefetch(
             batches.close()
 
 
+# ------------------------------------------------------------------------------------------------------------ the steps
+
+
+class Program(NamedTuple):
+    """A training run as the compiler sees it.
+
+    Attributes:
+      state: shapes of the training state, each with its sharding.
+      init: ``batch -> state``: a fresh state, born where it lives, never whole on one device.
+      step: ``(state, batch) -> (state, sums)``: one update; the state's buffers are donated. Both are jitted and have
+        ``lower``.
+    """
+
+    state: TrainState
+    init: Any
+    step: Any
+
+
+def program(
+    task: Task,
+    tx: optax.GradientTransformation,
+    spec: Mapping[str, Any],
+    mesh: Mesh,
+    *,
+    seed: int = 0,
+    sharding: Sequence[Rule] = (),
+    mode: str = "jit",
+    microbatches: int = 1,
+    ema_decay: float | None = None,
+    rate: optax.Schedule | None = None,
+) -> Program:
+    """The state and the steps of a run.
+
+    Args:
+      task: what is trained.
+      tx: of ``optim.Optimizer.transform``.
+      spec: shapes of the global batch.
+      mesh: of ``make_mesh``.
+      seed: of the parameters and of the run's randomness.
+      sharding: see ``shardings``.
+      mode, microbatches, ema_decay, rate: see ``train_step``.
+
+    Raises:
+      UserError: whatever ``shardings`` and ``train_step`` refuse.
+    """
+
+    def init(batch: Batch) -> TrainState:
+        return init_state(task, tx, batch, seed, ema_decay is not None)
+
+    shapes = jax.eval_shape(init, dict(spec))
+    homes = shardings(shapes, mesh, sharding)
+    step = train_step(task, tx, mesh, homes, mode, microbatches, ema_decay, rate)
+    return Program(placed(shapes, homes), _InMesh(jax.jit(init, out_shardings=homes), mesh), step)
+
+
+class _InMesh:
+    """A jitted function that is traced where models find the mesh and the meaning of their axes."""
+
+    def __init__(self, jitted: Any, mesh: Mesh, rules: tuple = LOGICAL):
+        self._jitted, self._mesh, self._rules = jitted, mesh, rules
+
+    @contextlib.contextmanager
+    def _entered(self) -> Iterator[None]:
+        with jax.set_mesh(self._mesh), nn.logical_axis_rules(self._rules):
+            yield
+
+    def __call__(self, *args: Any) -> Any:
+        with self._entered():
+            return self._jitted(*args)
+
+    def lower(self, *args: Any) -> Any:
+        """``jax.stages.Lowered`` for arrays or shapes."""
+        with self._entered():
+            return self._jitted.lower(*args)
+
+
 def init_state(task: Task, tx: optax.GradientTransformation, batch: Batch, seed: int, ema: bool) -> TrainState:
     """A fresh state; trace it under ``jax.jit`` with ``out_shardings`` so that it is born where it lives."""
     init_key, key = jax.random.split(jax.random.key(seed))
@@ -109,18 +419,31 @@ def init_state(task: Task, tx: optax.GradientTransformation, batch: Batch, seed:
 
 
 def loss_and_grads(
-    task: Task, state: TrainState, batch: Batch, key: jax.Array, microbatches: int
+    task: Task,
+    state: TrainState,
+    batch: Batch,
+    key: jax.Array,
+    microbatches: int,
+    gather: Callable[[PyTree], PyTree] = lambda params: params,
+    scatter: Callable[[PyTree], PyTree] = lambda grads: grads,
 ) -> tuple[Sum, PyTree, PyTree]:
     """The loss ``Sum``, the gradient of its total, and the new model state, in ``microbatches`` equal slices.
 
     The gradient is that of the total, not of the mean: totals and weights add up exactly over slices and devices.
+
+    Args:
+      gather: from where parameters live to where they are used.
+      scatter: from where gradients arise to where parameters live.
     """
 
     def total(params: PyTree, model_state: PyTree, rows: Batch, key: jax.Array) -> tuple[jax.Array, tuple[Sum, PyTree]]:
-        loss, new = task.loss({"params": params, **model_state}, rows, key)
+        loss, new = task.loss({"params": gather(params), **model_state}, rows, key)
         return jnp.sum(loss.total), (loss, new)
 
-    gradient = jax.grad(total, has_aux=True)
+    def gradient(*args: Any) -> tuple[PyTree, tuple[Sum, PyTree]]:
+        grads, aux = jax.grad(total, has_aux=True)(*args)
+        return scatter(grads), aux
+
     if microbatches == 1:
         grads, (loss, model_state) = gradient(state.params, state.model_state, batch, key)
         return loss, grads, model_state
@@ -176,53 +499,89 @@ def train_step(
     task: Task,
     tx: optax.GradientTransformation,
     mesh: Mesh,
-    state_shardings: TrainState,
+    homes: TrainState,
     mode: str = "jit",
     microbatches: int = 1,
     ema_decay: float | None = None,
     rate: optax.Schedule | None = None,
-) -> Step:
+) -> Any:
     """The compiled training step ``(state, batch) -> (state, sums)``; the state's buffers are donated.
 
     Args:
-      mode: "jit" or "shard_map". In the second the task sees one device's rows at a time, so BatchNorm must be told
-        the axis name ("data") to synchronise, and random masks differ from those of "jit".
+      task: what is trained.
+      tx: the optax transformation.
+      mesh: of ``make_mesh``.
+      homes: of ``shardings``, for the training state.
+      mode: "jit" or "shard_map". In the second the task sees one device's rows at a time: BatchNorm averages its
+        statistics over all devices, and random masks differ from those of "jit".
       microbatches: slices of the batch whose gradients are accumulated before the update.
       ema_decay: decay of the moving average of the parameters; None: the state has none.
       rate: the learning-rate schedule, only to be logged.
 
     Raises:
-      UserError: the loss couples examples of a batch, which neither slicing nor shard_map can honour.
+      UserError: the loss couples examples of a batch, which neither slicing nor shard_map can honour, or shard_map on
+        a mesh with more than the ``data`` axis.
     """
     if task.batch_coupled and (microbatches > 1 or mode == "shard_map"):
         how = f"config.train.microbatches={microbatches}" if microbatches > 1 else "config.train.parallel='shard_map'"
         raise UserError(
             f"this task's loss compares the examples of a batch with each other, and {how} would split them."
         )
+    if mode not in ("jit", "shard_map"):
+        raise UserError(f"config.train.parallel is {mode!r}; it is 'jit' or 'shard_map'.")
+    if mode == "shard_map" and mesh.shape[DATA] != mesh.size:
+        larger = ", ".join(f"{axis}={size}" for axis, size in mesh.shape.items() if size > 1 and axis != DATA)
+        raise UserError(f"config.train.parallel='shard_map' knows the axis 'data' alone; this mesh has {larger}.")
+
+    def gather(params: PyTree) -> PyTree:
+        """Whole over ``fsdp`` before the first use. Stacks are left to the compiler, which gathers layer by layer."""
+        used = {
+            name: home if STACK.search(name) else NamedSharding(mesh, _without_fsdp(home.spec))
+            for name, home in flatten(homes.params).items()
+        }
+        tree = jax.tree.unflatten(jax.tree.structure(params), list(used.values()))
+        return jax.lax.with_sharding_constraint(params, tree)
+
+    def scatter(grads: PyTree) -> PyTree:
+        return jax.lax.with_sharding_constraint(grads, homes.params)
 
     def global_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Sum]]:
         key = jax.random.fold_in(state.key, state.step)
-        loss, grads, model_state = loss_and_grads(task, state, batch, key, microbatches)
+        sharded = (gather, scatter) if any(_names(home.spec) for home in jax.tree.leaves(homes.params)) else ()
+        loss, grads, model_state = loss_and_grads(task, state, batch, key, microbatches, *sharded)
         return apply_gradients(state, tx, loss, grads, model_state, ema_decay, rate)
 
     def local_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Sum]]:
         key = jax.random.fold_in(jax.random.fold_in(state.key, state.step), jax.lax.axis_index(DATA))
-        loss, grads, model_state = loss_and_grads(task, state, batch, key, microbatches)
+        with nn.intercept_methods(_synchronise_batchnorm):
+            loss, grads, model_state = loss_and_grads(task, state, batch, key, microbatches)
         loss, grads = jax.lax.psum((loss, grads), DATA)
         model_state = jax.lax.pmean(model_state, DATA)
         return apply_gradients(state, tx, loss, grads, model_state, ema_decay, rate)
 
     everywhere = NamedSharding(mesh, PartitionSpec())
-    out = (state_shardings, everywhere)
+    out = (homes, everywhere)
     if mode == "jit":
-        return jax.jit(global_step, donate_argnums=0, in_shardings=(state_shardings, None), out_shardings=out)
-    if mode == "shard_map":
-        spec = jax.tree.map(lambda s: s.spec, state_shardings)
-        inputs, outputs = (spec, PartitionSpec(DATA)), (spec, PartitionSpec())
-        # Without the check of varying axes, gradients stay local until the one psum above.
-        step = jax.shard_map(local_step, mesh=mesh, in_specs=inputs, out_specs=outputs, check_vma=False)
-        return jax.jit(step, donate_argnums=0, out_shardings=out)
-    raise UserError(f"config.train.parallel is {mode!r}; it is 'jit' or 'shard_map'.")
+        rows = NamedSharding(mesh, PartitionSpec(BATCH))
+        step = jax.jit(global_step, donate_argnums=0, in_shardings=(homes, rows), out_shardings=out)
+        return _InMesh(step, mesh)
+    spec = jax.tree.map(lambda s: s.spec, homes)
+    inputs, outputs = (spec, PartitionSpec(DATA)), (spec, PartitionSpec())
+    # Without the check of varying axes, gradients stay local until the one psum above.
+    mapped = jax.shard_map(local_step, mesh=mesh, in_specs=inputs, out_specs=outputs, check_vma=False)
+    return _InMesh(jax.jit(mapped, donate_argnums=0, out_shardings=out), mesh, rules=())
+
+
+def _without_fsdp(spec: PartitionSpec) -> PartitionSpec:
+    return PartitionSpec(*(None if axis == FSDP else axis for axis in spec))
+
+
+def _synchronise_batchnorm(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
+    """Lets every BatchNorm below average its training statistics over the devices of a ``shard_map``."""
+    module = context.module
+    if isinstance(module, nn.BatchNorm) and context.method_name == "__call__":
+        object.__setattr__(module, "axis_name", DATA)
+    return call(*args, **kwargs)
 
 
 def eval_step(task: Task, mesh: Mesh) -> Callable[[PyTree, Batch], tuple[dict[str, Any], dict[str, Sum]]]:
@@ -237,7 +596,7 @@ def eval_step(task: Task, mesh: Mesh) -> Callable[[PyTree, Batch], tuple[dict[st
         labels = {name: x for name, x in batch.items() if name not in task.inputs}
         return {**labels, **outputs}, dict(task.metrics(outputs, batch))
 
-    return jax.jit(step, out_shardings=(everywhere, everywhere))
+    return _InMesh(jax.jit(step, out_shardings=(everywhere, everywhere)), mesh)
 
 
 @jax.jit

@@ -13,6 +13,7 @@ import json
 import os
 import pathlib
 import platform
+import re
 import shlex
 import socket
 import subprocess
@@ -27,6 +28,10 @@ from ml_collections import ConfigDict
 from bigbase_jax.checkpoint import disk_error
 from bigbase_jax.core import UserError
 
+_MACHINERY = re.compile(
+    r"config\.(train\.(devices|mesh|sharding|watchdog)|data\.(workers|prefetch|cache_dir|cache_limit_gb))\b"
+)
+"""What a run may change between its starts: where it computes, not what."""
 _PACKAGES = (
     "bigbase_jax",
     "jax",
@@ -64,28 +69,33 @@ class RunDir:
     def refuse_other(self, config: ConfigDict) -> None:
         """
         Raises:
-          UserError: the folder holds a run that has begun with another config; lists what differs.
+          UserError: the folder holds a run that has begun with another config; lists what differs. Where it computes
+            (devices, mesh, caches) may differ.
         """
         if not self.begun:
             return
         if not (self.path / "config.json").exists():
             raise UserError(f"{self.path} holds checkpoints but no config.json; give this run its own --workdir.")
-        differences = differing(self.config_json(), as_json(config))
+        differences = [text for text in differing(self.config_json(), as_json(config)) if not _MACHINERY.match(text)]
         if differences:
             raise UserError(
                 f"{self.path} holds a run with another config ({'; '.join(differences)}); "
                 "give this one its own --workdir, or repeat that one's command."
             )
 
-    def create(self, config: ConfigDict) -> None:
-        """Makes the folder for this config; one that has not begun (its command had a mistake) is made anew.
+    def create(self, config: ConfigDict, fingerprint: str) -> None:
+        """Makes the folder for this config and data; one that has not begun (its command had a mistake) is made anew.
 
         Raises:
-          UserError: it holds a run of another config, or cannot be written.
+          UserError: it holds a run of another config or of other data, or cannot be written.
         """
         self.refuse_other(config)
         if not self.begun:
             self.write_json("config.json", as_json(config))
+        elif self.read_json("lineage.json")["data"]["fingerprint"] != fingerprint:
+            raise UserError(
+                f"the data changed since the run in {self.path} began; restore it or give this run its own --workdir."
+            )
 
     def config_json(self) -> dict[str, Any]:
         """The config as plain data.

@@ -27,6 +27,7 @@ from bigbase_jax.data.pipeline import Prepared
 from bigbase_jax.evaluate import Evaluation, evaluate
 from bigbase_jax.log import Log, environment_lines, model_table, say
 from bigbase_jax.optim import Optimizer
+from bigbase_jax.parallel import MeshShape
 from bigbase_jax.rundir import RunDir, as_json
 
 
@@ -46,8 +47,10 @@ class Loop:
       patience: stop after so many evaluations in a row without a better ``best_metric``; None: never.
       microbatches: slices of each batch whose gradients are accumulated before the update.
       ema_decay: decay per step of the moving average of the parameters that evaluation uses; None: no average.
-      parallel: form of the step, "jit" or "shard_map" (where BatchNorm needs ``bn_axis_name="data"`` to synchronise).
+      parallel: form of the step, "jit" or "shard_map" (``data`` axis only).
       devices: how many devices; None: all.
+      mesh: how many of them each axis has; ``mesh``, ``sharding`` and ``devices`` may change between starts of a run.
+      sharding: where parameters live (``parallel.shardings``); empty: spread over the axes that are larger than 1.
       writers: besides metrics.jsonl: "tensorboard", "wandb", "mlflow".
     """
 
@@ -64,6 +67,8 @@ class Loop:
     ema_decay: float | None = None
     parallel: str = "jit"
     devices: int | None = None
+    mesh: MeshShape = MeshShape()
+    sharding: tuple[Any, ...] = ()
     writers: tuple[str, ...] = ("tensorboard",)
 
     def __post_init__(self) -> None:
@@ -111,7 +116,7 @@ def train(config: ConfigDict, workdir: str, name: str = "") -> dict[str, Any]:
     run.refuse_other(config)
     loop: Loop = build(config.train, _path="config.train")
     optimizer: Optimizer = build(config.optim, _path="config.optim")
-    mesh = parallel.make_mesh(loop.devices)
+    mesh = parallel.make_mesh(loop.devices, loop.mesh)
     data: Prepared = build(config.data, _path="config.data").prepare(say)
     task: Task = build(config.task, data.facts, _path="config.task")
     parallel.check_batch(data.batch_size, mesh, loop.microbatches)
@@ -120,21 +125,17 @@ def train(config: ConfigDict, workdir: str, name: str = "") -> dict[str, Any]:
         raise UserError(
             f"config.train.best_metric={loop.best_metric!r} needs a validation split, and this data has none."
         )
-    run.create(config)
-    data_facts = {"description": data.description, "fingerprint": data.fingerprint(), "splits": dict(data.splits)}
-    if run.begun:
-        was = run.read_json("lineage.json")["data"]["fingerprint"]
-        if was != data_facts["fingerprint"]:
-            raise UserError(
-                f"the data changed since the run in {workdir} began; restore it or give this run its own --workdir."
-            )
-    with contextlib.closing(data.train_batches(0, parallel.host())) as batches:
+    fingerprint = data.fingerprint()
+    run.create(config, fingerprint)
+    with contextlib.closing(data.train_batches(0, parallel.host(mesh))) as batches:
         first = next(batches)
     spec = {k: jax.ShapeDtypeStruct((data.batch_size, *v.shape[1:]), v.dtype) for k, v in first.items()}
     run.write_json(
         "data.json", {"facts": data.facts, "batch": {k: [list(s.shape), str(s.dtype)] for k, s in spec.items()}}
     )
-    run.write_lineage(mesh.size, data_facts)
+    run.write_lineage(
+        mesh.size, {"description": data.description, "fingerprint": fingerprint, "splits": dict(data.splits)}
+    )
     total = loop.total_steps(data.steps_per_epoch)
     eval_every = loop.eval_every or data.steps_per_epoch
     checkpoint_every = loop.checkpoint_every or eval_every
@@ -143,16 +144,24 @@ def train(config: ConfigDict, workdir: str, name: str = "") -> dict[str, Any]:
     # ------------------------------------------------------------------------------------------------- restore or init
     abstract_params = jax.eval_shape(task.init, jax.random.key(0), spec)["params"]
     tx = optimizer.transform(abstract_params, total)
-    init = functools.partial(parallel.init_state, task, tx, seed=config.seed, ema=loop.ema_decay is not None)
-    abstract = jax.eval_shape(init, spec)
-    homes = parallel.shardings(abstract, mesh)
-    abstract = parallel.placed(abstract, homes)
-    state, progress = _restore(checkpoints, abstract)
+    program = parallel.program(
+        task,
+        tx,
+        spec,
+        mesh,
+        seed=config.seed,
+        sharding=loop.sharding,
+        mode=loop.parallel,
+        microbatches=loop.microbatches,
+        ema_decay=loop.ema_decay,
+        rate=optimizer.rate(total),
+    )
+    state, progress = _restore(checkpoints, program.state)
     if state is None:
-        state = jax.jit(init, out_shardings=homes)(parallel.put(first, mesh))
+        state = program.init(parallel.put(first, mesh))
     start = int(state.step)
     done = start >= total or progress.get("stopped", False)
-    forward = jax.jit(task.predict).lower(abstract.variables(), {name: spec[name] for name in task.inputs})
+    forward = jax.jit(task.predict).lower(program.state.variables(), {name: spec[name] for name in task.inputs})
     table = model_table(state.params, parallel.flops(forward) / data.batch_size)
     for line in [*environment_lines(), *data.summary(), table]:
         say(line)
@@ -162,11 +171,7 @@ def train(config: ConfigDict, workdir: str, name: str = "") -> dict[str, Any]:
     evaluate_split = functools.partial(_evaluate_split, task, eval_step, data, mesh)
     if not done:
         began = time.perf_counter()
-        rate = optimizer.rate(total)
-        step_fn: Any = parallel.train_step(
-            task, tx, mesh, homes, loop.parallel, loop.microbatches, loop.ema_decay, rate
-        )
-        step_fn = step_fn.lower(abstract, parallel.put(first, mesh)).compile()
+        step_fn = program.step.lower(program.state, parallel.placed_batch(spec, mesh)).compile()
         compile_seconds = time.perf_counter() - began
         log = Log(
             str(run.path),
@@ -184,7 +189,7 @@ def train(config: ConfigDict, workdir: str, name: str = "") -> dict[str, Any]:
         log.compiled(compile_seconds)
 
         # --------------------------------------------------------------------------------------------- loop
-        stream = parallel.prefetch(data.train_batches(start, parallel.host()), mesh)
+        stream = parallel.prefetch(data.train_batches(start, parallel.host(mesh)), mesh)
         closing = contextlib.closing
         with _stop_signals() as stop, closing(checkpoints), closing(log), closing(stream):
             for step in range(start + 1, total + 1):
@@ -215,7 +220,7 @@ def train(config: ConfigDict, workdir: str, name: str = "") -> dict[str, Any]:
     step = int(state.step)
     if progress.get("best_step", step) != step:
         step = progress["best_step"]
-        state = checkpoints.restore(abstract, step)
+        state = checkpoints.restore(program.state, step)
     split = "test" if "test" in data.splits else "val" if "val" in data.splits else "train"
     found = evaluate_split(state.variables(), split)
     say(f"{split} @ {step}: " + "  ".join(f"{k} {v:.4g}" for k, v in found.metrics.items() if isinstance(v, float)))
@@ -236,7 +241,7 @@ def _due(step: int, every: float) -> bool:
 
 
 def _evaluate_split(task: Task, eval_step: Any, data: Prepared, mesh: Any, variables: Any, split: str) -> Evaluation:
-    return evaluate(task, eval_step, variables, data.eval_batches(split, parallel.host()), mesh)
+    return evaluate(task, eval_step, variables, data.eval_batches(split, parallel.host(mesh)), mesh)
 
 
 def _restore(checkpoints: Checkpoints, abstract: TrainState) -> tuple[TrainState | None, dict[str, Any]]:

@@ -57,7 +57,7 @@ def evaluate(workdir: str, step: int | None = None, split: str | None = None) ->
     run = RunDir(workdir)
     config = run.config()
     data = build(config.data, _path="config.data").prepare(say)
-    mesh = parallel.make_mesh()
+    mesh = _mesh(config)
     parallel.check_batch(data.eval_batch_size, mesh, what="config.data.eval_batch_size")
     if data.fingerprint() != run.read_json("lineage.json")["data"]["fingerprint"]:
         say("the data is not what the run was trained on: names, sizes or times of files differ")
@@ -65,7 +65,7 @@ def evaluate(workdir: str, step: int | None = None, split: str | None = None) ->
     if split not in data.splits:
         raise UserError(f"this data has no split {split!r}.{suggest(split, data.splits, 'split')}")
     task, variables, step = restore(run, config, mesh, step)
-    batches = data.eval_batches(split, parallel.host())
+    batches = data.eval_batches(split, parallel.host(mesh))
     found = run_evaluation(task, parallel.eval_step(task, mesh), variables, batches, mesh)
     return training.write_evaluation(run, step, split, found)
 
@@ -131,8 +131,16 @@ def report(workdir: str) -> dict[str, Any]:
     return {"report": str(page)}
 
 
+def _mesh(config: ConfigDict) -> Any:
+    """The run's own mesh where it fits the devices here, else all of them along ``data``: a run opens anywhere."""
+    try:
+        return parallel.make_mesh(config.train.devices, build(config.train.mesh, _path="config.train.mesh"))
+    except UserError:
+        return parallel.make_mesh()
+
+
 def restore(run: RunDir, config: ConfigDict, mesh: Any, step: int | None = None) -> tuple[Task, Variables, int]:
-    """The task of a run and the variables of one of its checkpoints, replicated over ``mesh``.
+    """The task of a run and the variables of one of its checkpoints, spread over ``mesh`` as its axes ask for.
 
     Args:
       step: which; None: the best where the run tracked one, else the last.

@@ -2,6 +2,7 @@
 
 import functools
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,22 +11,24 @@ import pytest
 from toys import Net, Regression, regression_batch
 
 from bigbase_jax import parallel
-from bigbase_jax.core import UserError
+from bigbase_jax.core import UserError, flatten
 
 
-def run_steps(task, devices, mode="jit", microbatches=1, batch_size=16, masked=0, steps=3, ema=None):
-    mesh = parallel.make_mesh(devices)
-    tx = optax.adam(0.05)
-    spec = regression_batch(batch_size)
-    init = functools.partial(parallel.init_state, task, tx, seed=1, ema=ema is not None)
-    homes = parallel.shardings(jax.eval_shape(init, spec), mesh)
-    state = jax.jit(init, out_shardings=homes)(spec)
+def start_program(task, devices, shape=None, batch_size=16, tx=None, **how):
+    mesh = parallel.make_mesh(devices, parallel.MeshShape(**(shape or {})))
+    return mesh, parallel.program(task, tx or optax.adam(0.05), regression_batch(batch_size), mesh, seed=1, **how)
+
+
+def run_steps(task, devices, mode="jit", microbatches=1, batch_size=16, masked=0, steps=3, ema=None, **how):
+    mesh, program = start_program(
+        task, devices, batch_size=batch_size, mode=mode, microbatches=microbatches, ema_decay=ema, **how
+    )
+    state = program.init(parallel.put(jax.device_get(regression_batch(batch_size)), mesh))
     start = jax.device_get(state.params)
-    step = parallel.train_step(task, tx, mesh, homes, mode, microbatches, ema)
     losses = []
     for i in range(steps):
         batch = parallel.put(jax.device_get(regression_batch(batch_size, seed=i, masked=masked)), mesh)
-        state, sums = step(state, batch)
+        state, sums = program.step(state, batch)
         losses.append(float(sums["loss"].mean()))
     return start, jax.device_get(state), losses
 
@@ -40,6 +43,9 @@ def moved(start, state):
     )
 
 
+COLUMNS = ((r"hidden\.kernel$", (None, "tensor")), (r"out\.kernel$", ("tensor", None)), "replicated")
+
+
 @pytest.mark.parametrize(
     "form",
     [
@@ -48,6 +54,9 @@ def moved(start, state):
         {"devices": 2, "mode": "shard_map", "microbatches": 4},
         {"devices": 1, "microbatches": 4},
         {"devices": 4, "microbatches": 2},
+        {"devices": 8, "shape": {"fsdp": 4}, "sharding": ("fsdp:1",)},
+        {"devices": 8, "shape": {"data": 1, "fsdp": 8}, "sharding": ("fsdp:1",), "microbatches": 2},
+        {"devices": 5, "shape": {"tensor": 5}, "sharding": COLUMNS},
     ],
 )
 @pytest.mark.parametrize("masked", [0, 5])
@@ -62,15 +71,15 @@ def test_every_form_of_the_step_agrees_with_the_plain_one(form, masked):
 @pytest.mark.parametrize("mode", ["jit", "shard_map"])
 def test_batchnorm_statistics_are_those_of_the_global_batch(mode):
     _, plain, losses = run_steps(Regression(Net(norm=True)), 1)
-    axis = "data" if mode == "shard_map" else None
-    _, other, other_losses = run_steps(Regression(Net(norm=True, axis_name=axis)), 8, mode)
+    _, other, other_losses = run_steps(Regression(Net(norm=True)), 8, mode)
     assert np.abs(plain.model_state["batch_stats"]["norm"]["mean"]).max() > 1e-3
     assert_same(losses, other_losses)
     assert_same((plain.params, plain.model_state), (other.params, other.model_state), 1e-4)
 
 
-def test_unsynchronised_batchnorm_would_differ():
+def test_unsynchronised_batchnorm_would_differ(monkeypatch):
     _, plain, _ = run_steps(Regression(Net(norm=True)), 1)
+    monkeypatch.setattr(parallel, "_synchronise_batchnorm", lambda call, args, kwargs, context: call(*args, **kwargs))
     _, other, _ = run_steps(Regression(Net(norm=True)), 8, "shard_map")
     with pytest.raises(AssertionError):
         assert_same(plain.params, other.params, 1e-4)
@@ -103,19 +112,17 @@ def test_coupled_losses_are_refused_where_the_batch_would_be_split():
         run_steps(Regression(batch_coupled=True), 1, microbatches=2)
 
 
-def test_the_data_parallel_step_has_one_gradient_reduction():
+def compiled_text(mesh, program, batch_size=16):
+    spec = jax.eval_shape(lambda: regression_batch(batch_size))
+    return program.step.lower(program.state, parallel.placed_batch(spec, mesh)).compile().as_text()
+
+
+@pytest.mark.parametrize("mode", ["jit", "shard_map"])
+def test_the_data_parallel_step_has_one_gradient_reduction(mode):
     """Golden collectives: if this changes, the step's communication changed; make sure that it is on purpose."""
-    mesh = parallel.make_mesh(8)
-    task, tx = Regression(), optax.sgd(0.1)
-    init = functools.partial(parallel.init_state, task, tx, seed=1, ema=False)
-    spec = regression_batch(16)
-    homes = parallel.shardings(jax.eval_shape(init, spec), mesh)
-    state = jax.jit(init, out_shardings=homes)(spec)
-    for mode in ("jit", "shard_map"):
-        step = parallel.train_step(task, tx, mesh, homes, mode)
-        text = step.lower(state, parallel.put(jax.device_get(spec), mesh)).compile().as_text()
-        assert text.count(" all-gather(") == 0
-        assert 1 <= text.count(" all-reduce(") + text.count(" all-reduce-start(") <= 2
+    text = compiled_text(*start_program(Regression(), 8, tx=optax.sgd(0.1), mode=mode))
+    assert text.count(" all-gather(") == 0
+    assert 1 <= text.count(" all-reduce(") + text.count(" all-reduce-start(") <= 2
 
 
 def test_errors_name_what_fits():
@@ -129,8 +136,65 @@ def test_errors_name_what_fits():
         parallel.make_mesh(9)
     with pytest.raises(UserError, match="covers the parameter 'b.kernel'"):
         parallel.shardings({"a": {"kernel": 1}, "b": {"kernel": 1}}, mesh, (("^a", ()),))
+    with pytest.raises(UserError, match="fills? the 8 there are|fill the 8"):
+        parallel.make_mesh(8, parallel.MeshShape(data=3, tensor=2))
+    with pytest.raises(UserError, match=r"data and tensor open"):
+        parallel.MeshShape(tensor=-1)
+    four = parallel.make_mesh(8, parallel.MeshShape(tensor=4))
+    with pytest.raises(UserError, match=r"'kernel\$'.*does not divide the parameter 'a.kernel'.*tensor=4"):
+        parallel.shardings({"a": {"kernel": jnp.zeros((8, 6))}}, four, (("kernel$", (None, "tensor")),))
+    with pytest.raises(UserError, match="names the axis 'tensr'"):
+        parallel.shardings({"a": {"kernel": jnp.zeros((8, 6))}}, four, (("kernel$", ("tensr",)),))
+    with pytest.raises(UserError, match="names 'fdsp'"):
+        parallel.shardings({"a": {"kernel": jnp.zeros((8, 6))}}, four, ("fdsp",))
+    with pytest.raises(UserError, match="places 3 dimensions"):
+        parallel.shardings({"a": {"kernel": jnp.zeros((8, 6))}}, four, (("kernel$", (None, None, "tensor")),))
+    with pytest.raises(UserError, match="no parameter of this model is spread over that axis"):
+        parallel.shardings({"a": {"kernel": jnp.zeros((8, 6))}}, four)
+    with pytest.raises(UserError, match="knows the axis 'data' alone; this mesh has fsdp=8"):
+        run_steps(Regression(), 8, "shard_map", shape={"data": 1, "fsdp": 8})
+    with pytest.raises(UserError, match="24 does not divide over 16 rows|12 does not divide over 8 rows|use 8 or 16"):
+        parallel.check_batch(9, parallel.make_mesh(8, parallel.MeshShape(fsdp=4)))
     with pytest.raises(UserError, match="'jit' or 'shard_map'"):
         run_steps(Regression(), 1, "pmap")
+
+
+def test_rules_place_parameters_and_their_optimizer_slots_alike():
+    rules = (*COLUMNS[:2], "fsdp:1")
+    _, program = start_program(Regression(Net(width=6)), 8, {"fsdp": 2, "tensor": 2}, sharding=rules)
+    specs = {name: x.sharding.spec for name, x in flatten(program.state).items()}
+    P = jax.sharding.PartitionSpec
+    assert specs["params.hidden.kernel"] == P(None, "tensor")
+    assert specs["opt_state.0.mu.hidden.kernel"] == specs["opt_state.0.nu.hidden.kernel"] == P(None, "tensor")
+    assert specs["step"] == specs["opt_state.0.count"] == specs["key"] == P()
+    mesh = parallel.make_mesh(8, parallel.MeshShape(fsdp=4, tensor=2))
+    shapes = {"encoder": {"block_0": {"mlp": {"up": {"kernel": jnp.zeros((64, 12)), "bias": jnp.zeros(12)}}}}}
+    both = parallel.shardings(shapes, mesh, ("tensor", "fsdp:1"))["encoder"]["block_0"]["mlp"]["up"]
+    assert both["kernel"].spec == P("fsdp", "tensor") and both["bias"].spec == P("tensor")
+    assert parallel.shardings(shapes, mesh, ("tensor", "fsdp"))["encoder"]["block_0"]["mlp"]["up"]["kernel"].spec == P(
+        None, "tensor"
+    )
+    assert parallel.shardings(
+        {"w": jnp.zeros((3, 4, 8))}, parallel.make_mesh(8, parallel.MeshShape(fsdp=8)), ("fsdp:1",)
+    )["w"].spec == P(None, None, "fsdp")
+
+
+def test_parameters_are_born_where_they_live():
+    """No device ever holds a whole parameter: the compiled init's largest buffer is a shard (and the shard's bits)."""
+
+    class Wide(Net):
+        @nn.compact
+        def __call__(self, x, train=False):
+            return nn.Dense(4096, name="hidden")(x)[:, 0] + nn.Dense(1, name="out")(x)[:, 0]
+
+    mesh, program = start_program(Regression(Wide()), 8, {"data": 1, "fsdp": 8}, sharding=("fsdp:1",))
+    whole = (3 + 1) * 4096 * 4  # bytes of the kernel and the bias
+    compiled = program.init.lower(parallel.placed_batch(jax.eval_shape(lambda: regression_batch(16)), mesh)).compile()
+    memory = compiled.memory_analysis()
+    assert 3 * whole / 8 <= memory.output_size_in_bytes < 3.1 * whole / 8  # parameters and Adam's two moments
+    assert memory.temp_size_in_bytes < whole / 2
+    kernel = program.init(parallel.put(jax.device_get(regression_batch(16)), mesh)).params["hidden"]["kernel"]
+    assert {shard.data.shape for shard in kernel.addressable_shards} == {(3, 512)}
 
 
 def test_prefetch_keeps_the_order_and_closes_its_source():

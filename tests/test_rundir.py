@@ -15,16 +15,29 @@ from bigbase_jax.rundir import RunDir, differing
 def test_the_same_config_finds_its_run_and_another_is_refused(tmp_path):
     config = ConfigDict({"a": {"x": 1, "t": (1, 2)}, "b": 0.1})
     run = RunDir(tmp_path / "run")
-    run.create(config)
+    run.create(config, "f")
     assert not run.begun
-    run.create(ConfigDict({"a": {"x": 3}}))  # its command had a mistake, nothing was trained: made anew
+    run.create(ConfigDict({"a": {"x": 3}}), "f")  # its command had a mistake, nothing was trained: made anew
     assert run.config().to_dict() == {"a": {"x": 3}}
-    run.create(config)
+    run.create(config, "f")
     (run.checkpoints / "10").mkdir(parents=True)
-    run.create(config)
+    run.write_json("lineage.json", {"data": {"fingerprint": "f"}})
+    run.create(config, "f")
     assert run.config().a.x == 1
+    with pytest.raises(UserError, match="the data changed since the run"):
+        run.create(config, "g")
     with pytest.raises(UserError, match=r"config.a.x is 1 there and 2 here; config.c is missing there"):
-        run.create(ConfigDict({"a": {"x": 2, "t": (1, 2)}, "b": 0.1, "c": 3}))
+        run.create(ConfigDict({"a": {"x": 2, "t": (1, 2)}, "b": 0.1, "c": 3}), "f")
+
+
+def test_where_a_run_computes_may_change_between_its_starts(tmp_path):
+    run = RunDir(tmp_path / "run")
+    run.create(ConfigDict({"train": {"steps": 8, "mesh": {"data": 8}, "devices": 8}, "data": {"workers": 2}}), "f")
+    run.write_json("lineage.json", {"data": {"fingerprint": "f"}})
+    (run.checkpoints / "10").mkdir(parents=True)
+    run.create(ConfigDict({"train": {"steps": 8, "mesh": {"data": 2}, "devices": 2}, "data": {"workers": 9}}), "f")
+    with pytest.raises(UserError, match="config.train.steps is 8 there and 9 here"):
+        run.create(ConfigDict({"train": {"steps": 9, "mesh": {"data": 8}, "devices": 8}, "data": {"workers": 2}}), "f")
 
 
 def test_differences_are_listed_at_any_depth():
@@ -40,7 +53,7 @@ def test_folders_that_are_no_runs_are_said(tmp_path):
         RunDir(tmp_path).config()
     (tmp_path / "other" / "checkpoints" / "3").mkdir(parents=True)
     with pytest.raises(UserError, match="no config.json"):
-        RunDir(tmp_path / "other").create(ConfigDict())
+        RunDir(tmp_path / "other").create(ConfigDict(), "f")
 
 
 def test_a_full_disk_leaves_the_old_file(tmp_path, monkeypatch):

@@ -10,16 +10,17 @@ from bigbase_jax.core import Sum
 
 
 class Net(nn.Module):
-    """A dense layer, optionally with BatchNorm (synchronised over ``axis_name``)."""
+    """A dense layer, optionally with BatchNorm."""
 
     norm: bool = False
-    axis_name: str | None = None
+    width: int = 5
 
     @nn.compact
     def __call__(self, x, train=False):
-        x = nn.Dense(5, use_bias=not self.norm, name="hidden")(x)  # before a norm, a bias has no gradient but noise
+        use_bias = not self.norm  # before a norm, a bias has no gradient but noise
+        x = nn.Dense(self.width, use_bias=use_bias, name="hidden")(x)
         if self.norm:
-            x = nn.BatchNorm(use_running_average=not train, axis_name=self.axis_name, momentum=0.9, name="norm")(x)
+            x = nn.BatchNorm(use_running_average=not train, momentum=0.9, name="norm")(x)
         return nn.Dense(1, name="out")(jnp.tanh(x))[:, 0]
 
 

@@ -21,12 +21,10 @@ class Stage(nn.Module):
     kernel_init: str
     dtype: str
     norm: bool
-    bn_axis_name: str | None
 
     @nn.compact
     def __call__(self, x_BHWC: Float[Array, "B H W C"], train: bool) -> Float[Array, "B h w D"]:
         dtype, kernel_init = DTYPES[self.dtype], INITS[self.kernel_init]
-        axis_name = self.bn_axis_name if train else None
         x = x_BHWC
         for i in range(self.depth):
             x = jax.nn.relu(x) if i else x
@@ -39,7 +37,7 @@ class Stage(nn.Module):
                 name=f"conv_{i}",
             )(x)
             if self.norm:
-                x = nn.BatchNorm(not train, momentum=0.9, dtype=dtype, axis_name=axis_name, name=f"bn_{i}")(x)
+                x = nn.BatchNorm(not train, momentum=0.9, dtype=dtype, name=f"bn_{i}")(x)
         # ReLU is monotone, so the last may come after the maximum, where it has a quarter of the work: the classic
         # CNN's step takes 0.8 to 0.9 of the time.
         return jax.nn.relu(max_pool_2x2(x))
@@ -62,7 +60,6 @@ class ConvNet(nn.Module):
       kernel_init: "he", "glorot", "lecun" or "torch"; biases start at zero.
       dtype: of the computation, "float32" or "bfloat16"; parameters and logits are float32.
       remat: compute the stages' activations again in the backward pass instead of keeping them.
-      bn_axis_name: mapped axis over which training statistics are averaged; needed only inside ``shard_map``.
 
     Raises:
       ModelError: an unknown word among the attributes, or an input too small to be halved so often.
@@ -78,7 +75,6 @@ class ConvNet(nn.Module):
     kernel_init: str = "he"
     dtype: str = "float32"
     remat: bool = False
-    bn_axis_name: str | None = None
 
     def __post_init__(self) -> None:
         look_up(INITS, self.kernel_init, "kernel_init")
@@ -98,7 +94,7 @@ class ConvNet(nn.Module):
         x = x_BHWC.astype(dtype)
         depths = self.depths or (1,) * len(self.stages)
         for i, (features, depth) in enumerate(zip(self.stages, depths, strict=True)):
-            make = stage(features, depth, self.kernel_init, self.dtype, self.norm, self.bn_axis_name, name=f"stage_{i}")
+            make = stage(features, depth, self.kernel_init, self.dtype, self.norm, name=f"stage_{i}")
             x = make(x, train)
         x_BD = x.reshape(B, -1) if self.pool == "flatten" else jnp.mean(x, (1, 2))
         if self.dense:

@@ -38,14 +38,13 @@ def _conv(features: int, kernel: int, stride: int, dtype: str, name: str) -> nn.
     )
 
 
-def _norm(train: bool, dtype: str, axis_name: str | None) -> Callable[..., nn.BatchNorm]:
+def _norm(train: bool, dtype: str) -> Callable[..., nn.BatchNorm]:
     return functools.partial(
         nn.BatchNorm,
         use_running_average=not train,
         momentum=0.9,  # the old value's share; torch's momentum=0.1 is the new value's
         epsilon=1e-5,
         dtype=DTYPES[dtype],
-        axis_name=axis_name if train else None,
     )
 
 
@@ -68,12 +67,11 @@ class BasicBlock(nn.Module):
     shortcut: str = "conv"
     zero_init: bool = False
     dtype: str = "float32"
-    bn_axis_name: str | None = None
     expansion = 1
 
     @nn.compact
     def __call__(self, x_BHWC: Float[Array, "B H W C"], train: bool) -> Float[Array, "B h w D"]:
-        conv, norm = functools.partial(_conv, dtype=self.dtype), _norm(train, self.dtype, self.bn_axis_name)
+        conv, norm = functools.partial(_conv, dtype=self.dtype), _norm(train, self.dtype)
         y = jax.nn.relu(norm(name="bn1")(conv(self.width, 3, self.stride, name="conv1")(x_BHWC)))
         y = norm(name="bn2", scale_init=_last_scale(self.zero_init))(conv(self.width, 3, 1, name="conv2")(y))
         if x_BHWC.shape[-1] == self.width and self.stride == 1:
@@ -98,12 +96,11 @@ class Bottleneck(nn.Module):
     stride: int = 1
     zero_init: bool = False
     dtype: str = "float32"
-    bn_axis_name: str | None = None
     expansion = 4
 
     @nn.compact
     def __call__(self, x_BHWC: Float[Array, "B H W C"], train: bool) -> Float[Array, "B h w D"]:
-        conv, norm = functools.partial(_conv, dtype=self.dtype), _norm(train, self.dtype, self.bn_axis_name)
+        conv, norm = functools.partial(_conv, dtype=self.dtype), _norm(train, self.dtype)
         out = self.width * self.expansion
         y = jax.nn.relu(norm(name="bn1")(conv(self.width, 1, 1, name="conv1")(x_BHWC)))
         y = jax.nn.relu(norm(name="bn2")(conv(self.width, 3, self.stride, name="conv2")(y)))
@@ -136,8 +133,6 @@ class ResNet(nn.Module):
         al. 2017, section 5.1).
       dtype: of the computation, "float32" or "bfloat16"; parameters, BatchNorm statistics and logits are float32.
       remat: compute the blocks' activations again in the backward pass instead of keeping them.
-      bn_axis_name: mapped axis over which training statistics are averaged; needed only inside ``shard_map`` (there:
-        "data"). Under ``jit`` statistics are those of the global batch anyway.
 
     Raises:
       ModelError: an unknown depth, stem or dtype.
@@ -151,7 +146,6 @@ class ResNet(nn.Module):
     zero_init: bool = False
     dtype: str = "float32"
     remat: bool = False
-    bn_axis_name: str | None = None
 
     def __post_init__(self) -> None:
         look_up(DTYPES, self.dtype, "dtype")
@@ -163,7 +157,7 @@ class ResNet(nn.Module):
 
     @nn.compact
     def __call__(self, x_BHWC: Float[Array, "B H W C"], train: bool = False) -> Float32[Array, "B K"]:
-        conv, norm = functools.partial(_conv, dtype=self.dtype), _norm(train, self.dtype, self.bn_axis_name)
+        conv, norm = functools.partial(_conv, dtype=self.dtype), _norm(train, self.dtype)
         x = x_BHWC.astype(DTYPES[self.dtype])
         if self.stem == "patch":
             if min(x.shape[1:3]) < 4:
@@ -187,7 +181,6 @@ class ResNet(nn.Module):
                     stride=2 if stage and not i else 1,
                     zero_init=self.zero_init,
                     dtype=self.dtype,
-                    bn_axis_name=self.bn_axis_name,
                     name=f"layer{stage + 1}_{i}",
                 )(x, train)
         x_BC = jnp.mean(x, (1, 2), dtype=jnp.float32)
@@ -203,7 +196,7 @@ class CifarResNet(nn.Module):
       depth: 6 n + 2: 20, 32, 44, 56, 110.
       width: channels of the first stage, doubled at each of the next two; 16 in the paper.
       shortcut: "pad" (no parameters, as in the paper) or "conv" (1x1 convolution and BatchNorm).
-      dropout, zero_init, dtype, remat, bn_axis_name: as in ``ResNet``.
+      dropout, zero_init, dtype, remat: as in ``ResNet``.
 
     Raises:
       ModelError: a depth that is not 6 n + 2, an unknown shortcut or dtype.
@@ -217,7 +210,6 @@ class CifarResNet(nn.Module):
     zero_init: bool = False
     dtype: str = "float32"
     remat: bool = False
-    bn_axis_name: str | None = None
 
     def __post_init__(self) -> None:
         look_up(DTYPES, self.dtype, "dtype")
@@ -229,7 +221,7 @@ class CifarResNet(nn.Module):
 
     @nn.compact
     def __call__(self, x_BHWC: Float[Array, "B H W C"], train: bool = False) -> Float32[Array, "B K"]:
-        conv, norm = functools.partial(_conv, dtype=self.dtype), _norm(train, self.dtype, self.bn_axis_name)
+        conv, norm = functools.partial(_conv, dtype=self.dtype), _norm(train, self.dtype)
         x = x_BHWC.astype(DTYPES[self.dtype])
         x = jax.nn.relu(norm(name="bn1")(conv(self.width, 3, 1, name="conv1")(x)))
         make = nn.remat(BasicBlock, static_argnums=(2,)) if self.remat else BasicBlock
@@ -241,7 +233,6 @@ class CifarResNet(nn.Module):
                     shortcut=self.shortcut,
                     zero_init=self.zero_init,
                     dtype=self.dtype,
-                    bn_axis_name=self.bn_axis_name,
                     name=f"layer{stage + 1}_{i}",
                 )(x, train)
         x_BC = jnp.mean(x, (1, 2), dtype=jnp.float32)

@@ -5,7 +5,6 @@ python ours.py --what=pipeline --data=DIR [--workers=1]
 """
 
 import argparse
-import functools
 import json
 import pathlib
 import sys
@@ -35,10 +34,8 @@ def step(batch_size, steps):
     }
     batch = parallel.put(jax.device_get(batch), mesh)
     tx = tx.transform(jax.eval_shape(task.init, jax.random.key(0), batch)["params"], 1000)
-    init = functools.partial(parallel.init_state, task, tx, seed=0, ema=False)
-    homes = parallel.shardings(jax.eval_shape(init, batch), mesh)
-    state = jax.jit(init, out_shardings=homes)(batch)
-    compiled = parallel.train_step(task, tx, mesh, homes)
+    program = parallel.program(task, tx, jax.eval_shape(lambda x: x, batch), mesh)
+    state, compiled = program.init(batch), program.step
     seconds = []
     for _ in range(steps + 2):
         began = time.perf_counter()

@@ -91,22 +91,6 @@ def test_running_statistics_move_as_torchs():
     np.testing.assert_allclose(statistics["var"], 0.9 * old["var"] + 0.1 * y.var((0, 1, 2)), rtol=1e-4)
 
 
-def test_statistics_synchronise_over_the_named_axis():
-    x = jax.random.normal(jax.random.key(1), (8, 6, 6, 3)) + jnp.arange(8.0)[:, None, None, None]  # the halves differ
-    plain, synchronised = BasicBlock(3), BasicBlock(3, bn_axis_name="data")
-    variables = plain.init(jax.random.key(0), x, True)
-
-    def train(block, x):
-        return block.apply(variables, x, True, mutable=["batch_stats"])
-
-    y, new = train(plain, x)
-    halves = x.reshape(2, 4, *x.shape[1:])
-    y_halves, new_halves = jax.vmap(functools.partial(train, synchronised), axis_name="data")(halves)
-    np.testing.assert_allclose(y_halves.reshape(y.shape), y, rtol=1e-4, atol=1e-4)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a[0], b, rtol=1e-4, atol=1e-4), new_halves, new)
-    assert np.abs(train(plain, halves[0])[0] - y[:4]).max() > 1e-2
-
-
 def test_zero_init_makes_blocks_start_as_the_identity():
     x = jax.random.uniform(jax.random.key(1), (2, 6, 6, 3))
     for zero_init in (False, True):
