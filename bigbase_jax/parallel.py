@@ -1,7 +1,7 @@
 """Devices: the mesh, where arrays live on it, and the compiled steps. The only file that names mesh axes.
 
-Two forms of the training step compute the same thing: ``jit`` (default), where the compiler partitions the global
-program, and ``shard_map``, where each device runs the step on its own rows and the collectives are written out.
+Two forms of the gradient compute the same thing: ``jit`` (default), where the compiler partitions the global program,
+and ``shard_map``, where each device works on its own rows and the collectives are written out.
 Losses cross devices and microbatches as ``Sum``s and are divided once, at the end.
 
 The axes, outermost first: ``data`` (rows of the batch; parameters whole), ``fsdp`` (rows of the batch, and parameters
@@ -520,7 +520,7 @@ def train_step(
 
     Raises:
       UserError: the loss couples examples of a batch, which neither slicing nor shard_map can honour, or shard_map on
-        a mesh with more than the ``data`` axis.
+        a mesh with more than the ``BATCH`` axes.
     """
     if task.batch_coupled and (microbatches > 1 or mode == "shard_map"):
         how = f"config.train.microbatches={microbatches}" if microbatches > 1 else "config.train.parallel='shard_map'"
@@ -529,47 +529,62 @@ def train_step(
         )
     if mode not in ("jit", "shard_map"):
         raise UserError(f"config.train.parallel is {mode!r}; it is 'jit' or 'shard_map'.")
-    if mode == "shard_map" and mesh.shape[DATA] != mesh.size:
-        larger = ", ".join(f"{axis}={size}" for axis, size in mesh.shape.items() if size > 1 and axis != DATA)
-        raise UserError(f"config.train.parallel='shard_map' knows the axis 'data' alone; this mesh has {larger}.")
+    if mode == "shard_map" and shards(mesh) != mesh.size:
+        other = ", ".join(f"{axis}={size}" for axis, size in mesh.shape.items() if size > 1 and axis not in BATCH)
+        raise UserError(
+            f"config.train.parallel='shard_map' knows the axes {', '.join(BATCH)}; this mesh also has {other}."
+        )
+    specs = jax.tree.map(lambda home: home.spec, homes.params)
 
-    def gather(params: PyTree) -> PyTree:
-        """Whole over ``fsdp`` before the first use. Stacks are left to the compiler, which gathers layer by layer."""
-        used = {
-            name: home if STACK.search(name) else NamedSharding(mesh, _without_fsdp(home.spec))
+    def constrained(state: TrainState, batch: Batch, key: jax.Array) -> tuple[Sum, PyTree, PyTree]:
+        """The global program; the compiler partitions it. Parameters are made whole over ``fsdp`` before their first
+        use, except for stacks, which the compiler gathers layer by layer; gradients go back to the pieces."""
+        if not any(_names(spec) for spec in jax.tree.leaves(specs, is_leaf=_is_spec)):
+            return loss_and_grads(task, state, batch, key, microbatches)
+        used = [
+            home if STACK.search(name) else NamedSharding(mesh, _without_fsdp(home.spec))
             for name, home in flatten(homes.params).items()
-        }
-        tree = jax.tree.unflatten(jax.tree.structure(params), list(used.values()))
-        return jax.lax.with_sharding_constraint(params, tree)
+        ]
+        whole = jax.tree.unflatten(jax.tree.structure(homes.params), used)
+        place = jax.lax.with_sharding_constraint
+        return loss_and_grads(
+            task, state, batch, key, microbatches, lambda params: place(params, whole), lambda g: place(g, homes.params)
+        )
 
-    def scatter(grads: PyTree) -> PyTree:
-        return jax.lax.with_sharding_constraint(grads, homes.params)
-
-    def global_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Sum]]:
-        key = jax.random.fold_in(state.key, state.step)
-        sharded = (gather, scatter) if any(_names(home.spec) for home in jax.tree.leaves(homes.params)) else ()
-        loss, grads, model_state = loss_and_grads(task, state, batch, key, microbatches, *sharded)
-        return apply_gradients(state, tx, loss, grads, model_state, ema_decay, rate)
-
-    def local_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Sum]]:
-        key = jax.random.fold_in(jax.random.fold_in(state.key, state.step), jax.lax.axis_index(DATA))
+    def local(state: TrainState, batch: Batch, key: jax.Array) -> tuple[Sum, PyTree, PyTree]:
+        """One device's rows and pieces; its collectives are written out: the gradient of ``all_gather`` is a
+        reduce-scatter."""
+        key = jax.random.fold_in(key, jax.lax.axis_index(BATCH))
         with nn.intercept_methods(_synchronise_batchnorm):
-            loss, grads, model_state = loss_and_grads(task, state, batch, key, microbatches)
-        loss, grads = jax.lax.psum((loss, grads), DATA)
-        model_state = jax.lax.pmean(model_state, DATA)
+            loss, grads, model_state = loss_and_grads(
+                task, state, batch, key, microbatches, lambda params: jax.tree.map(_all_gather, params, specs)
+            )
+        grads = jax.tree.map(lambda g, spec: jax.lax.psum(g, [a for a in BATCH if a not in _names(spec)]), grads, specs)
+        return jax.lax.psum(loss, BATCH), grads, jax.lax.pmean(model_state, BATCH)
+
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Sum]]:
+        loss, grads, model_state = gradient(state, batch, jax.random.fold_in(state.key, state.step))
         return apply_gradients(state, tx, loss, grads, model_state, ema_decay, rate)
 
-    everywhere = NamedSharding(mesh, PartitionSpec())
-    out = (homes, everywhere)
+    everywhere, rows = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec(BATCH))
     if mode == "jit":
-        rows = NamedSharding(mesh, PartitionSpec(BATCH))
-        step = jax.jit(global_step, donate_argnums=0, in_shardings=(homes, rows), out_shardings=out)
-        return _InMesh(step, mesh)
-    spec = jax.tree.map(lambda s: s.spec, homes)
-    inputs, outputs = (spec, PartitionSpec(DATA)), (spec, PartitionSpec())
-    # Without the check of varying axes, gradients stay local until the one psum above.
-    mapped = jax.shard_map(local_step, mesh=mesh, in_specs=inputs, out_specs=outputs, check_vma=False)
-    return _InMesh(jax.jit(mapped, donate_argnums=0, out_shardings=out), mesh, rules=())
+        gradient = constrained
+    else:
+        # Without the check of varying axes, gradients stay local until the one psum above.
+        inputs = (jax.tree.map(lambda home: home.spec, homes), PartitionSpec(BATCH), PartitionSpec())
+        outputs = (PartitionSpec(), specs, PartitionSpec())
+        gradient = jax.shard_map(local, mesh=mesh, in_specs=inputs, out_specs=outputs, check_vma=False)
+    jitted = jax.jit(step, donate_argnums=0, in_shardings=(homes, rows), out_shardings=(homes, everywhere))
+    return _InMesh(jitted, mesh, LOGICAL if mode == "jit" else ())
+
+
+def _is_spec(x: Any) -> bool:
+    return isinstance(x, PartitionSpec)
+
+
+def _all_gather(x: jax.Array, spec: PartitionSpec) -> jax.Array:
+    """A parameter whole, from the pieces that lie on the ``fsdp`` axis."""
+    return jax.lax.all_gather(x, FSDP, axis=list(spec).index(FSDP), tiled=True) if FSDP in spec else x
 
 
 def _without_fsdp(spec: PartitionSpec) -> PartitionSpec:
@@ -580,7 +595,7 @@ def _synchronise_batchnorm(call: Any, args: Any, kwargs: Any, context: Any) -> A
     """Lets every BatchNorm below average its training statistics over the devices of a ``shard_map``."""
     module = context.module
     if isinstance(module, nn.BatchNorm) and context.method_name == "__call__":
-        object.__setattr__(module, "axis_name", DATA)
+        object.__setattr__(module, "axis_name", BATCH)
     return call(*args, **kwargs)
 
 

@@ -47,7 +47,7 @@ class Loop:
       patience: stop after so many evaluations in a row without a better ``best_metric``; None: never.
       microbatches: slices of each batch whose gradients are accumulated before the update.
       ema_decay: decay per step of the moving average of the parameters that evaluation uses; None: no average.
-      parallel: form of the step, "jit" or "shard_map" (``data`` axis only).
+      parallel: form of the step, "jit" or "shard_map" (axes ``data`` and ``fsdp`` only).
       devices: how many devices; None: all.
       mesh: how many of them each axis has; ``mesh``, ``sharding`` and ``devices`` may change between starts of a run.
       sharding: where parameters live (``parallel.shardings``); empty: spread over the axes that are larger than 1.

@@ -56,7 +56,15 @@ COLUMNS = ((r"hidden\.kernel$", (None, "tensor")), (r"out\.kernel$", ("tensor", 
         {"devices": 4, "microbatches": 2},
         {"devices": 8, "shape": {"fsdp": 4}, "sharding": ("fsdp:1",)},
         {"devices": 8, "shape": {"data": 1, "fsdp": 8}, "sharding": ("fsdp:1",), "microbatches": 2},
-        {"devices": 5, "shape": {"tensor": 5}, "sharding": COLUMNS},
+        {"devices": 8, "shape": {"fsdp": 2}, "sharding": ("fsdp:1",), "mode": "shard_map"},
+        {
+            "devices": 8,
+            "shape": {"data": 1, "fsdp": 8},
+            "sharding": ("fsdp:1",),
+            "mode": "shard_map",
+            "microbatches": 2,
+        },
+        {"devices": 5, "shape": {"tensor": 5}, "sharding": COLUMNS, "batch_size": 16},
     ],
 )
 @pytest.mark.parametrize("masked", [0, 5])
@@ -112,6 +120,16 @@ def test_coupled_losses_are_refused_where_the_batch_would_be_split():
         run_steps(Regression(batch_coupled=True), 1, microbatches=2)
 
 
+def test_shard_map_fsdp_gathers_parameters_and_scatters_gradients():
+    """Golden collectives, as above: one gather of each parameter in pieces, one reduce-scatter of its gradient."""
+    shape, net = {"data": 1, "fsdp": 8}, Regression(Net(width=64))
+    text = compiled_text(*start_program(net, 8, shape, tx=optax.sgd(0.1), sharding=("fsdp:1",), mode="shard_map"))
+    pieces = 3  # hidden.kernel, hidden.bias and out.kernel; out.bias has one element
+    assert text.count(" all-gather(") + text.count(" all-gather-start(") == pieces
+    assert text.count(" reduce-scatter(") == pieces
+    assert 1 <= text.count(" all-reduce(") <= 2  # the loss, its weight, the bias and the gradient's norm
+
+
 def compiled_text(mesh, program, batch_size=16):
     spec = jax.eval_shape(lambda: regression_batch(batch_size))
     return program.step.lower(program.state, parallel.placed_batch(spec, mesh)).compile().as_text()
@@ -151,8 +169,8 @@ def test_errors_name_what_fits():
         parallel.shardings({"a": {"kernel": jnp.zeros((8, 6))}}, four, (("kernel$", (None, None, "tensor")),))
     with pytest.raises(UserError, match="no parameter of this model is spread over that axis"):
         parallel.shardings({"a": {"kernel": jnp.zeros((8, 6))}}, four)
-    with pytest.raises(UserError, match="knows the axis 'data' alone; this mesh has fsdp=8"):
-        run_steps(Regression(), 8, "shard_map", shape={"data": 1, "fsdp": 8})
+    with pytest.raises(UserError, match="knows the axes data, fsdp, expert; this mesh also has tensor=5"):
+        run_steps(Regression(), 5, "shard_map", shape={"tensor": 5}, sharding=COLUMNS)
     with pytest.raises(UserError, match="24 does not divide over 16 rows|12 does not divide over 8 rows|use 8 or 16"):
         parallel.check_batch(9, parallel.make_mesh(8, parallel.MeshShape(fsdp=4)))
     with pytest.raises(UserError, match="'jit' or 'shard_map'"):
