@@ -139,7 +139,12 @@ def test_predictions_of_a_folder_equal_those_of_the_evaluation(tmp_path):
 
 # ------------------------------------------------------------------------------------------------------------ restarts
 
-LONG = ("--config.train.steps=40", "--config.train.checkpoint_every=4", "--config.train.eval_every=20")
+LONG = (
+    "--config.train.steps=40",
+    "--config.train.log_every=1",
+    "--config.train.checkpoint_every=4",
+    "--config.train.eval_every=20",
+)
 
 
 @pytest.fixture(scope="module")
@@ -193,12 +198,39 @@ def test_sigterm_saves_after_the_step_in_progress_and_the_same_bits_follow(undis
     assert arrays(tmp_path / "run") == arrays(workdir)
 
 
-def test_eight_devices_see_the_same_examples_and_learn_the_same(undisturbed, tmp_path):
-    _, result, _ = undisturbed
-    flags = "--xla_force_host_platform_device_count=8"
-    spread, _, err = launch("--config=configs/catdog.py:tiny", f"--workdir={tmp_path}", *LONG, XLA_FLAGS=flags)
-    assert "8 x cpu" in err or "devices: 8" in err
-    assert spread["loss"] == pytest.approx(result["loss"], rel=2e-2)
+PIECES = ("--config.train.mesh.data=1", "--config.train.mesh.fsdp=-1", "--config.train.sharding=('fsdp:16',)")
+
+
+@pytest.mark.parametrize("devices", [[8, 1], pytest.param([8, 2, 16, 1], marks=pytest.mark.slow)], ids=str)
+def test_a_run_goes_on_with_another_number_of_devices_and_sees_the_same_examples(undisturbed, tmp_path, devices):
+    """Each start but the last has its parameters in pieces over all devices, and is stopped half-way."""
+    workdir, result, _ = undisturbed
+    command = ("--config=configs/catdog.py:tiny", f"--workdir={tmp_path / 'run'}", *LONG)
+    for i, count in enumerate(devices[:-1]):
+        flags = f"--xla_force_host_platform_device_count={count}"
+        process = start(*command, *PIECES, XLA_FLAGS=flags)
+        seen = ""
+        while f"step {2 + 10 * i}/" not in (line := process.stderr.readline()) and line:
+            seen += line
+        process.send_signal(signal.SIGTERM)
+        out, err = process.communicate(timeout=120)
+        assert process.returncode == 128 + signal.SIGTERM, err
+        assert f"devices: {count} x cpu" in seen
+    stopped = json.loads(out.splitlines()[-1])["step"]
+    alone, _, _ = launch("--mode=eval", f"--workdir={tmp_path / 'run'}")  # on one device, whatever it was trained on
+    assert alone["step"] == stopped and alone["loss"] > 0
+    final, _, _ = launch(*command)
+    assert final["loss"] == pytest.approx(result["loss"], rel=2e-2)
+    losses, undisturbed_losses = (train_losses(path) for path in (tmp_path / "run", workdir))
+    assert losses.keys() >= undisturbed_losses.keys()
+    for step, loss in undisturbed_losses.items():
+        assert losses[step] == pytest.approx(loss, rel=2e-3), step
+
+
+def train_losses(workdir):
+    """The mean training loss by the step that ends its interval: it depends on the very examples of the interval."""
+    rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return {row["step"]: row["loss"] for row in rows if row["kind"] == "train"}
 
 
 def test_a_damaged_checkpoint_is_left_for_the_one_before_it(undisturbed, tmp_path):
