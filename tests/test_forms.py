@@ -1,0 +1,116 @@
+"""Real models through every form of the step: each equals the plain step on one device, with masks that are uneven."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from bigbase_jax import parallel
+from bigbase_jax.models.cnn import ConvNet
+from bigbase_jax.models.vit import ViT
+from bigbase_jax.tasks.classification import Classification
+
+ROWS = 16
+VIT = ViT(num_classes=3, patch=8, width=16, depth=1, heads=2, pool="gap")
+CNN = ConvNet(num_classes=3, stages=(4,), dense=16, norm=True)
+SHAPES = {
+    "image": jax.ShapeDtypeStruct((ROWS, 16, 16, 3), jnp.float32),
+    "label": jax.ShapeDtypeStruct((ROWS,), jnp.int32),
+    "mask": jax.ShapeDtypeStruct((ROWS,), jnp.float32),
+}
+
+
+def batch_of(step):
+    """Rows of which an uneven number is padding, more on some devices than on others."""
+    rng = np.random.default_rng(step)
+    return {
+        "image": rng.normal(size=SHAPES["image"].shape).astype(np.float32),
+        "label": rng.integers(0, 3, ROWS, dtype=np.int32),
+        "mask": (np.arange(ROWS) < ROWS - 5 + step).astype(np.float32) * (np.arange(ROWS) != 2),
+    }
+
+
+def train(model, devices=1, steps=2, mesh=None, tx=None, **how):
+    """(losses, parameters, model state) after some steps, as numpy."""
+    mesh = parallel.make_mesh(devices, parallel.MeshShape(**(mesh or {})))
+    program = parallel.program(Classification(model), tx or optax.sgd(0.1, momentum=0.9), SHAPES, mesh, seed=1, **how)
+    state, losses = program.init(parallel.put(batch_of(0), mesh)), []
+    start = jax.device_get(state.params)
+    for step in range(steps):
+        state, sums = program.step(state, parallel.put(batch_of(step), mesh))
+        losses.append(float(sums["loss"].mean()))
+    after = jax.device_get((state.params, state.model_state))
+    moved = [np.abs(a - b).max() for a, b in zip(jax.tree.leaves(start), jax.tree.leaves(after[0]), strict=True)]
+    assert max(moved) > 1e-2  # there is something to compare
+    return np.array(losses), *after
+
+
+@functools.cache
+def plain(model):
+    return train(model)
+
+
+def assert_close(got, want, tolerance):
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=tolerance, atol=tolerance), got, want)
+
+
+PIECES = {"devices": 8, "mesh": {"fsdp": 4}, "sharding": ("fsdp:16",)}
+BOTH = {"devices": 8, "mesh": {"fsdp": 2, "tensor": 2}, "sharding": ("tensor", "fsdp:16")}
+
+
+@pytest.mark.parametrize(
+    ("model", "form"),
+    [
+        (CNN, {"devices": 8}),
+        (CNN, PIECES),
+        (CNN, {**PIECES, "mode": "shard_map"}),
+        (VIT, {**BOTH, "microbatches": 2}),
+        pytest.param(VIT, {"devices": 8, "mode": "shard_map"}, marks=pytest.mark.slow),
+        pytest.param(VIT, PIECES, marks=pytest.mark.slow),
+        pytest.param(VIT, {**PIECES, "mode": "shard_map"}, marks=pytest.mark.slow),
+        pytest.param(VIT, {"devices": 2, "mesh": {"tensor": 2}}, marks=pytest.mark.slow),
+        pytest.param(VIT, {"devices": 4, "microbatches": 2}, marks=pytest.mark.slow),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, (ViT, ConvNet)) else str(value),
+)
+def test_where_and_in_what_pieces_a_step_is_computed_changes_nothing(model, form):
+    assert_close(train(model, **form), plain(model), 1e-4)
+
+
+@pytest.mark.parametrize("model", [VIT, CNN], ids=["vit", "cnn"])
+def test_rematerialisation_changes_nothing(model):
+    assert_close(train(model.clone(remat=True)), plain(model), 1e-5)
+
+
+@pytest.mark.parametrize("model", [VIT, CNN], ids=["vit", "cnn"])
+def test_bfloat16_compute_stays_near_float32_without_loss_scaling(model):
+    """Parameters, gradients' sums and the loss stay float32; bfloat16 has float32's range, so nothing underflows."""
+    losses, params, _ = train(model.clone(dtype="bfloat16"))
+    wanted, _, _ = plain(model)
+    assert {x.dtype for x in jax.tree.leaves(params)} == {np.dtype(np.float32)}
+    assert np.abs(losses - wanted).max() > 0
+    np.testing.assert_allclose(losses, wanted, rtol=3e-2)
+
+
+def test_clipping_and_adam_see_the_global_gradient():
+    """Norms and moments are taken over all pieces, not over a device's own."""
+    tx = optax.chain(optax.clip_by_global_norm(0.05), optax.adam(0.02))
+    want = train(CNN, tx=tx)
+    got = train(CNN, tx=tx, **PIECES, mode="shard_map")
+    assert_close(got[0], want[0], 1e-4)
+    assert_close(got[1], want[1], 1e-3)  # Adam divides tiny gradients by their size
+
+
+def test_the_state_is_donated():
+    mesh = parallel.make_mesh(1)
+    program = parallel.program(Classification(CNN), optax.sgd(0.1), SHAPES, mesh)
+    state = program.init(parallel.put(batch_of(0), mesh))
+    before = jax.tree.leaves(state.params)
+    program.step(state, parallel.put(batch_of(0), mesh))
+    assert all(x.is_deleted() for x in before)
+    memory = program.step.lower(program.state, parallel.placed_batch(SHAPES, mesh)).compile().memory_analysis()
+    size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(program.state.params))
+    assert memory.alias_size_in_bytes >= size  # the new parameters are written where the old ones were
