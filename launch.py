@@ -4,6 +4,8 @@ python launch.py --config=configs/catdog.py                       train, evaluat
 python launch.py --mode=eval --workdir=runs/catdog                restore, evaluate
 python launch.py --mode=predict --workdir=runs/catdog --input=a.jpg
 python launch.py --mode=report --workdir=runs/catdog
+python launch.py --mode=plan --config=configs/catdog.py --topology=v5e:4x4    does it fit, what does it cost
+python launch.py --mode=doctor                                    what is wrong with this machine
 
 Results go to stdout, its last line being one JSON object; everything else goes to stderr. A mistake in what you asked
 for is one sentence and exit status 2; an unexpected error keeps its traceback; a run stopped by a signal ends with
@@ -12,18 +14,21 @@ for is one sentence and exit status 2; an unexpected error keeps its traceback; 
 
 import json
 import os
-import pathlib
-import re
-import runpy
 import sys
 
-from absl import app, flags
-from ml_collections import ConfigDict, config_flags
+if "--mode=doctor" in sys.argv:  # before the other imports: it also has to run where these fail
+    from bigbase_jax import doctor
 
+    sys.exit(doctor.main(sys.argv))
+
+from absl import flags
+from ml_collections import config_flags
+
+from bigbase_jax import command_line, distributed
 from bigbase_jax.build import suggest
 from bigbase_jax.core import UserError
 
-MODES = ("train", "eval", "predict", "report")
+MODES = ("train", "eval", "predict", "report", "plan", "doctor")
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "The recipe: configs/NAME.py[:argument,...].", lock_config=True
 )
@@ -32,21 +37,44 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "The run folder; default: runs/ 
 _STEP = flags.DEFINE_integer("step", None, "eval, predict: the checkpoint to use; default: the best, or the last.")
 _SPLIT = flags.DEFINE_string("split", None, "eval: the split to evaluate; default: test, or else val.")
 _INPUT = flags.DEFINE_string("input", None, "predict: a file, a folder or a quoted pattern.")
+_TOPOLOGY = flags.DEFINE_string("topology", None, "plan: the devices, as v5e:4x4, v6e:16x16, h100:8 or cpu:8.")
+_PRICE = flags.DEFINE_float("price", None, "plan: US dollars per device and hour.")
+_COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, where a cluster does not say it.")
+_PROCESSES = flags.DEFINE_integer("num_processes", None, "How many processes run this command; 1: this one alone.")
+_PROCESS = flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.")
+_LOST_AFTER = flags.DEFINE_float("lost_after", 30.0, "Seconds of silence after which another process is given up.")
+_SPAWN = flags.DEFINE_integer("spawn", None, "train, eval: run as so many processes on this machine's CPU, to try it.")
+_SEARCH = flags.DEFINE_bool("search", False, "plan: try meshes, microbatches and remat policies, fastest first.")
 
 
 def main(_: list[str]) -> int:
     """Runs one verb; returns the exit status."""
-    from bigbase_jax import verbs  # after the flags: orbax and scikit-learn take seconds to import
-
     mode, workdir = _MODE.value, _WORKDIR.value or ""
     if mode not in MODES:
         raise UserError(f"there is no --mode={mode}.{suggest(mode, MODES, 'mode')}")
-    if mode != "train" and not workdir:
+    if mode in ("train", "plan") and _CONFIG.value is None:
+        raise UserError("--config is missing; try --config=configs/catdog.py.")
+    if mode in ("eval", "predict", "report") and not workdir:
         raise UserError(f"--mode={mode} needs --workdir: the folder of the run.")
+    if mode == "plan":
+        from bigbase_jax import plan
+
+        print(json.dumps(plan.run(_CONFIG.value, _TOPOLOGY.value, _PRICE.value, _SEARCH.value)), flush=True)
+        return 0
+
+    if _SPAWN.value is not None and (status := distributed.spawn(_SPAWN.value, _LOST_AFTER.value)) is not None:
+        return status
+    several = mode in ("train", "eval")  # the others are one process's work, on a cluster too
+    place = distributed.find_place(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value) if several else None
+    with distributed.joined(place, _LOST_AFTER.value):
+        return _verb(mode, workdir)
+
+
+def _verb(mode: str, workdir: str) -> int:
+    from bigbase_jax import verbs  # after the flags: orbax and scikit-learn take seconds to import
+
     if mode == "train":
-        if _CONFIG.value is None:
-            raise UserError("--config is missing; try --config=configs/catdog.py.")
-        name = recipe_name(config_flags.get_config_filename(flags.FLAGS["config"]))
+        name = command_line.recipe_name(config_flags.get_config_filename(flags.FLAGS["config"]))
         result = verbs.train(_CONFIG.value, workdir or os.path.join("runs", name), name)
     elif mode == "eval":
         result = verbs.evaluate(workdir, _STEP.value, _SPLIT.value)
@@ -60,54 +88,10 @@ def main(_: list[str]) -> int:
     return 128 + result["signal"] if "signal" in result else 0
 
 
-def recipe_name(filename: str) -> str:
-    """``"configs/catdog.py:data=folder,root=/pets"`` -> ``"catdog-data-folder-root-pets"``."""
-    path, _, argument = filename.partition(":")
-    words = re.findall(r"\w+", argument)
-    return "-".join([pathlib.Path(path).stem, *words])
-
-
-def parse_flags(argv: list[str]) -> list[str]:
-    """Absl's parser; a missing recipe or a misspelt key of one becomes one sentence that names the nearest."""
-    for arg in argv[1:]:
-        flag, _, value = arg.lstrip("-").partition("=")
-        path = value.partition(":")[0]
-        if flag == "config" and value and not os.path.isfile(path):
-            beside = pathlib.Path(path).parent
-            recipes = [str(p) for folder in (beside, pathlib.Path("configs")) for p in folder.glob("*.py")]
-            raise UserError(f"there is no recipe {path!r}.{suggest(path, recipes, 'recipe')}")
-    app.define_help_flags()
-    try:
-        return flags.FLAGS(argv)
-    except (flags.Error, KeyError, AttributeError, TypeError, ValueError) as error:
-        known = isinstance(error, (KeyError, AttributeError))
-        said = (known and misspelt_key(argv)) or str(error.args[0] if error.args else error).strip().splitlines()[0]
-        raise UserError(f"the command line does not fit: {said}") from error
-
-
-def misspelt_key(argv: list[str]) -> str | None:
-    """The first ``--config.a.b`` whose key the recipe does not have, with the nearest one."""
-    recipe = next((arg.partition("=")[2] for arg in argv if arg.lstrip("-").startswith("config=")), None)
-    if recipe is None:
-        return None
-    path, _, argument = recipe.partition(":")
-    config = runpy.run_path(path)["get_config"](argument or None)
-    for arg in argv[1:]:
-        dotted = arg.lstrip("-").partition("=")[0].split(".")
-        node = config if dotted[0] == "config" else None
-        for i, key in enumerate(dotted[1:], 1):
-            if not isinstance(node, ConfigDict):
-                break
-            if key not in node:
-                return f"{'.'.join(dotted[:i])} has no {key!r}.{suggest(key, node, 'key')}"
-            node = node[key]
-    return None
-
-
 def run() -> None:
     """``main`` with the exit statuses that the module's docstring promises."""
     try:
-        status = main(parse_flags(sys.argv))
+        status = main(command_line.parse(sys.argv))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         status = 2

@@ -67,22 +67,24 @@ _live: Any = None  # the console of the progress bar on screen
 
 
 class Diverged(UserError):
-    """The loss became NaN or infinite.
+    """The loss or the parameters became NaN or infinite.
 
     Attributes:
-      step: the first step at which it was.
+      step: the first step at which that was seen.
     """
 
-    def __init__(self, step: int, loss: float):
+    def __init__(self, step: int, what: str):
         self.step = step
         super().__init__(
-            f"the loss became {loss} at step {step}; the last good checkpoint is kept: lower the learning rate "
+            f"{what} at step {step}; the last good checkpoint is kept: lower the learning rate "
             "(config.optim.learning_rate) or clip gradients (config.optim.clip_norm)."
         )
 
 
 def say(text: str) -> None:
-    """Prints one line for a person on stderr, above the progress bar if there is one."""
+    """Prints one line for a person on stderr, above the progress bar if there is one; of several processes, once."""
+    if jax.distributed.is_initialized() and jax.process_index():
+        return
     if _live is not None:
         _live.print(text, markup=False, highlight=False, soft_wrap=True)
     else:
@@ -282,7 +284,7 @@ class Log:
                 if self._read_steps:
                     self._row()
                 self._write({"step": step, "kind": "diverged", "loss": value, "seconds": self._seconds()})
-                raise Diverged(step, value)
+                raise Diverged(step, f"the loss became {value}")
             for name, (total, weight) in sums.items():
                 before = self._merged.get(name, (0.0, 0.0))
                 self._merged[name] = (
@@ -627,7 +629,7 @@ def environment_lines() -> list[str]:
     """What this machine is: devices, JAX and Python versions, cores and memory."""
     devices = jax.devices()
     device = f"{len(devices)} x {devices[0].device_kind}" if len(devices) > 1 else devices[0].device_kind
-    limit = (devices[0].memory_stats() or {}).get("bytes_limit")
+    limit = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
     peak = peak_flops()
     details = [jax.default_backend()]
     details += [f"{limit / 1e9:.0f} GB each" if len(devices) > 1 else f"{limit / 1e9:.0f} GB"] if limit else []

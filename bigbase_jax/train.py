@@ -12,20 +12,18 @@ import functools
 import math
 import signal
 import time
-from collections.abc import Iterator
-from types import FrameType
 from typing import Any
 
 import jax
 from ml_collections import ConfigDict
 
-from bigbase_jax import parallel
+from bigbase_jax import distributed, parallel
 from bigbase_jax.build import build
 from bigbase_jax.checkpoint import Checkpoints, Damaged
 from bigbase_jax.core import Task, TrainState, UserError
 from bigbase_jax.data.pipeline import Prepared
 from bigbase_jax.evaluate import Evaluation, evaluate
-from bigbase_jax.log import Log, environment_lines, model_table, say
+from bigbase_jax.log import Diverged, Log, environment_lines, model_table, say
 from bigbase_jax.optim import Optimizer
 from bigbase_jax.parallel import MeshShape
 from bigbase_jax.rundir import RunDir, as_json
@@ -52,6 +50,7 @@ class Loop:
       mesh: how many of them each axis has; ``mesh``, ``sharding`` and ``devices`` may change between starts of a run.
       sharding: where parameters live (``parallel.shardings``); empty: spread over the axes that are larger than 1.
       writers: besides metrics.jsonl: "tensorboard", "wandb", "mlflow".
+      watchdog: seconds after which a step that has not ended is reported with the stacks of all threads; None: never.
     """
 
     epochs: float | None = None
@@ -70,6 +69,7 @@ class Loop:
     mesh: MeshShape = MeshShape()
     sharding: tuple[Any, ...] = ()
     writers: tuple[str, ...] = ("tensorboard",)
+    watchdog: float | None = 600.0
 
     def __post_init__(self) -> None:
         if (self.epochs is None) == (self.steps is None):
@@ -83,6 +83,7 @@ class Loop:
             "keep",
             "patience",
             "microbatches",
+            "watchdog",
         ):
             value = getattr(self, name)
             if value is not None and value <= 0:
@@ -191,7 +192,7 @@ def train(config: ConfigDict, workdir: str, name: str = "") -> dict[str, Any]:
         # --------------------------------------------------------------------------------------------- loop
         stream = parallel.prefetch(data.train_batches(start, parallel.host(mesh)), mesh)
         closing = contextlib.closing
-        with _stop_signals() as stop, closing(checkpoints), closing(log), closing(stream):
+        with distributed.Watch(loop.watchdog, start) as watch, closing(checkpoints), closing(log), closing(stream):
             for step in range(start + 1, total + 1):
                 with log.data_wait():
                     batch = next(stream)
@@ -199,21 +200,21 @@ def train(config: ConfigDict, workdir: str, name: str = "") -> dict[str, Any]:
                 log.step(step, sums)
 
                 if "val" in data.splits and (_due(step, eval_every) or step == total):
-                    with log.pause():
+                    with log.pause(), watch.pause():
                         log.check(step)
                         metrics = evaluate_split(state.variables(), "val").metrics
                         log.metrics(step, "val", metrics)
                     progress = _judge(progress, step, metrics, loop)
-                ends = step == total or stop or progress.get("stopped")
+                ends = watch.ends(step) or step == total or progress.get("stopped")
                 if ends or _due(step, checkpoint_every) or progress.get("best_step") == step:
-                    with log.pause():
+                    with log.pause(), watch.pause():
                         _save(checkpoints, log, step, state, progress)
                 if ends:
                     break
-        if stop and int(state.step) < total:
-            by = signal.Signals(stop[0]).name
+        if watch.signal and int(state.step) < total:
+            by = signal.Signals(watch.signal).name
             say(f"stopped by {by} after step {int(state.step)}; the same command goes on from there")
-            return {"step": int(state.step), "signal": int(stop[0])}
+            return {"step": int(state.step), "signal": int(watch.signal)}
         run.finish_lineage()
 
     # ------------------------------------------------------------------------------------------------- final evaluation
@@ -259,7 +260,7 @@ def _save(checkpoints: Checkpoints, log: Log, step: int, state: TrainState, prog
     """Saves a state that is known to be finite, and what the log holds up to it."""
     log.check(step)
     if not bool(parallel.all_finite(state.params)):
-        raise UserError(f"the parameters became infinite or NaN at step {step}; the last good checkpoint is kept.")
+        raise Diverged(step, "the parameters became infinite or NaN")
     checkpoints.save(step, state, {**progress, "data_step": step}, best=progress.get("best_step") == step)
 
 
@@ -278,21 +279,3 @@ def _judge(progress: dict[str, Any], step: int, metrics: dict[str, Any], loop: L
         return {**progress, "best": value, "best_step": step, "waited": 0}
     waited = progress["waited"] + 1
     return {**progress, "waited": waited, "stopped": loop.patience is not None and waited >= loop.patience}
-
-
-@contextlib.contextmanager
-def _stop_signals() -> Iterator[list[int]]:
-    """Collects SIGTERM (preemption) and SIGINT while the block runs; a second SIGINT interrupts at once."""
-    received: list[int] = []
-
-    def remember(number: int, frame: FrameType | None) -> None:
-        if number == signal.SIGINT and received:
-            raise KeyboardInterrupt
-        received.append(number)
-
-    before = {number: signal.signal(number, remember) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -293,6 +293,14 @@ def test_mistakes_are_one_sentence(args, sentence, tmp_path):
     assert not out
 
 
+def test_a_bug_in_a_recipe_keeps_its_traceback(tmp_path):
+    (tmp_path / "buggy.py").write_text("def get_config(arg=None):\n    return {}['no such key']\n")
+    process = start(f"--config={tmp_path / 'buggy.py'}")
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "Traceback" in err and "buggy.py" in err and err.strip().endswith("KeyError: 'no such key'")
+
+
 def test_bad_pictures_stop_the_run_or_are_left_out(tmp_path):
     folder = make_folder(tmp_path / "photos", 24)
     (folder / "train" / "cat" / "000.png").write_bytes(b"broken")
@@ -309,6 +317,7 @@ def test_a_diverging_run_says_the_step_and_keeps_the_last_good_checkpoint(tmp_pa
     more = ("--config.train.checkpoint_every=2", "--config.optim.learning_rate=1e30", "--config.optim.warmup=10.0")
     _, _, err = launch(*args, *more, status=2)
     assert "at step" in err.splitlines()[-1]
+    assert (tmp_path / "run" / "report.html").exists()
     for folder in (tmp_path / "run").glob("checkpoints/[0-9]*"):
         for name, x in ocp.load(folder).items():
             if name.startswith("params"):

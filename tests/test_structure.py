@@ -12,6 +12,7 @@ PACKAGE = ROOT / "bigbase_jax"
 CORE = {"bigbase_jax.core"}
 ALLOWED = {  # file or folder -> what of ours it may import; folders may import their own siblings
     "core.py": set(),
+    "command_line.py": CORE | {"bigbase_jax.build"},
     "build.py": CORE,
     "checkpoint.py": CORE,
     "optim.py": CORE,
