@@ -1,16 +1,21 @@
-"""What the models share: words for dtypes, activations and initialisers, pooling, and the error for a wrong model.
+"""What the models share: words for dtypes, activations and initialisers, pools, logical axes, and the error for misuse.
+
+A model says which of its axes are "batch", "length", "heads", "mlp", "layers" or "width"; where each lives is said by
+the rules around it (``nn.logical_axis_rules``) and the mesh (``jax.set_mesh``), and nothing moves where there are none.
 
 Axes: B examples, H height, W width, C channels, h and w: H and W over the stride.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 
 T = TypeVar("T")
@@ -56,6 +61,39 @@ def classes(num_classes: int | None) -> int:
     if num_classes is None or num_classes < 1:
         raise ModelError(f"the model's num_classes is {num_classes}; give it the number of classes.")
     return num_classes
+
+
+def mesh_axes(logical_name: str) -> tuple[str, ...]:
+    """The mesh axes, of more than one device, that the active rules spread ``logical_name`` over; () without rules.
+
+    Axes that a ``shard_map`` around has split by hand are left out: inside it, an array is what one device holds.
+    """
+    return _mesh_axes((logical_name,))[0]
+
+
+def mesh_size(logical_name: str) -> int:
+    """Over how many devices the active rules spread ``logical_name``; 1 without rules or mesh."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return math.prod(mesh.shape[axis] for axis in mesh_axes(logical_name))
+
+
+def constrain(x: Array, *logical_names: str | None) -> Array:
+    """``x``, laid out over the devices as the active rules say of its axes' names; None is an axis kept whole.
+
+    Nothing at all is added to the program where no name is spread over more than one device.
+    """
+    axes = _mesh_axes(logical_names)
+    if not any(axes):
+        return x
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(*(names or None for names in axes)))
+
+
+def _mesh_axes(logical_names: tuple[str | None, ...]) -> list[tuple[str, ...]]:
+    mesh = jax.sharding.get_abstract_mesh()  # also that of a concrete mesh which jax.set_mesh made current
+    spec = () if mesh.empty else nn.logical_to_mesh_axes(logical_names) or ()
+    spread = {name for name, size in mesh.shape.items() if size > 1} - set(mesh.manual_axes)
+    axes = [(entry,) if isinstance(entry, str) else tuple(entry or ()) for entry in spec]
+    return [tuple(axis for axis in names if axis in spread) for names in axes] or [()] * len(logical_names)
 
 
 def max_pool_2x2(x_BHWC: Float[Array, "B H W C"]) -> Float[Array, "B h w C"]:

@@ -11,8 +11,9 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Float32
 
-from bigbase_jax.models.layers import DTYPES, ModelError, classes, look_up
-from bigbase_jax.models.transformer import Encoder, sincos2d
+from bigbase_jax.models.attention import SEQUENCE_ATTENTION
+from bigbase_jax.models.layers import DTYPES, ModelError, classes, constrain, look_up
+from bigbase_jax.models.transformer import REMAT_POLICIES, Encoder, sincos2d
 
 
 class Size(NamedTuple):
@@ -44,7 +45,8 @@ class ViT(nn.Module):
       dropout: rate on the tokens, after GELUs and on the output of each branch.
       drop_path: stochastic depth of the last block, growing linearly from 0.
       dtype: of the computation, "float32" or "bfloat16"; parameters and logits are float32.
-      remat: compute the blocks' activations again in the backward pass instead of keeping them.
+      remat, remat_policy, scan, sequence_attention, pipeline_microbatches: see ``Encoder``. A sequence that devices
+        share must divide over them, and the token of "cls" counts.
 
     Raises:
       ModelError: an unknown word among the attributes, a width that the heads do not divide, or a picture that the
@@ -64,10 +66,16 @@ class ViT(nn.Module):
     drop_path: float = 0.0
     dtype: str = "float32"
     remat: bool = False
+    remat_policy: str = "nothing_saveable"
+    scan: bool = False
+    sequence_attention: str = "ring"
+    pipeline_microbatches: int = 4
 
     def __post_init__(self) -> None:
         look_up(VARIANTS, self.variant, "variant")
         look_up(DTYPES, self.dtype, "dtype")
+        look_up(REMAT_POLICIES, self.remat_policy, "remat_policy")
+        look_up(SEQUENCE_ATTENTION, self.sequence_attention, "sequence_attention")
         if self.pool not in ("cls", "gap"):
             raise ModelError(f"pool is {self.pool!r}; it is 'cls' or 'gap'.")
         if self.positions not in ("learned", "sincos2d"):
@@ -92,6 +100,7 @@ class ViT(nn.Module):
             )
         embed = nn.Conv(D, (P, P), P, "VALID", dtype=dtype, name="embedding")
         x_BLD = embed(x_BHWC.astype(dtype)).reshape(B, -1, D)
+        x_BLD = constrain(x_BLD, "batch", "length", "width")
         tokens = int(self.pool == "cls")
         if tokens:
             cls_11D = self.param("cls", nn.initializers.zeros, (1, 1, D))
@@ -108,8 +117,15 @@ class ViT(nn.Module):
             drop_path=self.drop_path,
             dtype=self.dtype,
             remat=self.remat,
+            remat_policy=self.remat_policy,
+            scan=self.scan,
+            sequence_attention=self.sequence_attention,
+            pipeline_microbatches=self.pipeline_microbatches,
             name="encoder",
         )(x_BLD + position_1LD.astype(dtype), train=train)
         x_BD = (x_BLD[:, 0] if tokens else jnp.mean(x_BLD, 1, dtype=jnp.float32)).astype(jnp.float32)
         head_init = nn.initializers.truncated_normal(0.02)
-        return nn.Dense(classes(self.num_classes), kernel_init=head_init, name="head")(x_BD)
+        logits_BK = nn.Dense(classes(self.num_classes), kernel_init=head_init, name="head")(
+            constrain(x_BD, "batch", "width")
+        )
+        return constrain(logits_BK, "batch", None)

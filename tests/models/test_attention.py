@@ -1,0 +1,135 @@
+"""Attention over a spread sequence, against jax.nn.dot_product_attention on one device: values, gradients, masks."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from meshes import spread
+
+from bigbase_jax.models.attention import attention
+from bigbase_jax.models.layers import ModelError
+
+B, L, H, K = 4, 16, 4, 8
+
+
+def inputs(dtype=jnp.float32):
+    return tuple(jax.random.normal(key, (B, L, H, K), dtype) for key in jax.random.split(jax.random.key(0), 4))
+
+
+def padding_mask():
+    """[B, 1, 1, L]: the keys of sequences of different lengths; the first is whole."""
+    return (jnp.arange(L) < jnp.array([L, 11, 6, 1])[:, None])[:, None, None]
+
+
+MASKS = {
+    "none": None,
+    "padding": padding_mask(),
+    "left": padding_mask()[..., ::-1],  # with a causal mask, the first queries see nothing at all
+    "pairs": jax.random.bernoulli(jax.random.key(9), 0.3, (B, H, L, L)),
+}
+
+
+def value_and_grads(attend, x, mask):
+    """The output and the gradient of a sum over it, whose weights differ for every element."""
+    *qkv, weight = x
+    out, pull = jax.vjp(lambda q, k, v: attend(q, k, v, mask), *qkv)
+    return out, pull(weight)
+
+
+def run(attend, x, mask, **sizes):
+    with spread(**sizes):
+        step = jax.jit(functools.partial(value_and_grads, attend))
+        text = step.lower(x, mask).as_text()
+        return jax.device_get(step(x, mask)), text
+
+
+@functools.cache
+def reference(mask, is_causal):
+    attend = functools.partial(jax.nn.dot_product_attention, is_causal=is_causal)
+    return jax.device_get(
+        jax.jit(functools.partial(value_and_grads, lambda q, k, v, m: attend(q, k, v, mask=m)))(inputs(), MASKS[mask])
+    )
+
+
+def assert_same(ours, theirs, tolerance=1e-5):
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=tolerance, atol=tolerance), ours, theirs)
+
+
+@pytest.mark.parametrize("is_causal", [False, True])
+@pytest.mark.parametrize("mask", MASKS)
+@pytest.mark.parametrize("how", ["ring", "all_gather"])
+def test_a_spread_sequence_gives_the_value_and_gradient_of_one_device(how, mask, is_causal):
+    attend = functools.partial(attention, is_causal=is_causal, sequence_attention=how)
+    ours, text = run(attend, inputs(), MASKS[mask], sequence=4)
+    assert ("collective_permute" in text, "all_gather" in text) == (how == "ring", how == "all_gather")
+    assert_same(ours, reference(mask, is_causal))
+    if is_causal or mask != "none":
+        assert np.abs(ours[0] - reference("none", False)[0]).max() > 0.1  # the mask does something
+
+
+@pytest.mark.parametrize("how", ["ring", "all_gather"])
+@pytest.mark.parametrize(
+    "sizes",
+    [{"sequence": 2}, {"sequence": 8}, {"sequence": 2, "data": 2, "tensor": 2}, {"sequence": 2, "tensor": 4}],
+    ids=str,
+)
+def test_any_number_of_devices_beside_data_and_tensor_axes(how, sizes):
+    attend = functools.partial(attention, is_causal=True, sequence_attention=how)
+    for mask in ("padding", "pairs"):
+        assert_same(run(attend, inputs(), MASKS[mask], **sizes)[0], reference(mask, True))
+
+
+def test_batch_and_heads_that_do_not_divide_stay_whole():
+    x = tuple(a[:1, :, :3] for a in inputs())
+    ours, _ = run(attention, x, MASKS["padding"][1:2], sequence=2, data=2, tensor=2)
+    theirs = value_and_grads(lambda q, k, v, m: jax.nn.dot_product_attention(q, k, v, mask=m), x, MASKS["padding"][1:2])
+    assert_same(ours, jax.device_get(theirs))
+
+
+@pytest.mark.parametrize("how", ["ring", "all_gather"])
+def test_bfloat16_is_as_near_to_float32_as_on_one_device(how):
+    x, mask = inputs(jnp.bfloat16), MASKS["padding"]
+    exact = reference_of(tuple(a.astype(jnp.float32) for a in x), mask)
+    plain = reference_of(x, mask)
+    ours, _ = run(functools.partial(attention, is_causal=True, sequence_attention=how), x, mask, sequence=4)
+    for a, b, c in zip(*map(jax.tree.leaves, (ours, plain, exact)), strict=True):
+        assert a.dtype == jnp.bfloat16
+        error, expected = (np.abs(np.float32(y) - c).max() for y in (a, b))
+        assert 0 < error < 1.5 * expected
+
+
+def reference_of(x, mask):
+    attend = functools.partial(jax.nn.dot_product_attention, is_causal=True)
+    return jax.device_get(
+        jax.jit(functools.partial(value_and_grads, lambda q, k, v, m: attend(q, k, v, mask=m)))(x, mask)
+    )
+
+
+def test_what_the_ring_keeps_for_the_gradient_does_not_grow_with_the_ring():
+    def kept(devices):
+        with spread(sequence=devices):
+            out = jax.eval_shape(lambda *qkv: jax.vjp(attention, *qkv)[1], *inputs()[:3])
+        return sum(leaf.size for leaf in jax.tree.leaves(out))
+
+    whole = 4 * B * L * H * K + 2 * B * H * L + L  # queries, keys, values, output; two numbers a row; places
+    assert kept(2) == kept(8) <= whole
+
+
+def test_without_a_spread_length_the_program_is_that_of_one_device():
+    x = inputs()[:3]
+    plain = jax.jit(lambda q, k, v: jax.nn.dot_product_attention(q, k, v)).trace(*x).jaxpr
+    assert str(jax.jit(lambda q, k, v: attention(q, k, v)).trace(*x).jaxpr) == str(plain)
+    with spread(data=2, tensor=2):
+        assert str(jax.jit(lambda q, k, v: attention(q, k, v)).trace(*x).jaxpr) == str(plain)
+    with spread(sequence=2):
+        assert str(jax.jit(lambda q, k, v: attention(q, k, v)).trace(*x).jaxpr) != str(plain)
+
+
+def test_mistakes_are_told():
+    x = tuple(a[:, :10] for a in inputs()[:3])
+    with spread(sequence=4), pytest.raises(ModelError, match="length of 10 does not divide over the 4 devices"):
+        attention(*x)
+    with pytest.raises(ModelError, match="'ringg'; it is one of 'ring', 'all_gather'"):
+        attention(*x, sequence_attention="ringg")
