@@ -15,6 +15,7 @@ from bigbase_jax.tasks.classification import Classification
 
 ROWS = 16
 VIT = ViT(num_classes=3, patch=8, width=16, depth=1, heads=2, pool="gap")
+STACK = VIT.clone(depth=4, scan=True, pipeline_microbatches=2)
 CNN = ConvNet(num_classes=3, stages=(4,), dense=16, norm=True)
 SHAPES = {
     "image": jax.ShapeDtypeStruct((ROWS, 16, 16, 3), jnp.float32),
@@ -68,6 +69,22 @@ BOTH = {"devices": 8, "mesh": {"fsdp": 2, "tensor": 2}, "sharding": ("tensor", "
         (CNN, PIECES),
         (CNN, {**PIECES, "mode": "shard_map"}),
         (VIT, {**BOTH, "microbatches": 2}),
+        pytest.param(
+            STACK,
+            {"devices": 8, "mesh": {"fsdp": 2, "pipeline": 2, "sequence": 2}, "sharding": ("pipeline", "fsdp:16")},
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(STACK, {"devices": 4, "mesh": {"pipeline": 4}}, marks=pytest.mark.slow),
+        pytest.param(
+            STACK, {"devices": 8, "mesh": {"pipeline": 2, "tensor": 2}, "microbatches": 2}, marks=pytest.mark.slow
+        ),
+        pytest.param(STACK, {**BOTH, "microbatches": 2}, marks=pytest.mark.slow),
+        pytest.param(VIT, {"devices": 8, "mesh": {"sequence": 4}}, marks=pytest.mark.slow),
+        pytest.param(
+            VIT.clone(sequence_attention="all_gather"),
+            {"devices": 8, "mesh": {"sequence": 2, "tensor": 2}},
+            marks=pytest.mark.slow,
+        ),
         pytest.param(VIT, {"devices": 8, "mode": "shard_map"}, marks=pytest.mark.slow),
         pytest.param(VIT, PIECES, marks=pytest.mark.slow),
         pytest.param(VIT, {**PIECES, "mode": "shard_map"}, marks=pytest.mark.slow),
