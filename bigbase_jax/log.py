@@ -34,34 +34,12 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 
+from bigbase_jax import chips
 from bigbase_jax.build import suggest
 from bigbase_jax.core import PyTree, Sum, UserError, flatten
 
 PLAIN = "BIGBASE_PLAIN"
 """Environment variable: anything but "" or "0" means plain lines also on a terminal."""
-
-PEAK_FLOPS: tuple[tuple[str, float], ...] = (
-    (r"TPU v4\b", 275e12),
-    (r"TPU v5 ?lite|TPU v5e", 197e12),
-    (r"TPU v5p?\b", 459e12),
-    (r"TPU v6 ?lite|TPU v6e", 918e12),
-    (r"\bB200\b", 2250e12),
-    (r"\bH200\b", 989e12),
-    (r"\bH100 PCIe\b", 756e12),
-    (r"\bH100 NVL\b", 835e12),
-    (r"\bH100\b", 989e12),
-    (r"\bA100\b", 312e12),
-    (r"\bL40S\b", 362e12),
-    (r"\bL40\b", 181e12),
-    (r"\bL4\b", 121e12),
-    (r"\bA10G\b", 70e12),
-    (r"\bA10\b", 125e12),
-    (r"\bRTX 4090\b", 165e12),
-    (r"\bRTX 3090\b", 71e12),
-    (r"\bT4\b", 65e12),
-    (r"\bV100\b", 125e12),
-)
-"""Peak dense FLOP/s of one device by a pattern of its kind: bf16 (fp16 for T4, V100), from the vendors' data sheets."""
 
 _live: Any = None  # the console of the progress bar on screen
 
@@ -612,8 +590,7 @@ def _remember(workdir: str, name: str, identity: str | None = None) -> str:
 
 def peak_flops(device: Any = None) -> float | None:
     """Peak dense 16-bit FLOP/s of a device (None: the first); None where it is not known."""
-    kind = (device or jax.devices()[0]).device_kind
-    return next((peak for pattern, peak in PEAK_FLOPS if re.search(pattern, kind, re.IGNORECASE)), None)
+    return chips.peak_flops((device or jax.devices()[0]).device_kind)
 
 
 def memory_gb() -> float:
