@@ -559,7 +559,8 @@ def train_step(
             loss, grads, model_state = loss_and_grads(
                 task, state, batch, key, microbatches, lambda params: jax.tree.map(_all_gather, params, specs)
             )
-        grads = jax.tree.map(lambda g, spec: jax.lax.psum(g, [a for a in BATCH if a not in _names(spec)]), grads, specs)
+        live = [axis for axis in BATCH if mesh.shape[axis] > 1]
+        grads = jax.tree.map(lambda g, spec: jax.lax.psum(g, [a for a in live if a not in _names(spec)]), grads, specs)
         return jax.lax.psum(loss, BATCH), grads, jax.lax.pmean(model_state, BATCH)
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Sum]]:
