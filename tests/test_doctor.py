@@ -1003,9 +1003,13 @@ def test_the_known_complaints_are_all_formed_well():
 # ------------------------------------------------------------------------------------------------------- for real, here
 
 
-def start(workdir, **env):
+LAUNCH = ("launch.py", "--mode=doctor")
+MODULE = ("-m", "bigbase_jax.doctor")
+
+
+def start(workdir, program=LAUNCH, **env):
     """The doctor in a process of its own: (report, lines, exit status)."""
-    command = [sys.executable, "-m", "bigbase_jax.doctor", f"--workdir={workdir}"]
+    command = [sys.executable, *program, f"--workdir={workdir}"]
     done = subprocess.run(command, cwd=ROOT, env={**os.environ, **env}, capture_output=True, text=True, timeout=120)
     assert "Traceback" not in done.stdout + done.stderr, done.stderr
     *lines, last = done.stdout.splitlines()
@@ -1037,12 +1041,13 @@ def test_this_machine(tmp_path):
         assert (check["status"] in ("warning", "problem")) <= ("fix" in check), check
 
 
-def test_a_broken_jax_is_reported_and_never_a_traceback(tmp_path):
+@pytest.mark.parametrize("program", [LAUNCH, MODULE], ids=["launch.py", "module"])
+def test_a_broken_jax_is_reported_and_never_a_traceback(tmp_path, program):
     (tmp_path / "jax").mkdir()
     (tmp_path / "jax" / "__init__.py").write_text(
         "raise ImportError('jaxlib version 9 is newer than and incompatible')"
     )
-    report, lines, status = start(tmp_path, PYTHONPATH=str(tmp_path))
+    report, lines, status = start(tmp_path, program, PYTHONPATH=str(tmp_path))
     assert status == 1 and report["problems"] == 1
     (line,) = [line for line in lines if line.startswith("problem")]
     assert "JAX cannot be imported: jax and jaxlib do not belong together" in line
@@ -1066,6 +1071,12 @@ def test_a_flag_that_xla_does_not_know_kills_only_the_child(tmp_path):
     assert status == 1 and report["problems"] == 1
     i = next(i for i, line in enumerate(lines) if line.startswith("problem"))
     assert "XLA does not know the flag --xla_nonsense=3" in lines[i] and lines[i + 1].endswith("-> unset XLA_FLAGS")
+
+
+def test_a_mistake_on_its_command_line_is_one_sentence():
+    command = [sys.executable, *LAUNCH, "--workdri=x"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stdout == "" and "--workdri=x" in done.stderr.splitlines()[-1]
 
 
 def test_the_doctor_itself_imports_neither_jax_nor_anything_else_of_ours():

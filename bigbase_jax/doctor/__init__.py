@@ -112,10 +112,14 @@ def redacted(value: Any, words: Mapping[str, str]) -> Any:
 
 
 def main(argv: Sequence[str]) -> int:
-    """The command line without absl, which may be what is broken; returns the exit status."""
+    """The command line without absl, which may be what is broken; returns the exit status.
+
+    Args:
+      argv: as ``sys.argv``, the program first.
+    """
     parser = argparse.ArgumentParser("doctor", description="What is wrong with this machine.", allow_abbrev=False)
     parser.add_argument("--mode", choices=["doctor"], help="what launch.py was asked for")
     parser.add_argument("--workdir", help="the run folder to try writing to; default: runs")
-    report, status = run(parser.parse_args(argv).workdir)
+    report, status = run(parser.parse_args(argv[1:]).workdir)
     print(json.dumps(report, ensure_ascii=False), flush=True)
     return status

@@ -5,4 +5,4 @@ import sys
 from bigbase_jax.doctor import main
 
 if __name__ == "__main__":  # also imported like any other module, by the tests
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main(sys.argv))
