@@ -22,9 +22,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
 from bigbase_jax.core import PyTree, UserError, flatten
+
+_COMMON = 64  # checkpoints, the latest, among which processes look for one that all see
 
 
 class Damaged(UserError):
@@ -57,14 +60,11 @@ class Checkpoints:
         if keep_best:
             kept.append(policies.BestN(get_metric_fn=lambda metrics: metrics["best"], n=1))
         with _sentences(f"cannot use {self.directory} for checkpoints"):
-            self.directory.mkdir(parents=True, exist_ok=True)
+            if jax.process_index() == 0:
+                self._clean_up()
+            _meet("checkpoints cleaned up")
             if not os.access(self.directory, os.W_OK):
                 raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-            for leftover in self.directory.glob("*.orbax-checkpoint-tmp"):  # of a save that was interrupted
-                shutil.rmtree(leftover, ignore_errors=True)
-            for folder in self.directory.glob("*"):
-                if folder.name.isdigit() and not _is_complete(folder):
-                    folder.rename(f"{folder}.damaged")
             with _quiet():
                 self._checkpointer = ocp.training.Checkpointer(
                     self.directory,
@@ -72,12 +72,30 @@ class Checkpoints:
                     preservation_policy=policies.AnyPreservationPolicy(kept),
                 )
 
+    def _clean_up(self) -> None:
+        self.directory.mkdir(parents=True, exist_ok=True)
+        for leftover in self.directory.glob("*.orbax-checkpoint-tmp"):  # of a save that was interrupted
+            shutil.rmtree(leftover, ignore_errors=True)
+        for folder in self.directory.glob("*"):
+            if folder.name.isdigit() and not _is_complete(folder):
+                folder.rename(f"{folder}.damaged")
+
     def steps(self) -> list[int]:
         """Steps of all complete checkpoints, ascending."""
         if not self.directory.is_dir():
             return []
         folders = [child for child in self.directory.iterdir() if child.name.isdigit()]
         return sorted(int(folder.name) for folder in folders if _is_complete(folder))
+
+    def common_steps(self) -> list[int]:
+        """``steps``, as all processes see them: a network's file system may show a new folder to some of them late."""
+        mine = self.steps()[-_COMMON:]
+        if jax.process_count() == 1:
+            return mine
+        padded = np.full(_COMMON, -1, np.int32)
+        padded[: len(mine)] = mine
+        seen = np.asarray(multihost_utils.process_allgather(padded))
+        return sorted(set.intersection(*(set(row.tolist()) for row in seen)) - {-1})
 
     def save(self, step: int, state: PyTree, progress: Mapping[str, Any], best: bool = False) -> None:
         """Starts saving ``state`` as ``step`` and returns as soon as the arrays may be overwritten (donated).
@@ -123,8 +141,23 @@ class Checkpoints:
 
         Raises:
           UserError: the checkpoint is of another model: lists names and shapes that differ.
-          Damaged: the checkpoint cannot be read.
+          Damaged: the checkpoint cannot be read, be it by one of several processes.
         """
+        damaged: Damaged | None = None
+        try:
+            restored = self._restore(abstract, step)
+        except Damaged as error:
+            damaged = error
+        if jax.process_count() > 1:
+            failed = np.asarray(multihost_utils.process_allgather(np.asarray(damaged is not None)))
+            if failed.any() and damaged is None:
+                which = ", ".join(map(str, np.flatnonzero(failed)))
+                damaged = Damaged(f"process {which} cannot read the checkpoint {self.directory / str(step)}.")
+        if damaged is not None:
+            raise damaged
+        return restored
+
+    def _restore(self, abstract: PyTree, step: int) -> PyTree:
         keys = [name for name, x in flatten(abstract).items() if _is_key(x)]
         wanted = {name: _raw(x) for name, x in flatten(abstract).items()}
         folder = self.directory / str(step)
@@ -146,7 +179,9 @@ class Checkpoints:
     def discard(self, step: int) -> None:
         """Sets a damaged checkpoint aside as ``STEP.damaged``; nothing is deleted."""
         if self._checkpointer is not None:
-            (self.directory / str(step)).rename(self.directory / f"{step}.damaged")
+            if jax.process_index() == 0:
+                (self.directory / str(step)).rename(self.directory / f"{step}.damaged")
+            _meet(f"checkpoint {step} set aside")
             self._checkpointer.reload()
 
     def close(self) -> None:
@@ -225,6 +260,12 @@ def _some(names: list[str], most: int = 5) -> str:
 
 def _is_complete(folder: pathlib.Path) -> bool:
     return (folder / "_CHECKPOINT_METADATA").is_file()
+
+
+def _meet(what: str) -> None:
+    """Waits until all processes are here; they share the folder."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(what)
 
 
 @contextlib.contextmanager

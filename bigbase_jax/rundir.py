@@ -122,7 +122,7 @@ class RunDir:
             raise UserError(f"{self.path / name} cannot be read ({error}).") from error
 
     def write_json(self, name: str, value: Any) -> None:
-        """Writes atomically, numbers in full precision.
+        """Writes atomically, numbers in full precision; of several processes the first writes.
 
         Raises:
           UserError: the disk refuses.
@@ -131,7 +131,7 @@ class RunDir:
         self._write(name, lambda file: file.write(text.encode()))
 
     def write_npz(self, name: str, arrays: Mapping[str, np.ndarray]) -> None:
-        """Writes atomically, compressed.
+        """Writes atomically, compressed; of several processes the first writes.
 
         Raises:
           UserError: the disk refuses.
@@ -139,6 +139,8 @@ class RunDir:
         self._write(name, lambda file: np.savez_compressed(file, **dict(arrays)))  # type: ignore[arg-type]
 
     def _write(self, name: str, write: Any) -> None:
+        if jax.process_index():
+            return
         partial = self.path / f".{name}.{os.getpid()}.tmp"
         try:
             self.path.mkdir(parents=True, exist_ok=True)

@@ -247,7 +247,7 @@ def _evaluate_split(task: Task, eval_step: Any, data: Prepared, mesh: Any, varia
 
 def _restore(checkpoints: Checkpoints, abstract: TrainState) -> tuple[TrainState | None, dict[str, Any]]:
     """The newest readable checkpoint. An older one gives the same bits in the end, so a damaged one is only said."""
-    for step in reversed(checkpoints.steps()):
+    for step in reversed(checkpoints.common_steps()):
         try:
             return checkpoints.restore(abstract, step), checkpoints.progress(step)
         except Damaged as damaged:

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from bigbase_jax import parallel
+from bigbase_jax import distributed, parallel
 from bigbase_jax import report as report_page
 from bigbase_jax import train as training
 from bigbase_jax.build import build, locate, suggest
@@ -40,10 +40,11 @@ def train(config: ConfigDict, workdir: str, name: str = "") -> dict[str, Any]:
     try:
         result = training.train(config, workdir, name)
     except Diverged:
-        report(workdir)
+        with distributed.last_words():
+            _report_once(workdir)
         raise
     if "signal" not in result:
-        report(workdir)
+        _report_once(workdir)
     return result
 
 
@@ -137,6 +138,11 @@ def _mesh(config: ConfigDict) -> Any:
         return parallel.make_mesh(config.train.devices, build(config.train.mesh, _path="config.train.mesh"))
     except UserError:
         return parallel.make_mesh()
+
+
+def _report_once(workdir: str) -> None:
+    if jax.process_index() == 0:
+        report(workdir)
 
 
 def restore(run: RunDir, config: ConfigDict, mesh: Any, step: int | None = None) -> tuple[Task, Variables, int]:
