@@ -1,0 +1,185 @@
+"""Tokenizers: round trips in English and Chinese, bytes counted exactly, nothing in a text is special."""
+
+import io
+import itertools
+import json
+
+import numpy as np
+import pytest
+import tokenizers
+
+from bigbase_jax.core import UserError
+from bigbase_jax.data.tokenizer import END, Bytes, Characters, Subwords, Symbols, TokenizerFile, encode, load
+
+TRAIN = (
+    "The quick brown fox jumps over the lazy dog; the dog sleeps on.\n" * 20,
+    "明月几时有？把酒问青天。不知天上宫阙，今夕是何年。\n" * 20,
+)
+HARD = (
+    "The lazy fox.",
+    "明月照青天，不知何年。",
+    "  two  spaces,\ttabs\r\nand CRLF \n\n",
+    "naïve Ünïcode 🦊👩‍👩‍👧 \u200b é vs e\u0301",
+    f"not special: {END} <unk> <0x41> </s> [SEP] [UNK]",
+    "",
+)
+EXACT = (Bytes(), Characters(), Characters(fallback=True), Subwords("bpe", 320), Subwords("unigram", 120))
+
+
+def fitted(spec, end=True, others=HARD):
+    return spec.fit(lambda: iter(TRAIN), lambda: iter(others), end)
+
+
+@pytest.mark.parametrize("spec", EXACT, ids=repr)
+def test_round_trips_are_exact_and_every_byte_belongs_to_a_token(spec):
+    made = fitted(spec)
+    again = load(made.state())
+    assert made.state() == again.state() and (again.size, again.end) == (made.size, made.size - 1)
+    for text, (tokens, counts) in zip((*TRAIN, *HARD), again.encode_batch([*TRAIN, *HARD]), strict=True):
+        assert again.decode(tokens) == text
+        assert counts.sum() == len(text.encode()) and len(counts) == len(tokens) and (counts >= 0).all()
+        assert tokens.dtype == counts.dtype == np.int32
+        assert made.end not in tokens and (tokens < made.size).all()
+        np.testing.assert_array_equal(tokens, encode(made, text))
+    assert again.decode([*encode(again, "fox"), again.end]) == "fox"
+    assert again.pieces([again.end]) == [END]
+
+
+def test_a_document_is_worth_its_bytes_also_where_the_tokenizer_changes_it():
+    made = fitted(Subwords("wordpiece", 200))
+    assert made.token_bytes is None and made.pieces([made.end]) == ["[SEP]"]
+    for text, (tokens, counts) in zip(HARD, made.encode_batch(HARD), strict=True):
+        assert counts.sum() == len(text.encode()) if text else not len(tokens)
+        assert made.end not in tokens
+    (tokens, counts), *_ = made.encode_batch(["  The fox  "])
+    assert made.decode(tokens) == "The fox" and counts.sum() == 11 and counts[-1] >= len("fox  ")
+
+
+def test_characters_are_those_of_the_training_text_in_order():
+    made = Characters().fit(lambda: iter(["banana", "cab"]), lambda: iter(["nab"]), False)
+    assert (made.size, made.end) == (4, None)
+    assert encode(made, "cab").tolist() == [2, 0, 1]
+    assert made.pieces([0, 3]) == ["a", "n"] and made.token_bytes.tolist() == [1, 1, 1, 1]
+    with pytest.raises(UserError, match=r"'月' \(U\+6708\) is not among the 4"):
+        encode(made, "a月")
+    strict = fitted(Characters(fallback=False))
+    with pytest.raises(UserError, match="not among"):
+        encode(strict, "🦊")
+
+
+def test_other_characters_cost_their_bytes_where_validation_text_has_some():
+    made = Characters().fit(lambda: iter(["ab"]), lambda: iter(["a月"]), True)
+    assert made.size == 2 + 256 + 1
+    tokens, counts = made.encode_batch(["a月b🦊"])[0]
+    assert tokens.tolist() == [0, *(2 + b for b in "月".encode()), 1, *(2 + b for b in "🦊".encode())]
+    assert counts.tolist() == [1] * 9
+    assert made.pieces(tokens[:3]) == ["a", "\\xe6", "\\x9c"]
+
+
+def test_bytes_are_bytes():
+    made = fitted(Bytes(), end=False)
+    assert (made.size, made.end) == (256, None)
+    assert encode(made, "aé").tolist() == [97, 0xC3, 0xA9]
+    assert made.decode([0xC3]) == "\ufffd"
+
+
+def test_bpe_learns_the_same_twice_and_shows_its_pieces():
+    made = fitted(Subwords("bpe", 300))
+    assert made.state() == fitted(Subwords("bpe", 300)).state()
+    assert made.size == 301
+    assert len(encode(made, TRAIN[0])) < len(TRAIN[0]) / 1.8
+    assert "".join(made.pieces(encode(made, "the fox"))) == "the fox"
+
+
+def test_unknown_words_and_sizes_are_one_sentence():
+    with pytest.raises(UserError, match="Did you mean 'unigram'"):
+        Subwords("unigramm")
+    with pytest.raises(UserError, match="bpe needs at least 257"):
+        Subwords("bpe", 100)
+
+
+# ------------------------------------------------------------------------------------------------------------- files
+
+
+@pytest.mark.parametrize("spec", [Subwords("bpe", 320), Subwords("unigram", 120)], ids=repr)
+def test_a_tokenizer_json_is_read(tmp_path, spec):
+    made = fitted(spec)
+    (tmp_path / "tokenizer.json").write_text(json.loads(made.state())["tokenizer"])
+    read = fitted(TokenizerFile(str(tmp_path)))
+    assert read.end == made.end
+    for text in HARD:
+        np.testing.assert_array_equal(encode(read, text), encode(made, text))
+    assert TokenizerFile(str(tmp_path)).stamp()[0] == "tokenizer.json"
+
+
+def test_special_tokens_that_a_file_puts_around_texts_are_left_out(tmp_path):
+    raw = tokenizers.Tokenizer.from_str(json.loads(fitted(Subwords("wordpiece", 200)).state())["tokenizer"])
+    pair = [(name, raw.token_to_id(name)) for name in ("[CLS]", "[SEP]")]
+    raw.post_processor = tokenizers.processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=pair)
+    raw.enable_truncation(4)
+    raw.save(str(tmp_path / "tokenizer.json"))
+    read = fitted(TokenizerFile(str(tmp_path / "tokenizer.json")))
+    tokens = encode(read, TRAIN[0])
+    assert len(tokens) > 4 and not {token for _, token in pair} & set(tokens.tolist())
+
+
+@pytest.mark.parametrize(("extra", "lowers"), [("fox", True), ("Fox", False)])
+def test_a_vocab_txt_is_read(tmp_path, extra, lowers):
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "##s", "dog", "明", extra]
+    (tmp_path / "vocab.txt").write_text("\n".join(words) + "\n", encoding="utf-8")
+    read = fitted(TokenizerFile(str(tmp_path)))
+    assert (read.size, read.end) == (10, 3)
+    assert encode(read, "The dogs 明明").tolist() == [5 if lowers else 1, 7, 6, 8, 8]
+    (tmp_path / "tokenizer_config.json").write_text('{"do_lower_case": false}')
+    assert encode(fitted(TokenizerFile(str(tmp_path))), "The").tolist() == [1]
+
+
+@pytest.mark.parametrize("kind", ["unigram", "bpe"])
+@pytest.mark.parametrize("byte_fallback", [True, False])
+def test_a_sentencepiece_model_gives_its_own_librarys_tokens(tmp_path, kind, byte_fallback):
+    spm = pytest.importorskip("sentencepiece")
+    model = io.BytesIO()
+    spm.SentencePieceTrainer.train(
+        sentence_iterator=itertools.chain.from_iterable(text.splitlines() for text in TRAIN),
+        model_writer=model,
+        vocab_size=340 if byte_fallback else 84,
+        model_type=kind,
+        byte_fallback=byte_fallback,
+        character_coverage=1.0,
+        hard_vocab_limit=False,
+        minloglevel=2,
+    )
+    (tmp_path / "spiece.model").write_bytes(model.getvalue())
+    reference = spm.SentencePieceProcessor(model_proto=model.getvalue())
+    read = fitted(TokenizerFile(str(tmp_path / "spiece.model")))
+    assert read.pieces([read.end]) == ["</s>"] and read.size == reference.vocab_size()
+    for text in ("The lazy fox.", "明月照青天，不知何年。", "the  dog  sleeps", "quick 🦊 fox", "ﬁve Ｆｏｘ"):
+        assert encode(read, text).tolist() == reference.encode(text), text
+        if reference.unk_id() not in reference.encode(text):  # which the library shows as ⁇, Hugging Face as <unk>
+            assert read.decode(encode(read, text)) == reference.decode(reference.encode(text))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("tokenizer.json", b"{", "is not a tokenizer that can be read"),
+        ("vocab.txt", b"a\nb\n", "no entry"),
+        ("vocab.txt", b"\xff\xfe", "is not a tokenizer that can be read"),
+        ("m.model", b"\xff\xff", "is not a SentencePiece model"),
+        ("m.model", b"", "no pieces"),
+        ("other.bin", b"", "no tokenizer.json, vocab.txt"),
+        (None, b"", "there is no tokenizer at"),
+    ],
+)
+def test_files_that_are_no_tokenizers_are_one_sentence(tmp_path, name, content, says):
+    if name:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=says):
+        fitted(TokenizerFile(str(tmp_path if name else tmp_path / "none")))
+
+
+def test_the_table_of_symbols_covers_the_highest_code_points():
+    made = Symbols("a\U0010ffff", fallback=False)
+    assert encode(made, "\U0010ffffa").tolist() == [1, 0]
+    with pytest.raises(UserError):
+        encode(made, "\U0010fffe")
