@@ -31,6 +31,7 @@ from bigbase_jax.core import Example, Source, Transform
 FORMAT = 1
 _ALIGN = 16  # bytes; every array begins at a multiple, so that any dtype can be mapped in place
 _ABANDONED = 3600.0  # seconds without a write after which a temporary folder belongs to a process that died
+_ATTEMPTS = 5  # to rename a finished cache, where others replace a damaged one at the same time
 _FORGOTTEN = 90 * 86400.0  # seconds without use after which a verdict is deleted
 
 Bad = list[tuple[int, str]]
@@ -147,14 +148,20 @@ class Writer:
         index = {"length": len(rows), "bytes": self._offset, "entries": entries, "bad": bad}
         index["transforms"] = self._transforms
         (self._temporary / "index.json").write_text(json.dumps(index))
-        try:
-            os.rename(self._temporary, self._final)
-        except OSError:
-            if open_cache(self._final) is None:  # neither ours nor another's: damaged, or a real failure
-                discard(self._final)
+        attempts = 0
+        while True:
+            try:
                 os.rename(self._temporary, self._final)
-            self.abort()
-        return Cache(self._final)
+                return Cache(self._final)
+            except OSError:
+                found = open_cache(self._final)
+                if found is not None:  # another process was first
+                    self.abort()
+                    return found
+                attempts += 1
+                if attempts == _ATTEMPTS:  # a real failure
+                    raise
+                discard(self._final)  # damaged, and perhaps being replaced by another process too
 
     def abort(self) -> None:
         """Removes what was written."""

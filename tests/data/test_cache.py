@@ -1,5 +1,6 @@
 """The cache of decoded examples: the same bits with and without, never stale, never half-written, never fatal."""
 
+import concurrent.futures
 import dataclasses
 import errno
 import itertools
@@ -224,6 +225,22 @@ def test_two_writers_of_one_cache_both_end_well(tmp_path):
     for cache in found:
         assert len(cache) == 5 and cache.bad == [(9, "bad")]
         np.testing.assert_array_equal(cache[3]["x"], [3, 3, 3])
+
+
+def test_many_writers_at_once_replace_a_damaged_cache(tmp_path):
+    """As the processes of one host do, which all find it damaged at the same time."""
+    for attempt in range(20):
+        root = tmp_path / str(attempt)
+        (root / "cache-k").mkdir(parents=True)
+        (root / "cache-k" / "data.bin").write_bytes(b"half")
+        writers = [caches.Writer(root, "k") for _ in range(8)]
+        for writer in writers:
+            writer.add({"x": np.arange(5)})
+        with concurrent.futures.ThreadPoolExecutor(len(writers)) as pool:
+            found = list(pool.map(lambda writer: writer.commit([]), writers))
+        assert [p.name for p in root.iterdir()] == ["cache-k"]
+        for cache in found:
+            np.testing.assert_array_equal(cache[0]["x"], np.arange(5))
 
 
 # --- never fatal ------------------------------------------------------------------------------------------------------
