@@ -15,6 +15,7 @@ import logging
 import os
 import pathlib
 import shutil
+import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -44,7 +45,7 @@ class Checkpoints:
       read_only: only read: nothing is created, cleaned up or deleted (a trainer may be writing).
 
     Raises:
-      UserError: the folder cannot be written.
+      UserError: the folder cannot be written, or is not the same folder for all processes.
     """
 
     def __init__(self, directory: str | os.PathLike, keep: int = 2, keep_best: bool = False, read_only: bool = False):
@@ -63,6 +64,11 @@ class Checkpoints:
             if jax.process_index() == 0:
                 self._clean_up()
             _meet("checkpoints cleaned up")
+            if not _appears(self.directory):
+                raise UserError(
+                    f"process {jax.process_index()} does not see {self.directory}, which process 0 has made; the run "
+                    "folder (--workdir) must be on storage that all hosts share."
+                )
             if not os.access(self.directory, os.W_OK):
                 raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
             with _quiet():
@@ -266,6 +272,16 @@ def _meet(what: str) -> None:
     """Waits until all processes are here; they share the folder."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(what)
+
+
+def _appears(folder: pathlib.Path, within: float = 10.0) -> bool:
+    """Whether ``folder`` is there, or is in some seconds: a network's file system may show it late."""
+    deadline = time.monotonic() + within
+    while not folder.is_dir():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.2)
+    return True
 
 
 @contextlib.contextmanager
