@@ -159,7 +159,10 @@ def joined(place: Place | None, lost_after: float = 30.0, within: float = 300.0)
     if place is None:
         yield
         return
-    _group = _Group(place, lost_after, within)
+    _keep_stdout_for_results(place.index == 0)
+    relay = _Relay(place.coordinator) if place.index else None
+    store = _meet(place, relay, lost_after, within)
+    _group = _Group(store, place.index, place.count, lost_after, relay.broken if relay else None)
     try:
         yield
     except UserError as error:
@@ -172,6 +175,47 @@ def joined(place: Place | None, lost_after: float = 30.0, within: float = 300.0)
         _group.fail(f"{type(error).__name__}: {first}", 1, traceback.format_exc())
     _group.close()
     _group = None
+    jax.distributed.shutdown()
+
+
+def _meet(place: Place, relay: _Relay | None, lost_after: float, within: float) -> Any:
+    """Joins the others; returns JAX's client of the key-value store that process 0 hosts."""
+    from jax._src.distributed import global_state  # the store has no public name
+
+    sentence = (
+        f"error: after {within:.0f} s not all of the {place.count} processes have come to {place.coordinator}; start "
+        "the same command on every host, or give --num_processes=1 to be alone."
+    )
+    late = threading.Timer(within, _exit, (sentence, 2))  # ahead of XLA's, which ends the process with a stack trace
+    late.daemon = True
+    late.start()
+    os.environ["no_grpc_proxy"] = "127.0.0.1"  # noqa: SIM112  # all that XLA connects to below
+    for name in ("jax_check_proxy_envs", "jax_enable_preemption_service"):  # the second takes SIGTERM for itself
+        with contextlib.suppress(AttributeError):
+            jax.config.update(name, False)
+    jax.distributed.initialize(
+        relay.address if relay else f"127.0.0.1:{place.coordinator.rpartition(':')[2]}",
+        place.count,
+        place.index,
+        local_device_ids=place.devices,
+        cluster_detection_method="deactivate",
+        initialization_timeout=int(within) + 60,
+        heartbeat_timeout_seconds=int(4 * lost_after) + 60,  # XLA's verdict would be a stack trace, too
+    )
+    late.cancel()
+    return global_state.client
+
+
+def _exit(sentence: str, status: int) -> NoReturn:
+    """Says ``sentence`` and ends this process at once: JAX's own end would wait for the other processes."""
+    if sentence:
+        print(sentence, file=sys.stderr)
+    if sys.stderr.isatty():
+        sys.stderr.write("\x1b[?25h")  # the cursor, which a progress bar hides
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(status)
 
 
 @contextlib.contextmanager
@@ -191,57 +235,25 @@ class _Group:
       ``news/end``: {"by", "mistake", "sentence", "status"}, written once; ``gone/I``: process I has read it.
     """
 
-    def __init__(self, place: Place, lost_after: float, within: float):
-        self.index, self.count, self.asked = place.index, place.count, 0
+    def __init__(self, store: Any, index: int, count: int, lost_after: float, broken: threading.Event | None = None):
+        """Starts the threads; ``broken`` says that the connection to process 0, which hosts ``store``, broke off."""
+        self.index, self.count, self.asked = index, count, 0
         self.step: int | None = None  # the last that ended here
         self.signal: int | None = None  # that all stop for
-        self._lost_after = lost_after
+        self.failed = threading.Event()  # the main thread is about to end all
+        self._store, self._lost_after = store, lost_after
+        self._broken = broken or threading.Event()
         self._stop_at: int | None = None
         self._deciding = False
         self._changed = threading.Condition()
-        self.failed = threading.Event()  # the main thread is about to end all
         self._over, self._speaking = threading.Event(), threading.Lock()
         self._awake = self._heard = 0.0  # seconds of running (a stopped process counts none), now and at the last news
         self._beats: dict[int, tuple[dict[str, Any], float]] = {}  # of each process: its newest, and when it came
         self._beaten = 0
         self._parent = os.getppid() if _SPAWNED in os.environ else None
-        _keep_stdout_for_results(place.index == 0)
-        self._relay = _Relay(place.coordinator) if place.index else None
-        self._client = self._join(place, within)
         self._threads = [threading.Thread(target=work, daemon=True) for work in (self._talk, self._judge)]
         for thread in self._threads:
             thread.start()
-
-    def _join(self, place: Place, within: float) -> Any:
-        late = threading.Timer(
-            within,  # XLA's own timeout ends the process with a stack trace, so ours comes first
-            lambda: self._leave(
-                f"error: after {within:.0f} s not all of the {place.count} processes have come to {place.coordinator}, "
-                f"process {place.index} among those that have; start the same command on every host, or give "
-                "--num_processes=1 to be alone.",
-                2,
-                tell=False,
-            ),
-        )
-        late.daemon = True
-        late.start()
-        port = place.coordinator.rpartition(":")[2]
-        os.environ["no_grpc_proxy"] = "127.0.0.1"  # noqa: SIM112  # all that is connected to below
-        jax.config.update("jax_check_proxy_envs", False)
-        jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM for itself
-        jax.distributed.initialize(
-            self._relay.address if self._relay else f"127.0.0.1:{port}",
-            place.count,
-            place.index,
-            local_device_ids=place.devices,
-            cluster_detection_method="deactivate",
-            initialization_timeout=int(within) + 60,
-            heartbeat_timeout_seconds=int(4 * self._lost_after) + 60,  # XLA's verdict would be a stack trace
-        )
-        late.cancel()
-        from jax._src.distributed import global_state  # the store has no public name
-
-        return global_state.client
 
     # ------------------------------------------------------------------------------------------------- main thread
 
@@ -287,11 +299,10 @@ class _Group:
 
     def close(self) -> None:
         """Waits until all processes are here, then parts from them. A process that is lost until then is noticed."""
-        self._client.wait_at_barrier("bigbase/end", 24 * 3600 * 1000)
+        self._store.wait_at_barrier("bigbase/end", 24 * 3600 * 1000)
         self._over.set()
         for thread in self._threads:
             thread.join()
-        jax.distributed.shutdown()
 
     # ------------------------------------------------------------------------------------------------- threads
 
@@ -356,14 +367,13 @@ class _Group:
             last = now
             if self._parent is not None and os.getppid() != self._parent:
                 self._leave("error: the command that started this process is gone.", LOST, tell=False)
-            broken = self._relay is not None and self._relay.broken.is_set()
-            if self.index and (broken or self._awake - self._heard > self._lost_after):
+            if self.index and (self._broken.is_set() or self._awake - self._heard > self._lost_after):
                 self._lost(0)
 
     def _lost(self, index: int) -> None:
         beat, when = self._beats.get(index, ({}, self._awake))
         silence = f"nothing was heard from it for {self._awake - when:.0f} s"
-        if index == 0 and self._relay is not None and self._relay.broken.is_set():
+        if index == 0 and self._broken.is_set():
             silence = "its connection broke off"
         sentence = (
             f"error: {self._name(index, beat.get('host'))} was lost{self._after(beat.get('step'))} ({silence}); "
@@ -376,24 +386,14 @@ class _Group:
         self._leave(sentence, LOST, tell=bool(index), without=index)
 
     def _leave(self, sentence: str, status: int, tell: bool = True, without: int = -1) -> NoReturn:
-        """Says ``sentence`` and ends this process at once: JAX's own end would wait for those that are lost.
-
-        Process 0 stays until the others have read why, and not for longer than some seconds.
-        """
+        """Says ``sentence`` and exits; process 0 only when the others have read why, or after some seconds."""
         if not self._speaking.acquire(blocking=False):
             time.sleep(60)  # another thread is leaving
-        if sentence:
-            print(sentence, file=sys.stderr)
-        if sys.stderr.isatty():
-            sys.stderr.write("\x1b[?25h")  # the cursor, which a progress bar hides
-        for stream in (sys.stdout, sys.stderr):
-            with contextlib.suppress(OSError, ValueError):
-                stream.flush()
         if tell:
             farewell = threading.Thread(target=self._farewell, args=(without,), daemon=True)
             farewell.start()
             farewell.join(10 * _TICK)
-        os._exit(status)
+        _exit(sentence, status)
 
     def _farewell(self, without: int) -> None:
         with contextlib.suppress(RuntimeError):
@@ -404,16 +404,16 @@ class _Group:
     # ------------------------------------------------------------------------------------------------- the store
 
     def _set(self, key: str, value: str) -> None:
-        self._client.key_value_set(f"bigbase/{key}", value, allow_overwrite=True)
+        self._store.key_value_set(f"bigbase/{key}", value, allow_overwrite=True)
 
     def _get(self, folder: str) -> dict[str, str]:
-        found = self._client.key_value_dir_get(f"bigbase/{folder}/")
+        found = self._store.key_value_dir_get(f"bigbase/{folder}/")
         return {key.rpartition("/")[2]: value for key, value in found}
 
     def _claim(self, end: dict[str, Any]) -> dict[str, Any]:
         """Writes ``news/end`` unless there is one; returns the one that is there."""
         with contextlib.suppress(RuntimeError):
-            self._client.key_value_set("bigbase/news/end", json.dumps(end), allow_overwrite=False)
+            self._store.key_value_set("bigbase/news/end", json.dumps(end), allow_overwrite=False)
         return json.loads(self._get("news")["end"])
 
     def _name(self, index: int, host: str | None = None) -> str:
