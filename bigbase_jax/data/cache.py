@@ -20,7 +20,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -91,6 +91,46 @@ class Cache:
         return example
 
 
+class Unfinished:
+    """A cache folder that is being written, under a temporary name until ``commit``.
+
+    Any method may raise OSError (disk full, folder not writable); ``abort`` is then the caller's answer.
+
+    Attributes:
+      path: where to write; what is large goes into files ``*.bin``.
+      final: where it will be.
+    """
+
+    def __init__(self, root: pathlib.Path, key: str):
+        """Begins the cache ``key`` below ``root``."""
+        root.mkdir(parents=True, exist_ok=True)
+        self.final = root / f"cache-{key}"
+        self.path = pathlib.Path(tempfile.mkdtemp(prefix="tmp-", dir=root))
+
+    def commit(self, is_whole: Callable[[pathlib.Path], bool]) -> None:
+        """Gives the folder, whose files must be on disk, its final name.
+
+        Where another process has completed it meanwhile, as ``is_whole`` tells, the other's stays.
+        """
+        attempts = 0
+        while True:
+            try:
+                os.rename(self.path, self.final)
+                return
+            except OSError:
+                if is_whole(self.final):  # another process was first
+                    self.abort()
+                    return
+                attempts += 1
+                if attempts == _ATTEMPTS:  # a real failure
+                    raise
+                discard(self.final)  # damaged, and perhaps being replaced by another process too
+
+    def abort(self) -> None:
+        """Removes what was written."""
+        shutil.rmtree(self.path, ignore_errors=True)
+
+
 class Writer:
     """Writes a cache example by example; ``commit`` makes it visible, ``abort`` leaves nothing behind.
 
@@ -99,10 +139,8 @@ class Writer:
 
     def __init__(self, root: pathlib.Path, key: str, transforms: int = 0):
         """Begins the cache ``key`` of examples to which the first ``transforms`` transforms were applied."""
-        root.mkdir(parents=True, exist_ok=True)
-        self._final = root / f"cache-{key}"
-        self._temporary = pathlib.Path(tempfile.mkdtemp(prefix="tmp-", dir=root))
-        self._file: BinaryIO = open(self._temporary / "data.bin", "wb", buffering=1 << 20)  # noqa: SIM115
+        self._folder = Unfinished(root, key)
+        self._file: BinaryIO = open(self._folder.path / "data.bin", "wb", buffering=1 << 20)  # noqa: SIM115
         self._rows: list[tuple[int, list[tuple[int, ...]]]] = []
         self._dtypes: dict[str, np.dtype] = {}
         self._offset = 0
@@ -144,30 +182,18 @@ class Writer:
             if not common:
                 ragged.append(seen)
         rows = [[offset, *(n for seen in ragged for n in seen[i])] for i, (offset, _) in enumerate(self._rows)]
-        np.save(self._temporary / "rows.npy", np.asarray(rows, np.int64))
+        np.save(self._folder.path / "rows.npy", np.asarray(rows, np.int64))
         index = {"length": len(rows), "bytes": self._offset, "entries": entries, "bad": bad}
         index["transforms"] = self._transforms
-        (self._temporary / "index.json").write_text(json.dumps(index))
-        attempts = 0
-        while True:
-            try:
-                os.rename(self._temporary, self._final)
-                return Cache(self._final)
-            except OSError:
-                found = open_cache(self._final)
-                if found is not None:  # another process was first
-                    self.abort()
-                    return found
-                attempts += 1
-                if attempts == _ATTEMPTS:  # a real failure
-                    raise
-                discard(self._final)  # damaged, and perhaps being replaced by another process too
+        (self._folder.path / "index.json").write_text(json.dumps(index))
+        self._folder.commit(lambda path: open_cache(path) is not None)
+        return Cache(self._folder.final)
 
     def abort(self) -> None:
         """Removes what was written."""
         with contextlib.suppress(OSError):
             self._file.close()
-        shutil.rmtree(self._temporary, ignore_errors=True)
+        self._folder.abort()
 
     def _write(self, data: Any) -> None:
         self._file.write(data)
@@ -210,7 +236,8 @@ def prune(root: pathlib.Path, limit_bytes: float, keep: Iterable[pathlib.Path] =
         for path in root.iterdir():
             with contextlib.suppress(OSError):
                 if path.name.startswith("cache-"):
-                    found.append((path in kept, path.stat().st_mtime, (path / "data.bin").stat().st_size, path))
+                    size = sum(file.stat().st_size for file in path.glob("*.bin"))
+                    found.append((path in kept, path.stat().st_mtime, size, path))
                 elif path.name.startswith("tmp-") and path.is_dir():
                     last_write = max(p.stat().st_mtime for p in (path, *path.iterdir()))
                     if now - last_write > _ABANDONED:
