@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from meshes import spread
+from meshes import assert_same, spread
 
 from bigbase_jax.models.attention import attention
 from bigbase_jax.models.layers import ModelError
@@ -51,10 +51,6 @@ def reference(mask, is_causal):
     return jax.device_get(
         jax.jit(functools.partial(value_and_grads, lambda q, k, v, m: attend(q, k, v, mask=m)))(inputs(), MASKS[mask])
     )
-
-
-def assert_same(ours, theirs, tolerance=1e-5):
-    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=tolerance, atol=tolerance), ours, theirs)
 
 
 @pytest.mark.parametrize("is_causal", [False, True])

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
-from meshes import spread
+from meshes import assert_same, spread
 
 from bigbase_jax.models.layers import ModelError
 from bigbase_jax.models.pipeline import pipeline
@@ -16,10 +16,6 @@ from bigbase_jax.models.vit import ViT
 
 B, L, D, N = 8, 6, 8, 4
 AXES = ("pipeline",)
-
-
-def assert_same(ours, theirs, tolerance=1e-5):
-    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=tolerance, atol=tolerance), ours, theirs)
 
 
 def layer_of(layer, x, extra, m):

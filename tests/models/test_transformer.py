@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
-from meshes import spread
+from meshes import assert_same, spread
 
 from bigbase_jax.core import flatten
 from bigbase_jax.models.layers import ModelError, constrain, mesh_axes, mesh_size
@@ -15,10 +15,6 @@ from bigbase_jax.models.transformer import Block, Encoder, stack_blocks, unstack
 from bigbase_jax.models.vit import ViT
 
 B, L, D = 4, 6, 8
-
-
-def assert_same(ours, theirs, tolerance=1e-5):
-    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=tolerance, atol=tolerance), ours, theirs)
 
 
 def x_and_mask():
