@@ -80,6 +80,8 @@ def find_place(
     given = {"--coordinator=HOST:PORT": coordinator, "--num_processes=N": num_processes, "--process_id=I": process_id}
     if all(value is None for value in given.values()):
         return _detected()
+    if num_processes is not None and num_processes < 1:
+        raise UserError(f"--num_processes={num_processes} is no number of processes; it must be at least 1.")
     if num_processes == 1 and not process_id:
         return None
     missing = [flag for flag, value in given.items() if value is None]

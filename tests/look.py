@@ -1,0 +1,71 @@
+"""What one of several processes sees of the data; ``python look.py ADDRESS COUNT INDEX FOLDER`` writes INDEX.json.
+
+Legend: B examples in a batch, G position in the stream of training examples.
+"""
+
+import json
+import sys
+from typing import ClassVar
+
+import jax
+import numpy as np
+from toys import Regression
+
+from bigbase_jax import distributed, parallel
+from bigbase_jax.data.pipeline import Data
+from bigbase_jax.evaluate import evaluate
+
+SIZES = {"train": 20, "test": 21}
+B, EPOCHS = 8, 2
+
+
+class Rows:
+    """Points in memory."""
+
+    in_memory = True
+
+    def __init__(self, count):
+        self.count = count
+
+    def __len__(self):
+        return self.count
+
+    def __getitem__(self, index):
+        x = np.random.default_rng(index).normal(size=3).astype(np.float32)
+        return {"x": x, "y": np.float32(x.sum())}
+
+
+class Points:
+    splits: ClassVar = {name: Rows(count) for name, count in SIZES.items()}
+    facts: ClassVar = {}
+    description: ClassVar = "points for a test"
+
+    def fingerprint(self):
+        return "points"
+
+
+def look(devices=None):
+    """[G, example] of every training row on this process's devices, and an evaluation of the same fresh parameters."""
+    data = Data(Points(), batch_size=B).prepare(lambda line: None)
+    mesh = parallel.make_mesh(devices)
+    used = []
+    with data.train_batches(0, parallel.host(mesh)) as batches:
+        for step in range(EPOCHS * SIZES["train"] // B):
+            batch = parallel.put(next(batches), mesh)
+            for shard in batch["index"].addressable_shards:
+                first = B * step + (shard.index[0].start or 0)
+                used += [[first + row, int(example)] for row, example in enumerate(shard.data)]
+    task = Regression()
+    variables = jax.tree.map(np.asarray, task.init(jax.random.key(0), {"x": np.zeros((B, 3), np.float32)}))
+    test = data.eval_batches("test", parallel.host(mesh))
+    found = evaluate(task, parallel.eval_step(task, mesh), variables, test, mesh)
+    examples = {name: values.tolist() for name, values in found.examples.items()}
+    return {"used": used, "metrics": found.metrics, "examples": examples}
+
+
+if __name__ == "__main__":
+    address, count, index, folder = sys.argv[1:]
+    with distributed.joined(distributed.Place(address, int(count), int(index))):
+        seen = look()
+        with open(f"{folder}/{index}.json", "w") as file:
+            json.dump(seen, file)
