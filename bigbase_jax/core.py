@@ -9,7 +9,8 @@ Axes: B = examples in a batch.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import flax.struct
@@ -98,7 +99,9 @@ class Task(Protocol):
         ...
 
     def present(self, output: Mapping[str, np.ndarray]) -> dict[str, Any]:
-        """One example's outputs (no batch axis) as the JSON-able answer that a user of the model reads."""
+        """One example's outputs (no batch axis) as the JSON-able answer that a user of the model reads.
+
+        Those of an input that was read as several examples are joined along their first axis."""
         ...
 
 
@@ -155,8 +158,19 @@ class Dataset(Protocol):
         """A short digest that changes when the data changes (names, sizes and times of files; contents if cheap)."""
         ...
 
-    def read(self, path: str) -> Example:
+    def read(self, path: str) -> Example | Sequence[Example]:
         """An unlabelled example from a user's file, as the same decoder would give it; raises UserError if unreadable.
 
-        A static method where it needs nothing of the data, so that a model predicts where its data is not."""
+        A file that is longer than an example gives several; their outputs are joined before ``Task.present``. A static
+        method where it needs nothing of the data, so that a model predicts where its data is not; one with a parameter
+        ``facts`` gets those that the run has kept."""
+        ...
+
+
+@runtime_checkable
+class RawDataset(Protocol):
+    """A data set that must be read as a whole before it has splits: texts that become tokens."""
+
+    def prepare(self, cache: pathlib.Path, limit_bytes: float, say: Callable[[str], None]) -> Dataset:
+        """What it becomes, kept below the folder ``cache`` as far as ``limit_bytes`` allow; ``say`` takes progress."""
         ...

@@ -33,7 +33,7 @@ import numpy as np
 from PIL import Image
 
 from bigbase_jax.build import suggest
-from bigbase_jax.core import Dataset, Example, Source, Transform, UserError
+from bigbase_jax.core import Dataset, Example, RawDataset, Source, Transform, UserError
 from bigbase_jax.data import cache as caches
 
 # What a decoder raises for a file that is not what it should be; anything else is a bug and keeps its traceback.
@@ -64,7 +64,7 @@ class Data:
     """A data set and how to make batches of it.
 
     Attributes:
-      dataset: the data.
+      dataset: the data; a ``RawDataset`` becomes one in ``prepare``.
       batch_size: examples per training batch, over all hosts.
       train_transforms: applied to every use of a training example.
       eval_transforms: applied to examples for evaluation and prediction.
@@ -129,6 +129,10 @@ class Data:
         Raises:
           UserError: no training examples, an empty split, or unreadable examples where ``on_bad_example="stop"``.
         """
+        if isinstance(self.dataset, RawDataset):
+            root = caches.default_root(self.cache_dir)
+            dataset = self.dataset.prepare(root, self.cache_limit_gb * 1e9, say)
+            return dataclasses.replace(self, dataset=dataset).prepare(say)
         if "train" not in self.dataset.splits:
             raise UserError(
                 f"the data has no split 'train'; it has: {', '.join(sorted(self.dataset.splits)) or 'no split at all'}."
@@ -533,12 +537,13 @@ class _Preparation:
             state = f"{_megabytes(found.nbytes)} in {self._root}, from an earlier start"
             return _Part(name, source, found.bad, found, fixed[: found.transforms], state)
 
-        in_memory = bool(getattr(source, "in_memory", False))
+        in_memory = getattr(source, "in_memory", False)  # or, in words, where the source keeps its examples
         nbytes, prefix = self._estimate(source, fixed)
         if self._data.cache_limit_gb == 0:
             state, wanted = "off", False
         elif in_memory and not prefix:
-            state, wanted = "none needed, the examples are in memory", False
+            state = in_memory if isinstance(in_memory, str) else "none needed, the examples are in memory"
+            wanted = False
         elif not math.isfinite(nbytes):
             state, wanted = "none, the examples have no fixed binary form", False
         elif nbytes > self._left:

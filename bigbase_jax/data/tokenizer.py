@@ -276,8 +276,8 @@ class Subwords:
     Attributes:
       algorithm: "bpe" (byte-level, Radford et al. 2019), "unigram" (Kudo 2018, with bytes for other characters) or
         "wordpiece" (as BERT's, cased). ``decode`` is exact for "bpe" and, but for U+2581, for "unigram"; "wordpiece"
-        loses spaces and writes unknown words as [UNK]. Training "unigram" twice gives two vocabularies; a run keeps
-        its own.
+        loses spaces and writes unknown words as [UNK]. Training "unigram" or "wordpiece" twice may give two
+        vocabularies; a run keeps its own.
       vocab_size: entries to learn, the end between documents (and for "unigram" the 256 bytes) not counted; a small
         text gives fewer.
       min_frequency: of a pair that is merged.

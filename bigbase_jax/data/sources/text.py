@@ -1,0 +1,378 @@
+"""Text for language modelling: files of documents, or the language reference that comes with every Python.
+
+Documents -> splits -> tokenizer -> token cache -> windows: the modules ``documents``, ``tokenizer``, ``tokens`` and
+``windows``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import importlib
+import inspect
+import json
+import pathlib
+import platform
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+from bigbase_jax.core import Example, Source, UserError
+from bigbase_jax.data import cache as caches
+from bigbase_jax.data import tokens as token_caches
+from bigbase_jax.data.documents import Document, File, Format, list_files, split_of
+from bigbase_jax.data.sources.splits import digest, to_split_off
+from bigbase_jax.data.tokenizer import Bytes, TokenizerFile, load
+from bigbase_jax.data.tokens import SPLITS, Tokens
+from bigbase_jax.data.windows import Windows
+
+_FORMAT = 1  # of what is kept of a corpus
+
+
+@dataclasses.dataclass(frozen=True)
+class Corpus:
+    """Documents, and how windows are made of them; ``prepare`` reads them. Subclasses say where documents come from.
+
+    Attributes:
+      tokenizer: ``Bytes``, ``Characters``, ``Subwords`` or ``TokenizerFile``, fitted to the training documents.
+      length: tokens of a window.
+      stride: of the training windows of documents longer than that (see ``Windows``); None: ``length``.
+      val_fraction, test_fraction: shares of the characters that become val and test where the data has no splits; 0:
+        none. Documents are dealt whole, equal ones to the same split; a single text is cut, its end being val (and
+        what comes after that, test).
+      seed: of the dealing.
+      separate: have an end token between documents, predict their first token from it, and it from their last. None:
+        where there are several documents to train on.
+
+    Raises:
+      UserError: a value out of its range.
+    """
+
+    tokenizer: Any = Bytes()
+    length: int = 256
+    stride: int | None = None
+    val_fraction: float = 0.1
+    test_fraction: float = 0.0
+    seed: int = 0
+    separate: bool | None = None
+
+    def __post_init__(self) -> None:
+        if self.length < 1:
+            raise UserError(f"length is {self.length}; it must be at least 1.")
+        if self.stride is not None and not 1 <= self.stride <= self.length:
+            raise UserError(f"stride is {self.stride}; it lies between 1 and the length, {self.length}.")
+        for name in ("val_fraction", "test_fraction"):
+            if not 0 <= getattr(self, name) < 1:
+                raise UserError(f"{name} is {getattr(self, name)}; it must be at least 0 and below 1.")
+        if self.val_fraction + self.test_fraction >= 1:
+            raise UserError("val_fraction and test_fraction leave nothing to train on; use a sum below 1.")
+
+    # -- what subclasses say ---------------------------------------------------------------------------------------
+
+    def documents(self) -> Iterator[tuple[str | None, Document]]:
+        """(its split, or None where it is to be dealt, document) of every document, from the start at each call."""
+        raise NotImplementedError
+
+    def stamp(self) -> list[Any]:
+        """What changes when the documents change, such as names, sizes and times of files."""
+        raise NotImplementedError
+
+    def origin(self) -> str:
+        """Where the documents come from, in words."""
+        raise NotImplementedError
+
+    # -- reading ---------------------------------------------------------------------------------------------------
+
+    def prepare(self, cache: pathlib.Path, limit_bytes: float, say: Callable[[str], None]) -> Text:
+        """Reads and tokenises the documents, unless that is in the cache.
+
+        Args:
+          cache: the folder of caches.
+          limit_bytes: what they may take; 0: keep nothing there.
+          say: takes lines about progress.
+
+        Raises:
+          UserError: no documents, or one that cannot be read or tokenised.
+        """
+        key = self._key()
+        found = token_caches.find(cache, key) if limit_bytes > 0 else None
+        if found is None:
+            found = self._read(cache, key, limit_bytes, say)
+            caches.prune(cache, limit_bytes, [cache / f"cache-{key}"])
+        return Text(self, found)
+
+    def fingerprint_of(self, tokens: Tokens) -> str:
+        """A digest of the documents, the splits, the tokenizer and the windows."""
+        split = [self.val_fraction, self.test_fraction, self.seed, self.separate, self.length, self.stride]
+        return digest([*self.stamp(), *split, tokens.tokenizer.state()])
+
+    def _key(self) -> str:
+        """Of the cache: all that the tokens depend on, the code that makes them included."""
+        code = [_source(m) for m in ("documents", "tokenizer", "tokens", "sources.text")]
+        tokenizer = [repr(self.tokenizer)]
+        if isinstance(self.tokenizer, TokenizerFile):
+            tokenizer.append(repr(self.tokenizer.stamp()))
+        split = [self.val_fraction, self.test_fraction, self.seed, self.separate]
+        parts = [_FORMAT, code, type(self).__name__, self.stamp(), tokenizer, split]
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:24]
+
+    def _read(self, cache: pathlib.Path, key: str, limit_bytes: float, say: Callable[[str], None]) -> Tokens:
+        say(f"data: reading {self.origin()} once, to tokenise it")
+        plan = _survey(self)
+        texts = functools.partial(_texts, self, plan, ("train",))
+        others = functools.partial(_texts, self, plan, ("val", "test"))
+        separate = plan.separate if self.separate is None else self.separate
+        tokenizer = self.tokenizer.fit(texts, others, separate)
+        kept = (cache, key) if limit_bytes > 0 else None
+        for where in (kept, None):
+            made = token_caches.make(_parts(self, plan), tokenizer, where, limit_bytes, say)
+            if made is not None:
+                return made
+        raise AssertionError("memory takes any number of tokens")
+
+
+class Text:
+    """A ``Dataset`` of windows over a corpus that was read.
+
+    Attributes:
+      splits: ``inputs``, ``targets``, ``segments``, ``positions`` and ``bytes``, i32[L] each; see ``Windows``.
+      facts: ``vocab_size``, ``length`` and ``tokenizer`` (``Tokenizer.state()``).
+      description: what the text is, and how full its windows are.
+    """
+
+    def __init__(self, corpus: Corpus, tokens: Tokens):
+        self._corpus, self._tokens = corpus, tokens
+        counts = tokens.about
+        windows = {}
+        for split in (split for split in SPLITS if split in counts):
+            windows[split] = Windows(tokens, split, corpus.length, corpus.stride if split == "train" else None)
+            if not len(windows[split]):
+                raise UserError(f"the {split} split of {corpus.origin()} is too short: it has nothing to predict.")
+        self.splits: Mapping[str, Source] = windows
+        tokenizer = tokens.tokenizer
+        self.facts: Mapping[str, Any] = {
+            "vocab_size": tokenizer.size,
+            "length": corpus.length,
+            "tokenizer": tokenizer.state(),
+        }
+        parts = [
+            f"{split} {c['documents']:,} document{'s' * (c['documents'] != 1)} of {c['tokens']:,} tokens "
+            f"({c['bytes']:,} bytes)"
+            for split, c in counts.items()
+        ]
+        self.description = (
+            f"{corpus.origin()}: {'; '.join(parts)}; a vocabulary of {tokenizer.size:,}; windows of {corpus.length}, "
+            f"{windows['train'].fill:.1%} filled"
+        )
+
+    def fingerprint(self) -> str:
+        """A digest of the documents, the splits, the tokenizer and the windows."""
+        return self._corpus.fingerprint_of(self._tokens)
+
+    def read(self, path: str) -> list[Example]:
+        """See ``read_text``."""
+        return read_text(path, self.facts)
+
+
+def read_text(path: str, facts: Mapping[str, Any]) -> list[Example]:
+    """A user's file as the windows that an evaluation would make of it, in order.
+
+    Raises:
+      UserError: unreadable, not UTF-8, a character without a token, or too short to predict anything.
+    """
+    found = list(Format().documents(_plain_file(path)))
+    if not found:
+        raise UserError(f"{path} is empty.")
+    tokenizer = load(facts["tokenizer"])
+    try:
+        windows = Windows(token_caches.of_text("".join(found[0].blocks), tokenizer), "train", facts["length"])
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    if not len(windows):
+        raise UserError(f"{path} is too short: with this vocabulary it is one token, and none is left to predict.")
+    return [windows[i] for i in range(len(windows))]
+
+
+def _plain_file(path: str) -> File:
+    (file,) = list_files(path)
+    name = file.name.lower()
+    return file._replace(name="text" + next((suffix for suffix in (".gz", ".zst") if name.endswith(suffix)), ".txt"))
+
+
+# --- splits -----------------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class _Plan:
+    """Which document is in which split.
+
+    Attributes:
+      split_D: of each document.
+      cut: the document that is cut, and the (split, first, last character) of its parts.
+      separate: whether there are several documents to train on.
+    """
+
+    split_D: list[str]
+    cut: tuple[int, list[tuple[str, int, int]]] | None
+    separate: bool
+
+
+def _survey(corpus: Corpus) -> _Plan:
+    """Reads all documents once: how long they are, which are alike, and so which is in which split."""
+    given: list[str | None] = []
+    size_D: list[int] = []
+    print_D: list[bytes] = []
+    for split, document in corpus.documents():
+        state, size = hashlib.blake2b(str(corpus.seed).encode() + b"/", digest_size=8), 0
+        for block in document.blocks:
+            state.update(block.encode())
+            size += len(block)
+        given.append(split)
+        size_D.append(size)
+        print_D.append(state.digest())
+    if not given:
+        raise UserError(f"{corpus.origin()} holds no text.")
+    split_D = [split or "train" for split in given]
+    found = {split for split in given if split is not None}
+    fractions = to_split_off(found, corpus.val_fraction, corpus.test_fraction)
+    fractions = {split: fraction for split, fraction in fractions.items() if fraction > 0}
+    mine = [d for d, split in enumerate(split_D) if split == "train"]
+    if len(mine) == 1:
+        return _Plan(split_D, (mine[0], _cuts(size_D[mine[0]], fractions)), False)
+    by_print: dict[bytes, list[int]] = {}
+    for d in mine:
+        by_print.setdefault(print_D[d], []).append(d)
+    groups = [by_print[key] for key in sorted(by_print)]
+    total = sum(size_D[d] for d in mine)
+    for split, fraction in fractions.items():
+        _deal(groups, split, fraction * total, size_D, split_D)
+    return _Plan(split_D, None, True)
+
+
+def _deal(groups: list[list[int]], split: str, goal: float, size_D: list[int], split_D: list[str]) -> None:
+    """Moves the first groups of equal documents that fit into ``goal`` characters, and one at least, to a split."""
+    taken = 0
+    rest: list[list[int]] = []
+    for i, group in enumerate(groups):
+        size = sum(size_D[d] for d in group)
+        last = i + 1 == len(groups) and not rest  # which stays in train
+        if not last and (taken + size <= goal or (not taken and i + 1 == len(groups))):
+            taken += size
+            for d in group:
+                split_D[d] = split
+        else:
+            rest.append(group)
+    groups[:] = rest
+
+
+def _cuts(size: int, fractions: Mapping[str, float]) -> list[tuple[str, int, int]]:
+    """Train first, then val, then test, as characters of one text; with val alone, ``text[: int(0.9 * len(text))]``."""
+    val, test = (fractions.get(split, 0.0) for split in ("val", "test"))
+    ends = {"train": int(size * (1 - val - test)), "val": int(size * (1 - test)), "test": size}
+    cuts, start = [], 0
+    for split in SPLITS:
+        stop = ends[split] if split == "train" or split in fractions else start
+        if stop > start:
+            cuts.append((split, start, stop))
+            start = stop
+    return cuts
+
+
+def _parts(corpus: Corpus, plan: _Plan) -> Iterator[tuple[str, Iterable[str]]]:
+    """(split, blocks) of each document, or of each part of the one that is cut."""
+    for d, (_, document) in enumerate(corpus.documents()):
+        if plan.cut is None or plan.cut[0] != d:
+            yield plan.split_D[d], document.blocks
+            continue
+        for split, first, last in plan.cut[1]:
+            for i, (_, again) in enumerate(corpus.documents()):  # blocks can be read once
+                if i == d:
+                    yield split, _slice(again.blocks, first, last)
+                    break
+
+
+def _slice(blocks: Iterable[str], first: int, last: int) -> Iterator[str]:
+    """Characters ``first`` to ``last`` of a text."""
+    at = 0
+    for block in blocks:
+        part = block[max(first - at, 0) : max(last - at, 0)]
+        if part:
+            yield part
+        at += len(block)
+        if at >= last:
+            return
+
+
+def _texts(corpus: Corpus, plan: _Plan, splits: tuple[str, ...]) -> Iterator[str]:
+    for split, blocks in _parts(corpus, plan):
+        if split in splits:
+            yield from blocks
+
+
+@functools.cache
+def _source(module: str) -> str:
+    """A digest of the code of a module of ``data``, so that edited code makes another cache."""
+    try:
+        code = inspect.getsource(importlib.import_module(f"bigbase_jax.data.{module}"))
+    except OSError:
+        code = ""
+    return hashlib.sha256(code.encode()).hexdigest()[:16]
+
+
+# --- where documents come from ----------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TextFiles(Corpus):
+    """Documents in a file, or in all files below a folder; see ``Format`` and ``Corpus``.
+
+    Files named after splits (``train.tsv``, ``valid.txt``, ``test/...``) keep them; a missing val is taken from train.
+
+    Attributes:
+      root: the file or folder.
+      format: of the files.
+    """
+
+    root: str
+    format: Format = Format()
+
+    read = staticmethod(read_text)
+
+    def documents(self) -> Iterator[tuple[str | None, Document]]:
+        files = list_files(self.root)
+        splits = split_of(files, self.root)
+        for file in files:
+            for document in self.format.documents(file):
+                yield splits.get(file.name), document
+
+    def stamp(self) -> list[Any]:
+        return [*([f.name, f.size, f.mtime_ns] for f in list_files(self.root)), repr(self.format)]
+
+    def origin(self) -> str:
+        return self.root
+
+
+@dataclasses.dataclass(frozen=True)
+class PythonReference(Corpus):
+    """The language reference that every Python interpreter brings along (``pydoc_data.topics``), one document a topic.
+
+    No network, no files of yours. The text differs between versions of Python.
+    """
+
+    val_fraction: float = 0.1
+    test_fraction: float = 0.1
+
+    read = staticmethod(read_text)
+
+    def documents(self) -> Iterator[tuple[str | None, Document]]:
+        for name, text in sorted(self._topics().items()):
+            yield None, Document(name, (text,))
+
+    def stamp(self) -> list[Any]:
+        return [digest([sorted(self._topics().items())])]
+
+    def origin(self) -> str:
+        return f"the language reference inside Python {platform.python_version()} (pydoc_data.topics)"
+
+    def _topics(self) -> Mapping[str, str]:
+        return importlib.import_module("pydoc_data.topics").topics

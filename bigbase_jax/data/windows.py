@@ -1,0 +1,112 @@
+"""Windows of tokens for language modelling: whole documents packed into rows of one length, any row reached at once.
+
+Axes: L length of a window, D documents, P pieces (parts of a document that do not fill a window).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from bigbase_jax.core import Example
+from bigbase_jax.data.tokens import Tokens
+
+
+class Windows:
+    """A ``Source`` of windows over the documents of a split: every token of every document is a target exactly once.
+
+    A document as long as L or longer fills windows of its own, cut where they end; what then remains of it, and shorter
+    documents whole, are packed together (best fit decreasing, Johnson 1974). Tokens of one piece never see another's.
+    With a ``stride`` below L, windows of long documents overlap, so that an epoch sees them at many offsets.
+
+    Attributes:
+      in_memory: where the tokens are; examples are cut from them and kept nowhere else.
+      fill: share of the positions that hold a token to predict.
+    """
+
+    def __init__(self, tokens: Tokens, split: str, length: int, stride: int | None = None):
+        """
+        Args:
+          length: L.
+          stride: tokens from one window of a long document to its next, 1 to L; None: L.
+        """
+        self._tokens, self._split, self._length = tokens, split, length
+        self._stride = stride or length
+        self.in_memory: str = tokens.kept
+        self._first, last = tokens.spans(split)
+        targets_D = last - self._first
+        whole_D = np.where(targets_D >= length, (targets_D - length) // self._stride + 1, 0)
+        self._whole = np.cumsum(whole_D)  # windows that documents 0 ... d fill
+        done_D = np.where(whole_D > 0, (whole_D - 1) * self._stride + length, 0)
+        left = np.flatnonzero(targets_D > done_D)
+        starts_P, lengths_P = self._first[left] + done_D[left], (targets_D - done_D)[left]
+        bin_P = pack(lengths_P, length)
+        order = np.argsort(bin_P, kind="stable")
+        self._pieces = np.stack([starts_P[order], lengths_P[order]], 1)
+        self._bins = np.searchsorted(bin_P[order], np.arange(bin_P.max(initial=-1) + 2))  # where each begins
+        filled = int(self._whole[-1] if len(self._whole) else 0) * length + int(lengths_P.sum())
+        self.fill = filled / max(len(self) * length, 1)
+
+    def __len__(self) -> int:
+        return int(self._whole[-1] if len(self._whole) else 0) + len(self._bins) - 1
+
+    def __getitem__(self, index: int) -> Example:
+        """``inputs``, ``targets``, ``segments``, ``positions``, ``bytes``: i32[L] each.
+
+        ``segments`` number the pieces from 1, 0 is padding; ``positions`` count from 0 in each piece; ``bytes`` are
+        those of text that the target stands for.
+        """
+        if not 0 <= index < len(self):
+            raise IndexError(f"{self._split} has {len(self)} windows; there is no {index}")
+        full = int(self._whole[-1] if len(self._whole) else 0)
+        if index < full:
+            d = int(np.searchsorted(self._whole, index, side="right"))
+            nth = index - (int(self._whole[d - 1]) if d else 0)
+            pieces = [(int(self._first[d]) + nth * self._stride, self._length)]
+        else:
+            nth = index - full
+            pieces = self._pieces[self._bins[nth] : self._bins[nth + 1]].tolist()
+        example = {name: np.zeros(self._length, np.int32) for name in _ENTRIES}
+        at = 0
+        for segment, (start, n) in enumerate(pieces, 1):
+            here = slice(at, at + n)
+            example["inputs"][here] = self._tokens.tokens[start : start + n]
+            example["targets"][here] = self._tokens.tokens[start + 1 : start + n + 1]
+            example["segments"][here] = segment
+            example["positions"][here] = np.arange(n)
+            example["bytes"][here] = self._tokens.bytes_of(start + 1, start + n + 1)
+            at += n
+        return example
+
+    def name(self, index: int) -> str:
+        """Such as ``val[17]``."""
+        return f"{self._split}[{index}]"
+
+
+_ENTRIES = ("inputs", "targets", "segments", "positions", "bytes")
+
+
+def pack(lengths_P: np.ndarray, capacity: int) -> np.ndarray:
+    """The bin of each piece, i64[P], with bins of one capacity: the longest first, each where it leaves the least room.
+
+    Bins are numbered from 0. Time grows as P log P.
+    """
+    bin_P = np.zeros(len(lengths_P), np.int64)
+    bins_with: list[list[int]] = [[] for _ in range(capacity + 1)]  # by the room they have left
+    rooms = 0  # bit r is set where a bin has room r
+    count = 0
+    order = np.argsort(-lengths_P, kind="stable")
+    for piece, n in zip(order.tolist(), lengths_P[order].tolist(), strict=True):
+        fitting = rooms >> n
+        if fitting:
+            room = n + (fitting & -fitting).bit_length() - 1
+            chosen = bins_with[room].pop()
+            if not bins_with[room]:
+                rooms &= ~(1 << room)
+        else:
+            room, chosen = capacity, count
+            count += 1
+        bin_P[piece] = chosen
+        if room > n:
+            bins_with[room - n].append(chosen)
+            rooms |= 1 << (room - n)
+    return bin_P
