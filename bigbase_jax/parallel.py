@@ -382,7 +382,8 @@ def program(
     def init(batch: Batch) -> TrainState:
         return init_state(task, tx, batch, seed, ema_decay is not None)
 
-    shapes = jax.eval_shape(init, dict(spec))
+    with _InMesh(None, mesh).entered():  # where a model that does not fit the mesh says so
+        shapes = jax.eval_shape(init, dict(spec))
     homes = shardings(shapes, mesh, sharding)
     step = train_step(task, tx, mesh, homes, mode, microbatches, ema_decay, rate)
     return Program(placed(shapes, homes), _InMesh(jax.jit(init, out_shardings=homes), mesh), step)
@@ -395,17 +396,17 @@ class _InMesh:
         self._jitted, self._mesh, self._rules = jitted, mesh, rules
 
     @contextlib.contextmanager
-    def _entered(self) -> Iterator[None]:
+    def entered(self) -> Iterator[None]:
         with jax.set_mesh(self._mesh), nn.logical_axis_rules(self._rules):
             yield
 
     def __call__(self, *args: Any) -> Any:
-        with self._entered():
+        with self.entered():
             return self._jitted(*args)
 
     def lower(self, *args: Any) -> Any:
         """``jax.stages.Lowered`` for arrays or shapes."""
-        with self._entered():
+        with self.entered():
             return self._jitted.lower(*args)
 
 

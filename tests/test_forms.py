@@ -9,6 +9,7 @@ import optax
 import pytest
 
 from bigbase_jax import parallel
+from bigbase_jax.core import UserError
 from bigbase_jax.models.cnn import ConvNet
 from bigbase_jax.models.vit import ViT
 from bigbase_jax.tasks.classification import Classification
@@ -131,3 +132,17 @@ def test_the_state_is_donated():
     memory = program.step.lower(program.state, parallel.placed_batch(SHAPES, mesh)).compile().memory_analysis()
     size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(program.state.params))
     assert memory.alias_size_in_bytes >= size  # the new parameters are written where the old ones were
+
+
+@pytest.mark.parametrize(
+    ("model", "mesh", "sentence"),
+    [
+        (VIT, {"sequence": 8}, "a length of 4 does not divide over the 8 devices"),
+        (STACK, {"pipeline": 8}, "does not divide"),
+        (VIT.clone(depth=8), {"pipeline": 8}, "the blocks are not stacked; set scan"),
+        (STACK.clone(pipeline_microbatches=3), {"pipeline": 4}, "a batch of 16 does not divide over 3 microbatches"),
+    ],
+)
+def test_a_model_that_does_not_fit_the_mesh_says_so_in_one_sentence(model, mesh, sentence):
+    with pytest.raises(UserError, match=sentence):
+        train(model, devices=8, mesh=mesh)

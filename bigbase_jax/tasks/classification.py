@@ -18,7 +18,7 @@ from sklearn import metrics as sk
 
 from bigbase_jax.build import suggest
 from bigbase_jax.core import Batch, Sum, UserError, Variables
-from bigbase_jax.models.layers import ModelError
+from bigbase_jax.tasks.errors import model_errors
 
 LOSSES = ("softmax", "sigmoid", "squared")
 CALIBRATION_BINS = 15
@@ -97,22 +97,21 @@ class Classification:
           UserError: the model does not fit the pictures or the number of classes.
         """
         image_1HWC = self.normalise(jnp.zeros((1, *batch["image"].shape[1:]), batch["image"].dtype))
-        try:
+        with model_errors():
             logits_1K, variables = self.model.init_with_output(key, image_1HWC)
-        except ModelError as error:
-            raise UserError(str(error)) from error
         if self.num_classes is not None and logits_1K.shape != (1, self.num_classes):
             raise UserError(f"the model's output has shape {logits_1K.shape[1:]} for {self.num_classes} classes.")
         return variables
 
     def loss(self, variables: Variables, batch: Batch, key: jax.Array) -> tuple[Sum, Variables]:
-        logits_BK, state = self.model.apply(
-            variables,
-            self.normalise(batch["image"]),
-            train=True,
-            rngs={"dropout": key},
-            mutable=[name for name in variables if name != "params"],
-        )
+        with model_errors():
+            logits_BK, state = self.model.apply(
+                variables,
+                self.normalise(batch["image"]),
+                train=True,
+                rngs={"dropout": key},
+                mutable=[name for name in variables if name != "params"],
+            )
         y_BK = self.one_hot(batch["label"], logits_BK.shape[-1])
         weight_B = batch["mask"]
         if self.class_weights is not None:
@@ -125,9 +124,10 @@ class Classification:
         """``logits`` and ``probabilities``, f32[B,K] each; probabilities of sigmoid losses are scaled to sum to 1."""
         image_BHWC = self.normalise(inputs["image"])
         apply: Callable[..., jax.Array] = functools.partial(self.model.apply, variables)  # type: ignore[assignment]
-        logits_BK = apply(image_BHWC)
-        if self.flip_test:
-            logits_BK = (logits_BK + apply(image_BHWC[:, :, ::-1])) / 2
+        with model_errors():
+            logits_BK = apply(image_BHWC)
+            if self.flip_test:
+                logits_BK = (logits_BK + apply(image_BHWC[:, :, ::-1])) / 2
         scores_BK = logits_BK if self.loss_kind == "softmax" else jax.nn.log_sigmoid(logits_BK)
         return {"logits": logits_BK, "probabilities": jax.nn.softmax(scores_BK)}
 
