@@ -2,15 +2,17 @@
 
 Each side is a process group that runs while the other is stopped (SIGSTOP), in turns of some seconds, so that whatever
 else the machine does meanwhile falls on both alike. A side's time is the sum of its turns: imports, decoding,
-compilation, training, evaluation, and for ours the checkpoint and the report. Caches start empty.
+compilation, training, evaluation, and for ours the checkpoint and the report. Caches start empty. With --seconds both
+are stopped when each has had so many, and what they got done is compared.
 
-python job.py --data=DIR --torch_python=PYTHON_WITH_TORCH [--turn=20] [--epochs=10]
+python job.py --data=DIR --torch_python=PYTHON_WITH_TORCH [--turn=20] [--epochs=10] [--seconds=1800]
 """
 
 import argparse
 import json
 import os
 import pathlib
+import re
 import signal
 import subprocess
 import sys
@@ -48,6 +50,16 @@ class Side:
             os.killpg(self.process.pid, signal.SIGSTOP)
         self.seconds += time.perf_counter() - began
 
+    def steps(self):
+        """Steps that the log tells of."""
+        text = pathlib.Path(self.out).read_text() + pathlib.Path(f"{self.out}.err").read_text()
+        epochs = [500 * (int(epoch) - 1) + int(batch) for epoch, batch in re.findall(r"epoch (\d+) batch (\d+)", text)]
+        return max([0, *epochs, *map(int, re.findall(r"^step (\d+)/", text, re.MULTILINE))])
+
+    def stop(self):
+        os.killpg(self.process.pid, signal.SIGKILL)
+        os.wait4(self.process.pid, 0)
+
     def result(self):
         last = json.loads(pathlib.Path(self.out).read_text().splitlines()[-1])
         return {"seconds": self.seconds, "cpu_seconds": self.cpu_seconds, "accuracy": last["accuracy"]}
@@ -59,6 +71,7 @@ if __name__ == "__main__":
     parser.add_argument("--torch_python", default=sys.executable)
     parser.add_argument("--turn", type=float, default=20.0)
     parser.add_argument("--epochs", type=int, default=10)
+    parser.add_argument("--seconds", type=float, default=None, help="of each side, then stop")
     parser.add_argument("--workdir", default=None, help="keep the run folder here")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as work:
@@ -74,7 +87,13 @@ if __name__ == "__main__":
             for side in sides.values():
                 if not side.done:
                     side.turn(args.turn)
-            print({name: round(side.seconds) for name, side in sides.items()}, file=sys.stderr, flush=True)
+            told = {name: (round(side.seconds), side.steps()) for name, side in sides.items()}
+            print("seconds and steps:", told, file=sys.stderr, flush=True)
+            if args.seconds is not None and min(side.seconds for side in sides.values()) >= args.seconds:
+                for side in sides.values():
+                    side.stop()
+                print(json.dumps({name: {"seconds": s, "steps": n} for name, (s, n) in told.items()}))
+                sys.exit()
         found = {name: side.result() for name, side in sides.items()}
     print("| whole job | PyTorch | bigbase_jax | ratio |\n| --- | --- | --- | --- |")
     for what in ("seconds", "cpu_seconds", "accuracy"):
