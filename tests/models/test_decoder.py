@@ -1,0 +1,121 @@
+"""The decoder: GPT-2's parameter count, causality through gradients, packed documents, and what it refuses."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from bigbase_jax.models.decoder import Decoder
+from bigbase_jax.models.layers import ModelError
+
+TINY = {"vocab_size": 11, "length": 8, "width": 16, "depth": 2, "heads": 2}
+
+
+def ready(**more):
+    """A tiny decoder and parameters of which none is zero."""
+    model = Decoder(**{**TINY, **more})
+    shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 4), jnp.int32))["params"]
+    random = np.random.default_rng(0)
+    return model, {"params": jax.tree.map(lambda x: jnp.float32(0.3 * random.normal(size=x.shape)), shapes)}
+
+
+def test_the_default_is_gpt2():
+    model = Decoder(vocab_size=50257, length=1024)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 4), jnp.int32))["params"]
+    assert sum(x.size for x in jax.tree.leaves(shapes)) == 124_439_808  # openai-community/gpt2
+    free = jax.eval_shape(model.clone(tied=False).init, jax.random.key(0), jnp.zeros((1, 4), jnp.int32))["params"]
+    assert sum(x.size for x in jax.tree.leaves(free)) == 124_439_808 + 50257 * 768
+
+
+def influence(model, variables, segments_BL=None, positions_BL=None):
+    """[L, L]: how much the logits at t (rows) depend on the embedded token at s (columns), through gradients."""
+    L = TINY["length"]
+    tokens_BL = jnp.arange(L)[None] + 1  # each token once, so that rows of the embedding stand for places
+    embedding = variables["params"]["embedding"]
+
+    def logits_at(t, embedding):
+        params = {**variables["params"], "embedding": embedding}
+        y_BLD = model.apply({"params": params}, tokens_BL, segments_BL, positions_BL, method="hidden")
+        return jnp.sum(jnp.sin(model.apply(variables, y_BLD, method="logits")[0, t]))  # the head stays as it is
+
+    gradient = jax.jit(jax.vmap(jax.grad(logits_at, 1), (0, None)))(jnp.arange(L), embedding)
+    return np.abs(np.asarray(gradient)).sum(-1)[:, 1 : L + 1]
+
+
+@pytest.mark.parametrize("scan", [False, True])
+def test_nothing_that_comes_later_has_any_influence(scan):
+    seen = influence(*ready(scan=scan))
+    assert (seen[np.tril_indices(8)] > 1e-6).all()
+    assert (seen[np.triu_indices(8, 1)] == 0).all()
+
+
+def test_nothing_of_another_packed_document_has_any_influence():
+    segments = jnp.array([[1, 1, 1, 2, 2, 3, 0, 0]])
+    positions = jnp.array([[0, 1, 2, 0, 1, 0, 0, 0]])
+    seen = influence(*ready(), segments, positions)
+    same = np.asarray(segments[0][:, None] == segments[0][None, :]) & np.tri(8, dtype=bool)
+    assert (seen[same] > 1e-6).all() and (seen[~same] == 0).all()
+
+
+def test_a_packed_document_reads_as_it_does_alone():
+    model, variables = ready()
+    apply = jax.jit(functools.partial(model.apply, variables))
+    first, second = jnp.array([[3, 1, 4]]), jnp.array([[1, 5, 9, 2]])
+    packed = jnp.concatenate([first, second, jnp.array([[0]])], 1)
+    logits = apply(packed, jnp.array([[1] * 3 + [2] * 4 + [0]]), jnp.array([[0, 1, 2, 0, 1, 2, 3, 0]]))
+    np.testing.assert_allclose(logits[:, :3], apply(first), atol=1e-5)
+    np.testing.assert_allclose(logits[:, 3:7], apply(second), atol=1e-5)
+    assert np.abs(np.asarray(apply(packed)[:, 3:7] - logits[:, 3:7])).max() > 1e-2  # it does matter
+    assert np.isfinite(np.asarray(logits)).all() and logits.dtype == jnp.float32
+
+
+def test_tied_and_free_heads():
+    model, variables = ready()
+    assert "head" not in variables["params"]
+    y = jax.random.normal(jax.random.key(0), (1, 2, 16))
+    np.testing.assert_allclose(
+        model.apply(variables, y, method="logits"), y @ variables["params"]["embedding"].T, rtol=1e-5, atol=1e-5
+    )
+    model, variables = ready(tied=False)
+    np.testing.assert_allclose(
+        model.apply(variables, y, method="logits"), y @ variables["params"]["head"], rtol=1e-5, atol=1e-5
+    )
+
+
+def test_logits_of_half_precision_are_float32():
+    model, variables = ready()
+    tokens = jnp.arange(8)[None]
+    half = model.clone(dtype="bfloat16")
+    assert jax.eval_shape(functools.partial(half.apply, method="hidden"), variables, tokens).dtype == jnp.bfloat16
+    logits = jax.jit(half.apply)(variables, tokens)
+    assert logits.dtype == jnp.float32
+    np.testing.assert_allclose(logits, jax.jit(model.apply)(variables, tokens), atol=0.2)
+
+
+def test_dropout_is_random_in_training_only():
+    model, variables = ready(dropout=0.5)
+    tokens = jnp.arange(8)[None]
+    train = jax.jit(lambda key: model.apply(variables, tokens, train=True, rngs={"dropout": key}))
+    a, b = (train(jax.random.key(k)) for k in (0, 1))
+    assert np.abs(np.asarray(a - b)).max() > 1e-2
+    plain = jax.jit(lambda tokens: model.apply(variables, tokens))(tokens)
+    none = model.clone(dropout=0.0)
+    np.testing.assert_array_equal(plain, jax.jit(lambda tokens: none.apply(variables, tokens))(tokens))
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        ({"heads": 3}, "does not divide over 3 heads"),
+        ({"vocab_size": None}, "vocab_size is None"),
+        ({"length": None}, "length is None"),
+        ({"length": 3}, "a sequence of 4 tokens is longer than the 3 positions"),
+        ({"dtype": "float64"}, "dtype is 'float64'"),
+        ({"remat_policy": "all"}, "remat_policy"),
+    ],
+)
+def test_what_does_not_fit_is_one_sentence(more, says):
+    with pytest.raises(ModelError, match=says):
+        Decoder(**{**TINY, **more}).init(jax.random.key(0), jnp.zeros((1, 4), jnp.int32))
