@@ -7,7 +7,8 @@ Pictures are resized to a short side of 256 and cut to the central 224, values i
 convolution to 64 channels, ReLU and 2x2 max-pool (224 -> 28); dense 1024, ReLU, 2 outputs. SGD 0.001, momentum 0.9,
 cross-entropy, batch 4, 10 epochs. All training photos are trained on: there is no validation split.
 
-A step at batch 4 takes 0.33 s on two cores of an AMD EPYC, PyTorch's 0.41 s (experiments/classic_cnn_vs_pytorch).
+Measured on two cores of an AMD EPYC (experiments/classic_cnn_vs_pytorch): 67.65 % test accuracy on 2,000 photos of the
+Asirra set, in 26 minutes; a step at batch 4 takes 0.33 s, PyTorch's 0.41 s.
 """
 
 import optax
