@@ -188,7 +188,7 @@ def _meet(place: Place, relay: _Relay | None, lost_after: float, within: float) 
         f"error: after {within:.0f} s not all of the {place.count} processes have come to {place.coordinator}; start "
         "the same command on every host, or give --num_processes=1 to be alone."
     )
-    late = threading.Timer(within, _exit, (sentence, 2))  # ahead of XLA's, which ends the process with a stack trace
+    late = threading.Timer(within, _exit, (sentence, LOST))  # ahead of XLA's, which ends the process with a stack trace
     late.daemon = True
     late.start()
     os.environ["no_grpc_proxy"] = "127.0.0.1"  # noqa: SIM112  # all that XLA connects to below
@@ -205,6 +205,8 @@ def _meet(place: Place, relay: _Relay | None, lost_after: float, within: float) 
         heartbeat_timeout_seconds=int(4 * lost_after) + 60,  # XLA's verdict would be a stack trace, too
     )
     late.cancel()
+    if relay:
+        relay.joined.set()
     return global_state.client
 
 
@@ -437,7 +439,8 @@ class _Relay:
 
     Attributes:
       address: HOST:PORT to connect to instead of process 0's.
-      broken: a connection broke off at process 0's end.
+      joined: set by the user, once all have joined; until then, connections may come and go.
+      broken: a connection broke off at process 0's end after that.
     """
 
     def __init__(self, coordinator: str):
@@ -445,7 +448,7 @@ class _Relay:
         self._coordinator = host.strip("[]"), int(port)
         self._server = socket.create_server(("127.0.0.1", 0))
         self.address = "{}:{}".format(*self._server.getsockname())
-        self.broken = threading.Event()
+        self.joined, self.broken = threading.Event(), threading.Event()
         threading.Thread(target=self._accept, daemon=True).start()
 
     def _accept(self) -> None:
@@ -472,7 +475,9 @@ class _Relay:
 
         threading.Thread(target=outward, daemon=True).start()
         self._carry(far, near)
-        if not parted.is_set():
+        if not self.joined.is_set():  # an earlier start of process 0 has ended; the client tries again
+            near.shutdown(socket.SHUT_RDWR)
+        elif not parted.is_set():
             self.broken.set()
 
     def _carry(self, source: socket.socket, sink: socket.socket) -> None:

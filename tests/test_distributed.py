@@ -4,15 +4,18 @@ import json
 import os
 import pathlib
 import random
+import re
 import signal
 import subprocess
 import sys
 import threading
 import time
+import types
 
 import jax
 import numpy as np
 import pytest
+import yaml
 from jax._src import clusters
 from look import EPOCHS, SIZES, B, look
 from orbax.checkpoint import v1 as ocp
@@ -120,6 +123,97 @@ def test_a_pod_of_an_indexed_job_asks_kubernetes(environment, monkeypatch):
     for name, answer in answers.items():
         monkeypatch.setattr(clusters.K8sCluster, name, answer)
     assert find_place() == Place("job-0.svc:55527", 3, 1)
+
+
+def start_file(name):
+    """The documents of a file of experiments/start."""
+    return list(yaml.safe_load_all((ROOT / "experiments" / "start" / name).read_text()))
+
+
+def as_object(value):
+    """Nested mappings as objects whose attributes are named as the kubernetes package names them."""
+    if isinstance(value, dict):
+        names = {re.sub("[A-Z]", lambda m: "_" + m[0].lower(), key): as_object(x) for key, x in value.items()}
+        return types.SimpleNamespace(**names)
+    return value
+
+
+def test_the_job_for_kubernetes_is_what_is_asked_for(environment, monkeypatch):
+    """JAX's own detector, on a stand-in for the cluster that holds what kubernetes.yaml describes."""
+    documents = {document["kind"]: document for document in start_file("kubernetes.yaml")}
+    job, service = documents["Job"], documents["Service"]
+    allowed = [
+        (kind, verb) for rule in documents["Role"]["rules"] for kind in rule["resources"] for verb in rule["verbs"]
+    ]
+    pod = as_object({"metadata": {"name": "bigbase-1"}, "spec": job["spec"]["template"]["spec"]})
+    pod.metadata.labels = {"job-name": job["metadata"]["name"]}
+    pod.metadata.owner_references = [types.SimpleNamespace(controller=True, kind="Job")]
+    asked = as_object(job)
+    asked.metadata.labels = {}
+
+    def answer(kind, verb, value):
+        assert (kind, verb) in allowed
+        return value
+
+    core = types.SimpleNamespace(
+        list_namespaced_pod=lambda namespace, field_selector: answer("pods", "list", as_object({"items": [pod]})),
+        list_namespaced_service=lambda namespace: answer("services", "list", as_object({"items": [service]})),
+    )
+    batch = types.SimpleNamespace(read_namespaced_job=lambda name, namespace: answer("jobs", "get", asked))
+    package = types.ModuleType("kubernetes")
+    package.config = types.SimpleNamespace(load_incluster_config=lambda: None)
+    exceptions = types.SimpleNamespace(ApiException=LookupError)
+    package.client = types.SimpleNamespace(CoreV1Api=lambda: core, BatchV1Api=lambda: batch, exceptions=exceptions)
+    monkeypatch.setitem(sys.modules, "kubernetes", package)
+    monkeypatch.setattr(clusters.K8sCluster, "_namespace", lambda: "default")
+    monkeypatch.setattr(clusters.k8s_cluster.socket, "gethostbyname", lambda name: "10.0.0.1")
+    environment({**POD, "HOSTNAME": "bigbase-1"})
+
+    assert find_place() == Place("bigbase-0.bigbase:55527", job["spec"]["parallelism"], 1)
+    assert job["spec"]["completionMode"] == "Indexed" and job["spec"]["completions"] == job["spec"]["parallelism"]
+    assert (
+        service["spec"]["selector"] == {"job-name": job["metadata"]["name"]} and service["spec"]["clusterIP"] == "None"
+    )
+    assert documents["RoleBinding"]["subjects"][0]["name"] == pod.spec.service_account_name
+    assert documents["ServiceAccount"]["metadata"]["name"] == pod.spec.service_account_name
+
+
+@pytest.mark.parametrize("name", ["kubernetes.yaml", "jobset_tpu.yaml"])
+def test_what_kubernetes_runs_is_a_command_of_ours_and_a_mistake_in_it_is_final(name):
+    job = next(document for document in start_file(name) if document["kind"] in ("Job", "JobSet"))["spec"]
+    if "replicatedJobs" in job:
+        job = job["replicatedJobs"][0]["template"]["spec"]
+    pod = job["template"]["spec"]
+    python, script, *flags = pod["containers"][0]["command"]
+    assert (python, script) == ("python", "launch.py")
+    assert (ROOT / flags[0].removeprefix("--config=")).is_file() and flags[1].startswith("--workdir=/shared/")
+    assert job["podFailurePolicy"]["rules"] == [{"action": "FailJob", "onExitCodes": {"operator": "In", "values": [2]}}]
+    assert pod["restartPolicy"] == "Never"  # which such a policy needs
+
+
+@pytest.mark.parametrize(("status", "repeated"), [(0, False), (2, False), (75, True), (137, True), (143, True)])
+def test_the_slurm_script_repeats_what_may_be_repeated(tmp_path, status, repeated):
+    """With stand-ins for srun and scontrol; srun is told by the script how many processes to start, and where."""
+    for name, body in (("srun", f'echo "srun $*"; exit {status}'), ("scontrol", 'echo "scontrol $*"')):
+        (tmp_path / name).write_text(f"#!/bin/bash\n{body}\n")
+        (tmp_path / name).chmod(0o755)
+    env = {"PATH": f"{tmp_path}:/usr/bin:/bin", "SLURM_JOB_ID": "5"}
+    script = ROOT / "experiments" / "start" / "slurm.sh"
+    done = subprocess.run(["bash", str(script), "--config=c.py"], env=env, capture_output=True, text=True)
+    assert done.returncode == status
+    assert "python launch.py --config=c.py" in done.stdout.splitlines()[0]
+    assert ("scontrol requeue 5" in done.stdout) == repeated
+    assert "--ntasks-per-node=1" in script.read_text() and "--signal=TERM@" in script.read_text()
+
+
+def test_the_tpu_script_starts_the_command_on_all_workers(tmp_path):
+    (tmp_path / "gcloud").write_text('#!/bin/bash\nprintf "%s\\n" "$@"\n')
+    (tmp_path / "gcloud").chmod(0o755)
+    env = {"PATH": f"{tmp_path}:/usr/bin:/bin", "TPU": "t", "ZONE": "z"}
+    script = ROOT / "experiments" / "start" / "tpu_pod.sh"
+    done = subprocess.run([str(script), "--config=c.py", "--workdir=/a b"], env=env, capture_output=True, text=True)
+    *_, worker, command = done.stdout.splitlines()
+    assert worker == "--worker=all" and "python3 launch.py --config=c.py --workdir=/a\\ b" in command
 
 
 @pytest.mark.parametrize(
@@ -430,7 +524,7 @@ def test_processes_that_do_not_come_are_one_sentence(tmp_path):
         f"with distributed.joined(distributed.Place('127.0.0.1:{free_port()}', 2, 0), within=2): pass"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
-    assert done.returncode == 2
+    assert done.returncode == distributed.LOST
     (line,) = done.stderr.splitlines()
     assert "after 2 s not all of the 2 processes have come" in line
 
