@@ -9,7 +9,7 @@ python launch.py --mode=doctor                                    what is wrong 
 
 Results go to stdout, its last line being one JSON object; everything else goes to stderr. A mistake in what you asked
 for is one sentence and exit status 2; an unexpected error keeps its traceback; a run stopped by a signal ends with
-128 + the signal's number, and the same command goes on with it.
+128 + the signal's number, one that lost another of its processes with 75, and the same command goes on with it.
 """
 
 import json
