@@ -66,6 +66,9 @@ def flatten(tree: PyTree) -> dict[str, Any]:
 class Task(Protocol):
     """A model, its loss, what it predicts and what it measures: a frozen dataclass of pure methods.
 
+    A task whose examples are worth reading may have ``passages(examples)``, of the same arrays as ``report``: it gives
+    the report page ``[(title, [(text, its loss in nats), ...]), ...]``.
+
     Attributes:
       inputs: names of the batch entries that ``init`` and ``predict`` read; everything else is labels.
       batch_coupled: True where the loss mixes examples of a batch so that splitting it changes the result.

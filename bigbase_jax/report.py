@@ -30,22 +30,31 @@ from bigbase_jax.log import duration, read_rows
 
 Pictures = Callable[[str, int], tuple[np.ndarray, str]]
 """(split, index) -> the picture, uint8 or float in [0, 1], [H, W], [H, W, 1] or [H, W, 3], and its file's name."""
+Passages = Callable[[Mapping[str, np.ndarray]], Sequence[tuple[str, Sequence[tuple[str, float]]]]]
+"""An evaluation's examples -> those worth reading: (title, [(piece of text, its loss in nats), ...]) each."""
 
 SHOWN = 24
 """How many mistakes are shown."""
+PIECES = 600
+"""How many pieces of a passage are shown."""
 BINS = 15
 """Of the reliability diagram."""
 _SPLITS = ("test", "val", "train")
 _SHARES = ("accuracy", "top5_accuracy", "precision", "recall", "f1")
+_BROKEN = (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile)
 _HIDDEN = ("step", "kind", "split", "seconds", "epoch")
 
 
-def write(workdir: str, pictures: Pictures | None = None) -> str:
+def write(workdir: str, pictures: Pictures | None = None, passages: Passages | None = None) -> str:
     """(Re)writes ``workdir/report.html``, atomically.
+
+    What the page shows of single examples depends on what the evaluation kept: mistakes where that is ``probabilities``
+    and ``label``, otherwise what ``passages`` makes of it.
 
     Args:
       workdir: the run folder.
       pictures: gives the pictures of examples; None: the page says that they are not at hand.
+      passages: gives texts, where the task has some to show.
 
     Returns:
       The page's path.
@@ -56,7 +65,7 @@ def write(workdir: str, pictures: Pictures | None = None) -> str:
     folder = pathlib.Path(workdir)
     if not folder.is_dir():
         raise UserError(f"{workdir} is not a run folder; give --workdir the folder of a run.")
-    page = _page(_Run.load(folder), pictures)
+    page = _page(_Run.load(folder), pictures, passages)
     path, partial = folder / "report.html", folder / f".report.html.{os.getpid()}.tmp"
     try:
         partial.write_text(page, encoding="utf-8")
@@ -81,6 +90,7 @@ class _Run:
     rows: list[dict[str, Any]]
     evals: dict[str, dict[str, Any]]
     predictions: dict[str, dict[str, np.ndarray]]
+    kept: dict[str, pathlib.Path]
 
     @classmethod
     def load(cls, folder: pathlib.Path) -> _Run:
@@ -94,7 +104,8 @@ class _Run:
             split = str(row.get("split"))
             if row.get("kind") == "eval" and (split not in evals or evals[split].get("kind") == "eval"):
                 evals[split] = row
-        predictions = {p.stem.removeprefix("predictions-"): _npz(p) for p in folder.glob("predictions-*.npz")}
+        kept = {p.stem.removeprefix("predictions-"): p for p in folder.glob("predictions-*.npz")}
+        predictions = {split: _classified(path) for split, path in kept.items()}
         return cls(
             name=folder.resolve().name,
             config=_json(folder / "config.json"),
@@ -103,6 +114,7 @@ class _Run:
             rows=rows,
             evals={split: evals[split] for split in sorted(evals, key=_rank)},
             predictions={split: predictions[split] for split in sorted(predictions, key=_rank) if predictions[split]},
+            kept={split: kept[split] for split in sorted(kept, key=_rank)},
         )
 
     def kind(self, kind: str) -> list[dict[str, Any]]:
@@ -134,13 +146,13 @@ def _json(path: pathlib.Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _npz(path: pathlib.Path) -> dict[str, np.ndarray]:
+def _classified(path: pathlib.Path) -> dict[str, np.ndarray]:
     """``probabilities`` f64[N,K], ``label`` i64[N] and ``index`` i64[N], or nothing where they are not there."""
     try:
         with np.load(path) as file:
             p_NK, label_N = np.asarray(file["probabilities"], np.float64), np.asarray(file["label"])
             index_N = np.asarray(file["index"]) if "index" in file else np.arange(len(label_N))
-    except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile):
+    except _BROKEN:
         return {}
     label_N = label_N.argmax(-1) if label_N.ndim == 2 else label_N
     if p_NK.ndim != 2 or not len(p_NK) or not len(p_NK) == len(label_N) == len(index_N):
@@ -153,7 +165,7 @@ def _npz(path: pathlib.Path) -> dict[str, np.ndarray]:
 # ----------------------------------------------------------------------------------------------------- the page
 
 
-def _page(run: _Run, pictures: Pictures | None) -> str:
+def _page(run: _Run, pictures: Pictures | None, passages: Passages | None) -> str:
     split = next(iter(run.evals), None)
     final = run.evals[split] if split else {}
     parts = [_header(run), _tiles(run, split, final), _curves(run)]
@@ -166,6 +178,8 @@ def _page(run: _Run, pictures: Pictures | None) -> str:
         parts.append(_mistakes(arrays, names, predicted, pictures))
     elif split and isinstance(matrix := final.get("confusion_matrix"), list):
         parts.append(_confusion(matrix, run.class_names(len(matrix)), split))
+    elif passages is not None:
+        parts.append(_passages(run, passages))
     parts += [_lineage(run), _config(run)]
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
@@ -204,7 +218,8 @@ def _header(run: _Run) -> str:
 def _tiles(run: _Run, split: str | None, final: Mapping[str, Any]) -> str:
     tiles = []
     scalars = {name: value for name, value in final.items() if name not in _HIDDEN and _number(value) is not None}
-    first = [n for n in ("accuracy", "f1", "auc", "loss") if n in scalars] or list(scalars)[:4]
+    first: list[str] = [n for n in ("accuracy", "f1", "auc", "loss") if n in scalars]
+    first += [n for n in scalars if n not in first][: max(4 - len(first), 0)]
     for name in first:
         note = f"on {split}"
         arrays = run.predictions.get(split or "")
@@ -505,6 +520,35 @@ def _calibration(arrays: Mapping[str, np.ndarray], split: str, width: int = 420,
     return _section(f"Calibration <small>{_e(split)}</small>", body, "grow")
 
 
+# ----------------------------------------------------------------------------------------------------- passages
+
+
+def _passages(run: _Run, passages: Passages) -> str:
+    """Texts of the first split that has any, each piece shaded by its loss."""
+    for split, path in run.kept.items():
+        try:
+            with np.load(path) as file:
+                found = passages({name: file[name] for name in file.files})
+        except _BROKEN:
+            continue
+        cards = []
+        for title, pieces in found:
+            spans = []
+            for text, nats in pieces[:PIECES]:
+                shade = 100 * min(max(nats, 0.0) / 8, 1) if math.isfinite(nats) else 100
+                spans.append(f'<span style="--a:{shade:.0f}%" title="{nats:.2f} nats">{_e(text)}</span>')
+            more = f" … and {len(pieces) - PIECES:,} more" if len(pieces) > PIECES else ""
+            cards.append(
+                f"<figure><figcaption><b>{_e(title)}</b></figcaption>"
+                f'<p class="passage">{"".join(spans)}{more}</p></figure>'
+            )
+        if cards:
+            note = "The darker a piece, the less the model expected it; hold the pointer over it for its loss."
+            body = f'<p class="quiet">{note}</p><div class="charts">{"".join(cards)}</div>'
+            return _section(f"Hardest passages <small>{_e(split)}</small>", body)
+    return ""
+
+
 # ----------------------------------------------------------------------------------------------------- mistakes
 
 
@@ -803,6 +847,8 @@ line-height:1.4}
 .card b.wrong{color:var(--wrong)}.card b.right{color:var(--right)}.missing{padding:10px;margin:0;font-size:.8rem;
 color:var(--quiet)}
 .file{display:block;color:var(--quiet);font-size:.76rem;overflow:hidden;text-overflow:ellipsis;white-space:nowrap}
+.passage{white-space:pre-wrap;overflow-wrap:anywhere;font-size:.88rem;line-height:1.55;max-height:24em;overflow-y:auto}
+.passage span{background:color-mix(in srgb,var(--wrong) var(--a,0%),transparent)}
 code{font:.86em/1.5 ui-monospace,SFMono-Regular,Menlo,Consolas,monospace;overflow-wrap:anywhere}
 .facts{width:100%}.facts th,.facts td{text-align:left;vertical-align:top;padding:6px 16px 6px 0;
 border-bottom:1px solid var(--rule)}

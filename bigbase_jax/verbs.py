@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import glob
 import inspect
 import json
 import os
 import pathlib
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -24,6 +25,9 @@ from bigbase_jax.data.pipeline import apply_eval
 from bigbase_jax.evaluate import evaluate as run_evaluation
 from bigbase_jax.log import Diverged, say
 from bigbase_jax.rundir import RunDir
+
+T = TypeVar("T")
+_ROWS = 32  # examples that are predicted at once
 
 
 def setup() -> None:
@@ -87,27 +91,32 @@ def predict(workdir: str, pattern: str, step: int | None = None, out: Any = None
     config = run.config()
     mesh = parallel.make_mesh(1)
     task, variables, _ = restore(run, config, mesh, step)
-    read = _reader(config)
+    read = _reader(config, _facts(run))
     transforms = build(config.data.eval_transforms, _path="config.data.eval_transforms")
     compiled = jax.jit(task.predict)
     failed = False
-    for names in _chunks(input_files(pattern), 32):
+    for names in _chunks(input_files(pattern), _ROWS):
         answers: dict[str, dict[str, Any]] = {}
-        rows = []
+        rows: list[tuple[str, dict[str, np.ndarray]]] = []
         for name in names:
             try:
-                example = apply_eval(transforms, read(name), config.data.seed)
-                rows.append((name, {key: np.asarray(example[key]) for key in task.inputs}))
+                found = read(name)
+                for example in [found] if isinstance(found, Mapping) else found:
+                    example = apply_eval(transforms, example, config.data.seed)
+                    rows.append((name, {key: np.asarray(example[key]) for key in task.inputs}))
             except UserError as error:
                 answers[name] = {"error": str(error)}
                 failed = True
-        if rows:
-            padded = [row for _, row in rows] + [rows[-1][1]] * (32 - len(rows))  # one shape, one compilation
-            outputs = jax.device_get(
-                compiled(variables, {key: np.stack([r[key] for r in padded]) for key in task.inputs})
-            )
-            for i, (name, _) in enumerate(rows):
-                answers[name] = task.present({key: x[i] for key, x in outputs.items()})
+        outputs: dict[str, list[dict[str, np.ndarray]]] = {}
+        for some in _chunks([row for row in rows if row[0] not in answers], _ROWS):
+            padded = [row for _, row in some] + [some[-1][1]] * (_ROWS - len(some))  # one shape, one compilation
+            batch = {key: np.stack([row[key] for row in padded]) for key in task.inputs}
+            computed = jax.device_get(compiled(variables, batch))
+            for i, (name, _) in enumerate(some):
+                outputs.setdefault(name, []).append({key: x[i] for key, x in computed.items()})
+        for name, parts in outputs.items():
+            joined = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]} if parts[1:] else parts[0]
+            answers[name] = task.present(joined)
         for name in names:
             print(json.dumps({"input": name, **answers[name]}, ensure_ascii=False), flush=True, file=out)
     return int(failed)
@@ -117,17 +126,20 @@ def report(workdir: str) -> dict[str, Any]:
     """(Re)writes ``report.html`` of a run; returns its path. Pictures need the data to be where it was."""
     run = RunDir(workdir)
     config = run.config()
+    pictures = passages = None
     try:
-        data = build(config.data, _path="config.data").prepare(lambda line: None)
-        source = {name: data.source(name) for name in data.splits}
+        task: Task = build(config.task, _facts(run), _path="config.task")
+        passages = getattr(task, "passages", None)
+        if passages is None:
+            data = build(config.data, _path="config.data").prepare(lambda line: None)
+            source = {name: data.source(name) for name in data.splits}
 
-        def picture(split: str, index: int) -> tuple[np.ndarray, str]:
-            return source[split][index]["image"], source[split].name(index)
+            def pictures(split: str, index: int) -> tuple[np.ndarray, str]:
+                return source[split][index][task.inputs[0]], source[split].name(index)
 
-        page = report_page.write(str(run.path), picture)
     except UserError as error:
-        say(f"the report has no pictures: {error}")
-        page = report_page.write(str(run.path), None)
+        say(f"the report has no examples: {error}")
+    page = report_page.write(str(run.path), pictures, passages)
     say(f"report: {page}")
     return {"report": str(page)}
 
@@ -154,16 +166,15 @@ def restore(run: RunDir, config: ConfigDict, mesh: Any, step: int | None = None)
     Raises:
       UserError: there is no (such) checkpoint, or it is of another model.
     """
-    facts = run.read_json("data.json")
-    given = {key: tuple(value) if isinstance(value, list) else value for key, value in facts["facts"].items()}
-    task: Task = build(config.task, given, _path="config.task")
+    task: Task = build(config.task, _facts(run), _path="config.task")
     checkpoints = Checkpoints(run.checkpoints, read_only=True)
     if step is None:
         latest = checkpoints.latest()
         if latest is None:
             raise UserError(f"{run.path} has no checkpoint yet.")
         step = int(checkpoints.progress(latest).get("best_step", latest))
-    spec = {key: jax.ShapeDtypeStruct(tuple(shape), dtype) for key, (shape, dtype) in facts["batch"].items()}
+    kept = run.read_json("data.json")
+    spec = {key: jax.ShapeDtypeStruct(tuple(shape), dtype) for key, (shape, dtype) in kept["batch"].items()}
     variables = dict(jax.eval_shape(task.init, jax.random.key(0), spec))
     abstract = parallel.placed(variables, parallel.shardings(variables, mesh))
     if config.train.ema_decay is not None:
@@ -191,14 +202,22 @@ def input_files(pattern: str) -> list[str]:
     return sorted(found)
 
 
-def _reader(config: ConfigDict) -> Callable[[str], Example]:
+def _facts(run: RunDir) -> dict[str, Any]:
+    """What the run has kept of the data's facts."""
+    facts = run.read_json("data.json")["facts"]
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in facts.items()}
+
+
+def _reader(config: ConfigDict, facts: Mapping[str, Any]) -> Callable[[str], Example | Sequence[Example]]:
     """The data set's decoder of users' files; the data itself need not be here unless the decoder depends on it."""
     dataset: Any = locate(config.data.dataset.target, "config.data.dataset.target")
-    if isinstance(inspect.getattr_static(dataset, "read"), staticmethod):
-        return dataset.read
-    return build(config.data.dataset, _path="config.data.dataset").read
+    if not isinstance(inspect.getattr_static(dataset, "read"), staticmethod):
+        return build(config.data.dataset, _path="config.data.dataset").read
+    if "facts" in inspect.signature(dataset.read).parameters:
+        return functools.partial(dataset.read, facts=facts)
+    return dataset.read
 
 
-def _chunks(items: list[str], size: int) -> Iterator[list[str]]:
+def _chunks(items: list[T], size: int) -> Iterator[list[T]]:
     for start in range(0, len(items), size):
         yield items[start : start + size]

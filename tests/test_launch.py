@@ -17,7 +17,16 @@ from PIL import Image
 
 ROOT = pathlib.Path(__file__).parents[1]
 RECIPES = sorted(p for p in (ROOT / "configs").glob("*.py"))
-SHARED = ("step", "accuracy", "precision", "recall", "f1", "auc", "loss", "per_class")
+MEASURED = {  # by task: what an evaluation reports, and what it keeps of each example
+    "Classification": (
+        {"step", "accuracy", "precision", "recall", "f1", "auc", "loss", "per_class"},
+        {"probabilities", "label", "index"},
+    ),
+    "CausalLanguageModel": (
+        {"step", "loss", "perplexity", "bits_per_byte", "tokens"},
+        {"log_probability", "target", "bytes", "index"},
+    ),
+}
 
 
 def start(*args, **env):
@@ -60,9 +69,12 @@ def finished(tmp_path_factory):
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda p: p.stem)
 def test_every_recipe_trains_evaluates_and_reports(recipe, tmp_path):
     result, out, err = launch(f"--config={recipe}:tiny", f"--workdir={tmp_path / 'run'}")
-    assert set(SHARED) <= set(result)
+    task = json.loads((tmp_path / "run" / "config.json").read_text())["task"]["target"].partition(":")[2]
+    measured, kept = MEASURED[task]
+    assert measured <= set(result) and result["loss"] > 0
+    assert kept <= set(np.load(tmp_path / "run" / "predictions-test.npz").files)
     assert len(out.splitlines()) == 1
-    assert 0 <= result["accuracy"] <= 1 and result["loss"] > 0
+    assert 0 <= result.get("accuracy", 0) <= 1
     assert result == json.loads((tmp_path / "run" / "eval-test.json").read_text())
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert {"train", "eval"} <= {row["kind"] for row in rows} or "val" not in err
@@ -135,6 +147,42 @@ def test_predictions_of_a_folder_equal_those_of_the_evaluation(tmp_path):
     classes = json.loads((tmp_path / "run" / "data.json").read_text())["facts"]["class_names"]
     answers = [[json.loads(line)["probabilities"][name] for name in classes] for line in out.splitlines()]
     np.testing.assert_allclose(np.array(answers), kept["probabilities"], atol=1e-5)
+
+
+def test_a_language_model_needs_its_folder_and_nothing_else(tmp_path):
+    """Characters of a Chinese text: trained, evaluated, reported; then read with neither the text nor a cache."""
+    text = tmp_path / "text.txt"
+    text.write_text("明月几时有？把酒问青天。\n不知天上宫阙，今夕是何年。\n" * 60, encoding="utf-8")
+    recipe = f"--config=configs/lm.py:tiny,data=text,root={text},tokenizer=chars"
+    env = {"BIGBASE_CACHE": str(tmp_path / "cache")}
+    result, _, err = launch(recipe, f"--workdir={tmp_path / 'run'}", **env)
+    assert "a vocabulary of 24" in err and result["split"] == "val"
+    assert result["perplexity"] == pytest.approx(np.exp(result["loss"]), rel=1e-5)
+    evaluated, _, err = launch("--mode=eval", f"--workdir={tmp_path / 'run'}", **env)
+    assert evaluated == result and "to tokenise it" not in err
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "Hardest passages" in page and "Bits per byte" in page and "Confusion" not in page
+
+    text.unlink()
+    shutil.rmtree(tmp_path / "cache")
+    (tmp_path / "in").mkdir()
+    prompts = {
+        "a.txt": "明月几时有？",
+        "b.txt": "今夕是何年。\n" * 20,
+        "broken.txt": b"\xff",
+        "other.txt": "明X",
+        "z.txt": "",
+    }
+    for name, prompt in prompts.items():
+        (tmp_path / "in" / name).write_bytes(prompt if isinstance(prompt, bytes) else prompt.encode())
+    _, out, _ = launch("--mode=predict", f"--workdir={tmp_path / 'run'}", f"--input={tmp_path / 'in'}", status=1, **env)
+    a, b, *bad = [json.loads(line) for line in out.splitlines()]
+    assert ["not utf-8" in bad[0]["error"], "'X'" in bad[1]["error"], "empty" in bad[2]["error"]] == [True] * 3
+    for answer, prompt in ((a, prompts["a.txt"]), (b, prompts["b.txt"])):
+        assert "".join(piece for piece, _ in answer["text"]) == prompt[1:]
+        nats = -sum(logp for _, logp in answer["text"])
+        assert answer["loss"] == pytest.approx(nats / (len(prompt) - 1), abs=1e-4)
+        assert answer["bits_per_byte"] == pytest.approx(nats / np.log(2) / len(prompt[1:].encode()), abs=1e-4)
 
 
 # ------------------------------------------------------------------------------------------------------------ restarts
@@ -281,6 +329,10 @@ def make_folder(root, count):
         (["--mode=evaluate", "--workdir=x"], "Did you mean 'eval'?"),
         (["--mode=eval"], "needs --workdir"),
         (["--mode=eval", "--workdir=/no/such/run"], "not a run folder"),
+        (["--config=configs/lm.py:data=text"], "needs root=FILE"),
+        (["--config=configs/lm.py:tokenizer=charz"], "Did you mean 'chars'?"),
+        (["--config=configs/lm.py:data=text,root=/no/such/text"], "there is no file or folder /no/such/text"),
+        (["--config=configs/lm.py:tiny", "--config.task.model.length=8"], "longer than the 8 positions"),
         ([], "--config is missing"),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, list) else None,

@@ -2,6 +2,7 @@
 
 import html.parser
 import json
+import pathlib
 import re
 
 import numpy as np
@@ -236,3 +237,32 @@ def test_ticks_enclose_the_data(low, high):
     ticks = report._ticks(low, high)
     assert ticks[0] <= low and ticks[-1] >= high and 3 <= len(ticks) <= 9
     assert len(set(np.round(np.diff(ticks) / (ticks[1] - ticks[0]), 6))) == 1
+
+
+def test_passages_are_shown_where_the_evaluation_kept_no_classes(tmp_path):
+    make_run(tmp_path)
+    (tmp_path / "eval-test.json").write_text(
+        json.dumps({"step": 40, "split": "test", "loss": 1.5, "bits_per_byte": 2.25})
+    )
+    np.savez(tmp_path / "predictions-test.npz", nats=np.array([[0.5, 4.0]]))
+
+    def passages(arrays):
+        return [
+            (f"{arrays['nats'].sum()} nats", [("the\n", 0.5), (NASTY, 4.0), ("x", float("inf"))] + [("y", 1.0)] * 1000)
+        ]
+
+    path = report.write(str(tmp_path), None, passages)
+    page = Checked(pathlib.Path(path).read_text())
+    for word in ("Hardest passages", "4.5 nats", NASTY, "and 403 more", "Bits per byte", "2.25"):
+        assert word in page.words, word
+    assert "Confusion matrix" not in page.words and "pictures are not here" not in page.words
+    (tmp_path / "predictions-test.npz").write_bytes(b"broken")
+    assert (
+        "Hardest passages" not in Checked(pathlib.Path(report.write(str(tmp_path), None, passages)).read_text()).words
+    )
+
+
+def test_classes_come_before_passages(tmp_path):
+    make_run(tmp_path)
+    path = report.write(str(tmp_path), pictures, lambda arrays: [("never", [("shown", 1.0)])])
+    assert "Worst mistakes" in Checked(pathlib.Path(path).read_text()).words

@@ -1,6 +1,8 @@
-"""Picture data sets by the words that recipes take on the command line."""
+"""Data sets and tokenizers by the words that recipes take on the command line."""
 
 from __future__ import annotations
+
+import os
 
 from ml_collections import ConfigDict
 
@@ -9,7 +11,9 @@ from bigbase_jax.core import UserError
 from bigbase_jax.data.sources.folder import ImageFolder
 from bigbase_jax.data.sources.idx import Idx
 from bigbase_jax.data.sources.npz import Npz
+from bigbase_jax.data.sources.text import PythonReference, TextFiles
 from bigbase_jax.data.sources.tfds import Tfds
+from bigbase_jax.data.tokenizer import Bytes, Characters, Subwords, TokenizerFile
 
 
 def pictures(
@@ -44,3 +48,48 @@ def pictures(
     if data == "idx":
         return target(Idx, root=root, val_fraction=val_fraction)
     return target(Npz, path=root, val_fraction=val_fraction)
+
+
+def texts(data: str, root: str | None, tokenizer: ConfigDict, length: int, stride: int | None = None) -> ConfigDict:
+    """The config node of a text data set for language modelling.
+
+    Args:
+      data: "pydoc" (the language reference inside Python) or "text" (a file, or a folder of files, at ``root``).
+      root: where it is.
+      tokenizer: the node of a tokenizer (see ``tokenizers``).
+      length, stride: see ``sources.text.Corpus``.
+
+    Raises:
+      UserError: an unknown word, or a missing ``root``.
+    """
+    known = ("pydoc", "text")
+    if data not in known:
+        raise UserError(f"there is no data={data}.{suggest(data, known, 'value')}")
+    if data == "pydoc":
+        return target(PythonReference, tokenizer=tokenizer, length=length, stride=stride)
+    if not root:
+        raise UserError("data=text needs root=FILE or root=DIR, where the text is.")
+    return target(TextFiles, root=root, tokenizer=tokenizer, length=length, stride=stride)
+
+
+def tokenizers(word: str, vocab_size: int) -> ConfigDict:
+    """The config node of a tokenizer.
+
+    Args:
+      word: "bytes", "chars", "bpe", "unigram" or "wordpiece" (learned from the training text), or the path of a
+        published tokenizer's file or folder.
+      vocab_size: of what is learned.
+
+    Raises:
+      UserError: an unknown word that is no path either.
+    """
+    if word == "bytes":
+        return target(Bytes)
+    if word == "chars":
+        return target(Characters)
+    if word in ("bpe", "unigram", "wordpiece"):
+        return target(Subwords, algorithm=word, vocab_size=vocab_size)
+    if os.path.exists(os.path.expanduser(word)):
+        return target(TokenizerFile, path=word)
+    known = ("bytes", "chars", "bpe", "unigram", "wordpiece")
+    raise UserError(f"there is no tokenizer={word}, nor such a file.{suggest(word, known, 'tokenizer')}")

@@ -16,7 +16,7 @@ class Windows:
 
     A document as long as L or longer fills windows of its own, cut where they end; what then remains of it, and shorter
     documents whole, are packed together (best fit decreasing, Johnson 1974). Tokens of one piece never see another's.
-    With a ``stride`` below L, windows of long documents overlap, so that an epoch sees them at many offsets.
+    With a ``stride`` below L, windows of long documents overlap, and their tokens are targets several times.
 
     Attributes:
       in_memory: where the tokens are; examples are cut from them and kept nowhere else.

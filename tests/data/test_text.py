@@ -123,6 +123,8 @@ def test_one_text_is_cut_as_usual_and_its_windows_overlap_if_asked(tmp_path):
         np.testing.assert_array_equal(train[i]["targets"], codes[i + 1 : i + 9])
     assert targets(val)[0] == codes[cut + 1 :].tolist()
     both, _ = prepare(TextFiles(root=str(tmp_path / "a.txt"), length=8, test_fraction=0.1), tmp_path)
+    several = TextFiles(root=corpus_file(tmp_path / "d"), length=8, stride=1)  # of which the long would weigh more
+    assert targets(prepare(several, tmp_path)[0].splits["train"])[1] < 20_000
     first = {split: both.splits[split][0]["inputs"][0] - ord("a") for split in ("train", "val", "test")}
     assert first == {"train": codes[0], "val": codes[int(0.8 * 105)], "test": codes[int(0.9 * 105)]}
 

@@ -36,7 +36,9 @@ class Corpus:
     Attributes:
       tokenizer: ``Bytes``, ``Characters``, ``Subwords`` or ``TokenizerFile``, fitted to the training documents.
       length: tokens of a window.
-      stride: of the training windows of documents longer than that (see ``Windows``); None: ``length``.
+      stride: where the training text is one document: tokens from one window to the next, so that windows overlap and
+        an epoch sees the text at many offsets (1: at all). None: ``length``, as always with several documents, where
+        overlap would give the long ones more weight.
       val_fraction, test_fraction: shares of the characters that become val and test where the data has no splits; 0:
         none. Documents are dealt whole, equal ones to the same split; a single text is cut, its end being val (and
         what comes after that, test).
@@ -143,9 +145,12 @@ class Text:
     def __init__(self, corpus: Corpus, tokens: Tokens):
         self._corpus, self._tokens = corpus, tokens
         counts = tokens.about
-        windows = {}
+        windows: dict[str, Windows] = {}
+        if "train" not in counts:
+            raise UserError(f"{corpus.origin()} is too short to be split; set val_fraction=0.")
         for split in (split for split in SPLITS if split in counts):
-            windows[split] = Windows(tokens, split, corpus.length, corpus.stride if split == "train" else None)
+            single = split == "train" and counts[split]["documents"] == 1
+            windows[split] = Windows(tokens, split, corpus.length, corpus.stride if single else None)
             if not len(windows[split]):
                 raise UserError(f"the {split} split of {corpus.origin()} is too short: it has nothing to predict.")
         self.splits: Mapping[str, Source] = windows
