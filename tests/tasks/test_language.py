@@ -6,8 +6,10 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
+from bigbase_jax import parallel
 from bigbase_jax.core import Task, UserError, add
 from bigbase_jax.data.tokenizer import Symbols
 from bigbase_jax.models.decoder import Decoder
@@ -167,8 +169,6 @@ def test_what_a_user_reads():
 
 
 def test_it_learns_to_count():
-    import optax
-
     task = CausalLanguageModel(Decoder(**TINY))
     tokens = (np.arange(4)[:, None] + np.arange(L + 1)) % V
     batch = {"inputs": tokens[:, :-1], "targets": tokens[:, 1:], "bytes": np.ones((4, L)), "mask": np.ones(4)}
@@ -189,6 +189,40 @@ def test_it_learns_to_count():
         params, state, loss = step(params, state)
         losses.append(float(loss))
     assert losses[0] == pytest.approx(math.log(V), rel=0.05) and losses[-1] < 0.1
+
+
+def train(model, devices=1, mesh=None, **how):
+    """(losses, parameters) after two steps of ``parallel.program`` in chunks, from batches with uneven masks."""
+    task = CausalLanguageModel(model, logit_chunks=3)
+    spec = {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in batch_of(8).items()}
+    mesh = parallel.make_mesh(devices, parallel.MeshShape(**(mesh or {})))
+    program = parallel.program(task, optax.sgd(0.3), spec, mesh, seed=1, **how)
+    state, losses = program.init(parallel.put(batch_of(8), mesh)), []
+    start = jax.device_get(state.params)
+    for step in range(2):
+        state, sums = program.step(state, parallel.put(batch_of(8, seed=step, masked=3), mesh))
+        losses.append(float(sums["loss"].mean()))
+    after = jax.device_get(state.params)
+    assert max(np.abs(a - b).max() for a, b in zip(*map(jax.tree.leaves, (start, after)), strict=True)) > 1e-2
+    return losses, after
+
+
+STACK = Decoder(**{**TINY, "depth": 4}, scan=True, pipeline_microbatches=2)
+
+
+@pytest.mark.parametrize(
+    ("model", "form"),
+    [
+        (Decoder(**TINY), {"mesh": {"fsdp": 2, "sequence": 2}, "sharding": ("fsdp:16",), "microbatches": 2}),
+        pytest.param(Decoder(**TINY), {"mode": "shard_map", "mesh": {"fsdp": 2}}, marks=pytest.mark.slow),
+        pytest.param(Decoder(**TINY), {"mesh": {"tensor": 2, "sequence": 2}}, marks=pytest.mark.slow),
+        pytest.param(STACK, {"mesh": {"pipeline": 2}}, marks=pytest.mark.slow),
+    ],
+    ids=["fsdp-sequence", "shard_map", "tensor-sequence", "pipeline"],
+)
+def test_where_a_step_is_computed_changes_nothing(model, form):
+    expected, ours = train(model), train(model, devices=8, **form)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), ours, expected)
 
 
 @pytest.mark.parametrize(
