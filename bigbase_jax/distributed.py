@@ -338,8 +338,8 @@ class _Group:
                 if self._awake - self._beats[index][1] > self._lost_after:
                     self._lost(index)
 
-    def _note(self, index: int, text: str) -> None:
-        beat = json.loads(text)
+    def _note(self, index: int, reported: str) -> None:
+        beat = json.loads(reported)
         if index not in self._beats or self._beats[index][0] != beat:
             self._beats[index] = beat, self._awake
 

@@ -426,13 +426,16 @@ def disturb(command, index, number, after="step 6/"):
     """Sends process ``index`` a signal once ``after`` was said; returns (exit status, stdout, stderr, seconds)."""
     process = start(*command)
     said = []
-    for line in process.stderr:
-        said.append(line)
-        if after in line:
-            break
-    os.kill(child(process.pid, index), number)
-    began = time.monotonic()
-    out, err = process.communicate(timeout=200)
+    try:
+        for line in process.stderr:
+            said.append(line)
+            if after in line:
+                break
+        os.kill(child(process.pid, index), number)
+        began = time.monotonic()
+        out, err = process.communicate(timeout=200)
+    finally:
+        process.kill()  # its processes end when they notice
     return process.returncode, out, "".join(said) + err, time.monotonic() - began
 
 
@@ -572,7 +575,7 @@ def test_a_mistake_of_one_process_ends_all(tmp_path):
     """Process 1 alone cannot read its data: it keeps its traceback or sentence, the others say whose it was."""
     script = tmp_path / "run.py"
     script.write_text(
-        "import os, runpy, sys\n"
+        "import os\n"
         "from bigbase_jax.data.pipeline import Batches\n"
         "take = Batches.__next__\n"
         "def fail(self):\n"
@@ -582,7 +585,8 @@ def test_a_mistake_of_one_process_ends_all(tmp_path):
         "    return take(self)\n"
         "fail.calls = 0\n"
         "Batches.__next__ = fail\n"
-        f"runpy.run_path('{ROOT / 'launch.py'}', run_name='__main__')\n"
+        "import launch\n"
+        "launch.run()\n"
     )
     command = [sys.executable, str(script), TINY, f"--workdir={tmp_path / 'run'}", *LONG, "--spawn=2"]
     env = {**os.environ, "XLA_FLAGS": "", "BIGBASE_PLAIN": "1", "PYTHONPATH": str(ROOT)}
