@@ -39,7 +39,7 @@ from bigbase_jax.core import PyTree, Task, UserError
 from bigbase_jax.data.cache import as_array
 from bigbase_jax.data.pipeline import Data, apply_eval
 from bigbase_jax.hlo import Module, Work
-from bigbase_jax.log import say
+from bigbase_jax.log import duration, say
 from bigbase_jax.optim import Optimizer
 from bigbase_jax.parallel import AXES, DATA, FSDP, TENSOR, MeshShape
 from bigbase_jax.topology import Topology
@@ -89,7 +89,7 @@ def run(
     plan = next((p for p in tried if p.choice == chosen and not target.is_tpu), None) or planner.plan(chosen, effort)
     if not plan.fits and not search:
         say(f"{plan.shortage()}; looking for what would fit")
-        tried = [plan, *planner.rescue()]
+        tried = sorted([plan, *planner.rescue()], key=Plan.rank)
     result = plan.numbers(price)
     result["search"] = [p.row(planner.recipe()) for p in tried]
     _print(planner, plan, result, tried)
@@ -158,7 +158,7 @@ class Planner:
           UserError: the devices cannot run this choice.
         """
         began = time.perf_counter()
-        program, mesh = self._program(choice)
+        program, mesh = self.program(choice)
         lowered = program.step.lower(program.state, parallel.placed_batch(self.spec, mesh))
         options = {"exec_time_optimization_effort": effort} if self.target.is_tpu and effort else None
         try:
@@ -170,48 +170,39 @@ class Planner:
         return Plan(self, choice, mesh, program.state, lowered, compiled, needed, effort, time.perf_counter() - began)
 
     def search(self) -> list[Plan]:
-        """The feasible choices, fastest first, then those that do not fit, least memory first."""
-        return self._try(self._by_speed(), _COMPILATIONS)
+        """Plans of the choices that were tried, fastest first; at the end those that do not fit, least memory first.
+
+        First every mesh with nothing computed again and the batch in one piece, which is the fastest that it can do.
+        Recomputation and microbatches cost time, so they are tried only where that does not fit.
+        """
+        recipe, tried = self.recipe(), _Tried(self, _COMPILATIONS)
+        fast = [Choice(mesh, 1, self._remats()[0]) for mesh in self._meshes()]
+        for choice in (recipe, *fast):
+            if tried.count < (_COMPILATIONS if tried.fitting() else _COMPILATIONS // 2):
+                tried.attempt(choice)
+        for mesh in dict.fromkeys([*(p.choice.mesh for p in tried.plans if not p.fits), recipe.mesh, fast[0].mesh]):
+            self._make_fit(tried, [mesh], recipe)
+        return tried.ranked()
 
     def rescue(self) -> list[Plan]:
-        """What was tried to make a recipe fit that does not, up to the first choice that does."""
-        return self._try(self._by_change(), _COMPILATIONS - 1, stop_at_first=True)
-
-    def _try(self, choices: Iterator[Choice], limit: int, stop_at_first: bool = False) -> list[Plan]:
-        plans: list[Plan] = []
-        for choice in choices:
-            if len(plans) == limit or (stop_at_first and plans and plans[-1].fits):
-                break
-            if not self._worth_compiling(choice):
-                continue
-            say(f"plan: compiling {len(plans) + 1} of at most {limit}: {choice.words()}")
-            plans.append(self.plan(choice, QUICK))
-        return sorted(plans, key=lambda p: (not p.fits, p.times()["step_seconds"] if p.fits else p.needed))
-
-    def _by_speed(self) -> Iterator[Choice]:
-        """All meshes as fast as can be; then what saves memory at the price of time, for those that did not fit."""
-        recipe = self.recipe()
-        meshes = self._meshes()
-        fast = [dataclasses.replace(recipe, mesh=m, microbatches=1, remat=recipe.remat and "off") for m in meshes]
-        yield from dict.fromkeys([*fast[:1], recipe, *fast[1:]])
-        for remat, microbatches in itertools.product(self._remats(), _MICROBATCHES):
-            for mesh in meshes:
-                choice = Choice(mesh, microbatches, remat)
-                if choice not in fast and choice != recipe:
-                    yield choice
-
-    def _by_change(self) -> Iterator[Choice]:
-        """From the recipe, those first that cost the least time: pieces of parameters, then recomputation, then slices
-        of the batch; then these together."""
-        recipe = self.recipe()
+        """What was tried to make a recipe fit that does not."""
+        recipe, tried = self.recipe(), _Tried(self, _COMPILATIONS - 1)
         whole = [n if axis != DATA else 1 for axis, n in zip(AXES, recipe.mesh, strict=True)]
         whole[AXES.index(FSDP)] *= recipe.mesh[AXES.index(DATA)]
-        remats = [r for r in self._remats() if r != "off"] or [recipe.remat]
-        for mesh, slices in itertools.product((recipe.mesh, tuple(whole)), _MICROBATCHES):
-            for remat in dict.fromkeys([recipe.remat, *remats]):
-                choice = Choice(mesh, max(slices, recipe.microbatches), remat)
-                if choice != recipe:
-                    yield choice
+        self._make_fit(tried, [recipe.mesh, tuple(whole)], recipe)
+        return tried.ranked()
+
+    def _make_fit(self, tried: _Tried, meshes: Sequence[tuple[int, ...]], recipe: Choice) -> None:
+        """Slices the batch finer and finer until one of the meshes fits with everything computed again; then keeps as
+        much as fits."""
+        remats = self._remats()
+        for microbatches, mesh in itertools.product(_MICROBATCHES, meshes):
+            if microbatches >= recipe.microbatches or microbatches == 1:
+                plan = tried.attempt(Choice(mesh, microbatches, remats[-1]))
+                if plan is not None and plan.fits:
+                    for remat in remats[:-1]:
+                        tried.attempt(Choice(mesh, microbatches, remat))
+                    return
 
     def _meshes(self) -> list[tuple[int, ...]]:
         """Divisions of the devices among ``data``, ``fsdp`` and ``tensor``, plain ones first; others as the recipe."""
@@ -227,22 +218,26 @@ class Planner:
         return [tuple(mesh[axis] for axis in AXES) for mesh in found]
 
     def _remats(self) -> list[str | None]:
+        """From everything kept to everything computed again."""
         if not self._switches:
             return [None]
         policies = ["dots_with_no_batch_dims_saveable", "nothing_saveable"]
         return ["off", *(policies if all("remat_policy" in node for _, node in self._switches) else ["on"])]
 
-    def _worth_compiling(self, choice: Choice) -> bool:
+    def worth_compiling(self, choice: Choice) -> bool:
         """Whether the devices can run the choice, and its state and one gradient alone fit into their memory."""
         try:
-            program, _ = self._program(choice)
+            program, _ = self.program(choice)
         except UserError:
             return False
-        state = program.state
-        least = _bytes(state) + _bytes(state.params)
-        return least <= self.chip.memory - self.chip.reserve
+        return _bytes(program.state) + _bytes(program.state.params) <= self.chip.memory - self.chip.reserve
 
-    def _program(self, choice: Choice) -> tuple[parallel.Program, Any]:
+    def program(self, choice: Choice) -> tuple[parallel.Program, Any]:
+        """What ``train`` would compile for the choice, and its mesh.
+
+        Raises:
+          UserError: the devices cannot run it.
+        """
         config = self.config
         loop = dataclasses.replace(self.loop, mesh=choice.shape(), microbatches=choice.microbatches)
         mesh = parallel.make_mesh(self.devices, loop.mesh)
@@ -278,23 +273,49 @@ class Planner:
 
     def flags(self, choice: Choice) -> str:
         """What to add to the command line so that training runs this choice."""
-        recipe, flags = self.recipe(), []
-        if choice.mesh != recipe.mesh:
-            flags += [f"--config.train.mesh.{axis}={n}" for axis, n in zip(AXES, choice.mesh, strict=True) if n > 1]
-            if choice.mesh[AXES.index(DATA)] == 1:
-                flags.insert(0, "--config.train.mesh.data=1")
+        recipe = self.recipe()
+        sizes = zip(AXES, choice.mesh, recipe.mesh, strict=True)
+        flags = [f"--config.train.mesh.{axis}={n}" for axis, n, before in sizes if n != before]
         if choice.microbatches != recipe.microbatches:
             flags.append(f"--config.train.microbatches={choice.microbatches}")
         if choice.remat != recipe.remat:
             for path, node in self._switches:
-                flags.append(f"--config.{path.removeprefix('config.')}.remat={choice.remat != 'off'}")
+                flags.append(f"--{path}.remat={choice.remat != 'off'}")
                 if "remat_policy" in node and choice.remat not in ("off", "on"):
-                    flags.append(f"--config.{path.removeprefix('config.')}.remat_policy={choice.remat}")
+                    flags.append(f"--{path}.remat_policy={choice.remat}")
         return " ".join(flags)
 
     def steps(self) -> int:
         """Steps of the whole run."""
         return self.loop.total_steps(self.examples / self.data.batch_size)
+
+
+class _Tried:
+    """The choices of a search that were compiled, none of them twice, no more than ``limit``."""
+
+    def __init__(self, planner: Planner, limit: int):
+        self._planner, self._limit = planner, limit
+        self.plans: list[Plan] = []
+
+    @property
+    def count(self) -> int:
+        return len(self.plans)
+
+    def fitting(self) -> bool:
+        return any(plan.fits for plan in self.plans)
+
+    def attempt(self, choice: Choice) -> Plan | None:
+        """The choice's plan; None where the devices cannot run it or the limit is reached."""
+        plan = next((plan for plan in self.plans if plan.choice == choice), None)
+        if plan is None and self.count < self._limit and self._planner.worth_compiling(choice):
+            say(f"plan: compiling {self.count + 1} of at most {self._limit}: {choice.words()}")
+            plan = self._planner.plan(choice, QUICK)
+            self.plans.append(plan)
+        return plan
+
+    def ranked(self) -> list[Plan]:
+        """Fastest first, then least memory first."""
+        return sorted(self.plans, key=Plan.rank)
 
 
 def read_example(config: ConfigDict) -> tuple[Data, Mapping[str, Any], dict[str, jax.ShapeDtypeStruct], int]:
@@ -435,6 +456,10 @@ class Plan:
             "step_seconds": total if compiler is None else max(compiler, roofline),
         }
 
+    def rank(self) -> tuple[bool, float]:
+        """Orders plans: those that fit, by time; then the others, by memory."""
+        return not self.fits, (self.times()["step_seconds"] or 0.0) if self.fits else self.needed
+
     def shortage(self) -> str:
         """By how much it does not fit."""
         least = "at least " if self.work is None else ""
@@ -573,10 +598,13 @@ def _print(planner: Planner, plan: Plan, result: dict[str, Any], tried: Sequence
         if times["step_seconds_compiler"] is not None:
             line("step, compiler's estimate", _ms(times["step_seconds_compiler"]))
         line("step", _ms(times["step_seconds"]), "what follows is from this")
-        line("MFU", f"{result['mfu']:.1%}", f"of {chip.flops_16 / 1e12:,.4g} TFLOP/s")
+        line("MFU", f"{result['mfu']:.1%}", f"of {chip.flops_16 / 1e12:,.4g} TFLOP/s; what is computed again counts")
         table.add_section()
-        line("examples/s, all devices", f"{result['examples_per_second']:,.5g}")
-        line("training", f"{result['hours']:,.3g} h", f"{result['steps']:,} steps, without evaluation and start")
+        line(
+            "examples/s, all devices",
+            f"{result['examples_per_second']:,.{0 if result['examples_per_second'] >= 100 else 3}f}",
+        )
+        line("training", duration(3600 * result["hours"]), f"{result['steps']:,} steps, without evaluation and start")
         if result["cost_usd"] is not None:
             price = result["price_usd_per_device_hour"]
             line("cost", f"${result['cost_usd']:,.2f}", f"{result['device_hours']:,.4g} device hours at ${price:g}")
@@ -593,16 +621,24 @@ def _print(planner: Planner, plan: Plan, result: dict[str, Any], tried: Sequence
 
 
 def _print_search(console: Console, planner: Planner, tried: Sequence[Plan]) -> None:
-    table = Table(title="fastest first", title_justify="left")
-    for column in ("mesh, microbatches, remat", "memory", "step", "to train so"):
-        table.add_column(column, justify="right" if column in ("memory", "step") else "left")
+    table = Table(title="tried, fastest first", title_justify="left")
+    for column in ("mesh, microbatches, remat", "memory", "step", "MFU"):
+        table.add_column(column, justify="left" if column.startswith("mesh") else "right")
     for plan in tried:
-        step = _ms(plan.times()["step_seconds"]) if plan.work is not None and plan.fits else "does not fit"
-        recipe = "the recipe as it is" if plan.choice == planner.recipe() else planner.flags(plan.choice)
-        table.add_row(plan.choice.words(), _gib(plan.needed), step, recipe)
+        words = plan.choice.words() + (" (the recipe)" if plan.choice == planner.recipe() else "")
+        if plan.fits:
+            table.add_row(words, _gib(plan.needed), _ms(plan.times()["step_seconds"]), f"{plan.numbers()['mfu']:.1%}")
+        else:
+            table.add_row(words, _gib(plan.needed), "does not fit", "")
     console.print(table)
-    if not any(plan.fits for plan in tried):
+    if not tried or not tried[0].fits:
         console.print("nothing that was tried fits: use more devices, a smaller batch or a smaller model")
+    elif tried[0].choice != planner.recipe():
+        console.print(f"the fastest: add {planner.flags(tried[0].choice)}", soft_wrap=True)
+    if tried and planner.target.is_tpu:
+        console.print(
+            "The search compiles with less effort than training does: its programs are slower than trained ones."
+        )
 
 
 def _count(number: float) -> str:
