@@ -3,13 +3,15 @@ be on purpose, and then put the new numbers down.
 """
 
 import collections
+import importlib.util
 
 import jax
 import optax
 import pytest
 from test_forms import CNN, SHAPES, STACK, VIT
 
-from bigbase_jax import hlo, parallel
+from bigbase_jax import hlo, parallel, topology
+from bigbase_jax.models.vit import ViT
 from bigbase_jax.tasks.classification import Classification
 
 SUMS = 8  # bytes of the loss: its total and its weight
@@ -78,3 +80,27 @@ def test_neighbours_pass_activations_on(axis, kind, count):
     assert found[kind][0] <= count
     rows, length, width = SHAPES["image"].shape[0], (16 // VIT.patch) ** 2, VIT.width
     assert found.get("all-gather", [0, 0])[1] <= 1.1 * 4 * rows * length * width  # the patches' gradient, once
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="the TPU compiler is not installed (libtpu)")
+def test_the_tpu_compiler_gathers_pieces_and_scatters_gradients_under_jit():
+    """Gradients are scattered where they are large; a device sends less than reducing all of them whole would take."""
+    devices = topology.devices(topology.parse("v5e:2x4"))
+    mesh = parallel.make_mesh(devices, parallel.MeshShape(data=1, fsdp=8))
+    model = ViT(num_classes=3, patch=16, width=1024, depth=1, heads=8, dtype="bfloat16")
+    spec = {
+        "image": jax.ShapeDtypeStruct((64, 224, 224, 3), "uint8"),
+        "label": jax.ShapeDtypeStruct((64,), "int32"),
+        "mask": jax.ShapeDtypeStruct((64,), "float32"),
+    }
+    program = parallel.program(Classification(model), optax.sgd(0.1), spec, mesh, sharding=("fsdp",))
+    compiled = program.step.lower(program.state, parallel.placed_batch(spec, mesh)).compile()
+    work = hlo.Module(compiled.as_text()).work()
+    kinds = {collective.kind for collective in work.collectives}
+    assert {"all-gather", "reduce-scatter"} <= kinds, kinds
+    share = 7 / 8 * sum(2 * x.size for x in jax.tree.leaves(program.state.params))  # both travel as bfloat16
+    sent = work.collective_bytes()
+    assert 0.7 * share < sent["reduce-scatter"] < share  # small gradients are reduced whole
+    assert sent["reduce-scatter"] + sent["all-reduce"] < 1.3 * share  # reducing all of them whole would send 2
+    assert 0.9 * share < sent["all-gather"] <= 2 * share  # at most once more for the backward pass
