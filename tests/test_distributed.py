@@ -26,6 +26,7 @@ from bigbase_jax.core import UserError
 from bigbase_jax.distributed import Place, find_place
 
 TINY = "--config=configs/catdog.py:tiny"
+TINIER = "--config=configs/catdog_mlp.py:tiny"  # where what it learns does not matter
 SHORT = ("--config.train.writers=()", "--config.data.cache_limit_gb=0")
 LONG = (*SHORT, "--config.train.steps=400", "--config.train.checkpoint_every=4", "--config.train.eval_every=400")
 
@@ -422,9 +423,26 @@ def child(parent, index):
     raise AssertionError(f"there is no process {index} of {parent}")
 
 
-def disturb(command, index, number, after="step 6/"):
-    """Sends process ``index`` a signal once ``after`` was said; returns (exit status, stdout, stderr, seconds)."""
-    process = start(*command)
+PACED = """
+import time
+import launch
+from bigbase_jax.data.pipeline import Batches
+take = Batches.__next__
+Batches.__next__ = lambda self: (time.sleep(0.2), take(self))[1]
+launch.run()
+"""
+
+
+def disturb(folder, command, index, number, after="step 6/"):
+    """Sends process ``index`` a signal once ``after`` was said; returns (exit status, stdout, stderr, seconds).
+
+    Steps take 0.2 s and more, so that the run does not end before the signal has come everywhere.
+    """
+    (folder / "paced.py").write_text(PACED)
+    env = {**os.environ, "XLA_FLAGS": "", "BIGBASE_PLAIN": "1", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, str(folder / "paced.py"), *command]
+    pipe = subprocess.PIPE
+    process = subprocess.Popen(command, cwd=ROOT, env=env, stdout=pipe, stderr=pipe, text=True)
     said = []
     try:
         for line in process.stderr:
@@ -493,30 +511,29 @@ def test_a_checkpoint_of_two_processes_is_evaluated_by_one_and_by_two(spawned):
 
 
 def test_sigterm_to_one_stops_all_after_the_same_step_with_a_checkpoint(tmp_path):
-    command = (TINY, f"--workdir={tmp_path / 'run'}", *LONG, "--spawn=2")
-    status, out, err, _ = disturb(command, 1, signal.SIGTERM)
+    command = (TINIER, f"--workdir={tmp_path / 'run'}", *LONG, "--spawn=2")
+    status, out, err, _ = disturb(tmp_path, command, 1, signal.SIGTERM)
     assert status == 128 + signal.SIGTERM, err
     stopped = json.loads(out.splitlines()[-1])
-    assert stopped["signal"] == signal.SIGTERM and 6 <= stopped["step"] < 400
+    assert stopped["signal"] == signal.SIGTERM and stopped["step"] >= 6
     assert arrays(tmp_path / "run")[0] == str(stopped["step"])
     assert not errors(err) and f"stopped by SIGTERM after step {stopped['step']}" in err
 
 
 @pytest.mark.parametrize("victim", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_the_others_say_who_was_lost_and_end(tmp_path, victim):
-    command = (TINY, f"--workdir={tmp_path / 'run'}", *LONG, "--spawn=2", "--lost_after=4")
-    status, out, err, seconds = disturb(command, victim, signal.SIGKILL)
+    command = (TINIER, f"--workdir={tmp_path / 'run'}", *LONG, "--spawn=2", "--lost_after=4")
+    status, out, err, seconds = disturb(tmp_path, command, victim, signal.SIGKILL)
     (sentence,) = errors(err)
     assert sentence.startswith(f"[{1 - victim}] error: process {victim} on {distributed.socket.gethostname()} was lost")
-    step = int(sentence.partition("after step ")[2].split()[0])
-    assert 0 < step <= 10
+    assert 0 < int(sentence.partition("after step ")[2].split()[0]) <= 20
     assert status == 128 + signal.SIGKILL and not out
     assert "Traceback" not in err and "stack trace" not in err
     assert seconds < 60
 
 
 def test_a_mistake_that_all_make_is_said_once(tmp_path):
-    _, out, err = launch(TINY, f"--workdir={tmp_path / 'run'}", "--config.data.batch_size=15", "--spawn=2", status=2)
+    _, out, err = launch(TINIER, f"--workdir={tmp_path / 'run'}", "--config.data.batch_size=15", "--spawn=2", status=2)
     assert len(errors(err)) == 1 and "does not divide over 2 devices; use 14 or 16" in errors(err)[0]
     assert not out
 
@@ -543,10 +560,10 @@ def test_a_run_of_four_that_was_killed_and_stopped_ends_with_the_same_bits(tmp_p
         return TINY, f"--workdir={tmp_path / name}", *SHORT, *steps, "--spawn=4", "--lost_after=5"
 
     result, _, _ = launch(*command("undisturbed"))
-    status, _, err, _ = disturb(command("run"), victim, signal.SIGKILL, after="step 10/")
+    status, _, err, _ = disturb(tmp_path, command("run"), victim, signal.SIGKILL, after="step 10/")
     assert status == 128 + signal.SIGKILL
     assert len(errors(err)) == 3 and all(f"process {victim} on" in line for line in errors(err))
-    status, out, err, _ = disturb(command("run"), victim, signal.SIGTERM, after="step 16/")
+    status, out, err, _ = disturb(tmp_path, command("run"), victim, signal.SIGTERM, after="step 16/")
     assert status == 128 + signal.SIGTERM, err
     assert 10 <= json.loads(out.splitlines()[-1])["step"] < 40
     assert launch(*command("run"))[0] == result
@@ -558,7 +575,7 @@ def test_a_run_of_four_that_was_killed_and_stopped_ends_with_the_same_bits(tmp_p
 @pytest.mark.slow
 def test_a_process_that_hangs_is_lost_and_the_watchdog_shows_where_the_others_wait(tmp_path):
     more = ("--spawn=2", "--lost_after=20", "--config.train.watchdog=6")
-    process = start(TINY, f"--workdir={tmp_path / 'run'}", *LONG, *more)
+    process = start(TINIER, f"--workdir={tmp_path / 'run'}", *LONG, *more)
     for line in process.stderr:
         if "step 6/" in line:
             break
@@ -588,7 +605,7 @@ def test_a_mistake_of_one_process_ends_all(tmp_path):
         "import launch\n"
         "launch.run()\n"
     )
-    command = [sys.executable, str(script), TINY, f"--workdir={tmp_path / 'run'}", *LONG, "--spawn=2"]
+    command = [sys.executable, str(script), TINIER, f"--workdir={tmp_path / 'run'}", *LONG, "--spawn=2"]
     env = {**os.environ, "XLA_FLAGS": "", "BIGBASE_PLAIN": "1", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=200)
     assert done.returncode == 1
@@ -603,7 +620,7 @@ def test_a_run_folder_that_is_not_shared_is_one_sentence(tmp_path):
     processes = []
     for index in range(2):
         place = (f"--coordinator={address}", "--num_processes=2", f"--process_id={index}")
-        processes.append(start(TINY, f"--workdir={tmp_path / str(index)}", *SHORT, *place))
+        processes.append(start(TINIER, f"--workdir={tmp_path / str(index)}", *SHORT, *place))
     said = [process.communicate(timeout=200)[1] for process in processes]
     assert [process.returncode for process in processes] == [2, 2]
     assert "must be on storage that all hosts share" in said[1].splitlines()[-1]
@@ -613,7 +630,7 @@ def test_a_run_folder_that_is_not_shared_is_one_sentence(tmp_path):
 @pytest.mark.slow
 def test_a_damaged_checkpoint_is_left_by_all_for_the_one_before_it(tmp_path):
     steps = ("--config.train.steps=12", "--config.train.checkpoint_every=4", "--config.train.eval_every=12")
-    command = (TINY, f"--workdir={tmp_path / 'run'}", *SHORT, *steps, "--spawn=2")
+    command = (TINIER, f"--workdir={tmp_path / 'run'}", *SHORT, *steps, "--spawn=2")
     result, _, _ = launch(*command)
     before = arrays(tmp_path / "run")
     for file in (tmp_path / "run" / "checkpoints" / before[0] / "state").rglob("*"):
