@@ -67,7 +67,7 @@ def test_the_loss_is_the_mean_over_real_targets():
     assert all(hasattr(task, name) for name in [*Task.__annotations__, *vars(Task)] if not name.startswith("_"))
 
 
-@pytest.mark.parametrize("chunks", [2, 3, 12])
+@pytest.mark.parametrize("chunks", [3, pytest.param(12, marks=pytest.mark.slow)])
 def test_the_loss_in_chunks_is_the_loss(chunks):
     plain, variables = ready()
     chunked, _ = ready(logit_chunks=chunks)
@@ -168,6 +168,7 @@ def test_what_a_user_reads():
     assert passage[0][1] == pytest.approx(2 * math.log(2), rel=1e-6)
 
 
+@pytest.mark.slow
 def test_it_learns_to_count():
     task = CausalLanguageModel(Decoder(**TINY))
     tokens = (np.arange(4)[:, None] + np.arange(L + 1)) % V
@@ -213,15 +214,20 @@ STACK = Decoder(**{**TINY, "depth": 4}, scan=True, pipeline_microbatches=2)
 @pytest.mark.parametrize(
     ("model", "form"),
     [
-        (Decoder(**TINY), {"mesh": {"fsdp": 2, "sequence": 2}, "sharding": ("fsdp:16",), "microbatches": 2}),
+        (Decoder(**TINY), {"devices": 2, "mesh": {"sequence": 2}}),
+        pytest.param(
+            Decoder(**TINY),
+            {"mesh": {"fsdp": 2, "sequence": 2}, "sharding": ("fsdp:16",), "microbatches": 2},
+            marks=pytest.mark.slow,
+        ),
         pytest.param(Decoder(**TINY), {"mode": "shard_map", "mesh": {"fsdp": 2}}, marks=pytest.mark.slow),
         pytest.param(Decoder(**TINY), {"mesh": {"tensor": 2, "sequence": 2}}, marks=pytest.mark.slow),
         pytest.param(STACK, {"mesh": {"pipeline": 2}}, marks=pytest.mark.slow),
     ],
-    ids=["fsdp-sequence", "shard_map", "tensor-sequence", "pipeline"],
+    ids=["sequence", "fsdp-sequence", "shard_map", "tensor-sequence", "pipeline"],
 )
 def test_where_a_step_is_computed_changes_nothing(model, form):
-    expected, ours = train(model), train(model, devices=8, **form)
+    expected, ours = train(model), train(model, **{"devices": 8, **form})
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), ours, expected)
 
 
