@@ -96,9 +96,7 @@ def test_columns_by_name_by_place_and_by_guess(tmp_path):
     (tmp_path / "a.json").unlink()
     (tmp_path / "b.tsv").write_text('one "long" string\t0\nanother\t1\n')
     assert read(tmp_path, columns=("0",)) == {"b.tsv:1": 'one "long" string', "b.tsv:2": "another"}
-    with pytest.raises(
-        UserError, match=r"first line of .*b.tsv has the columns 'one .*', '0'; name those"
-    ):
+    with pytest.raises(UserError, match=r"first line of .*b.tsv has the columns 'one .*', '0'; name those"):
         read(tmp_path)
     with pytest.raises(UserError, match="column 2 "):
         read(tmp_path, columns=("2",))
