@@ -42,7 +42,9 @@ _PRICE = flags.DEFINE_float("price", None, "plan: US dollars per device and hour
 _COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, where a cluster does not say it.")
 _PROCESSES = flags.DEFINE_integer("num_processes", None, "How many processes run this command; 1: this one alone.")
 _PROCESS = flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.")
-_LOST_AFTER = flags.DEFINE_float("lost_after", 30.0, "Seconds of silence after which another process is given up.")
+_LOST_AFTER = flags.DEFINE_float(
+    "lost_after", 30.0, "Seconds of silence after which a process is given up.", lower_bound=3
+)
 _SPAWN = flags.DEFINE_integer("spawn", None, "train, eval: run as so many processes on this machine's CPU, to try it.")
 _SEARCH = flags.DEFINE_bool("search", False, "plan: try meshes, microbatches and remat policies, fastest first.")
 
@@ -62,9 +64,11 @@ def main(_: list[str]) -> int:
         print(json.dumps(plan.run(_CONFIG.value, _TOPOLOGY.value, _PRICE.value, _SEARCH.value)), flush=True)
         return 0
 
+    several = mode in ("train", "eval")  # the others are one process's work, on a cluster too
+    if _SPAWN.value is not None and not several:
+        raise UserError(f"--mode={mode} is the work of one process; leave out --spawn.")
     if _SPAWN.value is not None and (status := distributed.spawn(_SPAWN.value, _LOST_AFTER.value)) is not None:
         return status
-    several = mode in ("train", "eval")  # the others are one process's work, on a cluster too
     place = distributed.find_place(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value) if several else None
     with distributed.joined(place, _LOST_AFTER.value):
         return _verb(mode, workdir)

@@ -86,7 +86,7 @@ def find_place(
         return None
     missing = [flag for flag, value in given.items() if value is None]
     if coordinator is None or num_processes is None or process_id is None:
-        raise UserError(f"{', '.join(given)} go together; {' and '.join(missing)} is missing.")
+        raise UserError(f"{', '.join(given)} go together; there is no {' and no '.join(missing)}.")
     if not re.fullmatch(r"\S+:\d+", coordinator):
         raise UserError(f"--coordinator={coordinator} is not HOST:PORT, as in --coordinator=10.0.0.1:8476.")
     if not 0 <= process_id < num_processes:

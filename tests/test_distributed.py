@@ -236,8 +236,8 @@ def test_a_cluster_that_says_too_little_is_one_sentence(environment, monkeypatch
 @pytest.mark.parametrize(
     ("flags", "sentence"),
     [
-        (("10.0.0.1:8476", None, 1), "--num_processes=N is missing"),
-        ((None, 2, None), "--coordinator=HOST:PORT and --process_id=I is missing"),
+        (("10.0.0.1:8476", None, 1), "there is no --num_processes=N"),
+        ((None, 2, None), "there is no --coordinator=HOST:PORT and no --process_id=I"),
         (("10.0.0.1", 2, 1), "is not HOST:PORT"),
         (("10.0.0.1:8476", 2, 2), "--process_id=2 is not one of the 2 from 0 to 1"),
         (("10.0.0.1:8476", 0, 0), "--num_processes=0 is no number"),
