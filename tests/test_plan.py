@@ -353,3 +353,17 @@ def test_all_recipes_compile_for_a_tpu(name):
         config.data[key] = 16 * -(-(config.data[key] or 16) // 16)
     found = plan.run(config, "v5e:4x4", effort=plan.QUICK)
     assert found["fits"] and 0 < found["mfu"] < 1 and found["step_seconds_compiler"] > 0
+
+
+@needs_libtpu
+def test_the_compilers_estimate_knows_no_collectives():
+    """If this fails, the compiler prices them now, and ``Plan.times`` must no longer add them."""
+    mesh = jax.make_mesh((64,), ("i",), devices=topology.devices(topology.parse("v5p:4x4x4")))
+    x = jax.ShapeDtypeStruct((64, 1024, 1024), "float32", sharding=jax.NamedSharding(mesh, jax.P()))
+
+    def seconds(fn):
+        fn = jax.shard_map(fn, mesh=mesh, in_specs=jax.P(), out_specs=jax.P(), check_vma=False)
+        return jax.jit(fn).lower(x).compile().cost_analysis()["optimal_seconds"]
+
+    with plan.not_cached():
+        assert seconds(lambda x: jax.lax.psum(x, "i")) == pytest.approx(seconds(lambda x: 2 * x), rel=0.1)
