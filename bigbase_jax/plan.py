@@ -18,6 +18,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
+import inspect
 import itertools
 import math
 import pathlib
@@ -48,7 +49,7 @@ from bigbase_jax.parallel import AXES, DATA, FSDP, TENSOR, MeshShape
 from bigbase_jax.topology import Topology
 from bigbase_jax.train import Loop
 
-PREFETCHED = 2
+PREFETCHED = int(inspect.signature(parallel.prefetch).parameters["depth"].default)
 """Batches that ``parallel.prefetch`` keeps on the device beside the one in use."""
 QUICK = -1.0
 """The TPU compiler's effort while searching: minutes less per program, about the same memory, slower programs."""
@@ -104,7 +105,7 @@ def run(
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
-    """What a search varies: none of it changes what is learned, but for rounding.
+    """What a search varies. Meshes and remat change only rounding, microbatches also what BatchNorm averages over.
 
     Attributes:
       mesh: sizes of ``parallel.AXES``.
@@ -410,11 +411,10 @@ class Plan:
     def _read(self, lowered: Any, compiled: Any) -> None:
         stats = compiled.memory_analysis()
         arguments = float(stats.argument_size_in_bytes)
+        known = sum(self.parts.values()) - self.parts["prefetched_batch_bytes"]
         self.parts["activation_and_temporary_bytes"] = float(stats.temp_size_in_bytes)
         self.parts["program_bytes"] = float(stats.generated_code_size_in_bytes)
         new = float(stats.output_size_in_bytes - stats.alias_size_in_bytes)
-        known = sum(self.parts[n] for n in self.parts if n.endswith(("er_bytes", "te_bytes", "ema_bytes")))
-        known += self.parts["batch_bytes"]
         self.parts["padding_and_output_bytes"] = max(arguments - known, 0.0) + max(new, 0.0)
         self.needed = sum(self.parts.values())
         module = Module(compiled.as_text())
@@ -425,7 +425,8 @@ class Plan:
             analysis = compiled.cost_analysis() or {}
             seconds = compiler_seconds(float(analysis.get("optimal_seconds", 0.0)))
             if seconds:
-                self.step_seconds_compiler = seconds * sum(self._terms(self.work)) / sum(self._terms(once))
+                # It counts loops once, and no collectives.
+                self.step_seconds_compiler = seconds * sum(self._terms(self.work)[:2]) / sum(self._terms(once)[:2])
         else:
             # The CPU's compiler may turn bfloat16 into float32: the program as written tells the types.
             self._dtypes = Module(lowered.compiler_ir("hlo").as_hlo_text()).work().matmul_flops
