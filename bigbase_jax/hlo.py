@@ -166,6 +166,8 @@ class Work:
       memory_bytes: read from and written to main memory by the program's operations, each fusion being one.
       collectives: what crosses devices.
       unknown_loops: loops whose number of turns the text does not tell; they count once.
+
+    Custom calls (hand-written kernels) count with the memory of their operands and results only.
     """
 
     matmul_flops: Mapping[str, float] = dataclasses.field(default_factory=dict)
@@ -526,12 +528,8 @@ def _bytes(computation: Computation, i: Instruction) -> float:
     operands = [computation.instructions[name].leaves for name in i.operands if name in computation.instructions]
     if i.opcode == "custom-call" and re.search(r'"(AllocateBuffer|ConcatBitcast)"', i.attributes):
         return 0.0
-    if i.opcode in ("copy-start", "slice-start"):  # between main memory and scratch memory; the result holds the source
-        target = (
-            next(leaf for leaf in i.leaves[:2] if leaf != operands[0][0])
-            if i.opcode == "slice-start"
-            else (i.leaves[0] if i.leaves[0].space != operands[0][0].space else i.leaves[1])
-        )
+    if i.opcode in ("copy-start", "slice-start"):  # between memories; results are (target, source) and (source, target)
+        target = i.leaves[i.opcode == "slice-start"]
         return target.nbytes * ((operands[0][0].space == 0) + (target.space == 0))
     if i.opcode in ("dynamic-slice", "slice", "gather"):
         source = operands[0][0]
