@@ -212,13 +212,13 @@ def _meet(place: Place, relay: _Relay | None, lost_after: float, within: float) 
 
 def _exit(sentence: str, status: int) -> NoReturn:
     """Says ``sentence`` and ends this process at once: JAX's own end would wait for the other processes."""
-    if sentence:
-        print(sentence, file=sys.stderr)
-    if sys.stderr.isatty():
-        sys.stderr.write("\x1b[?25h")  # the cursor, which a progress bar hides
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError, ValueError):
-            stream.flush()
+    with contextlib.suppress(OSError, ValueError):  # nobody reads any more
+        if sentence:
+            print(sentence, file=sys.stderr)
+        if sys.stderr.isatty():
+            sys.stderr.write("\x1b[?25h")  # the cursor, which a progress bar hides
+        sys.stderr.flush()
+        sys.stdout.flush()
     os._exit(status)
 
 

@@ -573,6 +573,21 @@ def test_a_run_of_four_that_was_killed_and_stopped_ends_with_the_same_bits(tmp_p
 
 
 @pytest.mark.slow
+def test_processes_whose_command_is_gone_end_too(tmp_path):
+    process = start(TINIER, f"--workdir={tmp_path / 'run'}", *LONG, "--spawn=2")
+    for line in process.stderr:
+        if "step 6/" in line:
+            break
+    children = [child(process.pid, index) for index in range(2)]
+    process.kill()
+    process.communicate()
+    deadline = time.monotonic() + 30
+    while any(pathlib.Path(f"/proc/{pid}").exists() for pid in children):
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+
+
+@pytest.mark.slow
 def test_a_process_that_hangs_is_lost_and_the_watchdog_shows_where_the_others_wait(tmp_path):
     more = ("--spawn=2", "--lost_after=20", "--config.train.watchdog=6")
     process = start(TINIER, f"--workdir={tmp_path / 'run'}", *LONG, *more)
