@@ -5,6 +5,7 @@ import os
 import pathlib
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -570,6 +571,20 @@ def test_a_run_of_four_that_was_killed_and_stopped_ends_with_the_same_bits(tmp_p
     assert arrays(tmp_path / "run") == arrays(tmp_path / "undisturbed")
     steps = [row["step"] for row in rows(tmp_path / "run", "train")]
     assert steps == sorted(set(steps))
+
+
+@pytest.mark.slow
+def test_parameters_spread_over_processes_are_saved_gone_on_with_and_evaluated_by_one(tmp_path):
+    spread = ("--config.train.mesh.fsdp=2", "--config.train.mesh.data=1", "--config.train.checkpoint_every=2")
+    command = (TINIER, f"--workdir={tmp_path / 'run'}", *SHORT, *spread, "--spawn=2")
+    result, _, _ = launch(*command)
+    newest, before = arrays(tmp_path / "run")
+    assert "fsdp" in (tmp_path / "run" / "checkpoints" / newest / "state" / "_sharding").read_text()
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / newest)
+    assert launch(*command)[0] == result
+    assert arrays(tmp_path / "run") == (newest, before)
+    alone, _, _ = launch("--mode=eval", f"--workdir={tmp_path / 'run'}")
+    assert alone["loss"] == pytest.approx(result["loss"], rel=1e-5)
 
 
 @pytest.mark.slow
