@@ -113,7 +113,7 @@ def make_mesh(devices: int | Sequence[Any] | None = None, shape: MeshShape | Non
       shape: sizes of the axes; None: all devices along ``data``.
 
     Raises:
-      UserError: there are fewer devices, or the axes do not fill them.
+      UserError: there are fewer devices, a process would have none, or the axes do not fill them.
     """
     if devices is None or isinstance(devices, int):
         there = jax.devices()
@@ -123,6 +123,11 @@ def make_mesh(devices: int | Sequence[Any] | None = None, shape: MeshShape | Non
                 f"config.train.devices is {count}, but this machine has {len(there)} ({there[0].device_kind})."
             )
         devices = there[:count]
+        if len({device.process_index for device in devices}) < jax.process_count():
+            raise UserError(
+                f"config.train.devices is {count}, which leaves some of the {jax.process_count()} processes without "
+                "any; start fewer processes, or leave it open to use all devices."
+            )
     sizes = (shape or MeshShape()).sizes(len(devices))
     return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
 

@@ -215,6 +215,12 @@ def test_parameters_are_born_where_they_live():
     assert {shard.data.shape for shard in kernel.addressable_shards} == {(3, 512)}
 
 
+def test_no_process_is_left_without_devices(monkeypatch):
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    with pytest.raises(UserError, match="leaves some of the 2 processes without any"):
+        parallel.make_mesh(4)
+
+
 def test_prefetch_keeps_the_order_and_closes_its_source():
     closed = []
 
