@@ -347,29 +347,47 @@ class Module:
         return Collective(kind, group, nbytes, 1.0, f"{i.channel}/{chain[1]}" if chain else "")
 
     def _fusion_bytes(self, computation: Computation, fusion: Instruction) -> float:
-        """Bytes in and out of a fusion; of an operand that is only sliced, what is read of it."""
+        """Bytes of main memory that a fusion reads and writes."""
         inner = self.computations[fusion.called("calls")[0]]
         total = 0.0
         for number, name in enumerate(fusion.operands):
-            leaves = [leaf for leaf in computation.instructions[name].leaves if leaf.space == 0]
+            whole = sum(leaf.nbytes for leaf in computation.instructions[name].leaves if leaf.space == 0)
             parameter = inner.parameter(number)
-            users = inner.users(parameter.name) if parameter else []
-            if users and all(u.opcode in _SLICES and u.operands[0] == parameter.name for u in users):  # type: ignore[union-attr]
-                total += sum(u.leaves[0].nbytes for u in users) if leaves else 0.0
-            elif users and all(u.opcode == "dynamic-update-slice" and u.operands[0] == parameter.name for u in users):  # type: ignore[union-attr]
-                continue  # written in place: the piece is counted with the result
-            else:
-                total += sum(leaf.nbytes for leaf in leaves)
+            total += min(self._read(inner, parameter.name, whole), whole) if parameter and whole else whole
         root = inner.root
         results = [inner.instructions[name] for name in root.operands] if root.opcode == "tuple" else [root]
-        for result in results:
-            while result.opcode == "bitcast" and result.operands[0] in inner.instructions:
-                result = inner.instructions[result.operands[0]]
-            if result.opcode == "dynamic-update-slice":
-                total += inner.instructions[result.operands[1]].leaves[0].nbytes
-            else:
-                total += sum(leaf.nbytes for leaf in result.leaves if leaf.space == 0)
+        for leaf, result in zip(fusion.leaves, results, strict=False):
+            total += self._written(inner, result, leaf.nbytes) if leaf.space == 0 else 0.0
         return total
+
+    def _read(self, inner: Computation, name: str, whole: float) -> float:
+        """Bytes that a fusion's computation reads of an operand of ``whole`` bytes: the slices that it takes, if it
+        takes nothing else, also where they are inside of further fusions. What is updated in place is not read."""
+        total = 0.0
+        for user in inner.users(name):
+            if user.opcode in _SLICES and user.operands[0] == name:
+                total += user.leaves[0].nbytes
+            elif user.opcode == "bitcast":
+                total += self._read(inner, user.name, whole)
+            elif user.opcode == "fusion":
+                nested = self.computations[user.called("calls")[0]]
+                for number in (n for n, operand in enumerate(user.operands) if operand == name):
+                    parameter = nested.parameter(number)
+                    total += self._read(nested, parameter.name, whole) if parameter else whole
+            elif user.opcode != "dynamic-update-slice" or user.operands[0] != name:
+                return whole
+        return total
+
+    def _written(self, inner: Computation, result: Instruction, whole: float) -> float:
+        """Bytes that a fusion writes of a result of ``whole`` bytes: the piece, where it updates one in place."""
+        while result.opcode == "bitcast" and result.operands[0] in inner.instructions:
+            result = inner.instructions[result.operands[0]]
+        if result.opcode == "dynamic-update-slice":
+            return inner.instructions[result.operands[1]].leaves[0].nbytes
+        if result.opcode == "fusion":
+            nested = self.computations[result.called("calls")[0]]
+            return whole if nested.root.opcode == "tuple" else self._written(nested, nested.root, whole)
+        return whole
 
 
 def bits(dtype: str) -> int:

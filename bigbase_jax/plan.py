@@ -52,7 +52,8 @@ from bigbase_jax.train import Loop
 PREFETCHED = int(inspect.signature(parallel.prefetch).parameters["depth"].default)
 """Batches that ``parallel.prefetch`` keeps on the device beside the one in use."""
 QUICK = -1.0
-"""The TPU compiler's effort while searching: minutes less per program, about the same memory, slower programs."""
+"""The TPU compiler's effort while searching: a sixth of the time, and estimates that differ by about a tenth
+(experiments/scaling_from_plans)."""
 _COMPILATIONS = 12  # of a search
 _MOST_TENSOR = 8  # devices that one layer is spread over
 _MICROBATCHES = (1, 2, 4, 8)
@@ -245,7 +246,13 @@ class Planner:
         """
         config = self.config
         loop = dataclasses.replace(self.loop, mesh=choice.shape(), microbatches=choice.microbatches)
-        mesh = parallel.make_mesh(self.devices, loop.mesh)
+        try:
+            mesh = parallel.make_mesh(self.devices, loop.mesh)
+        except NotImplementedError as error:  # of JAX's layout of a mesh over a torus
+            raise UserError(
+                f"the mesh {choice.words().partition(',')[0]} does not map onto {self.target.name}: let its axes be "
+                "products of the slice's dimensions."
+            ) from error
         parallel.check_batch(self.data.batch_size, mesh, loop.microbatches)
         eval_batch = self.data.eval_batch_size or self.data.batch_size
         parallel.check_batch(eval_batch, mesh, what="config.data.eval_batch_size")

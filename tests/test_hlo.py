@@ -224,3 +224,39 @@ def test_slices_of_a_stack_do_not_count_as_the_whole():
     touched = Module(text).work().memory_bytes
     assert 1.0 < touched / (stack.nbytes + 32 * 3 * Y.nbytes) < 4
     assert touched < 32 * np.prod(stack.shape) * 4 / 4  # the whole stack every turn would be eight times that
+
+
+def test_slices_inside_of_fusions_in_fusions_count_as_slices():
+    """As the TPU compiler writes a scanned layer: the stack is sliced two fusions down, and updated in place."""
+    text = """HloModule jit_f, num_partitions=1
+
+%slice (p: bf16[40,8,128], i: s32[]) -> bf16[8,128] {
+  %p = bf16[40,8,128]{2,1,0} parameter(0)
+  %i = s32[] parameter(1)
+  %cut = bf16[1,8,128]{2,1,0} dynamic-slice(%p, %i, %i, %i), dynamic_slice_sizes={1,8,128}
+  ROOT %flat = bf16[8,128]{1,0} bitcast(%cut)
+}
+
+%layer (q: bf16[40,8,128], j: s32[], old: f32[40,8,128]) -> f32[40,8,128] {
+  %q = bf16[40,8,128]{2,1,0} parameter(0)
+  %j = s32[] parameter(1)
+  %old = f32[40,8,128]{2,1,0} parameter(2)
+  %view = bf16[40,8,128]{2,1,0} bitcast(%q)
+  %piece = bf16[8,128]{1,0} fusion(%view, %j), kind=kLoop, calls=%slice
+  %wide = f32[8,128]{1,0} convert(%piece)
+  %one = f32[1,8,128]{2,1,0} bitcast(%wide)
+  ROOT %new = f32[40,8,128]{2,1,0} dynamic-update-slice(%old, %one, %j, %j, %j)
+}
+
+ENTRY %main (stack: bf16[40,8,128], k: s32[], sums: f32[40,8,128]) -> f32[40,8,128] {
+  %stack = bf16[40,8,128]{2,1,0} parameter(0)
+  %k = s32[] parameter(1)
+  %sums = f32[40,8,128]{2,1,0} parameter(2)
+  ROOT %done = f32[40,8,128]{2,1,0} fusion(%stack, %k, %sums), kind=kLoop, calls=%layer
+}
+"""
+    assert Module(text).work().memory_bytes == pytest.approx(8 * 128 * (2 + 4), abs=32)
+    whole = text.replace("convert(%piece)", "convert(%piece), control-predecessors={}").replace(
+        "ROOT %new", "%all = f32[40,8,128]{2,1,0} convert(%q)\n  ROOT %new"
+    )
+    assert Module(whole).work().memory_bytes > 40 * 8 * 128 * 2  # another reader takes all of it

@@ -74,8 +74,8 @@ def recipe(model, scaling, chips, mesh):
     config.optim = target(Optimizer, learning_rate=1e-3, algorithm=deferred(optax.adamw), weight_decay=0.05)
     slices = max(1, GLOBAL // (chips * PER_CHIP[model])) if scaling == "strong" else 1
     config.train = target(Loop, epochs=300.0, microbatches=slices)
-    config.train.mesh[mesh] = chips
-    config.train.mesh.data = chips if mesh == "data" else 1
+    # Pieces that divide every width of the models and are a product of the slice's dimensions.
+    config.train.mesh.fsdp = (16 if chips == 4096 else min(chips, 64)) if mesh == "fsdp" else 1
     return config
 
 
@@ -91,7 +91,7 @@ def main():
     config = recipe(args.model, args.scaling, args.chips, args.mesh)
     planner = Planner(config, slice_, topology.devices(slice_), topology.chip(slice_))
     plan = planner.plan(planner.recipe(), args.effort)
-    print(json.dumps({**vars(args), **plan.numbers()}))
+    print(json.dumps({"layout": args.mesh, **vars(args), **plan.numbers()}))
     print(plan.compile_seconds, file=sys.stderr)
 
 
