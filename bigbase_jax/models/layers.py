@@ -99,13 +99,24 @@ def _mesh_axes(logical_names: tuple[str | None, ...]) -> list[tuple[str, ...]]:
 def max_pool_2x2(x_BHWC: Float[Array, "B H W C"]) -> Float[Array, "B h w C"]:
     """2x2 maxima at stride 2; an odd last row or column is left out, as torch's ``MaxPool2d(2)`` does.
 
-    Written as a maximum over reshaped axes because the gradient of ``reduce_window`` is slow on CPUs (the classic CNN's
-    step takes 1.2x as long). Equal maxima share the gradient, where ``reduce_window`` gives it to one of them; next
-    to a ReLU the two agree, since ties but of zeros have measure zero and ReLU passes no gradient at zero.
+    Written over reshaped axes because the gradient of ``reduce_window`` is slow on CPUs (the classic CNN's step takes
+    1.2x as long), and by ``_larger`` because of what that says. Of equal maxima the first gets the gradient, as there.
     """
     B, H, W, C = x_BHWC.shape
-    x = x_BHWC[:, : H // 2 * 2, : W // 2 * 2]
-    return x.reshape(B, H // 2, 2, W // 2, 2, C).max((2, 4))
+    x = x_BHWC[:, : H // 2 * 2, : W // 2 * 2].reshape(B, H // 2, 2, W // 2, 2, C)
+    left, right = x[:, :, :, :, 0], x[:, :, :, :, 1]
+    rows = _larger(left, right)
+    return _larger(rows[:, :, 0], rows[:, :, 1])
+
+
+def _larger(a: Any, b: Any) -> Any:
+    """The elementwise maximum; NaN where either is. Its gradient goes to one of the two, whatever the rounding.
+
+    That of ``jnp.maximum`` and of a maximum over an axis goes where an element equals the maximum. A compiler may
+    compute the elements anew for that comparison and round them otherwise (with a fused multiply-add, say): then none
+    is equal, and gradients are lost. XLA's CPU compiler of JAX 0.12 does so where a BatchNorm comes before the pool.
+    """
+    return jnp.where((a >= b) | (a != a), a, b)
 
 
 def max_pool_3x3(x_BHWC: Float[Array, "B H W C"]) -> Float[Array, "B h w C"]:
@@ -126,4 +137,4 @@ def _max_of_three(x: Any, axis: int) -> Any:
     pairs = pairs.reshape(*x.shape[:axis], -1, 2, *x.shape[axis + 1 :])
     even, odd = (jax.lax.index_in_dim(pairs, i, axis + 1, keepdims=False) for i in (0, 1))
     before = pad(jax.lax.slice_in_dim(odd, 0, odd.shape[axis] - 1, axis=axis), 1, 0)
-    return jnp.maximum(jnp.maximum(even, odd), before)
+    return _larger(_larger(before, even), odd)

@@ -86,3 +86,22 @@ def test_mistakes_are_told():
         MLP().init(jax.random.key(0), jnp.zeros((1, 4)))
     with pytest.raises(ModelError, match="4x9 cannot be halved 3 times"):
         ConvNet(2).init(jax.random.key(0), jnp.zeros((1, 4, 9, 1)))
+
+
+def test_no_gradient_is_lost_where_the_pool_is_fused_with_a_batchnorm():
+    """The compiled gradient is that of one operation after the other, whatever the rounding (see ``_larger``)."""
+    model = ConvNet(num_classes=3, stages=(4,), dense=16, norm=True)
+    x = jax.random.normal(jax.random.key(0), (16, 16, 16, 3))
+    variables = model.init(jax.random.key(1), x)
+    params = jax.tree.map(
+        lambda a: a + 0.05 * jax.random.normal(jax.random.key(a.size), a.shape), variables["params"]
+    )  # a scale of 1 and a shift of 0 would be rounded alike in any case
+
+    def loss(params):
+        logits, _ = model.apply({**variables, "params": params}, x, train=True, mutable=["batch_stats"])
+        return jnp.mean(jax.nn.logsumexp(logits, -1) - logits[:, 0])
+
+    with jax.disable_jit():
+        want = jax.grad(loss)(params)
+    assert np.abs(want["stage_0"]["conv_0"]["kernel"]).max() > 0.1
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), jax.jit(jax.grad(loss))(params), want)
