@@ -296,11 +296,12 @@ def test_predicted_memory_is_what_a_process_takes():
     "args",
     [
         ("--config=configs/catdog.py:model=vit", "--devices=4", "--set", "data.batch_size=64", "train.mesh.fsdp=4"),
-        ("--config=configs/catdog_cnn.py", "--devices=1", "--set", "data.batch_size=8"),
-        ("--config=configs/catdog.py:model=resnet", "--devices=2", "--set", "data.batch_size=64"),
+        ("--config=configs/catdog.py:model=vit", "--set", "data.batch_size=128", "train.microbatches=4"),
+        ("--config=configs/catdog_cnn.py", "--set", "data.batch_size=8"),
     ],
 )
 def test_predicted_memory_of_other_models(args):
+    """Convolutions over many positions are worse on CPUs: experiments/plans_checked."""
     assert measured(*args)["memory_predicted_over_measured"] == pytest.approx(1.0, abs=0.1)
 
 

@@ -3,7 +3,7 @@
 python measure.py --config=../../configs/catdog.py:model=vit --devices=1 [--set data.batch_size=64 ...]
 
 One JSON line. Memory is the growth of this process's resident set from before the training state exists to its peak
-during the steps; the planned program is already compiled then. Linux only.
+during the steps; the planned program is already compiled then, and steps do not overlap. Linux only.
 """
 
 import argparse
@@ -32,8 +32,10 @@ def resident(key):
         return next(int(line.split()[1]) * 1024 for line in file if line.startswith(key))
 
 
-def forget():
-    """Gives freed memory back and starts a new peak."""
+def settle():
+    """Gives freed memory back (the runtime frees a step's temporaries a moment after it) and starts a new peak."""
+    gc.collect()
+    time.sleep(0.5)
     ctypes.CDLL(None).malloc_trim(0)
     pathlib.Path("/proc/self/clear_refs").write_text("5")
 
@@ -50,21 +52,20 @@ def measure(config, devices, steps):
 
     rows = {name: np.zeros(x.shape, x.dtype) for name, x in planner.spec.items()}
     jax.block_until_ready(init(parallel.put(rows, mesh)))  # once for nothing: the runtime's threads and code are there
-    gc.collect()
-    time.sleep(1.0)
-    forget()
+    settle()
     before = resident("VmRSS")
     batches = [parallel.put(rows, mesh) for _ in range(1 + PREFETCHED)]
     state = init(batches[0])
-    jax.block_until_ready(state)
-    forget()
-    seconds = []
+    seconds, peaks = [], []
     for _ in range(steps):
+        jax.block_until_ready(state)
+        settle()
         began = time.perf_counter()
         state, sums = step(state, batches[0])
         jax.block_until_ready((state, sums))
         seconds.append(time.perf_counter() - began)
-    measured = resident("VmHWM") - before
+        peaks.append(resident("VmHWM"))
+    measured = max(peaks) - before
     simulated = devices * (plan.needed - plan.parts["program_bytes"])
     times = plan.times()
     return {
