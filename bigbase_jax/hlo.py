@@ -14,8 +14,8 @@ import dataclasses
 import functools
 import math
 import re
-from collections.abc import Iterator, Mapping
-from typing import NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -295,43 +295,75 @@ class Module:
                     yield instruction, self.trip_count(computation, instruction)
 
     def trip_count(self, computation: Computation, loop: Instruction) -> int | None:
-        """How often a loop turns: as the compiler noted it, or from a condition ``index < limit`` whose sides start as
-        constants, as those of ``lax.scan`` and ``lax.fori_loop`` do (they count in ones)."""
+        """How often a loop turns: as the compiler noted it, or from a condition that compares two integers, of which
+        the text tells how they start and by how much a turn moves them (as in ``lax.scan`` and ``lax.fori_loop``)."""
         noted = re.search(r'"?known_trip_count"?:\s*\{\s*"?n"?:\s*"?(\d+)', loop.attributes)
         if noted:
             return int(noted[1])
-        condition = self.computations[loop.called("condition")[0]]
-        inputs = computation.instructions.get(loop.operands[0])
-        test, index, limit = condition.root, None, None
-        if test.opcode == "fusion":
-            inner = self.computations[test.called("calls")[0]]
-            if inner.root.opcode == "compare":
-                numbers = [inner.instructions[name] for name in inner.root.operands]
-                sides = [test.operands[int(n.operands[0])] if n.opcode == "parameter" else None for n in numbers]
-                values = [
-                    self._constant(condition, name, computation, inputs) if name else _integer(n)
-                    for name, n in zip(sides, numbers, strict=True)
-                ]
-                index, limit, test = values[0], values[1], inner.root
-        elif test.opcode == "compare":
-            index, limit = (self._constant(condition, name, computation, inputs) for name in test.operands)
-        if index is None or limit is None:
+        condition, body = (self.computations[loop.called(key)[0]] for key in ("condition", "body"))
+        first = self._elements(computation, computation.instructions.get(loop.operands[0]), ())
+        second = self._elements(body, body.root, (first,))
+        gaps = [self._gap(condition, condition.root, (state,)) for state in (first, second)]
+        if gaps[0] is None or gaps[1] is None:
             return None
-        if "direction=GT" in test.attributes:
-            index, limit = limit, index
-        return max(limit - index, 0) if re.search("direction=[LG]T", test.attributes) else None
+        left, step = gaps[0], gaps[0] - gaps[1]
+        return max(math.ceil(left / step), 0) if step > 0 else None
 
-    def _constant(
-        self, condition: Computation, name: str, outside: Computation | None, inputs: Instruction | None
-    ) -> int | None:
-        """The integer that ``name`` is before the first turn."""
-        i = condition.instructions[name]
-        while i.opcode in ("copy", "convert", "bitcast", "copy-done", "copy-start"):
-            i = condition.instructions[i.operands[0]]
-        if i.opcode == "get-tuple-element" and outside is not None and inputs is not None and inputs.opcode == "tuple":
+    def _gap(self, computation: Computation, test: Instruction, arguments: Sequence[Any]) -> int | None:
+        """How far the smaller side of ``a < b`` or ``b > a`` is from the other."""
+        if test.opcode == "fusion":
+            values = [self._integer(computation, name, arguments) for name in test.operands]
+            inner = self.computations[test.called("calls")[0]]
+            return self._gap(inner, inner.root, values)
+        if test.opcode != "compare":
+            return None
+        a, b = (self._integer(computation, name, arguments) for name in test.operands)
+        direction = re.search(r"direction=(LT|GT|LE|GE|NE)", test.attributes)
+        if a is None or b is None or direction is None:
+            return None
+        return {"LT": b - a, "GT": a - b, "LE": b - a + 1, "GE": a - b + 1, "NE": abs(b - a)}[direction[1]]
+
+    def _elements(
+        self, computation: Computation, i: Instruction | None, arguments: Sequence[Any]
+    ) -> list[int | None] | None:
+        """The integers among the elements of a tuple."""
+        if i is None or i.opcode != "tuple":
+            return None
+        return [self._integer(computation, name, arguments) for name in i.operands]
+
+    def _integer(self, computation: Computation, name: str, arguments: Sequence[Any]) -> int | None:
+        """The value of an integer scalar, as far as it follows from constants and from the computation's arguments: an
+        integer, or a list of them for a tuple; None for what is not known."""
+        i = computation.instructions.get(name)
+        if i is None or len(i.leaves) != 1 or i.leaves[0].shape or i.leaves[0].dtype[0] not in "su":
+            return None
+        if i.opcode == "constant":
+            return int(i.operands[0]) if re.fullmatch(r"-?\d+", i.operands[0]) else None
+        if i.opcode == "parameter":
+            value = arguments[int(i.operands[0])] if int(i.operands[0]) < len(arguments) else None
+            return value if isinstance(value, int) else None
+        if i.opcode == "get-tuple-element":
             number = re.search(r"\bindex=(\d+)", i.attributes)
-            return self._constant(outside, inputs.operands[int(number[1])], None, None) if number else None
-        return _integer(i)
+            source = computation.instructions[i.operands[0]]
+            if number and source.opcode == "tuple":
+                return self._integer(computation, source.operands[int(number[1])], arguments)
+            if number and source.opcode == "parameter" and int(source.operands[0]) < len(arguments):
+                elements = arguments[int(source.operands[0])]
+                return elements[int(number[1])] if isinstance(elements, list) else None
+            return None
+        if i.opcode in ("copy", "convert", "bitcast", "reshape"):
+            return self._integer(computation, i.operands[0], arguments)
+        if i.opcode in ("add", "subtract", "multiply"):
+            a, b = (self._integer(computation, operand, arguments) for operand in i.operands)
+            if a is None or b is None:
+                return None
+            return {"add": a + b, "subtract": a - b, "multiply": a * b}[i.opcode]
+        if i.opcode == "fusion":
+            inner = self.computations[i.called("calls")[0]]
+            return self._integer(
+                inner, inner.root.name, [self._integer(computation, operand, arguments) for operand in i.operands]
+            )
+        return None
 
     def _collective(self, computation: Computation, i: Instruction) -> Collective | None:
         kind = i.opcode.removesuffix("-start")
@@ -445,10 +477,6 @@ def _split(text: str) -> list[str]:
             parts.append(text[start:position])
             start = position + 1
     return [part for part in [*parts, text[start:]] if part.strip()]
-
-
-def _integer(i: Instruction) -> int | None:
-    return int(i.operands[0]) if i.opcode == "constant" and re.fullmatch(r"-?\d+", i.operands[0]) else None
 
 
 def _group(attributes: str, devices: int) -> tuple[int, ...]:

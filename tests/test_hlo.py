@@ -260,3 +260,27 @@ ENTRY %main (stack: bf16[40,8,128], k: s32[], sums: f32[40,8,128]) -> f32[40,8,1
         "ROOT %new", "%all = f32[40,8,128]{2,1,0} convert(%q)\n  ROOT %new"
     )
     assert Module(whole).work().memory_bytes > 40 * 8 * 128 * 2  # another reader takes all of it
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "turns"),
+    [
+        ("", "", 3),
+        ("constant(5)", "constant(50)", 48),
+        ("one = s32[]{:T(128)} constant(1)", "one = s32[]{:T(128)} constant(2)", 2),  # 2, 4
+        (  # an unrolled turn
+            "%next = s32[]{:T(128)} add(%i, %one)",
+            "%half = s32[]{:T(128)} add(%i, %one)\n  %next = s32[]{:T(128)} add(%half, %one)",
+            2,
+        ),
+        ("compare(%i.1, %limit), direction=LT", "compare(%limit, %i.1), direction=GT", 3),
+        ("direction=LT", "direction=LE", 4),
+        ("direction=LT", "direction=GT", None),  # a step away from the limit
+        ("add(%i, %one)", "add(%i, %i)", 2),  # 2, 4: only the first turn's step is looked at
+        ("%copied = s32[]{:T(128)} copy(%zero)", "%copied = s32[]{:T(128)} negate(%zero)", None),
+    ],
+)
+def test_turns_from_start_step_and_limit(old, new, turns):
+    text = TPU.replace("GROUPS", "{}")
+    assert old in text
+    assert [n for _, n in Module(text.replace(old, new) if old else text).loops()] == [turns]
