@@ -51,9 +51,9 @@ from bigbase_jax.train import Loop
 
 PREFETCHED = int(inspect.signature(parallel.prefetch).parameters["depth"].default)
 """Batches that ``parallel.prefetch`` keeps on the device beside the one in use."""
-QUICK = -1.0
-"""The TPU compiler's effort while searching: a sixth of the time, and estimates that differ by about a tenth
-(experiments/scaling_from_plans)."""
+QUICK = 9
+"""The TPU compiler's optimization level (XLA's O0) while searching: a third of the time or less, and estimates that
+differ by about a tenth (experiments/scaling_from_plans)."""
 _COMPILATIONS = 12  # of a search
 _MOST_TENSOR = 8  # devices that one layer is spread over
 _MICROBATCHES = (1, 2, 4, 8)
@@ -64,7 +64,7 @@ def run(
     topology_name: str | None,
     price: float | None = None,
     search: bool = False,
-    effort: float = 0.0,
+    level: int = 0,
 ) -> dict[str, Any]:
     """Plans a recipe, prints a table on stdout, and returns all numbers.
 
@@ -74,7 +74,7 @@ def run(
       price: US dollars per device and hour; None: no cost.
       search: try meshes, microbatches and remat policies. A recipe that does not fit is searched for a way to make it
         fit in any case.
-      effort: of the TPU compiler, from -1 (quick) to 1; 0 is what training uses.
+      level: of the TPU compiler's optimization: ``QUICK``, or 0, what training uses.
 
     Raises:
       UserError: an unknown topology, a missing compiler, or a recipe that the topology's devices cannot run.
@@ -91,7 +91,7 @@ def run(
         fitting = [plan for plan in tried if plan.fits]
         if fitting:
             chosen = fitting[0].choice
-    plan = next((p for p in tried if p.choice == chosen and not target.is_tpu), None) or planner.plan(chosen, effort)
+    plan = next((p for p in tried if p.choice == chosen and not target.is_tpu), None) or planner.plan(chosen, level)
     if not plan.fits and not search:
         say(f"{plan.shortage()}; looking for what would fit")
         tried = sorted([plan, *planner.rescue()], key=Plan.rank)
@@ -156,7 +156,7 @@ class Planner:
             remat = "off" if not node.remat else str(node.get("remat_policy") or "on")
         return Choice(self.loop.mesh.sizes(len(self.devices)), self.loop.microbatches, remat)
 
-    def plan(self, choice: Choice, effort: float = 0.0) -> Plan:
+    def plan(self, choice: Choice, level: int = 0) -> Plan:
         """Compiles the step and reads the outcome.
 
         Raises:
@@ -165,7 +165,7 @@ class Planner:
         began = time.perf_counter()
         program, mesh = self.program(choice)
         lowered = program.step.lower(program.state, parallel.placed_batch(self.spec, mesh))
-        options = {"exec_time_optimization_effort": effort} if self.target.is_tpu and effort else None
+        options = {"optimization_level": level} if self.target.is_tpu and level else None
         try:
             with not_cached() if self.target.is_tpu else contextlib.nullcontext():
                 compiled, needed = lowered.compile(compiler_options=options), None
@@ -173,7 +173,7 @@ class Planner:
             compiled, needed = None, _out_of_memory(str(error))
             if needed is None:
                 raise
-        return Plan(self, choice, mesh, program.state, lowered, compiled, needed, effort, time.perf_counter() - began)
+        return Plan(self, choice, mesh, program.state, lowered, compiled, needed, level, time.perf_counter() - began)
 
     def search(self) -> list[Plan]:
         """Plans of the choices that were tried, fastest first; at the end those that do not fit, least memory first.
@@ -390,10 +390,10 @@ class Plan:
         lowered: Any,
         compiled: Any,
         needed: float | None,
-        effort: float,
+        level: int,
         compile_seconds: float,
     ):
-        self.planner, self.choice, self.mesh, self.effort = planner, choice, mesh, effort
+        self.planner, self.choice, self.mesh, self.level = planner, choice, mesh, level
         self.compile_seconds = compile_seconds
         batch = _bytes(parallel.placed_batch(planner.spec, mesh))
         self.parameters = sum(math.prod(x.shape) for x in jax.tree.leaves(state.params))
@@ -489,7 +489,7 @@ class Plan:
             "devices": len(planner.devices),
             "chips": planner.target.chips,
             "compiler": "TPU" if planner.target.is_tpu else "CPU, simulated devices",
-            "compiler_effort": self.effort,
+            "compiler_optimization_level": self.level,
             "compile_seconds": self.compile_seconds,
             "mesh": dict(zip(AXES, self.choice.mesh, strict=True)),
             "microbatches": self.choice.microbatches,

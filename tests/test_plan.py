@@ -336,7 +336,7 @@ def test_a_slice_that_does_not_exist():
 
 @needs_libtpu
 def test_a_step_for_a_tpu_that_is_not_here():
-    found = plan.run(recipe("catdog_mlp", "tiny", **{"data.batch_size": 16}), "v5e:2x2", effort=plan.QUICK)
+    found = plan.run(recipe("catdog_mlp", "tiny", **{"data.batch_size": 16}), "v5e:2x2", level=plan.QUICK)
     assert found["fits"] and found["compiler"] == "TPU" and found["step_seconds_compiler"] > 0
     assert found["parameter_bytes"] == 4 * found["parameters"]
     assert found["collective_bytes"] == {"all-reduce": pytest.approx(2 * 3 / 4 * found["parameter_bytes"], rel=0.01)}
@@ -352,7 +352,7 @@ def test_all_recipes_compile_for_a_tpu(name):
         config = recipe(name, "tiny")
     for key in ("batch_size", "eval_batch_size"):
         config.data[key] = 16 * -(-(config.data[key] or 16) // 16)
-    found = plan.run(config, "v5e:4x4", effort=plan.QUICK)
+    found = plan.run(config, "v5e:4x4", level=plan.QUICK)
     assert found["fits"] and 0 < found["mfu"] < 1 and found["step_seconds_compiler"] > 0
 
 

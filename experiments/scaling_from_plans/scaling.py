@@ -1,6 +1,6 @@
 """Plans of ViT-B/16 and ViT-g/14 training steps on TPU v5p slices of 1 to 4,096 chips; one JSON line each.
 
-python scaling.py --model=B --scaling=weak --chips=64 [--mesh=fsdp] [--effort=0]
+python scaling.py --model=B --scaling=weak --chips=64 [--mesh=fsdp] [--level=0]
 
 Needs `pip install 'bigbase_jax[tpu]'`, and no TPU. Pictures of 224x224 in 1,000 classes, AdamW, bfloat16 arithmetic.
 The blocks are scanned, so that compilation does not depend on their number; loops count as often as they turn.
@@ -85,12 +85,12 @@ def main():
     parser.add_argument("--scaling", choices=["weak", "strong"], required=True)
     parser.add_argument("--chips", type=int, choices=SLICES, required=True)
     parser.add_argument("--mesh", choices=["data", "fsdp"], default="data")
-    parser.add_argument("--effort", type=float, default=QUICK)
+    parser.add_argument("--level", type=int, default=QUICK, help="of the compiler's optimization; 0: as training")
     args = parser.parse_args()
     slice_ = topology.parse(f"v5p:{SLICES[args.chips]}")
     config = recipe(args.model, args.scaling, args.chips, args.mesh)
     planner = Planner(config, slice_, topology.devices(slice_), topology.chip(slice_))
-    plan = planner.plan(planner.recipe(), args.effort)
+    plan = planner.plan(planner.recipe(), args.level)
     print(json.dumps({"layout": args.mesh, **vars(args), **plan.numbers()}))
     print(plan.compile_seconds, file=sys.stderr)
 
