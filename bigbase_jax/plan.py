@@ -52,8 +52,8 @@ from bigbase_jax.train import Loop
 PREFETCHED = int(inspect.signature(parallel.prefetch).parameters["depth"].default)
 """Batches that ``parallel.prefetch`` keeps on the device beside the one in use."""
 QUICK = 9
-"""The TPU compiler's optimization level (XLA's O0) while searching: a third of the time or less, and estimates that
-differ by about a tenth (experiments/scaling_from_plans)."""
+"""The TPU compiler's optimization level (XLA's O0) while searching: a third of the time or less; about the same memory,
+and estimates of time that may differ by a third (experiments/scaling_from_plans)."""
 _COMPILATIONS = 12  # of a search
 _MOST_TENSOR = 8  # devices that one layer is spread over
 _MICROBATCHES = (1, 2, 4, 8)
@@ -665,9 +665,7 @@ def _print_search(console: Console, planner: Planner, tried: Sequence[Plan]) -> 
     elif tried[0].choice != planner.recipe():
         console.print(f"the fastest: add {planner.flags(tried[0].choice)}", soft_wrap=True)
     if tried and planner.target.is_tpu:
-        console.print(
-            "The search compiles with less effort than training does: its programs are slower than trained ones."
-        )
+        console.print("The search compiles with less effort than training does: its times may be off by a third.")
 
 
 def _count(number: float) -> str:
