@@ -26,6 +26,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from bigbase_jax.core import Batch, PyTree, Sum, Task, TrainState, UserError, add, flatten
@@ -129,7 +130,12 @@ def make_mesh(devices: int | Sequence[Any] | None = None, shape: MeshShape | Non
                 "any; start fewer processes, or leave it open to use all devices."
             )
     sizes = (shape or MeshShape()).sizes(len(devices))
-    return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+    types = (AxisType.Auto,) * len(AXES)
+    try:
+        return jax.make_mesh(sizes, AXES, axis_types=types, devices=devices)
+    except NotImplementedError:  # no product of the torus's dimensions has an axis's size: let axes share a dimension
+        grid = mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
+        return Mesh(grid, AXES, axis_types=types)
 
 
 def shards(mesh: Mesh) -> int:

@@ -246,13 +246,7 @@ class Planner:
         """
         config = self.config
         loop = dataclasses.replace(self.loop, mesh=choice.shape(), microbatches=choice.microbatches)
-        try:
-            mesh = parallel.make_mesh(self.devices, loop.mesh)
-        except NotImplementedError as error:  # of JAX's layout of a mesh over a torus
-            raise UserError(
-                f"the mesh {choice.words().partition(',')[0]} does not map onto {self.target.name}: let its axes be "
-                "products of the slice's dimensions."
-            ) from error
+        mesh = parallel.make_mesh(self.devices, loop.mesh)
         parallel.check_batch(self.data.batch_size, mesh, loop.microbatches)
         eval_batch = self.data.eval_batch_size or self.data.batch_size
         parallel.check_batch(eval_batch, mesh, what="config.data.eval_batch_size")

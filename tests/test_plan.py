@@ -10,7 +10,7 @@ import jax
 import pytest
 from PIL import Image
 
-from bigbase_jax import plan, topology
+from bigbase_jax import parallel, plan, topology
 from bigbase_jax.chips import CHIPS, GIB, PLANNED, Chip
 from bigbase_jax.core import UserError
 
@@ -332,6 +332,15 @@ def test_slices_as_the_tpu_compiler_knows_them(name, devices, kind, usable):
 def test_a_slice_that_does_not_exist():
     with pytest.raises(UserError, match="knows no such slice"):
         topology.devices(topology.parse("v5e:3x4"))
+
+
+@needs_libtpu
+def test_an_axis_may_take_a_part_of_a_slices_dimension():
+    """16 x 16 x 16 chips have no dimensions whose product is 64; the mesh covers every chip once nevertheless."""
+    there = topology.devices(topology.parse("v5p:16x16x16"))
+    mesh = parallel.make_mesh(list(there), parallel.MeshShape(fsdp=64))
+    assert mesh.shape["fsdp"] == mesh.shape["data"] == 64
+    assert {device.id for device in mesh.devices.flat} == {device.id for device in there}
 
 
 @needs_libtpu
