@@ -1,6 +1,6 @@
 """Decoded examples kept on disk and memory-mapped: the second epoch, and the second start, decode nothing.
 
-A cache is a folder with ``data.bin`` (the arrays of all readable examples, one after another), ``rows.npy`` (where each
+A cache is a folder with ``data.bin`` (the arrays of all readable examples, one after another), ``rows.bin`` (where each
 example begins, and the shapes that differ from example to example) and ``index.json`` (names, dtypes, common shapes,
 unreadable examples). It is written under a temporary name and renamed when everything is on disk, so a folder with a
 final name is whole; two processes that build the same one both write, and whoever comes second takes the first's.
@@ -21,18 +21,20 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
 import PIL
 
 from bigbase_jax.core import Example, Source, Transform
 
-FORMAT = 1
+FORMAT = 2
 _ALIGN = 16  # bytes; every array begins at a multiple, so that any dtype can be mapped in place
 _ABANDONED = 3600.0  # seconds without a write after which a temporary folder belongs to a process that died
-_ATTEMPTS = 5  # to rename a finished cache, where others replace a damaged one at the same time
+_ATTEMPTS = 20  # to rename a finished cache, where others replace a damaged one at the same time
 _FORGOTTEN = 90 * 86400.0  # seconds without use after which a verdict is deleted
+
+_T = TypeVar("_T")
 
 Bad = list[tuple[int, str]]
 """Unreadable examples of a split: (index in the dataset's source, why)."""
@@ -67,9 +69,9 @@ class Cache:
             (name, np.dtype(e["dtype"]), None if e["shape"] is None else tuple(e["shape"]), e["ndim"])
             for name, e in index["entries"].items()
         ]
-        self._rows = np.load(directory / "rows.npy")
         self._length: int = index["length"]
-        if len(self._rows) != self._length or (directory / "data.bin").stat().st_size != self.nbytes:
+        self._rows = np.fromfile(directory / "rows.bin", "<i8").reshape(self._length, index["columns"])
+        if (directory / "data.bin").stat().st_size != self.nbytes:
             raise ValueError(f"{directory} is damaged")
         with open(directory / "data.bin", "rb") as file:
             self._data: Any = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if self.nbytes else b""
@@ -107,20 +109,31 @@ class Unfinished:
         self.final = root / f"cache-{key}"
         self.path = pathlib.Path(tempfile.mkdtemp(prefix="tmp-", dir=root))
 
-    def commit(self, is_whole: Callable[[pathlib.Path], bool]) -> None:
+    def commit(self, open_folder: Callable[[pathlib.Path], _T | None]) -> _T:
         """Gives the folder, whose files must be on disk, its final name.
 
-        Where another process has completed it meanwhile, as ``is_whole`` tells, the other's stays.
+        Where another process has completed it meanwhile, the other's stays.
+
+        Args:
+          open_folder: opens the cache in a folder; None if there is no whole one.
+
+        Returns:
+          The cache, opened. Ours is opened before it has its final name, since others, who were about to replace a
+          damaged one, may replace ours as well at any time: what is mapped stays readable whatever becomes of its name.
         """
+        ours = open_folder(self.path)
+        if ours is None:
+            raise OSError(f"{self.path} cannot be read back")
         attempts = 0
         while True:
             try:
                 os.rename(self.path, self.final)
-                return
+                return ours
             except OSError:
-                if is_whole(self.final):  # another process was first
+                theirs = open_folder(self.final)
+                if theirs is not None:  # another process was first
                     self.abort()
-                    return
+                    return theirs
                 attempts += 1
                 if attempts == _ATTEMPTS:  # a real failure
                     raise
@@ -182,12 +195,13 @@ class Writer:
             if not common:
                 ragged.append(seen)
         rows = [[offset, *(n for seen in ragged for n in seen[i])] for i, (offset, _) in enumerate(self._rows)]
-        np.save(self._folder.path / "rows.npy", np.asarray(rows, np.int64))
+        np.asarray(rows, "<i8").tofile(self._folder.path / "rows.bin")
         index = {"length": len(rows), "bytes": self._offset, "entries": entries, "bad": bad}
-        index["transforms"] = self._transforms
+        index |= {"columns": 1 + sum(len(seen[0]) for seen in ragged), "transforms": self._transforms}
         (self._folder.path / "index.json").write_text(json.dumps(index))
-        self._folder.commit(lambda path: open_cache(path) is not None)
-        return Cache(self._folder.final)
+        cache = self._folder.commit(open_cache)
+        cache.directory = self._folder.final
+        return cache
 
     def abort(self) -> None:
         """Removes what was written."""

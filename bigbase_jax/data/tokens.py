@@ -196,10 +196,7 @@ class _Writer:
             file.close()
         np.save(self._folder.path / "documents.npy", np.stack([stops, split]))
         (self._folder.path / "index.json").write_text(json.dumps(index))
-        self._folder.commit(lambda path: _open(path) is not None)
-        found = _open(self._folder.final)
-        if found is None:
-            raise OSError(f"{self._folder.final} cannot be read back")
+        found = self._folder.commit(_open)
         self._folder = None
         return found
 

@@ -182,7 +182,7 @@ def test_a_function_whose_arguments_do_not_show_is_not_cached(prepare):
 # --- never half-written -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("damage", ["data.bin", "rows.npy", "index.json"])
+@pytest.mark.parametrize("damage", ["data.bin", "rows.bin", "index.json"])
 def test_a_damaged_cache_is_made_anew(prepare, tmp_path, damage):
     expected = batches(prepare()[0])
     (folder,) = (tmp_path / "cache").glob("cache-*")
