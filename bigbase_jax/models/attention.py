@@ -1,7 +1,8 @@
 """Attention of a sequence to itself, on one device or with the sequence spread over many.
 
-Axes: B examples, L length, H heads, K head width. In a function of what one device holds: B, L and H are its own
-examples, queries and heads, S its block of keys, and N the length of the whole sequence.
+Axes: B examples, L length, S length of the keys, H heads, G heads of keys and values, K head width. In a function of
+what one device holds: B, L and H are its own examples, queries and heads, S its block of keys, and N the length of the
+whole sequence.
 """
 
 from __future__ import annotations
@@ -23,32 +24,44 @@ UNSEEN = -0.7 * float(jnp.finfo(jnp.float32).max)  # as jax.nn.dot_product_atten
 
 def attention(
     q_BLHK: Float[Array, "B L H K"],
-    k_BLHK: Float[Array, "B L H K"],
-    v_BLHK: Float[Array, "B L H K"],
-    mask: Bool[Array, "B _ _ L"] | None = None,
+    k_BSGK: Float[Array, "B S G K"],
+    v_BSGK: Float[Array, "B S G K"],
+    mask: Bool[Array, "B _ _ S"] | None = None,
     is_causal: bool = False,
     sequence_attention: str = "ring",
+    *,
+    bias: Float32[Array, "_ H L S"] | None = None,
+    window: int | None = None,
 ) -> Float[Array, "B L H K"]:
-    """Scaled dot-product attention (Vaswani et al. 2017), softmax in float32.
+    """Scaled dot-product attention (Vaswani et al. 2017), softmax in float32; on GPUs cuDNN's where it can.
 
     Where the active rules spread "length" over devices, each of them holds the queries of its part of the sequence, and
     the keys come to them: "ring" passes them around (Liu et al. 2023, "Ring Attention with Blockwise Transformers"),
     so that a device never holds more than its part and one more; "all_gather" collects all keys and values first,
     which is quicker while they and the scores [B, H, L, N] fit. "batch" and "heads" stay spread as they are; either
-    stays whole if it does not divide, as the single example of an initialisation.
+    stays whole if it does not divide, as the single example of an initialisation. With a bias, or keys of another
+    sequence (S is not L), the compiler gathers the keys.
 
     Args:
       mask: True where the query (third axis) may see the key (last axis); the second axis is 1 or H, the third 1 or L.
       is_causal: let position i see positions up to i only.
       sequence_attention: "ring" or "all_gather". The ring has no forward-mode derivative.
+      bias: added to the scores.
+      window: how many positions a causal query sees, its own included; None: all.
 
     Raises:
       ModelError: the length does not divide over its devices, or there is no such ``sequence_attention``.
     """
     local = look_up(SEQUENCE_ATTENTION, sequence_attention, "sequence_attention")
     length = mesh_axes("length")
-    if not length:
-        return jax.nn.dot_product_attention(q_BLHK, k_BLHK, v_BLHK, mask=mask, is_causal=is_causal)
+    if not length or bias is not None or q_BLHK.shape[1] != k_BSGK.shape[1]:
+        return _whole(q_BLHK, k_BSGK, v_BSGK, mask, bias, is_causal, window)
+    if window is not None:
+        ago_LL = jnp.arange(q_BLHK.shape[1])[:, None] - jnp.arange(k_BSGK.shape[1])
+        near_11LL = (ago_LL < window)[None, None]
+        mask = near_11LL if mask is None else mask & near_11LL
+    shared = q_BLHK.shape[2] // k_BSGK.shape[2]
+    k_BLHK, v_BLHK = (jnp.repeat(x, shared, 2) for x in (k_BSGK, v_BSGK))
     B, L, H, _ = q_BLHK.shape
     if L % mesh_size("length"):
         raise ModelError(
@@ -70,6 +83,27 @@ def attention(
         axis_names=set(mesh.axis_names) - set(mesh.manual_axes),
         check_vma=False,
     )(q_BLHK, k_BLHK, v_BLHK, mask, jnp.arange(L))
+
+
+def _whole(q: Array, k: Array, v: Array, mask: Any, bias: Any, is_causal: bool, window: int | None) -> Array:
+    """Attention where a device holds whole sequences, or the compiler sees to it."""
+    near = None if window is None else (window - 1, 0)
+    words = {"mask": mask, "bias": bias, "is_causal": is_causal, "local_window_size": near}
+
+    def plain(q: Array, k: Array, v: Array) -> Array:
+        return jax.nn.dot_product_attention(q, k, v, **words)
+
+    if jax.default_backend() != "gpu" or q.dtype == jnp.float32:  # cuDNN's takes half precision only
+        return plain(q, k, v)
+
+    def flash(q: Array, k: Array, v: Array) -> Array:
+        return jax.nn.dot_product_attention(q, k, v, **words, implementation="cudnn")
+
+    try:
+        jax.eval_shape(flash, q, k, v)
+    except (ValueError, RuntimeError, NotImplementedError):  # shapes, a version or a device that it does not take
+        return plain(q, k, v)
+    return jax.lax.platform_dependent(q, k, v, cuda=flash, default=plain)
 
 
 def all_gather_attention(

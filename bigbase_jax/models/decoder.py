@@ -5,29 +5,37 @@ Axes: B examples, L length, D model width, V entries of the vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Float32, Int
 
 from bigbase_jax.models.attention import SEQUENCE_ATTENTION
 from bigbase_jax.models.layers import DTYPES, ModelError, constrain, look_up
-from bigbase_jax.models.transformer import REMAT_POLICIES, Encoder
+from bigbase_jax.models.rope import frequencies, rotation
+from bigbase_jax.models.transformer import REMAT_POLICIES, Context, Encoder, Style
 
 _init = nn.initializers.normal(0.02)  # GPT-2's, of embeddings, positions and a free head
 
 
 class Decoder(nn.Module):
-    """A pre-norm transformer with learned positions, of GPT-2's shape (Radford et al. 2019) and by default its size.
+    """A causal transformer: GPT-2 (Radford et al. 2019), of whose shape and size the default is, Llama and its kin.
 
     ``hidden`` and ``logits`` are the two halves of a call, so that a loss need not hold all logits at once.
 
     Attributes:
       vocab_size: V.
-      length: the longest sequence, which has as many positions.
+      length: the longest sequence; as many learned positions, while rotary ones go on after it.
       width, depth, heads: D, blocks, heads.
       mlp_dim: of the hidden layers; None: 4 x width.
       tied: the head is the embedding, transposed (Press & Wolf 2017); otherwise it has parameters of its own.
-      dropout: rate on the embedded tokens, after GELUs and on the output of each branch.
+      positions: "learned" or "rope" (``models.rope``).
+      rope_theta, rope_scaling: see ``rope.frequencies``.
+      kv_heads, head_dim, norm, epsilon, activation, gated, qkv_bias, out_bias, mlp_bias, qk_norm, window,
+        kernel_init: see ``Style``.
+      dropout: rate on the embedded tokens, after activations and on the output of each branch.
       dtype: of the computation, "float32" or "bfloat16"; parameters and logits are float32.
       remat, remat_policy, scan, sequence_attention, pipeline_microbatches: see ``Encoder``.
 
@@ -43,6 +51,21 @@ class Decoder(nn.Module):
     heads: int = 12
     mlp_dim: int | None = None
     tied: bool = True
+    positions: str = "learned"
+    rope_theta: float = 10_000.0
+    rope_scaling: Mapping[str, Any] | None = None
+    kv_heads: int | None = None
+    head_dim: int | None = None
+    norm: str = "layernorm"
+    epsilon: float = 1e-6
+    activation: str = "gelu"
+    gated: bool = False
+    qkv_bias: bool = True
+    out_bias: bool = True
+    mlp_bias: bool = True
+    qk_norm: bool = False
+    window: int | None = None
+    kernel_init: str = "xavier"
     dropout: float = 0.0
     dtype: str = "float32"
     remat: bool = False
@@ -55,16 +78,37 @@ class Decoder(nn.Module):
         look_up(DTYPES, self.dtype, "dtype")
         look_up(REMAT_POLICIES, self.remat_policy, "remat_policy")
         look_up(SEQUENCE_ATTENTION, self.sequence_attention, "sequence_attention")
-        if self.width % self.heads:
-            raise ModelError(f"a width of {self.width} does not divide over {self.heads} heads.")
+        look_up({"learned": None, "rope": None}, self.positions, "positions")
+        _, K = self.style.sizes(self.width, self.heads)
+        if self.positions == "rope":
+            frequencies(K, self.rope_theta, self.rope_scaling)
         super().__post_init__()
+
+    @property
+    def style(self) -> Style:
+        """The attributes that ``Style`` has too."""
+        return Style(
+            kv_heads=self.kv_heads,
+            head_dim=self.head_dim,
+            norm=self.norm,
+            epsilon=self.epsilon,
+            activation=self.activation,
+            gated=self.gated,
+            qkv_bias=self.qkv_bias,
+            out_bias=self.out_bias,
+            mlp_bias=self.mlp_bias,
+            qk_norm=self.qk_norm,
+            window=self.window,
+            kernel_init=self.kernel_init,
+        )
 
     def setup(self) -> None:
         for name in ("vocab_size", "length"):
             if (getattr(self, name) or 0) < 1:
                 raise ModelError(f"the model's {name} is {getattr(self, name)}; give it, or data that knows it.")
         self.embedding = self.param("embedding", _init, (self.vocab_size, self.width))
-        self.position = self.param("position", _init, (self.length, self.width))
+        if self.positions == "learned":
+            self.position = self.param("position", _init, (self.length, self.width))
         self.encoder = Encoder(
             self.depth,
             self.heads,
@@ -77,6 +121,7 @@ class Decoder(nn.Module):
             scan=self.scan,
             sequence_attention=self.sequence_attention,
             pipeline_microbatches=self.pipeline_microbatches,
+            style=self.style,
         )
         if not self.tied:
             self.head = self.param("head", _init, (self.width, self.vocab_size))
@@ -105,15 +150,64 @@ class Decoder(nn.Module):
           positions_BL: in each segment from 0; None: in the sequence.
         """
         L = tokens_BL.shape[1]
-        if (self.length or 0) < L:
+        if self.positions == "learned" and (self.length or 0) < L:
             raise ModelError(f"a sequence of {L} tokens is longer than the {self.length} positions of the model.")
-        dtype = DTYPES[self.dtype]
-        position = self.position[jnp.arange(L) if positions_BL is None else positions_BL].astype(dtype)
-        x_BLD = constrain(self.embedding[tokens_BL].astype(dtype) + position, "batch", "length", "width")
         mask_B1LL = None
         if segments_BL is not None:
             mask_B1LL = (segments_BL[:, :, None] == segments_BL[:, None, :])[:, None]
-        return self.encoder(x_BLD, mask_B1LL, train=train)
+        x_BLD, context = self._embed(tokens_BL, jnp.arange(L)[None] if positions_BL is None else positions_BL)
+        return self.encoder(x_BLD, mask_B1LL, train=train, context=context)
+
+    def decode(
+        self, tokens_BL: Int[Array, "B L"], at: Int[Array, ""], first_B: Int[Array, " B"]
+    ) -> Float[Array, "B L D"]:
+        """``hidden`` of the next tokens of sequences whose earlier ones are in the variable collection "cache".
+
+        ``apply(..., method="decode", mutable=["cache"])`` gives the cache with the new tokens in it as well.
+
+        Args:
+          tokens_BL: those at places ``at`` to ``at + L - 1`` of the cache; what stands before ``first_B`` is unseen.
+          at: i32[].
+          first_B: the place of each sequence's first token, whose position is 0.
+
+        Raises:
+          ModelError: the blocks are stacked; see ``transformer.unstack_blocks``.
+        """
+        if self.scan:
+            raise ModelError("a stack of blocks has no cache; unstack the blocks and set scan=False.")
+        L, S = tokens_BL.shape[1], self.variables["cache"]["encoder"]["block_0"]["attention"]["keys"].shape[1]
+        query_L, key_S = at + jnp.arange(L), jnp.arange(S)
+        ago_LS = query_L[:, None] - key_S
+        seen_LS = ago_LS >= 0 if self.window is None else (ago_LS >= 0) & (ago_LS < self.window)
+        mask_B1LS = (seen_LS & (key_S >= first_B[:, None, None]))[:, None]
+        x_BLD, context = self._embed(tokens_BL, jnp.maximum(query_L - first_B[:, None], 0))
+        return self.encoder(x_BLD, mask_B1LS, context=context._replace(at=at))
+
+    @nn.nowrap
+    def cache(self, batch_size: int, length: int, dtype: str | None = None) -> dict[str, Any]:
+        """An empty collection "cache" for ``decode``: keys and values [B, length, G, K] of every block.
+
+        Args:
+          dtype: of what is kept; None: that of the computation.
+        """
+        shape = (batch_size, length, *self.style.sizes(self.width, self.heads))
+        kind = DTYPES[dtype or self.dtype]
+        return {
+            "encoder": {
+                f"block_{i}": {"attention": {name: jnp.zeros(shape, kind) for name in ("keys", "values")}}
+                for i in range(self.depth)
+            }
+        }
+
+    def _embed(self, tokens_BL: Array, positions_BL: Array) -> tuple[Array, Context]:
+        x_BLD = self.embedding[tokens_BL].astype(DTYPES[self.dtype])
+        context = Context()
+        if self.positions == "learned":
+            x_BLD = x_BLD + self.position[positions_BL].astype(x_BLD.dtype)
+        else:
+            _, K = self.style.sizes(self.width, self.heads)
+            context = Context(rotation=rotation(positions_BL, K, self.rope_theta, self.rope_scaling))
+        return constrain(x_BLD, "batch", "length", "width"), context
 
     def logits(self, y_BLD: Float[Array, "B L D"]) -> Float32[Array, "B L V"]:
         """The head, whose products are summed in float32."""

@@ -26,6 +26,7 @@ ACTIVATIONS: Mapping[str, Callable[..., Any]] = {
     "tanh": jnp.tanh,
     "relu": jax.nn.relu,
     "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+    "gelu_tanh": jax.nn.gelu,
     "silu": jax.nn.silu,
 }
 INITS: Mapping[str, Callable[..., Any]] = {

@@ -1,100 +1,261 @@
-"""The pre-norm transformer encoder that pictures and text share.
+"""The transformer stack that pictures, text and speech share: attention, feed-forward layers, blocks of them, a stack.
 
-Axes: B examples, L length, D model width, H heads, K head width, M width of the hidden layer, N layers.
+What families of models do each their own way is a ``Style``; what all blocks of a stack read beside the sequence itself
+is a ``Context``.
+
+Axes: B examples, L length, S length of what is attended to, D model width, H heads, G heads of keys and values, K head
+width, M width of the hidden layer, N layers, k = K / 2.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Float32
 
 from bigbase_jax.models.attention import SEQUENCE_ATTENTION, attention
-from bigbase_jax.models.layers import DTYPES, ModelError, constrain, look_up, mesh_axes, mesh_size
+from bigbase_jax.models.layers import ACTIVATIONS, DTYPES, ModelError, constrain, look_up, mesh_axes, mesh_size
 from bigbase_jax.models.pipeline import check_stages, pipeline
+from bigbase_jax.models.rope import rotate
 
-EPSILON = 1e-6
-kernel_init = nn.initializers.xavier_uniform()
+NORMS: Mapping[str, Callable[..., nn.Module]] = {"layernorm": nn.LayerNorm, "rmsnorm": nn.RMSNorm}
+KERNEL_INITS: Mapping[str, Callable[..., Any]] = {
+    "xavier": nn.initializers.xavier_uniform(),  # as ViT and big_vision
+    "normal": nn.initializers.normal(0.02),  # as BERT, GPT-2 and Llama
+}
 REMAT_POLICIES: Mapping[str, Callable[..., Any]] = {
     name: getattr(jax.checkpoint_policies, name)
     for name in ("nothing_saveable", "dots_saveable", "dots_with_no_batch_dims_saveable", "everything_saveable")
 }
 
 
-class SelfAttention(nn.Module):
-    """Multi-head scaled dot-product attention of a sequence to itself (Vaswani et al. 2017); softmax in float32.
+@dataclasses.dataclass(frozen=True)
+class Style:
+    """What distinguishes families of transformers; the default is that of ViT (Dosovitskiy et al. 2021).
 
     Attributes:
-      heads: H; must divide D.
+      kv_heads: G, each shared by H / G heads of queries (grouped-query attention, Ainslie et al. 2023); None: H.
+      head_dim: K; None: D / H.
+      norm: "layernorm" or "rmsnorm" (Zhang & Sennrich 2019), which neither centres nor shifts.
+      epsilon: of the norms.
+      post_norm: normalise after adding each branch, and not at the end (Vaswani et al. 2017; BERT).
+      activation: of the hidden layer; a name of ``layers.ACTIVATIONS``.
+      gated: the hidden layer is ``activation(gate(x)) * up(x)`` (SwiGLU with "silu"; Shazeer 2020).
+      qkv_bias, out_bias, mlp_bias: which projections have biases.
+      qk_norm: RMSNorm of each head's queries and keys, before they are turned (Qwen3).
+      window: a causal query sees so many positions, its own included (Mistral); None: all before it.
+      scale: of the scores; None: K ** -0.5 (T5: 1).
+      kernel_init: "xavier" or "normal" (a standard deviation of 0.02).
+
+    Raises:
+      ModelError: an unknown word, or a number out of range.
+    """
+
+    kv_heads: int | None = None
+    head_dim: int | None = None
+    norm: str = "layernorm"
+    epsilon: float = 1e-6
+    post_norm: bool = False
+    activation: str = "gelu"
+    gated: bool = False
+    qkv_bias: bool = True
+    out_bias: bool = True
+    mlp_bias: bool = True
+    qk_norm: bool = False
+    window: int | None = None
+    scale: float | None = None
+    kernel_init: str = "xavier"
+
+    def __post_init__(self) -> None:
+        look_up(NORMS, self.norm, "norm")
+        look_up(ACTIVATIONS, self.activation, "activation")
+        look_up(KERNEL_INITS, self.kernel_init, "kernel_init")
+        for name in ("kv_heads", "head_dim", "window"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ModelError(f"{name} is {value}; it must be at least 1.")
+
+    def normaliser(self, dtype: str, name: str) -> nn.Module:
+        """The norm, as a module of this name."""
+        return NORMS[self.norm](epsilon=self.epsilon, dtype=DTYPES[dtype], name=name)
+
+    def sizes(self, width: int, heads: int) -> tuple[int, int]:
+        """(G, K).
+
+        Raises:
+          ModelError: they do not divide.
+        """
+        if self.head_dim is None and width % heads:
+            raise ModelError(f"a width of {width} does not divide over {heads} heads.")
+        if heads % (self.kv_heads or heads):
+            raise ModelError(f"{heads} heads do not divide over kv_heads={self.kv_heads}.")
+        return self.kv_heads or heads, self.head_dim or width // heads
+
+
+class Context(NamedTuple):
+    """What all blocks read beside the sequence; every array has a leading axis B, or 1.
+
+    Attributes:
+      rotation: cosines and sines of rotary positions (``rope.rotation``); None: queries and keys are not turned.
+      bias: added to the scores of self-attention (relative positions); None: nothing is.
+      memory: what cross-attention reads.
+      memory_mask: which of it is real.
+      at: where in the cache the sequence begins; read only where there is a cache.
+    """
+
+    rotation: Float32[Array, "_ L 2 k"] | None = None
+    bias: Float32[Array, "_ H L S"] | None = None
+    memory: Float[Array, "B S D"] | None = None
+    memory_mask: Bool[Array, "B 1 1 S"] | None = None
+    at: Array | None = None
+
+
+class Attention(nn.Module):
+    """Multi-head scaled dot-product attention (Vaswani et al. 2017) of a sequence to itself or to a memory.
+
+    With a variable collection "cache" that holds ``keys`` and ``values`` [B, S, G, K] for it, self-attention writes its
+    own there, from ``context.at`` on, and reads all of them; the mask alone then says what is seen.
+    Cross-attention writes them where it is given a memory, and reads them where it is not.
+
+    Attributes:
+      heads: H.
       causal: let position i see positions up to i only.
-      dtype: of the computation.
+      dtype: of the computation; the softmax is in float32.
       sequence_attention: see ``attention``.
+      style: see ``Style``.
     """
 
     heads: int
     causal: bool = False
     dtype: str = "float32"
     sequence_attention: str = "ring"
+    style: Style = Style()
 
     @nn.compact
     def __call__(
-        self, x_BLD: Float[Array, "B L D"], mask: Bool[Array, "B _ _ L"] | None = None
+        self,
+        x_BLD: Float[Array, "B L D"],
+        mask: Bool[Array, "B _ _ S"] | None = None,
+        context: Context = Context(),
+        cross: bool = False,
     ) -> Float[Array, "B L D"]:
-        """``mask`` is True where the query (third axis) may see the key (last axis)."""
-        D, dtype = x_BLD.shape[-1], DTYPES[self.dtype]
-        if D % self.heads:
-            raise ModelError(f"a width of {D} does not divide over {self.heads} heads.")
+        """``mask`` is True where the query (third axis) may see the key (last axis); unread by cross-attention."""
+        style, D, dtype = self.style, x_BLD.shape[-1], DTYPES[self.dtype]
+        kernel_init = KERNEL_INITS[style.kernel_init]
+        G, K = style.sizes(D, self.heads)
 
-        def project(name: str) -> Float[Array, "B L H K"]:
-            shape = (self.heads, D // self.heads)
-            y_BLHK = nn.DenseGeneral(shape, dtype=dtype, kernel_init=kernel_init, name=name)(x_BLD)
-            return constrain(y_BLHK, "batch", "length", "heads", None)
+        def project(name: str, heads: int, x: Float[Array, "B _ D"]) -> Float[Array, "B _ _ K"]:
+            dense = nn.DenseGeneral(
+                (heads, K), dtype=dtype, kernel_init=kernel_init, use_bias=style.qkv_bias, name=name
+            )
+            y = dense(x)
+            if style.qk_norm and name != "value":
+                y = nn.RMSNorm(epsilon=style.epsilon, dtype=dtype, name=f"{name}_norm")(y)
+            if context.rotation is not None and name != "value" and not cross:
+                y = rotate(y, context.rotation)
+            return _spread(y)
 
-        qkv = project("query"), project("key"), project("value")
-        y_BLHK = constrain(
-            attention(*qkv, mask, self.causal, self.sequence_attention), "batch", "length", "heads", None
+        q_BLHK = project("query", self.heads, x_BLD)
+        if style.scale is not None:  # which attention divides by K ** 0.5
+            q_BLHK = q_BLHK * (style.scale * K**0.5)
+        cached = self.has_variable("cache", "keys")
+        source = x_BLD if not cross else context.memory
+        if source is not None:
+            k_BSGK, v_BSGK = project("key", G, source), project("value", G, source)
+            if cached:
+                at = context.at if context.at is not None and not cross else 0
+                k_BSGK, v_BSGK = self._keep("keys", k_BSGK, at), self._keep("values", v_BSGK, at)
+        elif cached:
+            k_BSGK, v_BSGK = self.get_variable("cache", "keys"), self.get_variable("cache", "values")
+        else:
+            raise ModelError("cross-attention has neither a memory nor a cache to read.")
+        y_BLHK = attention(
+            q_BLHK,
+            k_BSGK.astype(dtype),
+            v_BSGK.astype(dtype),
+            context.memory_mask if cross else mask,
+            self.causal and not cached and not cross,
+            self.sequence_attention,
+            bias=None if cross else context.bias,
+            window=None if cached or cross else style.window,
         )
-        y_BLD = nn.DenseGeneral(D, axis=(-2, -1), dtype=dtype, kernel_init=kernel_init, name="out")(y_BLHK)
-        return constrain(y_BLD, "batch", "length", "width")
+        out = nn.DenseGeneral(
+            D, axis=(-2, -1), dtype=dtype, kernel_init=kernel_init, use_bias=style.out_bias, name="out"
+        )
+        return constrain(out(_spread(y_BLHK)), "batch", "length", "width")
+
+    def _keep(self, name: str, new: Array, at: Any) -> Array:
+        """The cached array with ``new`` written into it from position ``at`` on."""
+        old: Any = self.get_variable("cache", name)
+        kept = jax.lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), at, 1)
+        self.put_variable("cache", name, kept)
+        return kept
+
+
+def _spread(y_BLHK: Array) -> Array:
+    """Heads that do not divide over their devices, such as few heads of keys, stay whole."""
+    heads = None if y_BLHK.shape[2] % mesh_size("heads") else "heads"
+    return constrain(y_BLHK, "batch", "length", heads, None)
 
 
 class FeedForward(nn.Module):
-    """Dense, GELU (exact), dense.
+    """Dense, activation, dense; see ``Style`` for the gate.
 
     Attributes:
       mlp_dim: M.
-      dropout: rate after the GELU.
+      dropout: rate after the activation.
       dtype: of the computation.
+      style: see ``Style``.
     """
 
     mlp_dim: int
     dropout: float = 0.0
     dtype: str = "float32"
+    style: Style = Style()
 
     @nn.compact
     def __call__(self, x_BLD: Float[Array, "B L D"], train: bool = False) -> Float[Array, "B L D"]:
-        dtype, bias_init = DTYPES[self.dtype], nn.initializers.normal(1e-6)
-        h_BLM = nn.Dense(self.mlp_dim, dtype=dtype, kernel_init=kernel_init, bias_init=bias_init, name="up")(x_BLD)
-        h_BLM = constrain(h_BLM, "batch", "length", "mlp")
-        h_BLM = nn.Dropout(self.dropout, deterministic=not train)(jax.nn.gelu(h_BLM, approximate=False))
-        D = x_BLD.shape[-1]
-        y_BLD = nn.Dense(D, dtype=dtype, kernel_init=kernel_init, bias_init=bias_init, name="down")(h_BLM)
-        return constrain(y_BLD, "batch", "length", "width")
+        style, D = self.style, x_BLD.shape[-1]
+
+        def dense(width: int, name: str) -> nn.Dense:
+            return nn.Dense(
+                width,
+                dtype=DTYPES[self.dtype],
+                kernel_init=KERNEL_INITS[style.kernel_init],
+                bias_init=nn.initializers.normal(1e-6),
+                use_bias=style.mlp_bias,
+                name=name,
+            )
+
+        activation = ACTIVATIONS[style.activation]
+        h_BLM = constrain(dense(self.mlp_dim, "up")(x_BLD), "batch", "length", "mlp")
+        if style.gated:
+            gate_BLM = constrain(dense(self.mlp_dim, "gate")(x_BLD), "batch", "length", "mlp")
+            h_BLM = activation(gate_BLM) * h_BLM
+        else:
+            h_BLM = activation(h_BLM)
+        h_BLM = nn.Dropout(self.dropout, deterministic=not train)(h_BLM)
+        return constrain(dense(D, "down")(h_BLM), "batch", "length", "width")
 
 
 class Block(nn.Module):
-    """``x + attention(norm(x))``, then ``x + feed_forward(norm(x))``.
+    """``x + attention(norm(x))``, then ``x + feed_forward(norm(x))``; with ``cross``, attention to a memory between.
+
+    Where the style says ``post_norm``: ``norm(x + attention(x))``, then ``norm(x + feed_forward(x))``.
 
     Attributes:
-      dropout: rate after the GELU and on the output of each branch; attention weights are not dropped.
+      dropout: rate after the activation and on the output of each branch; attention weights are not dropped.
       drop_path: probability that a branch is left out for a whole example (stochastic depth, Huang et al. 2016); those
         kept are scaled by ``1 / (1 - drop_path)``.
       sequence_attention: see ``attention``.
+      style: see ``Style``.
+      cross: attend to ``context.memory`` as well.
     """
 
     heads: int
@@ -104,17 +265,20 @@ class Block(nn.Module):
     drop_path: float = 0.0
     dtype: str = "float32"
     sequence_attention: str = "ring"
+    style: Style = Style()
+    cross: bool = False
 
     @nn.compact
     def __call__(
         self,
         x_BLD: Float[Array, "B L D"],
-        mask: Bool[Array, "B _ _ L"] | None = None,
+        mask: Bool[Array, "B _ _ S"] | None = None,
         train: bool = False,
         drop_path: Float[Array, ""] | None = None,
+        context: Context = Context(),
     ) -> Float[Array, "B L D"]:
         """``drop_path`` replaces the attribute, for a program that all blocks of a stack share."""
-        dtype = DTYPES[self.dtype]
+        style, dtype = self.style, DTYPES[self.dtype]
 
         def drop(y_BLD: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
             y_BLD = nn.Dropout(self.dropout, deterministic=not train)(y_BLD)
@@ -125,15 +289,21 @@ class Block(nn.Module):
             keep_B11 = jax.random.bernoulli(self.make_rng("dropout"), 1 - drop_path, (len(y_BLD), 1, 1))
             return jnp.where(keep_B11, y_BLD / (1 - drop_path).astype(dtype), 0)
 
-        y_BLD = nn.LayerNorm(EPSILON, dtype=dtype, name="norm1")(x_BLD)
-        attend = SelfAttention(self.heads, self.causal, self.dtype, self.sequence_attention, name="attention")
-        x_BLD = x_BLD + drop(attend(y_BLD, mask))
-        y_BLD = nn.LayerNorm(EPSILON, dtype=dtype, name="norm2")(x_BLD)
-        return x_BLD + drop(FeedForward(self.mlp_dim, self.dropout, self.dtype, name="mlp")(y_BLD, train))
+        def add(x_BLD: Any, name: str, branch: Callable[[Any], Any]) -> Any:
+            norm = style.normaliser(self.dtype, name)
+            return norm(x_BLD + drop(branch(x_BLD))) if style.post_norm else x_BLD + drop(branch(norm(x_BLD)))
+
+        words = self.heads, self.causal, self.dtype, self.sequence_attention, style
+        x_BLD = add(x_BLD, "norm1", lambda y: Attention(*words, name="attention")(y, mask, context))
+        if self.cross:
+            attend = Attention(*words, name="cross_attention")
+            x_BLD = add(x_BLD, "norm_cross", lambda y: attend(y, None, context, cross=True))
+        feed = FeedForward(self.mlp_dim, self.dropout, self.dtype, style, name="mlp")
+        return add(x_BLD, "norm2", lambda y: feed(y, train))
 
 
 class Encoder(nn.Module):
-    """A stack of blocks and a last LayerNorm.
+    """A stack of blocks and, unless they normalise at their own end, a last norm.
 
     Where the active rules spread "layers" over devices, each of them holds its part of the (scanned) stack, and
     microbatches flow through them (``pipeline``). Random masks then depend on ``pipeline_microbatches`` but not on the
@@ -148,9 +318,11 @@ class Encoder(nn.Module):
       remat: compute the blocks' activations again in the backward pass instead of keeping them.
       remat_policy: what is kept nevertheless; a name of ``REMAT_POLICIES``, which are those of ``jax.checkpoint``.
       scan: keep the blocks' parameters in one stack, ``blocks``, each with a leading axis N, and loop over it: the
-        program and its compilation do not grow with the depth. See ``stack_blocks``.
+        program and its compilation do not grow with the depth. See ``stack_blocks``. Such a stack has no cache.
       sequence_attention: see ``attention``.
       pipeline_microbatches: slices of the batch that flow through a pipeline; unread without one.
+      style: see ``Style``.
+      cross: see ``Block``.
 
     Raises:
       ModelError: an unknown word among the attributes, or layers spread over devices that are not stacked or do not
@@ -169,6 +341,8 @@ class Encoder(nn.Module):
     scan: bool = False
     sequence_attention: str = "ring"
     pipeline_microbatches: int = 4
+    style: Style = Style()
+    cross: bool = False
 
     def __post_init__(self) -> None:
         look_up(REMAT_POLICIES, self.remat_policy, "remat_policy")
@@ -177,7 +351,11 @@ class Encoder(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x_BLD: Float[Array, "B L D"], mask: Bool[Array, "B _ _ L"] | None = None, train: bool = False
+        self,
+        x_BLD: Float[Array, "B L D"],
+        mask: Bool[Array, "B _ _ S"] | None = None,
+        train: bool = False,
+        context: Context = Context(),
     ) -> Float[Array, "B L D"]:
         if mesh_axes("layers") and not self.scan:
             raise ModelError(
@@ -185,46 +363,49 @@ class Encoder(nn.Module):
             )
         x_BLD = constrain(x_BLD, "batch", "length", "width")
         x_BLD = nn.Dropout(self.dropout, deterministic=not train)(x_BLD.astype(DTYPES[self.dtype]))
-        x_BLD = (self._stacked if self.scan else self._unrolled)(x_BLD, mask, train)
-        return nn.LayerNorm(EPSILON, dtype=DTYPES[self.dtype], name="norm")(x_BLD)
+        x_BLD = (self._stacked if self.scan else self._unrolled)(x_BLD, mask, train, context)
+        return x_BLD if self.style.post_norm else self.style.normaliser(self.dtype, "norm")(x_BLD)
 
     def _block(self, block: Callable[..., Any], drop_path: float, **kwargs: Any) -> Any:
-        words = self.causal, self.dropout, drop_path, self.dtype, self.sequence_attention
+        words = self.causal, self.dropout, drop_path, self.dtype, self.sequence_attention, self.style, self.cross
         return block(self.heads, self.mlp_dim, *words, **kwargs)
 
-    def _unrolled(self, x_BLD: Any, mask: Any, train: bool) -> Any:
+    def _unrolled(self, x_BLD: Any, mask: Any, train: bool, context: Context) -> Any:
         policy = REMAT_POLICIES[self.remat_policy]
         block = nn.remat(Block, static_argnums=(3,), policy=policy) if self.remat else Block
         for i in range(self.depth):
             drop_path = self.drop_path * i / max(1, self.depth - 1)
-            x_BLD = self._block(block, drop_path, name=f"block_{i}")(x_BLD, mask, train)
+            x_BLD = self._block(block, drop_path, name=f"block_{i}")(x_BLD, mask, train, None, context)
         return x_BLD
 
-    def _stacked(self, x_BLD: Any, mask: Any, train: bool) -> Any:
+    def _stacked(self, x_BLD: Any, mask: Any, train: bool, context: Context) -> Any:
         N, block = self.depth, self._block(Block, 0.0, parent=None)
 
         def init(key: jax.Array) -> Any:
             with nn.logical_axis_rules(()):  # one example of length 1, which no device shares
                 x_11D = jnp.zeros((1, 1, x_BLD.shape[-1]), x_BLD.dtype)
-                return jax.vmap(lambda key: block.init(key, x_11D)["params"])(jax.random.split(key, N))
+                like = Context(memory=x_11D) if self.cross else Context()
+                return jax.vmap(lambda key: block.init(key, x_11D, context=like)["params"])(jax.random.split(key, N))
 
         stack = self.param("blocks", init)
         random = train and (self.dropout > 0 or self.drop_path > 0)
         key_N = jax.random.split(self.make_rng("dropout"), N) if random else None
         rate_N = jnp.linspace(0.0, self.drop_path, N) if train and self.drop_path > 0 else None
 
-        def apply(layer: Any, x_bLD: Any, mask: Any, microbatch: Any) -> Any:
+        def apply(layer: Any, x_bLD: Any, extra: Any, microbatch: Any) -> Any:
             params, key, rate = layer
             rngs = None if key is None else {"dropout": jax.random.fold_in(key, microbatch)}
-            return block.apply({"params": params}, x_bLD, mask, train, rate, rngs=rngs)
+            mask, context = extra
+            return block.apply({"params": params}, x_bLD, mask, train, rate, context, rngs=rngs)
 
         if self.remat:  # the loop keeps the two computations apart by itself
             apply = jax.checkpoint(apply, policy=REMAT_POLICIES[self.remat_policy], prevent_cse=False)
-        layers, axes = (stack, key_N, rate_N), mesh_axes("layers")
+        layers, axes, extra = (stack, key_N, rate_N), mesh_axes("layers"), (mask, context)
         check_stages(N, mesh_size("layers"))
         if axes and not self.is_initializing():  # which sees one example, to no purpose but its shape
-            return pipeline(apply, layers, x_BLD, mask, self.pipeline_microbatches, axes)
-        x_BLD, _ = jax.lax.scan(lambda x_BLD, layer: (apply(layer, x_BLD, mask, 0), None), x_BLD, layers)
+            extra = jax.tree.map(lambda a: jnp.broadcast_to(a, (len(x_BLD), *a.shape[1:])), extra)
+            return pipeline(apply, layers, x_BLD, extra, self.pipeline_microbatches, axes)
+        x_BLD, _ = jax.lax.scan(lambda x_BLD, layer: (apply(layer, x_BLD, extra, 0), None), x_BLD, layers)
         return x_BLD
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from bigbase_jax.models.layers import ModelError
-from bigbase_jax.models.transformer import Block, Encoder, SelfAttention, sincos2d
+from bigbase_jax.models.transformer import Block, Encoder, Attention, sincos2d
 from bigbase_jax.models.vit import ViT
 
 TINY = {"width": 16, "depth": 2, "heads": 2, "patch": 4}
@@ -104,7 +104,7 @@ def test_a_causal_encoder_does_not_see_the_future():
 def test_masked_keys_are_not_seen():
     x = jax.random.normal(jax.random.key(1), (1, 4, 8))
     mask = jnp.array([True, True, False, True])[None, None, None].repeat(4, 2)
-    seen = sensitivity(SelfAttention(2), x, mask)
+    seen = sensitivity(Attention(2), x, mask)
     assert np.delete(seen[:, 2], 2).max() == 0  # position 2 still asks, so its own output depends on it
     assert np.delete(seen, 2, 1).min() > 0
 
