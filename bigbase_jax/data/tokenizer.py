@@ -3,6 +3,10 @@
 What a config names (``Bytes``, ``Characters``, ``Subwords``, ``TokenizerFile``) is fitted to the training text once;
 the ``Tokenizer`` that results is kept as one string among the data's facts, so a run needs no other file to read text.
 
+Special tokens have roles: ``pad``, ``cls`` and ``sep`` (around a text that is to be classified), ``mask``, ``start``
+(of what a decoder writes), ``turn`` and ``stop`` (around what someone says). A tokenizer of ours has those that ``fit``
+is asked for; a published one those that it was published with. Data sets tell them as facts, ``pad_id`` and so on.
+
 Axes: T tokens of a text, V entries of the vocabulary.
 """
 
@@ -12,9 +16,11 @@ import dataclasses
 import functools
 import json
 import os
+import re
 import struct
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, Protocol
+import unicodedata
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -24,11 +30,36 @@ from bigbase_jax.core import UserError
 END = "<|endoftext|>"
 """The name of the token between documents, where a tokenizer has none of its own."""
 _ENDS = (END, "<|end_of_text|>", "</s>", "<eos>", "<|im_end|>", "[SEP]")  # of published tokenizers
+ROLES: Mapping[str, tuple[str, ...]] = {
+    "pad": ("[PAD]", "<pad>", "<|pad|>", "<|padding|>"),
+    "cls": ("[CLS]", "<cls>", "<s>", "<bos>"),
+    "sep": ("[SEP]", "<sep>", "</s>", "<eos>"),
+    "mask": ("[MASK]", "<mask>"),
+    "start": ("<s>", "<bos>", "<|startoftext|>", "<|begin_of_text|>", "[CLS]"),
+    "turn": ("<|im_start|>",),
+    "stop": ("<|im_end|>", "<|eot_id|>", "<end_of_turn>"),
+}
+"""Roles of special tokens, and what they are called: new ones by the first name, published ones by any, in order."""
 _BERT = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 _NEVER = -1e4  # log-probability of a Unigram's byte pieces: the last resort
 
 Texts = Callable[[], Iterator[str]]
 """Gives the training texts from the start, as often as it is called."""
+
+
+class Layout(NamedTuple):
+    """What stands around one text or two.
+
+    Attributes:
+      tokens: in order; ``FIRST`` and ``SECOND`` are where the texts go.
+      types: of each, 0 or 1.
+    """
+
+    tokens: tuple[int, ...]
+    types: tuple[int, ...]
+
+
+FIRST, SECOND = -1, -2
 
 
 class Tokenizer(Protocol):
@@ -38,11 +69,15 @@ class Tokenizer(Protocol):
       size: V; tokens are 0 to V - 1.
       end: the token between documents, which no text contains; None: there is none.
       token_bytes: i32[V], how many bytes of UTF-8 each token stands for; None where that depends on the text around.
+      special: tokens by role (see ``ROLES``), of those that it has.
+      continues: whether pieces that go on with a word begin with "##".
     """
 
     size: int
     end: int | None
     token_bytes: np.ndarray | None
+    special: Mapping[str, int]
+    continues: bool
 
     def encode_batch(self, texts: Sequence[str]) -> list[tuple[np.ndarray, np.ndarray]]:
         """(tokens i32[T], bytes i32[T]) of each text: how many of its bytes each token stands for.
@@ -54,8 +89,20 @@ class Tokenizer(Protocol):
         """
         ...
 
+    def encode_marked(self, text: str) -> tuple[np.ndarray, np.ndarray]:
+        """As ``encode_batch`` of one text, but names of special tokens in it are these tokens (and their bytes)."""
+        ...
+
+    def layout(self, pair: bool) -> Layout:
+        """The special tokens around one text, or around two: as published, else ``cls`` text ``sep`` (text ``sep``)."""
+        ...
+
+    def spelled(self) -> list[bytes]:
+        """The text of every token in bytes, with "##" where it has that; of a special one, none."""
+        ...
+
     def decode(self, tokens: Iterable[int]) -> str:
-        """The text of tokens; the end between documents has none, and bytes that are not UTF-8 become U+FFFD."""
+        """The text of tokens; special tokens of ours have none, and bytes that are not UTF-8 become U+FFFD."""
         ...
 
     def pieces(self, tokens: Iterable[int]) -> list[str]:
@@ -84,28 +131,124 @@ def encode(tokenizer: Tokenizer, text: str) -> np.ndarray:
     return tokenizer.encode_batch([text])[0][0]
 
 
+def facts_of(tokenizer: Tokenizer) -> dict[str, Any]:
+    """``vocab_size``, ``tokenizer`` (its state), and ``end_id``, ``pad_id``, ``cls_id``, ... as far as it has them."""
+    ids = {f"{role}_id": token for role, token in tokenizer.special.items()}
+    ends = {} if tokenizer.end is None else {"end_id": tokenizer.end}
+    return {"vocab_size": tokenizer.size, "tokenizer": tokenizer.state(), **ends, **ids}
+
+
+def lacking(tokenizer: Tokenizer, roles: Iterable[str]) -> None:
+    """Raises UserError where a tokenizer has no token of one of these roles."""
+    for role in roles:
+        if role not in tokenizer.special:
+            raise UserError(
+                f"this tokenizer has no {role} token ({', '.join(ROLES[role])}); take another, or learn one from the"
+                " text (Subwords)."
+            )
+
+
+def compose(
+    layout: Layout, first_T: np.ndarray, second_T: np.ndarray | None, length: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """(tokens i32[T], types i32[T]) of one text or two with what stands around them, T at most ``length``.
+
+    What is too long is cut at its end, the longer text first (Hugging Face's ``longest_first``); special tokens stay.
+    """
+    room = max(length - sum(token >= 0 for token in layout.tokens), 0)
+    n, m = len(first_T), 0 if second_T is None else len(second_T)
+    if n + m > room and second_T is None:
+        n = room
+    elif n + m > room:
+        less = min(n, m)
+        more = less if less > room else max(less, room - less)
+        if less + more > room:
+            less, more = room // 2, room - room // 2
+        n, m = (less, more) if n <= m else (more, less)
+    parts: dict[int, np.ndarray] = {FIRST: first_T[:n]}
+    if second_T is not None:
+        parts[SECOND] = second_T[:m]
+    pieces = [parts[token] if token < 0 else np.array([token]) for token in layout.tokens]
+    types = [np.full(len(piece), kind) for piece, kind in zip(pieces, layout.types, strict=True)]
+    return np.concatenate(pieces).astype(np.int32)[:length], np.concatenate(types).astype(np.int32)[:length]
+
+
+def word_starts(tokenizer: Tokenizer, tokens_T: np.ndarray) -> np.ndarray:
+    """bool[T]: does each token begin a word. What follows it up to the next one that does belongs to its word.
+
+    A word is a run of letters, or one of digits, with the space before it where the tokenizer keeps that in one token;
+    a Chinese or Japanese character, any other sign and a special token are words of their own.
+    """
+    lead_V, tail_V = _ends_of_pieces(tokenizer.state())
+    lead_T = lead_V[tokens_T]
+    before_T = np.concatenate([[_SIGN], tail_V[tokens_T[:-1]]])[: len(tokens_T)]
+    return (lead_T == _SIGN) | ((lead_T != before_T) & (lead_T != _REST))
+
+
+_SIGN, _LETTER, _DIGIT, _REST = range(4)
+
+
+@functools.lru_cache(maxsize=4)
+def _ends_of_pieces(state: str) -> tuple[np.ndarray, np.ndarray]:
+    """i8[V] each: what the first and the last character of every token is; ``_REST``: the middle of a word."""
+    tokenizer = load(state)
+    special = {tokenizer.end, *tokenizer.special.values()}
+    lead, tail = [], []
+    for token, spelled in enumerate(tokenizer.spelled()):
+        text = spelled.decode(errors="replace")
+        if token in special or not text:
+            first = last = _SIGN
+        elif tokenizer.continues:
+            first = last = _REST if text.startswith("##") else _SIGN
+        else:
+            first, last = (_kind_of(c) if c != "\ufffd" else _LETTER for c in (text[0], text[-1]))
+            if text[0] == "\ufffd" and spelled[0] & 0xC0 == 0x80:
+                first = _REST
+            elif text[0] == "\ufffd" and 0xE3 <= spelled[0] <= 0xE9:  # the first bytes of U+3000 to U+9FFF
+                first = _SIGN
+        lead.append(first)
+        tail.append(last)
+    return np.array(lead, np.int8), np.array(tail, np.int8)
+
+
+def _kind_of(character: str) -> int:
+    if "\u3040" <= character <= "\u9fff" or character >= "\U00020000":  # kana and Han
+        return _SIGN
+    kind = unicodedata.category(character)[0]
+    return {"L": _LETTER, "M": _LETTER, "N": _DIGIT}.get(kind, _SIGN)
+
+
 # ------------------------------------------------------------------------------------------------- bytes and characters
 
 
 class Symbols:
     """Tokens that are characters, and bytes for all other characters: ``decode`` gives any text back exactly.
 
-    Attributes: see ``Tokenizer``. Tokens are the ``characters``, then (where ``fallback``) the 256 bytes, then the end.
+    Attributes: see ``Tokenizer``. Tokens are the ``characters``, then (where ``fallback``) the 256 bytes, then the end,
+      then the special ones.
     """
 
-    def __init__(self, characters: str = "", fallback: bool = True, end: bool = False):
+    continues = False
+
+    def __init__(self, characters: str = "", fallback: bool = True, end: bool = False, special: Sequence[str] = ()):
         """
         Args:
           characters: each once; "" and ``fallback``: the tokens are bytes.
           fallback: write other characters as their bytes of UTF-8, instead of refusing them.
           end: have a token between documents.
+          special: roles of special tokens to have.
         """
         self.characters, self.fallback = characters, fallback
         self._base = len(characters)
         spelled = [c.encode() for c in characters] + [bytes([b]) for b in range(256)] * fallback + [b""] * end
+        self.end = len(spelled) - 1 if end else None
+        self.special: Mapping[str, int] = {role: len(spelled) + i for i, role in enumerate(special)}
+        self._names = {token: ROLES[role][0] for role, token in self.special.items()}
+        if self.end is not None:
+            self._names[self.end] = END
+        spelled += [b""] * len(special)
         self._spelled = spelled
         self.size = len(spelled)
-        self.end = len(spelled) - 1 if end else None
         self.token_bytes: np.ndarray | None = np.array([len(b) for b in spelled], np.int32)
         codes = _codes(characters)
         self._token_of = np.full(int(codes.max(initial=0)) + 2, -1, np.int32)  # the last: any higher character
@@ -134,15 +277,47 @@ class Symbols:
         tokens_T[spelled_T] = self._base + np.frombuffer(raw, np.uint8).astype(np.int32)
         return tokens_T
 
+    def encode_marked(self, text: str) -> tuple[np.ndarray, np.ndarray]:
+        by_name = {name: token for token, name in self._names.items()}
+        names = "|".join(re.escape(name) for name in by_name)
+        tokens, counts = [], []
+        for part in re.split(f"({names})", text) if names else [text]:
+            if part in by_name:
+                tokens.append(np.array([by_name[part]], np.int32))
+                counts.append(np.array([len(part)], np.int32))
+            elif part:
+                tokens_T, counts_T = self.encode_batch([part])[0]
+                tokens.append(tokens_T)
+                counts.append(counts_T)
+        if not tokens:
+            return np.zeros(0, np.int32), np.zeros(0, np.int32)
+        return np.concatenate(tokens), np.concatenate(counts)
+
+    def layout(self, pair: bool) -> Layout:
+        return _around(self.special, pair)
+
+    def spelled(self) -> list[bytes]:
+        return self._spelled
+
     def decode(self, tokens: Iterable[int]) -> str:
         return b"".join([self._spelled[t] for t in tokens]).decode(errors="replace")
 
     def pieces(self, tokens: Iterable[int]) -> list[str]:
-        return [END if t == self.end else self._spelled[t].decode(errors="backslashreplace") for t in tokens]
+        return [self._names.get(int(t)) or self._spelled[t].decode(errors="backslashreplace") for t in tokens]
 
     def state(self) -> str:
         given = {"characters": self.characters, "fallback": self.fallback, "end": self.end is not None}
+        if self.special:
+            given["special"] = list(self.special)
         return json.dumps({"kind": "symbols", **given}, ensure_ascii=False)
+
+
+def _around(special: Mapping[str, int], pair: bool) -> Layout:
+    """``cls`` text ``sep``, or ``cls`` text ``sep`` text ``sep``, without those that there are not."""
+    cls, sep = ([special[role]] if role in special else [] for role in ("cls", "sep"))
+    first = [*cls, FIRST, *sep]
+    second = [SECOND, *sep] if pair else []
+    return Layout((*first, *second), (0,) * len(first) + (1,) * len(second))
 
 
 def _codes(text: str) -> np.ndarray:
@@ -159,9 +334,9 @@ def _utf8_lengths(codes: np.ndarray) -> np.ndarray:
 class Bytes:
     """256 tokens, one for each byte of UTF-8: any language, no training, ``decode`` exact."""
 
-    def fit(self, texts: Texts, others: Texts, end: bool) -> Tokenizer:
-        """``end``: have a token between documents."""
-        return Symbols(end=end)
+    def fit(self, texts: Texts, others: Texts, end: bool, special: Sequence[str] = ()) -> Tokenizer:
+        """``end``: have a token between documents; ``special``: roles of special tokens to have."""
+        return Symbols(end=end, special=special)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -175,10 +350,10 @@ class Characters:
 
     fallback: bool | None = None
 
-    def fit(self, texts: Texts, others: Texts, end: bool) -> Tokenizer:
+    def fit(self, texts: Texts, others: Texts, end: bool, special: Sequence[str] = ()) -> Tokenizer:
         known = _characters(texts)
         fallback = bool(_characters(others) - known) if self.fallback is None else self.fallback
-        return Symbols("".join(sorted(known)), fallback, end)
+        return Symbols("".join(sorted(known)), fallback, end, special)
 
 
 def _characters(texts: Texts) -> set[str]:
@@ -195,19 +370,23 @@ class Subword:
     """A tokenizer of Hugging Face's ``tokenizers``, without the special tokens that it may put around a text.
 
     What looks like a special token in a text is text: ``"<|endoftext|>"`` in a document never ends one.
+
+    Attributes: see ``Tokenizer``.
     """
 
     def __init__(self, tokenizer: str, end: int | None):
         """``tokenizer``: the contents of a ``tokenizer.json``; ``end``: see ``Tokenizer``."""
         self._json = tokenizer
-        self._tokenizer = _hugging_face().Tokenizer.from_str(tokenizer)
-        self._tokenizer.encode_special_tokens = True
-        self._tokenizer.no_truncation()
-        self._tokenizer.no_padding()
+        self._tokenizer = self._new(True)
         self.end = end
-        self.size = 1 + max(self._tokenizer.get_vocab(with_added_tokens=True).values())
+        vocabulary = self._tokenizer.get_vocab(with_added_tokens=True)
+        self.size = 1 + max(vocabulary.values())
         given = json.loads(tokenizer)
+        names = {entry["content"] for entry in given["added_tokens"] if entry["special"]}
+        found = {role: next((n for n in known if n in names), None) for role, known in ROLES.items()}
+        self.special: Mapping[str, int] = {role: vocabulary[n] for role, n in found.items() if n is not None}
         self._added = {entry["id"]: entry for entry in given["added_tokens"]}
+        self.continues = given["model"].get("type") == "WordPiece"
         self._byte_level = any(part["type"] == "ByteLevel" for part in _flat(given["decoder"], "decoders"))
         self.token_bytes = self._table(given)
 
@@ -218,16 +397,54 @@ class Subword:
             if self.token_bytes is not None:
                 found.append((tokens_T, self.token_bytes[tokens_T]))
                 continue
-            # A token stands for the text from the end of those before it to its own; the last one for the rest too.
-            byte_at = np.concatenate([[0], np.cumsum(_utf8_lengths(_codes(text)))])
-            ends = np.array([stop for _, stop in encoding.offsets], np.int64)
-            reached_T = byte_at[np.maximum.accumulate(ends)] if len(ends) else ends
-            reached_T[-1:] = byte_at[-1]
-            found.append((tokens_T, np.diff(reached_T, prepend=0).astype(np.int32)))
+            found.append((tokens_T, _bytes_by_offsets(text, encoding)))
+        return found
+
+    def encode_marked(self, text: str) -> tuple[np.ndarray, np.ndarray]:
+        encoding = self._marked.encode(text, add_special_tokens=False)
+        return np.array(encoding.ids, np.int32), _bytes_by_offsets(text, encoding)
+
+    @functools.cached_property
+    def _marked(self) -> Any:
+        return self._new(False)
+
+    def _new(self, special_is_text: bool) -> Any:
+        tokenizer = _hugging_face().Tokenizer.from_str(self._json)
+        tokenizer.encode_special_tokens = special_is_text
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        return tokenizer
+
+    def layout(self, pair: bool) -> Layout:
+        words = [self._tokenizer.encode("0", add_special_tokens=False) for _ in range(1 + pair)]
+        whole = self._tokenizer.post_process(*words, add_special_tokens=True)
+        tokens: list[int] = []
+        types: list[int] = []
+        for token, place, kind in zip(whole.ids, whole.sequence_ids, whole.type_ids, strict=True):
+            entry = token if place is None else (FIRST, SECOND)[place]
+            if entry >= 0 or entry not in tokens:
+                tokens.append(entry)
+                types.append(kind)
+        published = FIRST in tokens and max(tokens) >= 0
+        return Layout(tuple(tokens), tuple(types)) if published else _around(self.special, pair)
+
+    def spelled(self) -> list[bytes]:
+        raw = _byte_of_character() if self._byte_level else {}
+        found = [b""] * self.size
+        for piece, token in self._tokenizer.get_vocab(with_added_tokens=True).items():
+            if token in self._added:
+                found[token] = b"" if self._added[token]["special"] else piece.encode()
+            elif self._byte_level:
+                found[token] = bytes(raw[c] for c in piece)
+            elif match := re.fullmatch("<0x([0-9A-F]{2})>", piece):
+                found[token] = bytes([int(match[1], 16)])
+            else:
+                found[token] = piece.replace("▁", " ").encode()
         return found
 
     def decode(self, tokens: Iterable[int]) -> str:
-        return self._tokenizer.decode([int(t) for t in tokens if t != self.end], skip_special_tokens=False)
+        hidden = {self.end, *self.special.values()}
+        return self._tokenizer.decode([int(t) for t in tokens if t not in hidden], skip_special_tokens=False)
 
     def pieces(self, tokens: Iterable[int]) -> list[str]:
         spelled = [(t, self._tokenizer.id_to_token(int(t)) or f"<{t}>") for t in tokens]
@@ -252,6 +469,15 @@ class Subword:
             added = self._added.get(token)
             table_V[token] = len(piece) if added is None else 0 if added["special"] else len(piece.encode())
         return table_V
+
+
+def _bytes_by_offsets(text: str, encoding: Any) -> np.ndarray:
+    """i32[T]: a token stands for the text from the end of those before it to its own, the last one for the rest too."""
+    byte_at = np.concatenate([[0], np.cumsum(_utf8_lengths(_codes(text)))])
+    ends = np.array([stop for _, stop in encoding.offsets], np.int64)
+    reached_T = byte_at[np.maximum.accumulate(ends)] if len(ends) else ends
+    reached_T[-1:] = byte_at[-1]
+    return np.diff(reached_T, prepend=0).astype(np.int32)
 
 
 def _flat(node: dict[str, Any] | None, key: str) -> list[dict[str, Any]]:
@@ -298,7 +524,7 @@ class Subwords:
         if self.vocab_size < least:
             raise UserError(f"vocab_size is {self.vocab_size}; {self.algorithm} needs at least {least}.")
 
-    def fit(self, texts: Texts, others: Texts, end: bool) -> Tokenizer:
+    def fit(self, texts: Texts, others: Texts, end: bool, special: Sequence[str] = ()) -> Tokenizer:
         hf = _hugging_face()
         tokenizer, trainer = getattr(self, f"_{self.algorithm}")(hf)
         tokenizer.train_from_iterator(_capped(texts()), trainer)
@@ -310,7 +536,7 @@ class Subwords:
             given["added_tokens"] = []  # "<unk>" in a text is text
             joined = [{"type": "ByteFallback"}, {"type": "Fuse"}, given["decoder"]]
             given["decoder"] = {"type": "Sequence", "decoders": joined}
-        return _finish(hf.Tokenizer.from_str(json.dumps(given)), end)
+        return _finish(hf.Tokenizer.from_str(json.dumps(given)), end, special)
 
     def _bpe(self, hf: Any) -> tuple[Any, Any]:
         tokenizer = hf.Tokenizer(hf.models.BPE())
@@ -363,13 +589,16 @@ def _bert(hf: Any, model: Any, lowercase: bool) -> Any:
     return tokenizer
 
 
-def _finish(tokenizer: Any, end: bool) -> Subword:
-    """With a token between documents where that is asked for: its own if it has one, else a new one."""
+def _finish(tokenizer: Any, end: bool, special: Sequence[str] = ()) -> Subword:
+    """With special tokens, and one between documents, where asked for: its own if it has them, else new ones."""
     vocabulary = tokenizer.get_vocab(with_added_tokens=True)
     name = next((name for name in _ENDS if name in vocabulary), None)
     if end and name is None:
         tokenizer.add_special_tokens([END])
         name = END
+    if special:
+        has = Subword(tokenizer.to_str(), None).special
+        tokenizer.add_special_tokens([ROLES[role][0] for role in special if role not in has])
     return Subword(tokenizer.to_str(), tokenizer.token_to_id(name) if end else None)
 
 
@@ -385,7 +614,7 @@ def _hugging_face() -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class TokenizerFile:
-    """A published tokenizer.
+    """A published tokenizer, with the special tokens that it has (``fit`` adds none but the end).
 
     Attributes:
       path: a ``tokenizer.json`` of Hugging Face, a ``vocab.txt`` of BERT, a ``.model`` of SentencePiece, or a folder
@@ -397,7 +626,7 @@ class TokenizerFile:
     path: str
     lowercase: bool | None = None
 
-    def fit(self, texts: Texts, others: Texts, end: bool) -> Tokenizer:
+    def fit(self, texts: Texts, others: Texts, end: bool, special: Sequence[str] = ()) -> Tokenizer:
         """
         Raises:
           UserError: there is no such file, or it is not what its name says.

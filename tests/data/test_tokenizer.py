@@ -9,7 +9,22 @@ import pytest
 import tokenizers
 
 from bigbase_jax.core import UserError
-from bigbase_jax.data.tokenizer import END, Bytes, Characters, Subwords, Symbols, TokenizerFile, encode, load
+from bigbase_jax.data.tokenizer import (
+    END,
+    FIRST,
+    SECOND,
+    Bytes,
+    Characters,
+    Subwords,
+    Symbols,
+    TokenizerFile,
+    compose,
+    encode,
+    facts_of,
+    lacking,
+    load,
+    word_starts,
+)
 
 TRAIN = (
     "The quick brown fox jumps over the lazy dog; the dog sleeps on.\n" * 20,
@@ -53,6 +68,99 @@ def test_a_document_is_worth_its_bytes_also_where_the_tokenizer_changes_it():
         assert made.end not in tokens
     (tokens, counts), *_ = made.encode_batch(["  The fox  "])
     assert made.decode(tokens) == "The fox" and counts.sum() == 11 and counts[-1] >= len("fox  ")
+
+
+# ----------------------------------------------------------------------------------------------------- special tokens
+
+
+@pytest.mark.parametrize("spec", [*EXACT, Subwords("wordpiece", 200)], ids=repr)
+def test_special_tokens_are_had_where_asked_for_and_no_text_holds_them(spec):
+    roles = ("pad", "cls", "sep", "mask", "start", "turn", "stop")
+    plain, made = fitted(spec), spec.fit(lambda: iter(TRAIN), lambda: iter(HARD), True, roles)
+    again = load(made.state())
+    assert again.special == made.special and set(made.special) >= set(roles)
+    assert len({*made.special.values(), made.end}) >= 6 and max(made.special.values()) < made.size
+    facts = facts_of(again)
+    assert facts["end_id"] == made.end and all(facts[f"{role}_id"] == made.special[role] for role in roles)
+    ids = {*made.special.values(), made.end}
+    for text in HARD:
+        tokens = encode(made, text)
+        assert not ids & set(tokens.tolist())
+        if not isinstance(spec, Subwords) or spec.algorithm == "bpe":
+            np.testing.assert_array_equal(tokens, encode(plain, text))
+        surrounded = [made.special["cls"], *tokens, made.special["sep"], made.special["pad"], made.end]
+        assert made.decode(surrounded) == made.decode(tokens)
+    marked, counts = again.encode_marked("<|im_start|>明月 fox<|im_end|>")
+    assert (marked[0], marked[-1]) == (made.special["turn"], made.special["stop"])
+    np.testing.assert_array_equal(marked[1:-1], encode(made, "明月 fox"))
+    assert counts[0] == len("<|im_start|>") and counts.sum() == len("<|im_start|>明月 fox<|im_end|>".encode())
+    lacking(again, roles)
+    if "mask" not in plain.special:
+        with pytest.raises(UserError, match=r"no mask token \(\[MASK\], <mask>\)"):
+            lacking(plain, ("mask",))
+
+
+def bert(hf_processor=True):
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "##s", "dog", "明", "fox", "quick", "brown", "##ly"]
+    raw = tokenizers.Tokenizer(tokenizers.models.WordPiece({w: i for i, w in enumerate(words)}, unk_token="[UNK]"))
+    raw.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
+    raw.add_special_tokens(words[:5])
+    if hf_processor:
+        raw.post_processor = tokenizers.processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
+    return raw
+
+
+@pytest.mark.parametrize("kind", ["bert", "roberta", "none"])
+@pytest.mark.parametrize("length", [5, 7, 8, 30])
+def test_texts_and_pairs_are_put_together_and_cut_as_hugging_face_does(tmp_path, kind, length):
+    raw = bert()
+    if kind == "roberta":
+        raw.post_processor = tokenizers.processors.RobertaProcessing(("[SEP]", 3), ("[CLS]", 2))
+    raw.save(str(tmp_path / "tokenizer.json"))
+    if kind == "none":
+        bert(False).save(str(tmp_path / "tokenizer.json"))
+    made = load(fitted(TokenizerFile(str(tmp_path))).state())
+    raw.enable_truncation(length)
+    for first, second in [("the dogs", None), ("the quick brown fox", None), ("", None)] + [
+        ("the dog " * a, "fox 明 brown " * b) for a in (0, 1, 5) for b in (0, 1, 3)
+    ]:
+        expected = raw.encode(first, second) if second is not None else raw.encode(first)
+        pair = [encode(made, text) for text in (first, second) if text is not None]
+        tokens, types = compose(
+            made.layout(second is not None), pair[0], pair[1] if second is not None else None, length
+        )
+        assert tokens.tolist() == expected.ids and types.tolist() == expected.type_ids
+        assert tokens.dtype == types.dtype == np.int32
+
+
+def test_layouts_are_those_of_the_file_or_of_the_tokens_there_are(tmp_path):
+    bpe = Subwords("bpe", 300).fit(lambda: iter(TRAIN), lambda: iter(()), False, ("cls", "sep"))
+    cls, sep = (bpe.special[role] for role in ("cls", "sep"))
+    assert bpe.layout(True) == ((cls, FIRST, sep, SECOND, sep), (0, 0, 0, 1, 1)) and bpe.layout(False)[0][1] == FIRST
+    assert Symbols().layout(True) == ((FIRST, SECOND), (0, 1))
+    assert Symbols(special=("sep",)).layout(False) == ((FIRST, 256), (0, 0))
+
+
+def test_words_begin_where_a_reader_sees_them_begin():
+    def words(made, text):
+        tokens = encode(made, text)
+        starts = np.flatnonzero(word_starts(made, tokens))
+        return ["".join(made.pieces(part)) for part in np.split(tokens, starts)[1:]]
+
+    word_piece = load(json.dumps({"kind": "subword", "tokenizer": bert().to_str(), "end": 3}))
+    tokens = encode(word_piece, "the dogs quick quickly, fox")
+    assert word_starts(word_piece, tokens).tolist() == [True, True, False, True, True, False, True, True]
+    text = "The fox's 12 dogs, naïve 明月."
+    found = ["The", " ", "fox", "'", "s", " ", "12", " ", "dogs", ",", " ", "naïve", " ", "明", "月", "."]
+    assert words(Characters().fit(lambda: iter([text]), lambda: iter(()), False), text) == found
+    in_bytes = np.flatnonzero(word_starts(Symbols(), encode(Symbols(), text)))
+    assert [bytes(w).decode() for w in np.split(encode(Symbols(), text).astype(np.uint8), in_bytes)[1:]] == found
+    bpe = fitted(Subwords("bpe", 320))
+    assert words(bpe, "the lazy dog; the fox2")[:3] == ["the", " lazy", " dog"] and words(bpe, "a fox2")[-1] == "2"
+    assert len(words(bpe, "明月何今")) == 3  # of which 明月 is one token
+    made = Symbols(special=("mask",))
+    assert word_starts(made, np.array([97, 256, 98, 99])).tolist() == [True, True, True, False]
+    assert word_starts(made, np.zeros(0, np.int32)).shape == (0,)
 
 
 def test_characters_are_those_of_the_training_text_in_order():
