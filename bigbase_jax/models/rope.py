@@ -66,7 +66,7 @@ def _yarn(turn_k: np.ndarray, width: int, theta: float, scaling: Mapping[str, An
         """The pair that turns so often in the original length."""
         return width * math.log(length / (turns * 2 * math.pi)) / (2 * math.log(theta))
 
-    first, last = pair(scaling.get("beta_fast") or 32), pair(scaling.get("beta_slow") or 1)
+    first, last = pair(float(scaling.get("beta_fast") or 32)), pair(float(scaling.get("beta_slow") or 1))
     if scaling.get("truncate", True):
         first, last = math.floor(first), math.ceil(last)
     first, last = max(first, 0), min(last, width - 1)
@@ -74,7 +74,7 @@ def _yarn(turn_k: np.ndarray, width: int, theta: float, scaling: Mapping[str, An
     temperature = scaling.get("attention_factor")
     if temperature is None:
 
-        def heat(mscale: float) -> float:
+        def heat(mscale: Any) -> float:
             return 0.1 * mscale * math.log(factor) + 1.0 if factor > 1 else 1.0
 
         both = scaling.get("mscale") and scaling.get("mscale_all_dim")

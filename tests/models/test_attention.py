@@ -123,6 +123,36 @@ def test_without_a_spread_length_the_program_is_that_of_one_device():
         assert str(jax.jit(lambda q, k, v: attention(q, k, v)).trace(*x).jaxpr) != str(plain)
 
 
+@pytest.mark.parametrize("how", ["ring", "all_gather"])
+def test_few_heads_of_keys_and_a_window_over_a_spread_sequence(how):
+    q, k, v, weight = inputs()
+    x, words = (q, k[:, :, :2], v[:, :, :2], weight), {"is_causal": True, "window": 3}
+    attend = functools.partial(attention, sequence_attention=how, **words)
+    plain = jax.device_get(value_and_grads(functools.partial(attention, **words), x, None))
+    assert_same(run(attend, x, None, sequence=4, tensor=2)[0], plain)
+    near = jnp.tri(L, dtype=bool) & ~jnp.tri(L, k=-3, dtype=bool)
+    heads = q, *(jnp.repeat(a, 2, 2) for a in x[1:3])
+    np.testing.assert_allclose(plain[0], jax.nn.dot_product_attention(*heads, mask=near[None, None]), atol=1e-5)
+    assert np.abs(plain[0] - reference("none", True)[0]).max() > 0.1
+
+
+def test_a_bias_and_keys_of_another_sequence_over_a_spread_sequence():
+    (q, k, v, weight), bias = inputs(), jax.random.normal(jax.random.key(5), (1, H, L, L))
+    biased = functools.partial(attention, bias=bias, is_causal=True)
+    plain = jax.device_get(value_and_grads(biased, (q, k, v, weight), None))
+    assert_same(run(biased, (q, k, v, weight), None, sequence=4)[0], plain)
+    assert np.abs(plain[0] - reference("none", True)[0]).max() > 0.1
+    x, mask = (q, k[:, :7], v[:, :7], weight), MASKS["padding"][..., :7]
+    assert_same(run(attention, x, mask, sequence=4)[0], jax.device_get(value_and_grads(attention, x, mask)))
+
+
+def test_where_cudnn_does_not_take_the_shapes_the_plain_program_runs(monkeypatch):
+    x = inputs(jnp.bfloat16)[:3]
+    plain = attention(*x, is_causal=True)
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")  # there is none: cuDNN's refuses to be traced
+    np.testing.assert_array_equal(attention(*x, is_causal=True), plain)
+
+
 def test_mistakes_are_told():
     x = tuple(a[:, :10] for a in inputs()[:3])
     with spread(sequence=4), pytest.raises(ModelError, match="length of 10 does not divide over the 4 devices"):

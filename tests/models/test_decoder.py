@@ -11,6 +11,20 @@ from bigbase_jax.models.decoder import Decoder
 from bigbase_jax.models.layers import ModelError
 
 TINY = {"vocab_size": 11, "length": 8, "width": 16, "depth": 2, "heads": 2}
+LLAMA = {
+    "heads": 4,
+    "kv_heads": 2,
+    "head_dim": 6,
+    "positions": "rope",
+    "norm": "rmsnorm",
+    "activation": "silu",
+    "gated": True,
+    "qkv_bias": False,
+    "out_bias": False,
+    "mlp_bias": False,
+    "qk_norm": True,
+    "tied": False,
+}
 
 
 def ready(**more):
@@ -44,17 +58,31 @@ def influence(model, variables, segments_BL=None, positions_BL=None):
     return np.abs(np.asarray(gradient)).sum(-1)[:, 1 : L + 1]
 
 
-@pytest.mark.parametrize("scan", [False, True])
-def test_nothing_that_comes_later_has_any_influence(scan):
-    seen = influence(*ready(scan=scan))
+def test_llama_has_its_published_number_of_parameters():
+    llama = {**LLAMA, "heads": 32, "kv_heads": 8, "head_dim": 64, "tied": True, "qk_norm": False}
+    model = Decoder(128_256, 131_072, width=2048, depth=16, mlp_dim=8192, **llama)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 4), jnp.int32))["params"]
+    assert sum(x.size for x in jax.tree.leaves(shapes)) == 1_235_814_400  # meta-llama/Llama-3.2-1B
+
+
+@pytest.mark.parametrize("more", [{}, {"scan": True}, LLAMA], ids=["gpt2", "stacked", "llama"])
+def test_nothing_that_comes_later_has_any_influence(more):
+    seen = influence(*ready(**more))
     assert (seen[np.tril_indices(8)] > 1e-6).all()
     assert (seen[np.triu_indices(8, 1)] == 0).all()
 
 
-def test_nothing_of_another_packed_document_has_any_influence():
+def test_a_window_is_seen_through_by_as_many_blocks():
+    seen = influence(*ready(window=3))  # two blocks: two tokens before, and two before those
+    reach = np.tri(8, dtype=bool) & ~np.tri(8, k=-5, dtype=bool)
+    assert (seen[reach] > 1e-6).all() and (seen[~reach] == 0).all()
+
+
+@pytest.mark.parametrize("more", [{}, LLAMA], ids=["gpt2", "llama"])
+def test_nothing_of_another_packed_document_has_any_influence(more):
     segments = jnp.array([[1, 1, 1, 2, 2, 3, 0, 0]])
     positions = jnp.array([[0, 1, 2, 0, 1, 0, 0, 0]])
-    seen = influence(*ready(), segments, positions)
+    seen = influence(*ready(**more), segments, positions)
     same = np.asarray(segments[0][:, None] == segments[0][None, :]) & np.tri(8, dtype=bool)
     assert (seen[same] > 1e-6).all() and (seen[~same] == 0).all()
 
@@ -69,6 +97,40 @@ def test_a_packed_document_reads_as_it_does_alone():
     np.testing.assert_allclose(logits[:, 3:7], apply(second), atol=1e-5)
     assert np.abs(np.asarray(apply(packed)[:, 3:7] - logits[:, 3:7])).max() > 1e-2  # it does matter
     assert np.isfinite(np.asarray(logits)).all() and logits.dtype == jnp.float32
+
+
+@pytest.mark.parametrize("more", [{}, {**LLAMA, "window": 3}], ids=["gpt2", "llama"])
+def test_token_by_token_with_a_cache_is_the_whole_at_once(more):
+    """Two sequences, of which the second begins two places later, in parts of 4, 1, 1 and 2 tokens."""
+    model, variables = ready(**more)
+    first_B, tokens_BL = jnp.array([0, 2]), jax.random.randint(jax.random.key(1), (2, 8), 1, 11)
+    whole = jax.jit(functools.partial(model.apply, variables))
+    decode = jax.jit(functools.partial(model.apply, method="decode", mutable=["cache"]))
+    cache, at, parts = model.cache(2, 10), 0, []
+    for size in (4, 1, 1, 2):
+        y_BlD, state = decode({**variables, "cache": cache}, tokens_BL[:, at : at + size], at, first_B)
+        cache, at = state["cache"], at + size
+        parts.append(model.apply(variables, y_BlD, method="logits"))
+    logits_BLV = np.concatenate(parts, 1)
+    np.testing.assert_allclose(logits_BLV[:1], whole(tokens_BL[:1]), atol=1e-5, rtol=1e-5)
+    np.testing.assert_allclose(logits_BLV[1:, 2:], whole(tokens_BL[1:, 2:]), atol=1e-5, rtol=1e-5)
+    assert np.abs(logits_BLV[1:, 2:] - whole(tokens_BL)[1:, 2:]).max() > 1e-2  # where it begins does matter
+
+
+def test_shared_keys_are_repeated_keys():
+    model, variables = ready(**LLAMA)
+    params = variables["params"]
+    attention = {f"block_{i}": dict(params["encoder"][f"block_{i}"]["attention"]) for i in range(2)}
+    for block in attention.values():
+        for name in ("key", "value"):
+            block[name] = {"kernel": jnp.repeat(block[name]["kernel"], 2, 1)}
+    encoder = {
+        name: {**block, "attention": attention[name]} if name in attention else block
+        for name, block in params["encoder"].items()
+    }
+    tokens = jnp.arange(8)[None]
+    full = model.clone(kv_heads=4).apply({"params": {**params, "encoder": encoder}}, tokens)
+    np.testing.assert_allclose(full, model.apply(variables, tokens), atol=1e-5, rtol=1e-5)
 
 
 def test_tied_and_free_heads():
@@ -109,6 +171,10 @@ def test_dropout_is_random_in_training_only():
     ("more", "says"),
     [
         ({"heads": 3}, "does not divide over 3 heads"),
+        ({"kv_heads": 3, "heads": 4}, "4 heads do not divide over kv_heads=3"),
+        ({"norm": "batchnorm"}, "norm is 'batchnorm'; it is one of 'layernorm', 'rmsnorm'"),
+        ({"positions": "rotary"}, "positions is 'rotary'; it is one of 'learned', 'rope'"),
+        ({"window": 0}, "window is 0"),
         ({"vocab_size": None}, "vocab_size is None"),
         ({"length": None}, "length is None"),
         ({"length": 3}, "a sequence of 4 tokens is longer than the 3 positions"),

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from bigbase_jax.models.layers import ModelError
-from bigbase_jax.models.transformer import Block, Encoder, Attention, sincos2d
+from bigbase_jax.models.transformer import Attention, Block, Encoder, sincos2d
 from bigbase_jax.models.vit import ViT
 
 TINY = {"width": 16, "depth": 2, "heads": 2, "patch": 4}
