@@ -58,6 +58,9 @@ STACK = re.compile(r"(^|\.)blocks\.")
 FSDP_MIN_SIZE = 2**14
 """Parameters with fewer elements stay whole under the ``fsdp`` preset: gathering them costs more than it saves."""
 PRESETS = ("replicated", FSDP, TENSOR, PIPELINE)
+BASE = "base"
+"""The collection of the model state that holds frozen parameters: they live where parameters do, and no step changes
+them, averages them over devices or computes a gradient for them."""
 Rule = str | tuple[str, Sequence[Any]]
 Step = Callable[[TrainState, Batch], tuple[TrainState, dict[str, Sum]]]
 
@@ -190,9 +193,9 @@ def shardings(tree: PyTree, mesh: Mesh, rules: Sequence[Rule] = ()) -> PyTree:
     """A ``NamedSharding`` per leaf of a training state, of variables or of parameters.
 
     Args:
-      tree: arrays or shapes: a ``TrainState``, ``{"params": ..., ...}``, or parameters alone. Optimizer slots and
-        moving averages live where their parameters do (a leaf belongs to the parameter whose path ends its own and
-        whose shape it has); what belongs to no parameter is replicated.
+      tree: arrays or shapes: a ``TrainState``, ``{"params": ..., ...}``, or parameters alone. The leaves of ``BASE``
+        are parameters too. Optimizer slots and moving averages live where their parameters do (a leaf belongs to the
+        parameter whose path ends its own and whose shape it has); what belongs to no parameter is replicated.
       mesh: of ``make_mesh``.
       rules: tried in order for each parameter. A pair (path regex, partition spec) places the parameters in whose path
         (``"encoder.norm.scale"``) the regex is found: axis names, tuples of them or None, counted from the last
@@ -206,10 +209,10 @@ def shardings(tree: PyTree, mesh: Mesh, rules: Sequence[Rule] = ()) -> PyTree:
         or a ``tensor`` or ``pipeline`` axis that no parameter uses.
     """
     if isinstance(tree, TrainState):
-        params = tree.params
+        variables: Mapping[str, PyTree] = {"params": tree.params, **tree.model_state}
     else:
-        params = tree["params"] if isinstance(tree, Mapping) and "params" in tree else tree
-    leaves = flatten(params)
+        variables = tree if isinstance(tree, Mapping) and "params" in tree else {"params": tree}
+    leaves = {**flatten(variables["params"]), **flatten(variables.get(BASE, {}))}
     specs = {name: _spec(name, np.shape(leaf), mesh, rules or _presets_of(mesh)) for name, leaf in leaves.items()}
     for axis in (TENSOR, PIPELINE):
         if mesh.shape[axis] > 1 and not any(axis in _names(spec) for spec in specs.values()):
@@ -436,28 +439,30 @@ def loss_and_grads(
     batch: Batch,
     key: jax.Array,
     microbatches: int,
-    gather: Callable[[PyTree], PyTree] = lambda params: params,
+    gather: Callable[[PyTree], PyTree] = lambda lasting: lasting,
     scatter: Callable[[PyTree], PyTree] = lambda grads: grads,
 ) -> tuple[Sum, PyTree, PyTree]:
-    """The loss ``Sum``, the gradient of its total, and the new model state, in ``microbatches`` equal slices.
+    """The loss ``Sum``, the gradient of its total, and the new model state without ``BASE``, in equal slices.
 
     The gradient is that of the total, not of the mean: totals and weights add up exactly over slices and devices.
 
     Args:
-      gather: from where parameters live to where they are used.
+      microbatches: the number of slices.
+      gather: ``{"params": ..., BASE: ...}`` from where they live to where they are used.
       scatter: from where gradients arise to where parameters live.
     """
+    frozen, moving = _parted(state.model_state)
 
     def total(params: PyTree, model_state: PyTree, rows: Batch, key: jax.Array) -> tuple[jax.Array, tuple[Sum, PyTree]]:
-        loss, new = task.loss({"params": gather(params), **model_state}, rows, key)
-        return jnp.sum(loss.total), (loss, new)
+        loss, new = task.loss({**gather({"params": params, **frozen}), **model_state}, rows, key)
+        return jnp.sum(loss.total), (loss, _parted(new)[1])
 
     def gradient(*args: Any) -> tuple[PyTree, tuple[Sum, PyTree]]:
         grads, aux = jax.grad(total, has_aux=True)(*args)
         return scatter(grads), aux
 
     if microbatches == 1:
-        grads, (loss, model_state) = gradient(state.params, state.model_state, batch, key)
+        grads, (loss, model_state) = gradient(state.params, moving, batch, key)
         return loss, grads, model_state
 
     def body(
@@ -471,7 +476,7 @@ def loss_and_grads(
     # Slice m takes rows m, m + M, m + 2M, ...: every device keeps its own rows, and nothing moves between devices.
     split = {name: jnp.swapaxes(x.reshape(-1, microbatches, *x.shape[1:]), 0, 1) for name, x in batch.items()}
     zero = Sum(jnp.float32(0), jnp.float32(0))
-    carry = (zero, jax.tree.map(jnp.zeros_like, state.params), state.model_state)
+    carry = (zero, jax.tree.map(jnp.zeros_like, state.params), moving)
     (loss, grads, model_state), _ = jax.lax.scan(body, carry, (split, jax.random.split(key, microbatches)))
     return loss, grads, model_state
 
@@ -487,6 +492,7 @@ def apply_gradients(
 ) -> tuple[TrainState, dict[str, Sum]]:
     """Divides by the weight, updates parameters and moving average; returns the new state and what to log.
 
+    ``model_state`` is what has changed of it; the rest stays as it is, in the moving average too.
     The average's decay is warmed up as ``min(decay, (1 + t) / (10 + t))``, so that the random start is forgotten.
     """
     weight = jnp.sum(loss.weight)
@@ -499,11 +505,14 @@ def apply_gradients(
     if ema_decay is not None:
         t = state.step.astype(jnp.float32)
         decay = jnp.minimum(ema_decay, (1 + t) / (10 + t))
-        ema = jax.tree.map(lambda old, new: old + (1 - decay) * (new - old), ema, {"params": params, **model_state})
+        moved = {"params": params, **model_state}
+        past = {name: ema[name] for name in moved}
+        ema = {**ema, **jax.tree.map(lambda old, new: old + (1 - decay) * (new - old), past, moved)}
     one = jnp.float32(1)
     sums = {"loss": Sum(jnp.sum(loss.total), weight), "grad_norm": Sum(norm, one)}
     if rate is not None:
         sums["learning_rate"] = Sum(jnp.asarray(rate(state.step), jnp.float32), one)
+    model_state = {**state.model_state, **model_state}
     return TrainState(state.step + 1, params, model_state, opt_state, ema, state.key), sums
 
 
@@ -546,7 +555,8 @@ def train_step(
         raise UserError(
             f"config.train.parallel='shard_map' knows the axes {', '.join(BATCH)}; this mesh also has {other}."
         )
-    specs = jax.tree.map(lambda home: home.spec, homes.params)
+    lasting = {"params": homes.params, **_parted(homes.model_state)[0]}
+    specs = jax.tree.map(lambda home: home.spec, lasting)
 
     def constrained(state: TrainState, batch: Batch, key: jax.Array) -> tuple[Sum, PyTree, PyTree]:
         """The global program; the compiler partitions it. Parameters are made whole over ``fsdp`` before their first
@@ -555,12 +565,12 @@ def train_step(
             return loss_and_grads(task, state, batch, key, microbatches)
         used = [
             home if STACK.search(name) else NamedSharding(mesh, _without_fsdp(home.spec))
-            for name, home in flatten(homes.params).items()
+            for name, home in flatten(lasting).items()
         ]
-        whole = jax.tree.unflatten(jax.tree.structure(homes.params), used)
+        whole = jax.tree.unflatten(jax.tree.structure(lasting), used)
         place = jax.lax.with_sharding_constraint
         return loss_and_grads(
-            task, state, batch, key, microbatches, lambda params: place(params, whole), lambda g: place(g, homes.params)
+            task, state, batch, key, microbatches, lambda tree: place(tree, whole), lambda g: place(g, homes.params)
         )
 
     def local(state: TrainState, batch: Batch, key: jax.Array) -> tuple[Sum, PyTree, PyTree]:
@@ -569,10 +579,12 @@ def train_step(
         key = jax.random.fold_in(key, jax.lax.axis_index(BATCH))
         with nn.intercept_methods(_synchronise_batchnorm):
             loss, grads, model_state = loss_and_grads(
-                task, state, batch, key, microbatches, lambda params: jax.tree.map(_all_gather, params, specs)
+                task, state, batch, key, microbatches, lambda tree: jax.tree.map(_all_gather, tree, specs)
             )
         live = [axis for axis in BATCH if mesh.shape[axis] > 1]
-        grads = jax.tree.map(lambda g, spec: jax.lax.psum(g, [a for a in live if a not in _names(spec)]), grads, specs)
+        grads = jax.tree.map(
+            lambda g, spec: jax.lax.psum(g, [a for a in live if a not in _names(spec)]), grads, specs["params"]
+        )
         return jax.lax.psum(loss, BATCH), grads, jax.lax.pmean(model_state, BATCH)
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Sum]]:
@@ -585,10 +597,16 @@ def train_step(
     else:
         # Without the check of varying axes, gradients stay local until the one psum above.
         inputs = (jax.tree.map(lambda home: home.spec, homes), PartitionSpec(BATCH), PartitionSpec())
-        outputs = (PartitionSpec(), specs, PartitionSpec())
+        outputs = (PartitionSpec(), specs["params"], PartitionSpec())
         gradient = jax.shard_map(local, mesh=mesh, in_specs=inputs, out_specs=outputs, check_vma=False)
     jitted = jax.jit(step, donate_argnums=0, in_shardings=(homes, rows), out_shardings=(homes, everywhere))
     return _InMesh(jitted, mesh, LOGICAL if mode == "jit" else ())
+
+
+def _parted(model_state: Mapping[str, PyTree]) -> tuple[dict[str, PyTree], dict[str, PyTree]]:
+    """``BASE``, and the collections that a step may change."""
+    moving = dict(model_state)
+    return {name: moving.pop(name) for name in (BASE,) if name in moving}, moving
 
 
 def _is_spec(x: Any) -> bool:
