@@ -115,16 +115,18 @@ LAYOUTS: dict[int, tuple[type[BasicBlock] | type[Bottleneck], tuple[int, ...]]] 
     18: (BasicBlock, (2, 2, 2, 2)),
     34: (BasicBlock, (3, 4, 6, 3)),
     50: (Bottleneck, (3, 4, 6, 3)),
+    101: (Bottleneck, (3, 4, 23, 3)),
+    152: (Bottleneck, (3, 8, 36, 3)),
 }
 STEMS = ("imagenet", "cifar", "patch")
 
 
 class ResNet(nn.Module):
-    """ResNet-18, -34 or -50 in torchvision's layout (He et al. 2015; the -50 is "v1.5").
+    """ResNet-18, -34, -50, -101 or -152 in torchvision's layout (He et al. 2015; from -50 on "v1.5").
 
     Attributes:
       num_classes: width of the output.
-      depth: 18, 34 or 50.
+      depth: 18, 34, 50, 101 or 152.
       width: channels of the first stage, doubled at each of the next three; 64 in the published networks.
       stem: "imagenet" (7x7 convolution at stride 2, then 3x3 max-pool at stride 2), "cifar" (3x3 convolution at stride
         1, no pool: for pictures of 32 pixels or so) or "patch" (4x4 convolution at stride 4, the cheapest).

@@ -12,8 +12,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Float32
 
 from bigbase_jax.models.attention import SEQUENCE_ATTENTION
-from bigbase_jax.models.layers import DTYPES, ModelError, classes, constrain, look_up
-from bigbase_jax.models.transformer import REMAT_POLICIES, Encoder, sincos2d
+from bigbase_jax.models.layers import ACTIVATIONS, DTYPES, ModelError, classes, constrain, look_up
+from bigbase_jax.models.transformer import REMAT_POLICIES, Encoder, Style, sincos2d
 
 
 class Size(NamedTuple):
@@ -42,7 +42,8 @@ class ViT(nn.Module):
       width, depth, heads, mlp_dim: replace the variant's where given; ``mlp_dim`` is 4 x width otherwise.
       pool: what the last layer reads: "cls", a learned token, or "gap", the mean over the patches (no such token).
       positions: "learned" (for one size of picture) or "sincos2d" (fixed, for any).
-      dropout: rate on the tokens, after GELUs and on the output of each branch.
+      epsilon, activation: of the norms and of the hidden layers; see ``Style``.
+      dropout: rate on the tokens, after activations and on the output of each branch.
       drop_path: stochastic depth of the last block, growing linearly from 0.
       dtype: of the computation, "float32" or "bfloat16"; parameters and logits are float32.
       remat, remat_policy, scan, sequence_attention, pipeline_microbatches: see ``Encoder``. A sequence that devices
@@ -62,6 +63,8 @@ class ViT(nn.Module):
     mlp_dim: int | None = None
     pool: str = "cls"
     positions: str = "learned"
+    epsilon: float = 1e-6
+    activation: str = "gelu"
     dropout: float = 0.0
     drop_path: float = 0.0
     dtype: str = "float32"
@@ -80,6 +83,7 @@ class ViT(nn.Module):
             raise ModelError(f"pool is {self.pool!r}; it is 'cls' or 'gap'.")
         if self.positions not in ("learned", "sincos2d"):
             raise ModelError(f"positions is {self.positions!r}; it is 'learned' or 'sincos2d'.")
+        look_up(ACTIVATIONS, self.activation, "activation")
         if self.size.width % self.size.heads:
             raise ModelError(f"a width of {self.size.width} does not divide over {self.size.heads} heads.")
         super().__post_init__()
@@ -121,6 +125,7 @@ class ViT(nn.Module):
             scan=self.scan,
             sequence_attention=self.sequence_attention,
             pipeline_microbatches=self.pipeline_microbatches,
+            style=Style(epsilon=self.epsilon, activation=self.activation),
             name="encoder",
         )(x_BLD + position_1LD.astype(dtype), train=train)
         x_BD = (x_BLD[:, 0] if tokens else jnp.mean(x_BLD, 1, dtype=jnp.float32)).astype(jnp.float32)

@@ -1,0 +1,10 @@
+"""Published weights: folders of Hugging Face's transformers read into our models and written from them, without torch.
+
+``load(DIR)`` gives a model and its variables, ``save(DIR, model, variables)`` writes a folder that transformers loads.
+A run begins from one with ``--config.init_from=DIR`` (``start``), and one is written by ``--mode=export``. To add a
+family of models, see ``families``.
+"""
+
+from bigbase_jax.pretrained.folder import load, save
+
+__all__ = ["load", "save"]

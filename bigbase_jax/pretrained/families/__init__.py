@@ -1,0 +1,141 @@
+"""Families of published models: which of them ``config.json`` means, and which can hold a model of ours.
+
+Each is a module of this folder that has what ``Family`` lists. To add one: write the module, and add its model types
+below.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import flax.linen as nn
+from ml_collections import ConfigDict
+
+from bigbase_jax.build import suggest
+from bigbase_jax.core import UserError
+from bigbase_jax.pretrained.table import Table
+
+FAMILIES: Mapping[str, str] = {
+    "gpt2": "gpt2",
+    "resnet": "resnet",
+    "resnet_cifar": "resnet_cifar",
+    "vit": "vit",
+}
+"""``model_type`` of a ``config.json`` -> module of this folder."""
+Shapes = Mapping[str, tuple[int, ...]]
+"""Of a model's variables by path (``params.encoder.block_0.norm1.scale``), stacks as their layers."""
+
+
+class Family(Protocol):
+    """What a family's module has.
+
+    Attributes:
+      MODELS: the classes of ours that it speaks of.
+      HEAD: regex of the paths of parameters that a model may start with fresh, where the folder has none or others of
+        another shape.
+      TRANSFORMERS: whether transformers has such models; False: the format is that of published torch state dicts.
+    """
+
+    MODELS: tuple[type[nn.Module], ...]
+    HEAD: str
+    TRANSFORMERS: bool
+
+    def from_config(self, config: Mapping[str, Any]) -> ConfigDict:
+        """The config node of our model; raises UserError for what ours cannot be."""
+        ...
+
+    def to_config(self, model: Any, shapes: Shapes) -> dict[str, Any]:
+        """The ``config.json`` of a model of ours; raises UserError where the family has no such model."""
+        ...
+
+    def table(self, model: Any) -> Table:
+        """Its tensors."""
+        ...
+
+    def inputs(self, model: Any, config: Mapping[str, Any]) -> tuple[Any, ...]:
+        """Shapes (``jax.ShapeDtypeStruct``) of what ``model.init`` takes after the key."""
+        ...
+
+
+def load_family(name: str) -> Family:
+    """The module of a family."""
+    module: Any = importlib.import_module(f"{__name__}.{name}")
+    return module
+
+
+def family_of(config: Mapping[str, Any], where: Any) -> Family:
+    """The family that a ``config.json`` names.
+
+    Raises:
+      UserError: there is none, or the weights are quantised.
+    """
+    kind = str(config.get("model_type"))
+    if kind not in FAMILIES:
+        raise UserError(
+            f"{where} holds a model of the type {kind!r}, of which there is no table.{suggest(kind, FAMILIES, 'type')}"
+        )
+    if config.get("quantization_config"):
+        raise UserError(f"{where} holds quantised weights; take the model's unquantised ones.")
+    return load_family(FAMILIES[kind])
+
+
+def family_for(model: nn.Module, shapes: Shapes) -> tuple[Family, dict[str, Any]]:
+    """The first family that has such a model, and the model's ``config.json``.
+
+    Raises:
+      UserError: none has; says why.
+    """
+    reasons = []
+    for name in dict.fromkeys(FAMILIES.values()):
+        family = load_family(name)
+        if type(model) in family.MODELS:
+            try:
+                return family, family.to_config(model, shapes)
+            except UserError as error:
+                reasons.append(str(error))
+    why = " ".join(reasons) or f"It is a {type(model).__name__}."
+    raise UserError(f"transformers has no model of this kind. {why}")
+
+
+def expect(config: Mapping[str, Any], **values: Any) -> None:
+    """
+    Raises:
+      UserError: a key of ``config.json`` has another value than the only one that our model can be; a missing key is
+        taken to have it. A tuple lists several.
+    """
+    for key, value in values.items():
+        allowed = value if isinstance(value, tuple) else (value,)
+        if key in config and config[key] not in allowed:
+            one = " or ".join(repr(v) for v in allowed)
+            raise UserError(f"config.json has {key}={config[key]!r}; only {one} is known here.")
+
+
+def classes(config: Mapping[str, Any]) -> int:
+    """The width of a classifier's head; transformers' default is 2."""
+    return config.get("num_labels") or len(config.get("id2label") or ()) or 2
+
+
+def side(size: int | Sequence[int], key: str) -> int:
+    """The side of a square, which some configs give twice; raises UserError if it is none."""
+    sides = {size} if isinstance(size, int) else set(size)
+    if len(sides) != 1:
+        raise UserError(f"config.json has {key}={list(sides)}; only squares are known here.")
+    return sides.pop()
+
+
+def lookup(table: Mapping[str, Any], name: Any, key: str) -> Any:
+    """``table[name]``; raises UserError, which says the key of ``config.json`` and what is known, if there is none."""
+    if name not in table:
+        raise UserError(f"{key} is {name!r}; known here are {', '.join(map(repr, table))}.")
+    return table[name]
+
+
+def need(condition: bool, otherwise: str) -> None:
+    """
+    Raises:
+      UserError: the condition does not hold; for ``to_config``.
+    """
+    if not condition:
+        raise UserError(otherwise)

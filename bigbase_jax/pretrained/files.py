@@ -1,0 +1,265 @@
+"""Folders of published models: ``config.json`` and safetensors files, mapped into memory and written tensor by tensor.
+
+A safetensors file is the length of its header (u64, little endian), the header (JSON: name -> dtype, shape and offsets
+into what follows) and the tensors, row by row. So a tensor here is a view of the file, and nothing of it is read before
+somebody takes a slice.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import pathlib
+import shutil
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from bigbase_jax.checkpoint import disk_error
+from bigbase_jax.core import UserError
+
+CONFIG = "config.json"
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+TOKENIZER: tuple[str, ...] = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "vocab.txt",
+    "vocab.json",
+    "merges.txt",
+    "tokenizer.model",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "source.spm",
+    "target.spm",
+)
+"""What a tokenizer may be kept in."""
+DTYPES: Mapping[str, Any] = {
+    "F64": np.float64,
+    "F32": np.float32,
+    "F16": np.float16,
+    "BF16": ml_dtypes.bfloat16,
+    "I64": np.int64,
+    "I32": np.int32,
+    "I16": np.int16,
+    "I8": np.int8,
+    "U8": np.uint8,
+    "BOOL": np.bool_,
+}
+_NAMES = {np.dtype(dtype): name for name, dtype in DTYPES.items()}
+_TORCH = ("pytorch_model.bin", "pytorch_model.bin.index.json", "model.pt", "model.pth")
+
+
+def read_json(path: pathlib.Path) -> dict[str, Any]:
+    """
+    Raises:
+      UserError: the file is missing or broken.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(f"{path.parent} has no {path.name}.") from error
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read ({error}).") from error
+    if not isinstance(found, dict):
+        raise UserError(f"{path} does not hold a JSON object.")
+    return found
+
+
+def read_tensors(folder: pathlib.Path) -> dict[str, np.ndarray]:
+    """Name -> tensor of ``model.safetensors``, or of the files that ``model.safetensors.index.json`` names; views.
+
+    Raises:
+      UserError: there are none, one is missing, cut short or broken, or the weights are in another format.
+    """
+    if (folder / SINGLE).is_file():
+        return read_safetensors(folder / SINGLE)
+    if not (folder / INDEX).is_file():
+        torch = [name for name in _TORCH if (folder / name).is_file()]
+        if torch:
+            raise UserError(
+                f"{folder} has {torch[0]}, which only torch reads; convert it once, where transformers is installed: "
+                "AutoModel.from_pretrained(DIR).save_pretrained(DIR), with the class that the model has."
+            )
+        raise UserError(f"{folder} has no {SINGLE} or {INDEX}.")
+    place = read_json(folder / INDEX).get("weight_map")
+    if not isinstance(place, dict) or not place:
+        raise UserError(f"{folder / INDEX} has no weight_map.")
+    found: dict[str, np.ndarray] = {}
+    for name in sorted(set(place.values())):
+        if os.path.basename(name) != name or not (folder / name).is_file():
+            raise UserError(f"{folder} lacks {name}, which its {INDEX} names.")
+        found.update(read_safetensors(folder / name))
+    absent = sorted(set(place) - set(found))
+    if absent:
+        raise UserError(f"{folder / INDEX} names tensors that its files do not have: {some(absent)}.")
+    return found
+
+
+def read_safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
+    """Name -> tensor of one file, read-only views of it.
+
+    Raises:
+      UserError: it is cut short, or is not such a file.
+    """
+    broken = f"{path} is damaged or was not copied whole"
+    try:
+        data = np.memmap(path, np.uint8, "r")
+    except (OSError, ValueError) as error:  # ValueError: it is empty
+        raise UserError(f"{broken} ({error}).") from error
+    start = 8 + int.from_bytes(data[:8].tobytes(), "little")
+    if len(data) < 8 or start > len(data):
+        raise UserError(f"{broken}: it ends within its header.")
+    try:
+        header = json.loads(data[8:start].tobytes())
+        found = {name: _view(data[start:], **about) for name, about in header.items() if name != "__metadata__"}
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise UserError(f"{broken}: {error}.") from error
+    return found
+
+
+def _view(data: np.ndarray, dtype: str, shape: list[int], data_offsets: list[int]) -> np.ndarray:
+    if dtype not in DTYPES:
+        raise ValueError(f"its dtype {dtype} is none of {', '.join(DTYPES)}")
+    first, last = data_offsets
+    kind = np.dtype(DTYPES[dtype])
+    if last - first != math.prod(shape) * kind.itemsize or not 0 <= first <= last:
+        raise ValueError("its header contradicts itself")
+    if last > len(data):
+        raise ValueError(f"{last - len(data):,} bytes are missing at its end")
+    return data[first:last].view(kind).reshape(shape)
+
+
+def read_npz(path: pathlib.Path) -> dict[str, np.ndarray]:
+    """Name -> array of a state dict that was saved as ``.npz``.
+
+    Raises:
+      UserError: it is not such a file.
+    """
+    try:
+        with np.load(path) as arrays:
+            return dict(arrays)
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise UserError(f"{path} is not an .npz file of arrays ({error}).") from error
+
+
+# -------------------------------------------------------------------------------------------------------------- writing
+
+
+class Whole:
+    """A folder that appears when it is whole: ``with Whole(path) as partial:`` writes into ``partial``.
+
+    Raises:
+      UserError: ``path`` holds something that is not such a folder, or the disk refuses.
+    """
+
+    def __init__(self, path: str | os.PathLike):
+        self.path = pathlib.Path(os.path.abspath(os.path.expanduser(path)))
+        self._partial = self.path.parent / f".{self.path.name}.{os.getpid()}.tmp"
+        foreign = [] if not self.path.is_dir() else [p.name for p in self.path.iterdir() if not _is_ours(p)]
+        if foreign or self.path.is_file():
+            holds = f"holds {some(sorted(foreign))}" if foreign else "is a file"
+            raise UserError(f"{self.path} {holds}, which would be lost; choose another folder for the model.")
+
+    def __enter__(self) -> pathlib.Path:
+        try:
+            shutil.rmtree(self._partial, ignore_errors=True)
+            self._partial.mkdir(parents=True)
+        except OSError as error:
+            raise UserError(f"cannot write {self.path}: {disk_error(error) or error}.") from error
+        return self._partial
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        try:
+            if error is None:
+                before = self._partial.with_suffix(".old")
+                if self.path.is_dir():
+                    os.replace(self.path, before)
+                os.replace(self._partial, self.path)
+                shutil.rmtree(before, ignore_errors=True)
+                return
+        except OSError as failed:
+            error = failed
+        shutil.rmtree(self._partial, ignore_errors=True)
+        if isinstance(error, OSError):
+            raise UserError(f"cannot write {self.path}: {disk_error(error) or error}.") from error
+
+
+def _is_ours(path: pathlib.Path) -> bool:
+    """Whether ``save`` may have written it."""
+    names = (CONFIG, INDEX, "generation_config.json", "preprocessor_config.json", *TOKENIZER)
+    return path.is_file() and (path.name in names or (path.name.startswith("model") and path.suffix == ".safetensors"))
+
+
+def write_json(path: pathlib.Path, value: Mapping[str, Any]) -> None:
+    """Keys as they come; readable."""
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def write_tensors(
+    folder: pathlib.Path,
+    specs: Mapping[str, tuple[tuple[int, ...], Any]],
+    tensor: Callable[[str], np.ndarray],
+    max_shard_bytes: float = 5e9,
+) -> None:
+    """Writes tensors, one in memory at a time, into one file or several with an index.
+
+    Args:
+      folder: where; it exists.
+      specs: shape and dtype by name, in the order of the files.
+      tensor: gives the tensor of a name.
+      max_shard_bytes: of one file; a larger tensor has a file of its own.
+    """
+    size = {name: math.prod(shape) * np.dtype(dtype).itemsize for name, (shape, dtype) in specs.items()}
+    shards: list[list[str]] = [[]]
+    filled = 0
+    for name in specs:
+        if shards[-1] and filled + size[name] > max_shard_bytes:
+            shards.append([])
+            filled = 0
+        shards[-1].append(name)
+        filled += size[name]
+    of_shard = dict(_named(shards))
+    for file, names in of_shard.items():
+        _write_safetensors(folder / file, {name: specs[name] for name in names}, tensor)
+    if len(shards) > 1:
+        place = {name: file for file, names in of_shard.items() for name in names}
+        write_json(folder / INDEX, {"metadata": {"total_size": sum(size.values())}, "weight_map": place})
+
+
+def _named(shards: list[list[str]]) -> Iterator[tuple[str, list[str]]]:
+    for i, names in enumerate(shards):
+        yield (SINGLE if len(shards) == 1 else f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors"), names
+
+
+def _write_safetensors(
+    path: pathlib.Path, specs: Mapping[str, tuple[tuple[int, ...], Any]], tensor: Callable[[str], np.ndarray]
+) -> None:
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, (shape, dtype) in specs.items():
+        first, end = end, end + math.prod(shape) * np.dtype(dtype).itemsize
+        header[name] = {"dtype": _NAMES[np.dtype(dtype)], "shape": list(shape), "data_offsets": [first, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # so that the tensors are aligned
+    with open(path, "wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for name, (shape, dtype) in specs.items():
+            value = np.asarray(tensor(name), dtype, order="C")
+            assert value.shape == tuple(shape), (name, value.shape, shape)
+            file.write(value.reshape(-1).view(np.uint8).data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def some(names: list[str], most: int = 10) -> str:
+    """A list for a sentence, shortened."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
