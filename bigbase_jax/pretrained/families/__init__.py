@@ -19,6 +19,10 @@ from bigbase_jax.pretrained.table import Table
 
 FAMILIES: Mapping[str, str] = {
     "gpt2": "gpt2",
+    "llama": "llama",
+    "mistral": "llama",
+    "qwen2": "llama",
+    "qwen3": "llama",
     "resnet": "resnet",
     "resnet_cifar": "resnet_cifar",
     "vit": "vit",

@@ -1,0 +1,177 @@
+"""Llama, Mistral, Qwen2 and Qwen3, as their ``ForCausalLM`` classes of transformers store them.
+
+One table serves all four: Qwen2 has biases of queries, keys and values, Qwen3 norms of each head's queries and keys,
+and Mistral's queries may see a window.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from bigbase_jax.build import target
+from bigbase_jax.core import UserError
+from bigbase_jax.models.decoder import Decoder
+from bigbase_jax.pretrained.families import Shapes, expect, lookup, need
+from bigbase_jax.pretrained.table import Entry, Table, dense, heads, joined, norm, repeat
+
+MODELS = (Decoder,)
+HEAD = r"^head$"
+TRANSFORMERS = True
+_ACTIVATIONS = {"silu": "silu", "gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh", "relu": "relu"}
+_CLASSES = {
+    "llama": "LlamaForCausalLM",
+    "mistral": "MistralForCausalLM",
+    "qwen2": "Qwen2ForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
+}
+
+
+def from_config(config: Mapping[str, Any]) -> ConfigDict:
+    """See ``Family``."""
+    kind = config["model_type"]
+    expect(config, pretraining_tp=1, partial_rotary_factor=1.0)
+    bias = kind == "qwen2" or bool(config.get("attention_bias", False) and kind != "mistral")
+    theta, scaling = _rope(config)
+    return target(
+        Decoder,
+        vocab_size=config["vocab_size"],
+        length=config["max_position_embeddings"],
+        width=config["hidden_size"],
+        depth=config["num_hidden_layers"],
+        heads=config["num_attention_heads"],
+        kv_heads=config.get("num_key_value_heads") or config["num_attention_heads"],
+        head_dim=config.get("head_dim", 128 if kind == "qwen3" else None),
+        mlp_dim=config["intermediate_size"],
+        tied=config.get("tie_word_embeddings", False),
+        positions="rope",
+        rope_theta=theta,
+        rope_scaling=scaling,
+        norm="rmsnorm",
+        epsilon=config.get("rms_norm_eps", 1e-6),
+        activation=lookup(_ACTIVATIONS, config.get("hidden_act", "silu"), "hidden_act"),
+        gated=True,
+        qkv_bias=bias,
+        out_bias=bias and kind != "qwen2",
+        mlp_bias=bool(config.get("mlp_bias", False)) and kind == "llama",
+        qk_norm=kind == "qwen3",
+        window=_window(config),
+        kernel_init="normal",
+    )
+
+
+def _rope(config: Mapping[str, Any]) -> tuple[float, dict[str, Any] | None]:
+    """(theta, scaling) in both spellings: ``rope_theta`` with ``rope_scaling``, or ``rope_parameters``."""
+    words = dict(config.get("rope_scaling") or config.get("rope_parameters") or {})
+    theta = words.pop("rope_theta", config.get("rope_theta", 10_000.0))
+    words["rope_type"] = words.pop("type", words.get("rope_type", "default"))
+    if words["rope_type"] == "default":
+        return float(theta), None
+    words.setdefault("original_max_position_embeddings", config["max_position_embeddings"])
+    return float(theta), words
+
+
+def _window(config: Mapping[str, Any]) -> int | None:
+    """How many positions a query sees; None: all.
+
+    Raises:
+      UserError: it differs between layers.
+    """
+    window = config.get("sliding_window")
+    if window is None or (config["model_type"].startswith("qwen") and not config.get("use_sliding_window")):
+        return None
+    depth, first = config["num_hidden_layers"], config.get("max_window_layers", 0)
+    kinds = config.get("layer_types")
+    if kinds is None and config["model_type"].startswith("qwen"):
+        kinds = ["full_attention"] * min(first, depth) + ["sliding_attention"] * max(depth - first, 0)
+    if kinds is not None and len(set(kinds)) > 1:
+        raise UserError(
+            f"config.json has layers of {' and '.join(sorted(set(kinds)))}; known here are those of one kind."
+        )
+    return None if kinds and kinds[0] == "full_attention" else window
+
+
+def to_config(model: Decoder, shapes: Shapes) -> dict[str, Any]:
+    """See ``Family``."""
+    need(model.positions == "rope", "Llama and its kin have rotary positions.")
+    need(model.norm == "rmsnorm" and model.gated, "Llama and its kin have RMSNorm and gates.")
+    if model.qk_norm:
+        kind = "qwen3"
+    elif model.qkv_bias and not model.out_bias:
+        kind = "qwen2"
+    else:
+        kind = "mistral" if model.window is not None and not model.qkv_bias else "llama"
+    G, K = model.style.sizes(model.width, model.heads)
+    need(kind == "qwen2" or model.qkv_bias == model.out_bias, "Llama has biases of all of attention, or of none.")
+    need(kind == "llama" or not model.mlp_bias, f"{kind} has no biases in its feed-forward layers.")
+    need(kind != "llama" or model.window is None, "Llama has no window.")
+    need(kind != "qwen2" or model.width // model.heads == K, "Qwen2's heads are as wide as the model together.")
+    theirs = {ours: name for name, ours in _ACTIVATIONS.items()}
+    config: dict[str, Any] = {
+        "model_type": kind,
+        "architectures": [_CLASSES[kind]],
+        "vocab_size": model.vocab_size,
+        "max_position_embeddings": model.length,
+        "hidden_size": model.width,
+        "intermediate_size": model.mlp_dim or 4 * model.width,
+        "num_hidden_layers": model.depth,
+        "num_attention_heads": model.heads,
+        "num_key_value_heads": G,
+        "head_dim": K,
+        "hidden_act": lookup(theirs, model.activation, "activation"),
+        "rms_norm_eps": model.epsilon,
+        "rope_theta": model.rope_theta,
+        "rope_scaling": dict(model.rope_scaling) if model.rope_scaling else None,
+        "tie_word_embeddings": model.tied,
+    }
+    if kind == "llama":
+        config |= {"attention_bias": model.qkv_bias, "mlp_bias": model.mlp_bias}
+    elif kind == "mistral":
+        config |= {"sliding_window": model.window}
+    else:
+        config |= {"use_sliding_window": model.window is not None, "sliding_window": model.window}
+        config |= {"max_window_layers": 0 if model.window is not None else model.depth}
+        config |= {"attention_bias": model.qkv_bias} if kind == "qwen3" else {}
+    return config
+
+
+def table(model: Decoder) -> Table:
+    """See ``Family``."""
+    theirs, ours = "model.layers.{i}", "encoder.block_{i}"
+    attention, mlp = f"{ours}.attention", f"{ours}.mlp"
+    block = [
+        *norm(f"{theirs}.input_layernorm", f"{ours}.norm1", bias=False),
+        *heads(f"{theirs}.self_attn.q_proj", f"{attention}.query", model.qkv_bias),
+        *heads(f"{theirs}.self_attn.k_proj", f"{attention}.key", model.qkv_bias, letter="g"),
+        *heads(f"{theirs}.self_attn.v_proj", f"{attention}.value", model.qkv_bias, letter="g"),
+        *joined(f"{theirs}.self_attn.o_proj", f"{attention}.out", model.out_bias),
+        *norm(f"{theirs}.post_attention_layernorm", f"{ours}.norm2", bias=False),
+        *dense(f"{theirs}.mlp.gate_proj", f"{mlp}.gate", model.mlp_bias),
+        *dense(f"{theirs}.mlp.up_proj", f"{mlp}.up", model.mlp_bias),
+        *dense(f"{theirs}.mlp.down_proj", f"{mlp}.down", model.mlp_bias),
+    ]
+    if model.qk_norm:
+        block += norm(f"{theirs}.self_attn.q_norm", f"{attention}.query_norm", bias=False)
+        block += norm(f"{theirs}.self_attn.k_norm", f"{attention}.key_norm", bias=False)
+    head = ("lm_head.weight",)
+    G, K = model.style.sizes(model.width, model.heads)
+    return Table(
+        entries=[
+            Entry("model.embed_tokens.weight", "embedding", also=head if model.tied else ()),
+            *repeat(model.depth, block),
+            *norm("model.norm", "encoder.norm", bias=False),
+            *([] if model.tied else [Entry(*head, "head", "v d -> d v")]),
+        ],
+        sizes={"h": model.heads, "g": G, "k": K},
+        prefix="model.",
+        ignored=(r"\.rotary_emb\.inv_freq$",),
+    )
+
+
+def inputs(model: Decoder, config: Mapping[str, Any]) -> tuple[Any, ...]:
+    """See ``Family``."""
+    return (jax.ShapeDtypeStruct((1, 1), jnp.int32),)
