@@ -15,6 +15,7 @@ ALLOWED = {  # file or folder -> what of ours it may import; folders may import 
     "command_line.py": CORE | {"bigbase_jax.build"},
     "build.py": CORE,
     "checkpoint.py": CORE,
+    "decoding.py": CORE,
     "distributed.py": CORE,
     "optim.py": CORE,
     "parallel.py": CORE,
@@ -28,7 +29,7 @@ ALLOWED = {  # file or folder -> what of ours it may import; folders may import 
     "doctor": set(),
     "data": CORE | {"bigbase_jax.build"},
     "models": set(),
-    "tasks": CORE | {"bigbase_jax.build", "bigbase_jax.models", "bigbase_jax.data.tokenizer"},
+    "tasks": CORE | {"bigbase_jax.build", "bigbase_jax.models", "bigbase_jax.data.tokenizer", "bigbase_jax.decoding"},
 }
 NEUTRAL = ("train.py", "evaluate.py", "parallel.py", "checkpoint.py", "distributed.py")
 

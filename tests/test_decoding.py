@@ -1,0 +1,165 @@
+"""Decoding: equal to recomputing without a cache, padding, filters against a reference, beams against all sequences."""
+
+import functools
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from bigbase_jax import decoding
+from bigbase_jax.models.decoder import Decoder
+
+SHAPES = {
+    "gpt2": {"tied": True},
+    "llama": {
+        "positions": "rope",
+        "norm": "rmsnorm",
+        "gated": True,
+        "activation": "silu",
+        "kv_heads": 2,
+        "qkv_bias": False,
+        "out_bias": False,
+        "mlp_bias": False,
+        "tied": False,
+    },
+    "window": {"positions": "rope", "window": 3, "kv_heads": 1, "tied": False},
+}
+TINY = {"vocab_size": 13, "length": 24, "width": 16, "depth": 2, "heads": 4}
+
+
+@functools.cache
+def ready(shape="gpt2", seed=0, **more):
+    """A tiny decoder whose parameters are so large that the tokens vary."""
+    model = Decoder(**{**TINY, **SHAPES[shape], **more})
+    shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 4), jnp.int32))["params"]
+    random = np.random.default_rng(seed)
+
+    def draw(path, x):
+        name = path[-1].key
+        size = {"bias": 0.1, "position": 2.0}.get(name, 0.5)
+        return np.float32((name == "scale") + size * random.normal(size=x.shape))
+
+    return model, {"params": jax.tree.map_with_path(draw, shapes)}
+
+
+def padded(prompts, length=None):
+    """(tokens i32[B,L], first i32[B]): prompts of several lengths, padded on the left."""
+    length = length or max(map(len, prompts))
+    first = np.array([length - len(p) for p in prompts], np.int32)
+    return np.stack([[0] * n + list(p) for n, p in zip(first, prompts, strict=True)]).astype(np.int32), first
+
+
+@functools.cache
+def compiled(function, model, **words):
+    return jax.jit(functools.partial(function, model, **words))
+
+
+def greedy(model, variables, tokens, first=None, **words):
+    return np.asarray(compiled(decoding.greedy_tokens, model, **words)(variables, tokens, first))
+
+
+def beam(model, variables, tokens, first=None, **words):
+    return jax.tree.map(np.asarray, compiled(decoding.beam_tokens, model, **words)(variables, tokens, first))
+
+
+def slow_greedy(model, variables, prompt, count):
+    """What a reader would do by hand: all logits anew for every token."""
+    apply, tokens = compiled(Decoder.apply, model), list(prompt)
+    for _ in range(count):
+        whole = np.array([tokens + [0] * (20 - len(tokens))])  # what comes later has no influence
+        tokens.append(int(np.argmax(apply(variables, whole)[0, len(tokens) - 1])))
+    return tokens[len(prompt) :]
+
+
+PROMPTS = [[3, 1, 4, 1, 5], [9], [2, 6, 5]]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_greedy_equals_recomputing_without_a_cache(shape):
+    model, variables = ready(shape)
+    tokens, first = padded(PROMPTS)
+    found = greedy(model, variables, tokens, first, max_new_tokens=12)
+    wanted = [slow_greedy(model, variables, prompt, 12) for prompt in PROMPTS]
+    np.testing.assert_array_equal(found, wanted)
+    assert len(set(itertools.chain(*wanted))) > 4  # they do say something
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_logits_of_every_position_equal_those_without_a_cache(shape):
+    model, variables = ready(shape)
+    tokens = np.random.default_rng(1).integers(0, 13, (2, 14), np.int32)
+    wanted = compiled(Decoder.apply, model)(variables, tokens)
+    reader = jax.jit(functools.partial(decoding.read, model))
+    first = jnp.zeros(2, jnp.int32)
+    found, cache = reader(variables, model.cache(2, 14), tokens[:, :4], jnp.int32(0), first)
+    np.testing.assert_allclose(found, wanted[:, 3], atol=1e-5)
+    for at in range(4, 14):
+        found, cache = reader(variables, cache, tokens[:, at : at + 1], jnp.int32(at), first)
+        np.testing.assert_allclose(found, wanted[:, at], atol=1e-5)
+
+
+def test_greedy_ends_and_fills_with_the_end():
+    model, variables = ready()
+    free = slow_greedy(model, variables, PROMPTS[0], 12)
+    end = free[4]
+    stop = free.index(end)
+    tokens, first = padded([PROMPTS[0]], 9)
+    found = greedy(model, variables, tokens, first, max_new_tokens=12, end=end)
+    assert found[0].tolist() == free[: stop + 1] + [end] * (11 - stop)
+
+
+# --------------------------------------------------------------------------------------------------------- beam search
+
+
+def log_probability(model, variables, prompt, continuations):
+    """f64[n]: the sum over each continuation (of one length)."""
+    whole = np.array([list(prompt) + list(c) for c in continuations])
+    logp = jax.nn.log_softmax(compiled(Decoder.apply, model)(variables, whole))
+    rows, places = np.arange(len(whole))[:, None], np.arange(len(prompt), whole.shape[1])
+    return np.asarray(logp)[rows, places - 1, whole[:, places]].astype(np.float64).sum(1)
+
+
+def every_sequence(model, variables, prompt, V, T, end, length_penalty):
+    """All sequences that end within T tokens or are T long, with their scores, best first."""
+    found = []
+    for length in range(1, T + 1):
+        some = [c for c in itertools.product(range(V), repeat=length) if end not in c[:-1]]
+        some = [c for c in some if c[-1] == end or length == T]
+        sums = log_probability(model, variables, prompt, some)
+        found += [(s / length**length_penalty, [*c, *[end] * (T - length)]) for s, c in zip(sums, some, strict=True)]
+    return sorted(found, reverse=True)
+
+
+@pytest.mark.parametrize("length_penalty", [0.0, 1.0, 2.0])
+def test_wide_beams_find_the_best_of_all_sequences(length_penalty):
+    model, variables = ready(vocab_size=5, seed=0)
+    tokens, first = padded([[1, 2, 3], [4]])
+    words = {"max_new_tokens": 4, "beams": 130, "end": 0, "early_stopping": "never"}
+    found, scores = beam(model, variables, tokens, first, length_penalty=length_penalty, **words)
+    for b, prompt in enumerate([[1, 2, 3], [4]]):
+        wanted = every_sequence(model, variables, prompt, 5, 4, 0, length_penalty)[:20]
+        np.testing.assert_allclose(scores[b, :20], [s for s, _ in wanted], rtol=1e-4)
+        assert found[b, :20].tolist() == [c for _, c in wanted]
+        assert len({len([t for t in c if t]) for _, c in wanted}) > 1  # of several lengths
+
+
+def test_a_beam_of_one_without_penalty_is_greedy():
+    model, variables = ready("llama")
+    tokens, first = padded(PROMPTS)
+    found, _ = beam(model, variables, tokens, first, max_new_tokens=8, beams=1, length_penalty=0.0)
+    np.testing.assert_array_equal(found[:, 0], greedy(model, variables, tokens, first, max_new_tokens=8))
+
+
+@pytest.mark.parametrize("early_stopping", [False, True, "never"])
+def test_beams_of_a_batch_are_those_of_single_prompts(early_stopping):
+    model, variables = ready()
+    words = {"max_new_tokens": 8, "beams": 3, "end": 11, "early_stopping": early_stopping}
+    tokens, first = padded(PROMPTS)
+    found, scores = beam(model, variables, tokens, first, **words)
+    for b, prompt in enumerate(PROMPTS):
+        alone, score = beam(model, variables, *padded([prompt], 5), **words)
+        np.testing.assert_array_equal(found[b], alone[0])
+        np.testing.assert_allclose(scores[b], score[0], rtol=1e-4)
+    assert (np.diff(scores) <= 0).all() and (np.asarray(found) == 11).any()
