@@ -4,6 +4,7 @@ python launch.py --config=configs/catdog.py                       train, evaluat
 python launch.py --mode=eval --workdir=runs/catdog                restore, evaluate
 python launch.py --mode=predict --workdir=runs/catdog --input=a.jpg
 python launch.py --mode=report --workdir=runs/catdog
+python launch.py --mode=export --workdir=runs/lm --to=safetensors    a folder that transformers loads
 python launch.py --mode=plan --config=configs/catdog.py --topology=v5e:4x4    does it fit, what does it cost
 python launch.py --mode=doctor                                    what is wrong with this machine
 
@@ -28,15 +29,17 @@ from bigbase_jax import command_line, distributed
 from bigbase_jax.build import suggest
 from bigbase_jax.core import UserError
 
-MODES = ("train", "eval", "predict", "report", "plan", "doctor")
+MODES = ("train", "eval", "predict", "report", "export", "plan", "doctor")
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "The recipe: configs/NAME.py[:argument,...].", lock_config=True
 )
 _MODE = flags.DEFINE_string("mode", "train", f"What to do: {', '.join(MODES)}.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "The run folder; default: runs/ and the recipe's name.")
-_STEP = flags.DEFINE_integer("step", None, "eval, predict: the checkpoint to use; default: the best, or the last.")
+_STEP = flags.DEFINE_integer("step", None, "eval, predict, export: the checkpoint; default: the best, or the last.")
 _SPLIT = flags.DEFINE_string("split", None, "eval: the split to evaluate; default: test, or else val.")
 _INPUT = flags.DEFINE_string("input", None, "predict: a file, a folder or a quoted pattern.")
+_TO = flags.DEFINE_string("to", "safetensors", "export: what to write: safetensors, adapter.")
+_OUTPUT = flags.DEFINE_string("output", None, "export: the folder to write; default: export/ in the run's.")
 _TOPOLOGY = flags.DEFINE_string("topology", None, "plan: the devices, as v5e:4x4, v6e:16x16, h100:8 or cpu:8.")
 _PRICE = flags.DEFINE_float("price", None, "plan: US dollars per device and hour.")
 _COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, where a cluster does not say it.")
@@ -56,12 +59,13 @@ def main(_: list[str]) -> int:
         raise UserError(f"there is no --mode={mode}.{suggest(mode, MODES, 'mode')}")
     if mode in ("train", "plan") and _CONFIG.value is None:
         raise UserError("--config is missing; try --config=configs/catdog.py.")
-    if mode in ("eval", "predict", "report") and not workdir:
+    if mode in ("eval", "predict", "report", "export") and not workdir:
         raise UserError(f"--mode={mode} needs --workdir: the folder of the run.")
     if mode == "plan":
-        from bigbase_jax import plan
+        from bigbase_jax import plan, pretrained
 
-        print(json.dumps(plan.run(_CONFIG.value, _TOPOLOGY.value, _PRICE.value, _SEARCH.value)), flush=True)
+        config = pretrained.resolve(_CONFIG.value)
+        print(json.dumps(plan.run(config, _TOPOLOGY.value, _PRICE.value, _SEARCH.value)), flush=True)
         return 0
 
     several = mode in ("train", "eval")  # the others are one process's work, on a cluster too
@@ -86,6 +90,8 @@ def _verb(mode: str, workdir: str) -> int:
         if _INPUT.value is None:
             raise UserError("--mode=predict needs --input: a file, a folder or a quoted pattern.")
         return verbs.predict(workdir, _INPUT.value, _STEP.value)
+    elif mode == "export":
+        result = verbs.export(workdir, _TO.value, _OUTPUT.value, _STEP.value)
     else:
         result = verbs.report(workdir)
     print(json.dumps(result, ensure_ascii=False), flush=True)

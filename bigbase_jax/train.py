@@ -17,7 +17,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from bigbase_jax import distributed, parallel
+from bigbase_jax import distributed, parallel, pretrained
 from bigbase_jax.build import build
 from bigbase_jax.checkpoint import Checkpoints, Damaged
 from bigbase_jax.core import Task, TrainState, UserError
@@ -160,6 +160,8 @@ def train(config: ConfigDict, workdir: str, name: str = "") -> dict[str, Any]:
     state, progress = _restore(checkpoints, program.state)
     if state is None:
         state = program.init(parallel.put(first, mesh))
+        if config.get("init_from"):
+            state = pretrained.initialise(config.init_from, state, task, spec)
     start = int(state.step)
     done = start >= total or progress.get("stopped", False)
     forward = jax.jit(task.predict).lower(program.state.variables(), {name: spec[name] for name in task.inputs})

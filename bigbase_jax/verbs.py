@@ -1,4 +1,4 @@
-"""The verbs of the command line, each on a run folder: train, evaluate, predict, report."""
+"""The verbs of the command line, each on a run folder: train, evaluate, predict, export, report."""
 
 from __future__ import annotations
 
@@ -15,18 +15,19 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from bigbase_jax import distributed, parallel
+from bigbase_jax import distributed, parallel, pretrained
 from bigbase_jax import report as report_page
 from bigbase_jax import train as training
 from bigbase_jax.build import build, locate, suggest
-from bigbase_jax.checkpoint import Checkpoints
-from bigbase_jax.core import Example, Task, UserError, Variables
+from bigbase_jax.core import Example, Task, UserError
 from bigbase_jax.data.pipeline import apply_eval
 from bigbase_jax.evaluate import evaluate as run_evaluation
 from bigbase_jax.log import Diverged, say
+from bigbase_jax.restored import facts, restore
 from bigbase_jax.rundir import RunDir
 
 T = TypeVar("T")
+EXPORTS = ("safetensors", "adapter")
 _ROWS = 32  # examples that are predicted at once
 
 
@@ -41,6 +42,7 @@ def setup() -> None:
 def train(config: ConfigDict, workdir: str, name: str = "") -> dict[str, Any]:
     """Trains, or goes on with the run in ``workdir``; then evaluates and writes the report. Returns the metrics."""
     setup()
+    config = pretrained.resolve(config)
     try:
         result = training.train(config, workdir, name)
     except Diverged:
@@ -91,7 +93,7 @@ def predict(workdir: str, pattern: str, step: int | None = None, out: Any = None
     config = run.config()
     mesh = parallel.make_mesh(1)
     task, variables, _ = restore(run, config, mesh, step)
-    read = _reader(config, _facts(run))
+    read = _reader(config, facts(run))
     transforms = build(config.data.eval_transforms, _path="config.data.eval_transforms")
     compiled = jax.jit(task.predict)
     failed = False
@@ -122,13 +124,42 @@ def predict(workdir: str, pattern: str, step: int | None = None, out: Any = None
     return int(failed)
 
 
+def export(workdir: str, to: str = "safetensors", output: str | None = None, step: int | None = None) -> dict[str, Any]:
+    """Writes a run's model for others to use; returns the folder and its files.
+
+    Args:
+      to: "safetensors", a folder that transformers loads, or "adapter", what was trained of a model beside its base.
+      output: the folder; None: ``export/TO`` in the run's.
+
+    Raises:
+      UserError: an unknown word, or a model that cannot be written so.
+    """
+    if to not in EXPORTS:
+        raise UserError(f"there is no --to={to}.{suggest(to, EXPORTS, 'format')}")
+    setup()
+    run = RunDir(workdir)
+    config = run.config()
+    task, variables, step = restore(run, config, parallel.make_mesh(1), step)
+    folder = pathlib.Path(output or run.path / "export" / to)
+    if to == "safetensors":
+        names = pretrained.export(run, config, task, variables, folder)
+    else:
+        from bigbase_jax import adapt
+
+        if not isinstance(task, (adapt.LoRA, adapt.Frozen)):
+            raise UserError(f"the run in {run.path} trained all of its model; there is no adapter to write.")
+        adapt.save_adapter(folder, task, variables)
+        names = sorted(path.name for path in folder.iterdir())
+    return {"export": str(folder), "to": to, "step": step, "files": names}
+
+
 def report(workdir: str) -> dict[str, Any]:
     """(Re)writes ``report.html`` of a run; returns its path. Pictures need the data to be where it was."""
     run = RunDir(workdir)
     config = run.config()
     pictures = passages = None
     try:
-        task: Task = build(config.task, _facts(run), _path="config.task")
+        task: Task = build(config.task, facts(run), _path="config.task")
         passages = getattr(task, "passages", None)
         if passages is None:
             data = build(config.data, _path="config.data").prepare(lambda line: None)
@@ -157,33 +188,6 @@ def _report_once(workdir: str) -> None:
         report(workdir)
 
 
-def restore(run: RunDir, config: ConfigDict, mesh: Any, step: int | None = None) -> tuple[Task, Variables, int]:
-    """The task of a run and the variables of one of its checkpoints, spread over ``mesh`` as its axes ask for.
-
-    Args:
-      step: which; None: the best where the run tracked one, else the last.
-
-    Raises:
-      UserError: there is no (such) checkpoint, or it is of another model.
-    """
-    task: Task = build(config.task, _facts(run), _path="config.task")
-    checkpoints = Checkpoints(run.checkpoints, read_only=True)
-    if step is None:
-        latest = checkpoints.latest()
-        if latest is None:
-            raise UserError(f"{run.path} has no checkpoint yet.")
-        step = int(checkpoints.progress(latest).get("best_step", latest))
-    kept = run.read_json("data.json")
-    spec = {key: jax.ShapeDtypeStruct(tuple(shape), dtype) for key, (shape, dtype) in kept["batch"].items()}
-    variables = dict(jax.eval_shape(task.init, jax.random.key(0), spec))
-    abstract = parallel.placed(variables, parallel.shardings(variables, mesh))
-    if config.train.ema_decay is not None:
-        return task, checkpoints.restore({"ema": abstract}, step)["ema"], step
-    params = abstract.pop("params")
-    loaded = checkpoints.restore({"params": params, "model_state": abstract}, step)
-    return task, {"params": loaded["params"], **loaded["model_state"]}, step
-
-
 def input_files(pattern: str) -> list[str]:
     """The files that a path, a folder (with all below it) or a pattern names, sorted.
 
@@ -200,12 +204,6 @@ def input_files(pattern: str) -> list[str]:
     if not found:
         raise UserError(f"--input={pattern} names no file.")
     return sorted(found)
-
-
-def _facts(run: RunDir) -> dict[str, Any]:
-    """What the run has kept of the data's facts."""
-    facts = run.read_json("data.json")["facts"]
-    return {key: tuple(value) if isinstance(value, list) else value for key, value in facts.items()}
 
 
 def _reader(config: ConfigDict, facts: Mapping[str, Any]) -> Callable[[str], Example | Sequence[Example]]:

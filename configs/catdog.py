@@ -10,6 +10,7 @@ minutes; 2,000 photos of the Asirra set, 88.5 % in 23 minutes, where textbook ne
 
 import optax
 from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
 
 from bigbase_jax.build import deferred, parse_arg, suggest, target
 from bigbase_jax.core import UserError
@@ -42,6 +43,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
 
     config = ConfigDict()
     config.seed = 0
+    config.init_from = placeholder(str)
     config.data = target(
         Data,
         dataset=pictures(args.data, args.root, target(DrawnCatsAndDogs, **small), "cats_vs_dogs"),

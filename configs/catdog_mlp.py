@@ -14,6 +14,7 @@ Measured on two cores of an AMD EPYC (experiments/pictures_on_cpu): drawn pictur
 
 import optax
 from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
 
 from bigbase_jax.build import deferred, parse_arg, target
 from bigbase_jax.data.named import pictures
@@ -36,6 +37,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
 
     config = ConfigDict()
     config.seed = 0
+    config.init_from = placeholder(str)
     config.data = target(
         Data,
         dataset=pictures(args.data, args.root, drawn, "cats_vs_dogs"),

@@ -9,6 +9,7 @@ beside other jobs; alone it does 600 examples/s, which makes 17. Published ResNe
 
 import optax
 from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
 
 from bigbase_jax.build import deferred, parse_arg, target
 from bigbase_jax.data.named import pictures
@@ -35,6 +36,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
 
     config = ConfigDict()
     config.seed = 0
+    config.init_from = placeholder(str)
     config.data = target(
         Data,
         dataset=data,

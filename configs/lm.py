@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import optax
 from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
 
 from bigbase_jax.build import deferred, parse_arg, suggest, target
 from bigbase_jax.core import UserError
@@ -58,6 +59,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
 
     config = ConfigDict()
     config.seed = 0
+    config.init_from = placeholder(str)
     config.data = target(
         Data,
         dataset=texts(args.data, args.root, tokenizer, size.length, stride=1),

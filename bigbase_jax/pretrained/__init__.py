@@ -5,6 +5,8 @@ A run begins from one with ``--config.init_from=DIR`` (``start``), and one is wr
 family of models, see ``families``.
 """
 
+from bigbase_jax.pretrained.export import export
 from bigbase_jax.pretrained.folder import load, save
+from bigbase_jax.pretrained.start import initialise, resolve
 
-__all__ = ["load", "save"]
+__all__ = ["export", "initialise", "load", "resolve", "save"]

@@ -24,6 +24,7 @@ from bigbase_jax.core import UserError
 
 CONFIG = "config.json"
 SINGLE = "model.safetensors"
+PREPROCESSOR = "preprocessor_config.json"
 INDEX = "model.safetensors.index.json"
 TOKENIZER: tuple[str, ...] = (
     "tokenizer.json",
@@ -194,7 +195,7 @@ class Whole:
 
 def _is_ours(path: pathlib.Path) -> bool:
     """Whether ``save`` may have written it."""
-    names = (CONFIG, INDEX, "generation_config.json", "preprocessor_config.json", *TOKENIZER)
+    names = (CONFIG, INDEX, "generation_config.json", PREPROCESSOR, *TOKENIZER)
     return path.is_file() and (path.name in names or (path.name.startswith("model") and path.suffix == ".safetensors"))
 
 

@@ -103,6 +103,12 @@ def family_for(model: nn.Module, shapes: Shapes) -> tuple[Family, dict[str, Any]
     raise UserError(f"transformers has no model of this kind. {why}")
 
 
+def head_of(model: nn.Module) -> str:
+    """``Family.HEAD`` of a model; of one that no family has, by the names that last layers have."""
+    found = [load_family(name) for name in dict.fromkeys(FAMILIES.values())]
+    return next((family.HEAD for family in found if type(model) in family.MODELS), r"^(head|fc|linear)(\.|$)")
+
+
 def expect(config: Mapping[str, Any], **values: Any) -> None:
     """
     Raises:

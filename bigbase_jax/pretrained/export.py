@@ -1,0 +1,42 @@
+"""A run's model as a folder that transformers loads."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from bigbase_jax.core import Task, Variables
+from bigbase_jax.data.tokenizer import load as load_tokenizer
+from bigbase_jax.pretrained.folder import save
+from bigbase_jax.pretrained.start import is_run, merged, model_of
+from bigbase_jax.pretrained.tokenizers import ids
+from bigbase_jax.restored import facts
+from bigbase_jax.rundir import RunDir
+
+
+def export(run: RunDir, config: ConfigDict, task: Task, variables: Variables, output: str | os.PathLike) -> list[str]:
+    """Writes the folder; adapters are merged into the model. Returns the names of its files.
+
+    The tokenizer's files are those of the folder that the run began from, as far as it still has them, or made from the
+    run's own tokenizer.
+
+    Raises:
+      UserError: transformers has no such model, or the disk refuses.
+    """
+    _, model = model_of(task)
+    known = facts(run)
+    about: dict[str, Any] = {}
+    if known.get("class_names"):
+        about["id2label"] = {str(i): name for i, name in enumerate(known["class_names"])}
+        about["label2id"] = {name: i for i, name in enumerate(known["class_names"])}
+    tokenizer: Any = None
+    if known.get("tokenizer"):
+        tokenizer = load_tokenizer(known["tokenizer"])
+        about |= ids(tokenizer)
+        began = config.get("init_from")
+        if began and (pathlib.Path(began) / "tokenizer.json").is_file() and not is_run(began):
+            tokenizer = began
+    return save(output, model, merged(task, variables), tokenizer, about=about)

@@ -1,0 +1,221 @@
+"""Runs that begin from trained weights: ``config.init_from`` names a published folder, or the folder of another run.
+
+``resolve`` makes the run's model the one whose weights these are; ``initialise`` puts them where a fresh run's are.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import os
+import pathlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from bigbase_jax.build import target
+from bigbase_jax.core import Task, TrainState, UserError, Variables, flatten
+from bigbase_jax.data.tokenizer import Tokenizer, TokenizerFile
+from bigbase_jax.data.tokenizer import load as load_tokenizer
+from bigbase_jax.log import say
+from bigbase_jax.models.transformer import unstack_blocks
+from bigbase_jax.pretrained import files, weights
+from bigbase_jax.pretrained.families import head_of
+from bigbase_jax.pretrained.folder import describe, open_weights
+from bigbase_jax.restored import facts, restore
+from bigbase_jax.rundir import RunDir
+
+KEPT = (
+    "num_classes",
+    "dtype",
+    "dropout",
+    "drop_path",
+    "remat",
+    "remat_policy",
+    "scan",
+    "sequence_attention",
+    "pipeline_microbatches",
+)
+"""Of the recipe's model: how it is trained and computed, and what it is to tell apart. All else comes with weights."""
+
+
+@dataclasses.dataclass(frozen=True)
+class RunTokenizer:
+    """The tokenizer of another run.
+
+    Attributes:
+      path: the run's folder.
+    """
+
+    path: str
+
+    def fit(self, texts: Any, others: Any, end: bool, special: Sequence[str] = ()) -> Tokenizer:
+        """
+        Raises:
+          UserError: there is no such run, or it has no tokenizer.
+        """
+        state = facts(RunDir(self.path)).get("tokenizer")
+        if state is None:
+            raise UserError(f"the run in {self.path} has no tokenizer.")
+        return load_tokenizer(state)
+
+
+def is_run(path: str | os.PathLike) -> bool:
+    """Whether it is the folder of a run of ours.
+
+    Raises:
+      UserError: it is no folder at all, or has no ``config.json``.
+    """
+    place = pathlib.Path(os.path.expanduser(path))
+    if place.is_file():
+        return False
+    if not place.is_dir():
+        raise UserError(f"config.init_from={str(path)!r} is no folder: give that of published weights, or of a run.")
+    return "task" in files.read_json(place / files.CONFIG)
+
+
+# --------------------------------------------------------------------------------------------------------- the config
+
+
+def resolve(config: ConfigDict) -> ConfigDict:
+    """The config with the model that ``config.init_from`` holds, and what it reads: the tokenizer, or the mean and
+    standard deviation of pictures, where the folder has them and the recipe has a place for them.
+
+    Of the recipe's model those words stay that are in ``KEPT``. Without ``init_from`` the config is returned as it is.
+
+    Raises:
+      UserError: the folder is neither that of published weights nor of a run, or the task has no model to replace.
+    """
+    path = config.get("init_from")
+    if not path:
+        return config
+    config = copy.deepcopy(config)
+    task = config.task
+    while isinstance(task.get("task"), ConfigDict):
+        task = task.task
+    if not isinstance(task.get("model"), ConfigDict):
+        raise UserError(f"config.init_from needs a task with one model; {task.get('target')} has none.")
+    node, tokenizer = _of_run(path) if is_run(path) else _of_folder(path)
+    with node.ignore_type():
+        for key in KEPT:
+            if key in node and key in task.model:
+                node[key] = task.model[key]
+    config.unlock()
+    task.model = node
+    said = pathlib.Path(os.path.expanduser(path)) / files.PREPROCESSOR
+    if "mean" in task and "std" in task and said.is_file() and (given := files.read_json(said)).get("image_mean"):
+        task.mean, task.std = tuple(given["image_mean"]), tuple(given["image_std"])
+    dataset = config.data.get("dataset")
+    if tokenizer is not None and isinstance(dataset, ConfigDict) and "tokenizer" in dataset:
+        dataset.tokenizer = tokenizer
+    config.lock()
+    return config
+
+
+def _of_folder(path: str) -> tuple[ConfigDict, ConfigDict | None]:
+    family, published = describe(path)
+    tokenizer = TokenizerFile(path)
+    try:
+        tokenizer.stamp()
+    except UserError:
+        return family.from_config(published), None
+    return family.from_config(published), target(TokenizerFile, path=path)
+
+
+def _of_run(path: str) -> tuple[ConfigDict, ConfigDict | None]:
+    run = RunDir(path)
+    task, known = run.config().task, facts(run)
+    while isinstance(task.get("task"), ConfigDict):
+        task = task.task
+    node = copy.deepcopy(task.model)
+    for key, value in node.items():
+        if value is None and key in known:
+            node[key] = known[key]
+    return node, target(RunTokenizer, path=path) if "tokenizer" in known else None
+
+
+# ---------------------------------------------------------------------------------------------------------- the state
+
+
+def chain(task: Task) -> Iterator[Any]:
+    """The task, the one inside it, and so on."""
+    inner: Any = task
+    while inner is not None:
+        yield inner
+        inner = vars(inner).get("task")
+
+
+def model_of(task: Task) -> tuple[Any, Any]:
+    """The innermost task and its model.
+
+    Raises:
+      UserError: it has no model, or several.
+    """
+    *_, inner = chain(task)
+    model = vars(inner).get("model")
+    if model is None:
+        raise UserError(f"{type(inner).__name__} has no model of its own whose weights could be read or written.")
+    return inner, model
+
+
+def initialise(path: str, state: TrainState, task: Task, spec: Mapping[str, Any]) -> TrainState:
+    """A fresh state with the weights of ``path`` in the place of its own, where these live; says what stayed fresh.
+
+    Args:
+      path: see ``resolve``.
+      state: its buffers are given up as they are replaced.
+      task: what is trained.
+      spec: shapes of a batch.
+
+    Raises:
+      UserError: the weights are not those of the model; lists what differs.
+    """
+    inner, model = model_of(task)
+    variables = {"params": state.params, **state.model_state}
+    flat = flatten(variables)
+    home = next(iter(flat.values())).sharding
+    source = _run_weights(path, home.mesh) if is_run(path) else open_weights(path, describe(path)[0], model)
+    wanted = flatten(jax.eval_shape(inner.init, jax.random.key(0), spec))
+    found = weights.plan(source, wanted, head_of(model))
+    place = next((t.place for t in chain(task) if hasattr(type(t), "place")), None)
+    replaced = dict(flat)
+    for name in found.paths:
+        collection, _, rest = name.partition(".")
+        where = ".".join(place(rest)) if place and collection == "params" else name
+        if where not in flat:
+            raise UserError(f"{type(task).__name__} has no place for the parameter {rest!r} of its model.")
+        like = jax.ShapeDtypeStruct(flat[where].shape, flat[where].dtype, sharding=flat[where].sharding)
+        flat[where].delete()
+        replaced[where] = source.read(name, like)
+    new = jax.tree.unflatten(jax.tree.structure(variables), list(replaced.values()))
+    ema = state.ema
+    if ema is not None:
+        homes = jax.tree.map(lambda x: x.sharding, ema)
+        ema = jax.jit(lambda new: jax.tree.map(jnp.copy, new), out_shardings=homes)(new)
+    count = sum(wanted[name].size for name in found.paths)
+    say(f"init_from {path}: {len(found.paths)} arrays of {count:,} numbers")
+    if found.fresh:
+        say(f"init_from {path}: fresh are {files.some(found.fresh)}")
+    if found.dropped:
+        say(f"init_from {path}: left out are {files.some(found.dropped)}")
+    params = new.pop("params")
+    return state.replace(params=params, model_state=new, ema=ema)  # type: ignore[attr-defined]
+
+
+def _run_weights(path: str, mesh: Any) -> weights.Weights:
+    """The model's variables of a run's best checkpoint, or else of its last, each block by itself."""
+    run = RunDir(path)
+    task, variables, step = restore(run, run.config(), mesh)
+    variables = merged(task, variables)
+    return weights.Weights(f"step {step} of the run in {path}", flatten(unstack_blocks(variables)))
+
+
+def merged(task: Task, variables: Variables) -> Variables:
+    """The variables of the innermost task's model."""
+    for outer in chain(task):
+        if hasattr(type(outer), "merge"):
+            variables = outer.merge(variables)
+    return variables

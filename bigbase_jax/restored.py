@@ -1,0 +1,48 @@
+"""A model that a run has trained, read from its folder: what the verbs on a run, and runs that begin from one, go on
+with."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from bigbase_jax import parallel
+from bigbase_jax.build import build
+from bigbase_jax.checkpoint import Checkpoints
+from bigbase_jax.core import Task, UserError, Variables
+from bigbase_jax.rundir import RunDir
+
+
+def facts(run: RunDir) -> dict[str, Any]:
+    """What the run has kept of the data's facts."""
+    found = run.read_json("data.json")["facts"]
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in found.items()}
+
+
+def restore(run: RunDir, config: ConfigDict, mesh: Any, step: int | None = None) -> tuple[Task, Variables, int]:
+    """The task of a run and the variables of one of its checkpoints, spread over ``mesh`` as its axes ask for.
+
+    Args:
+      step: which; None: the best where the run tracked one, else the last.
+
+    Raises:
+      UserError: there is no (such) checkpoint, or it is of another model.
+    """
+    task: Task = build(config.task, facts(run), _path="config.task")
+    checkpoints = Checkpoints(run.checkpoints, read_only=True)
+    if step is None:
+        latest = checkpoints.latest()
+        if latest is None:
+            raise UserError(f"{run.path} has no checkpoint yet.")
+        step = int(checkpoints.progress(latest).get("best_step", latest))
+    kept = run.read_json("data.json")
+    spec = {key: jax.ShapeDtypeStruct(tuple(shape), dtype) for key, (shape, dtype) in kept["batch"].items()}
+    variables = dict(jax.eval_shape(task.init, jax.random.key(0), spec))
+    abstract = parallel.placed(variables, parallel.shardings(variables, mesh))
+    if config.train.ema_decay is not None:
+        return task, checkpoints.restore({"ema": abstract}, step)["ema"], step
+    params = abstract.pop("params")
+    loaded = checkpoints.restore({"params": params, "model_state": abstract}, step)
+    return task, {"params": loaded["params"], **loaded["model_state"]}, step
