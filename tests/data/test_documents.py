@@ -4,6 +4,7 @@ import csv
 import gzip
 import json
 import sys
+import zipfile
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -13,8 +14,12 @@ import zstandard
 from bigbase_jax.core import UserError
 from bigbase_jax.data import documents
 from bigbase_jax.data.documents import Format, list_files, split_of
+from bigbase_jax.data.files import by_split, unused
+from bigbase_jax.data.rows import class_names, rows
 
 TEXTS = ['The fox,\t"quoted".', "明月几时有？\n把酒问青天。", "naïve 🦊\r\n"]
+
+SCHEMA = pa.schema({"id": pa.int64(), "text": pa.large_string()})
 
 
 def read(root, **options):
@@ -44,10 +49,13 @@ def write(folder, kind):
         table(path, [["id", "text"], *([r["id"], r["text"]] for r in records)])
     elif kind == ".parquet":
         pq.write_table(pa.table({"id": [0, 1, 2], "text": TEXTS}), path)
+    elif kind == ".arrow":
+        with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, SCHEMA) as writer:
+            writer.write_table(pa.table({"id": [0, 1, 2], "text": TEXTS}, SCHEMA), max_chunksize=2)
     return path
 
 
-@pytest.mark.parametrize("kind", [".jsonl", ".ndjson", ".json", ".csv", ".parquet"])
+@pytest.mark.parametrize("kind", [".jsonl", ".ndjson", ".json", ".csv", ".parquet", ".arrow"])
 def test_records_of_every_format_are_documents(tmp_path, kind):
     assert list(read(write(tmp_path, kind)).values()) == TEXTS
 
@@ -116,6 +124,9 @@ def test_columns_by_name_by_place_and_by_guess(tmp_path):
         ("a.json", b"[", "is not JSON"),
         ("a.csv", b'text\n"never closed', "cannot be read"),
         ("a.parquet", b"not parquet", "cannot be read"),
+        ("a.arrow", b"not arrow", "cannot be read"),
+        ("a.arrow", b"", "cannot be read"),
+        ("a.zip", b"not zip", "cannot be read"),
         ("a.txt.gz", b"not gzip", "cannot be read"),
         ("a.txt.gz", gzip.compress(b"cut off " * 100)[:-12], "cannot be read"),
         ("a.txt.zst", b"not zstandard", "cannot be read"),
@@ -128,7 +139,9 @@ def test_a_broken_file_is_one_sentence_that_names_it(tmp_path, name, content, sa
     assert name in str(raised.value) and "\n" not in str(raised.value)
 
 
-@pytest.mark.parametrize(("name", "package"), [("a.parquet", "pyarrow"), ("a.txt.zst", "zstandard")])
+@pytest.mark.parametrize(
+    ("name", "package"), [("a.parquet", "pyarrow"), ("a.arrow", "pyarrow"), ("a.txt.zst", "zstandard")]
+)
 def test_a_package_that_is_missing_is_one_sentence(tmp_path, monkeypatch, name, package):
     (tmp_path / name).write_bytes(b"")
     for module in (package, "pyarrow.parquet"):
@@ -184,3 +197,97 @@ def test_files_named_after_splits_keep_them(tmp_path):
     assert splits("train.txt", "notes.txt") == {} == splits("test.txt") == splits("training.txt", "tests.txt")
     with pytest.raises(UserError, match="nothing named train"):
         splits("valid.txt", "test.txt")
+
+
+# ----------------------------------------------------------------------------------- what Hugging Face's tools leave
+
+
+def saved(folder, splits):
+    """Folders as ``datasets.save_to_disk`` leaves them, with ``TEXTS`` in each."""
+    for split in splits:
+        (folder / split).mkdir(parents=True)
+        write(folder / split, ".arrow").rename(folder / split / "data-00000-of-00001.arrow")
+        (folder / split / "state.json").write_text('{"_data_files": [{"filename": "data-00000-of-00001.arrow"}]}')
+        (folder / split / "dataset_info.json").write_text('{"features": {}}')
+    (folder / "dataset_dict.json").write_text(json.dumps({"splits": list(splits)}))
+    return folder
+
+
+def test_a_folder_that_datasets_saved_is_documents_and_rows(tmp_path):
+    root = saved(tmp_path / "d", ["train", "validation", "unsupervised"])
+    files = list_files(str(root))
+    assert [file.name.split("/")[0] for file in files] == ["train", "unsupervised", "validation"]
+    assert list(read(root / "train").values()) == TEXTS
+    assert {name.split("/")[0]: split for name, split in split_of(files, str(root)).items()} == {
+        "train": "train",
+        "validation": "val",
+        "unsupervised": "",
+    }
+    used = by_split(files, str(root), {})
+    assert {split: len(given) for split, given in used.items()} == {"train": 1, "val": 1}
+    assert unused(files, used) == ["unsupervised"]
+    (row, *_) = rows(files[0])
+    assert row.values == {"id": 0, "text": TEXTS[0]} and row.where.endswith("data-00000-of-00001.arrow, row 1")
+    assert class_names(files[0], "id") is None
+    with pytest.raises(UserError, match="nothing named train"):
+        split_of(list_files(str(saved(tmp_path / "e", ["a"]))), str(tmp_path / "e"))
+
+
+def test_an_arrow_file_with_an_index_and_a_broken_one(tmp_path):
+    table = pa.table({"id": [0, 1, 2], "text": TEXTS}, SCHEMA)
+    with pa.OSFile(str(tmp_path / "a.arrow"), "wb") as sink, pa.ipc.new_file(sink, SCHEMA) as writer:
+        writer.write_table(table, max_chunksize=2)
+    assert list(read(tmp_path).values()) == TEXTS
+    stream = write(tmp_path, ".arrow").read_bytes()
+    (tmp_path / "a.arrow").unlink()
+    (tmp_path / "data.arrow").write_bytes(stream[: len(stream) // 2])
+    with pytest.raises(UserError, match="data.arrow cannot be read"):
+        read(tmp_path)
+
+
+def test_splits_below_a_folder_and_by_choice(tmp_path):
+    for name in ("train-00000-of-00002", "train-00001-of-00002", "validation_matched", "validation_other", "test"):
+        (tmp_path / "data").mkdir(exist_ok=True)
+        (tmp_path / "data" / f"{name}.jsonl").write_text('{"text": "x"}')
+    (tmp_path / "README.md").write_text("a card")
+    (tmp_path / "dataset_infos.json").write_text("{}")
+    files = list_files(str(tmp_path))
+    assert sorted(split_of(files, str(tmp_path)).values()) == ["test", "train", "train", "val", "val"]
+    used = by_split(files, str(tmp_path), {"val": "validation_matched", "test": None})
+    assert {split: len(given) for split, given in used.items()} == {"train": 2, "val": 1, "test": 1}
+    assert unused(files, used) == ["validation_other"]
+    with pytest.raises(UserError, match="no 'validation_matchd' for val. Did you mean 'validation_matched'"):
+        by_split(files, str(tmp_path), {"val": "validation_matchd"})
+    with pytest.raises(UserError, match="has nothing named train"):
+        by_split([file for file in files if "train" not in file.name], str(tmp_path), {"val": "validation_matched"})
+
+
+def test_zips_are_opened_where_named_or_alone(tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr("train.txt", TEXTS[0])
+        archive.writestr("deep/test.csv.gz", gzip.compress(f"text\n{'b' * 9}\n".encode()))
+        archive.writestr("__MACOSX/x.txt", "litter")
+        archive.writestr("README.txt", "litter")
+        archive.write(write(tmp_path, ".parquet"), "data.parquet")
+    found = {"train.txt": TEXTS[0], "deep/test.csv.gz:2": "b" * 9}
+    found |= {f"data.parquet:{i}": text for i, text in enumerate(TEXTS, 1)}
+    assert read(tmp_path / "a.zip") == found
+    assert not any(name.startswith("a.zip") for name in read(tmp_path))
+    (tmp_path / "data.parquet").unlink()
+    assert read(tmp_path) == {f"a.zip/{name}": text for name, text in found.items()}
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr("a.jsonl", "{")
+    with pytest.raises(UserError, match="a.zip/a.jsonl, line 1 is not JSON"):
+        read(tmp_path)
+    with zipfile.ZipFile(tmp_path / "b.zip", "w") as archive:
+        archive.writestr("a.png", "")
+    with pytest.raises(UserError, match="b.zip holds no .txt"):
+        read(tmp_path / "b.zip")
+
+
+def test_json_lines_under_the_name_of_json(tmp_path):
+    (tmp_path / "a.json").write_text('{"text": "a"}\n{"text": "b"}\n')
+    assert read(tmp_path) == {"a.json:1": "a", "a.json:2": "b"}
+    (tmp_path / "a.json").write_text('{"text": "a"}\n{"text"')
+    with pytest.raises(UserError, match="line 2 is not JSON"):
+        read(tmp_path)

@@ -162,6 +162,18 @@ def test_splits_that_the_files_have_are_kept_and_a_missing_val_is_taken_from_tra
     assert targets(data.splits["test"])[1] == whole
 
 
+def test_splits_of_other_names_in_a_saved_data_set_are_left_out(tmp_path):
+    for split in ("train", "test", "unsupervised"):
+        (tmp_path / "d" / split).mkdir(parents=True)
+        (tmp_path / "d" / split / "data.jsonl").write_text(
+            "\n".join(json.dumps({"text": split * i}) for i in (1, 2, 3))
+        )
+    (tmp_path / "d" / "dataset_dict.json").write_text("{}")
+    data, _ = prepare(TextFiles(root=str(tmp_path / "d"), tokenizer=Characters()), tmp_path)
+    assert "(without unsupervised): train 2 documents" in data.description
+    assert targets(data.splits["test"])[1] == 6 * len("test")
+
+
 def test_two_documents_and_a_validation_split_leave_one_to_train_on(tmp_path):
     (tmp_path / "a.txt").write_text("one line\nanother line\n")
     data, _ = prepare(TextFiles(root=str(tmp_path / "a.txt"), format=Format(unit="line")), tmp_path)
@@ -371,7 +383,7 @@ def test_tiny_shakespeare_is_nanogpts(real_data, tmp_path):
     root = str(real_data / "tiny_shakespeare" / "input.txt")
     data, _ = prepare(TextFiles(root=root, length=64, stride=1, tokenizer=Characters()), tmp_path)
     assert data.facts["vocab_size"] == 65
-    counts = data._tokens.about
+    counts = data.tokens.about
     assert counts["train"]["tokens"] == 1_003_854 and counts["val"]["tokens"] == 111_540
     assert len(data.splits["train"]) == 1_003_854 - 64
 
@@ -379,7 +391,7 @@ def test_tiny_shakespeare_is_nanogpts(real_data, tmp_path):
 @pytest.mark.realdata
 def test_chinese_poems_are_documents(real_data, tmp_path):
     data, _ = prepare(TextFiles(root=str(real_data / "zh_song_ci"), length=128, tokenizer=Characters()), tmp_path)
-    counts = data._tokens.about
+    counts = data.tokens.about
     assert counts["train"]["documents"] + counts["val"]["documents"] == 21_053
     assert data.splits["train"].fill > 0.85
     example = data.splits["train"][0]
@@ -400,5 +412,5 @@ def test_wikitext_in_subwords(real_data, tmp_path):
 def test_the_code_that_makes_tokens_is_part_of_the_key(tmp_path, monkeypatch):
     corpus = TextFiles(root=corpus_file(tmp_path / "d"), length=16)
     key = corpus._key()
-    monkeypatch.setattr(texts, "_source", lambda module: "edited")
+    monkeypatch.setattr(texts, "source_digest", lambda module: "edited")
     assert corpus._key() != key

@@ -20,9 +20,10 @@ from typing import Any
 from bigbase_jax.core import Example, Source, UserError
 from bigbase_jax.data import cache as caches
 from bigbase_jax.data import tokens as token_caches
-from bigbase_jax.data.documents import Document, File, Format, list_files, split_of
+from bigbase_jax.data.documents import Document, File, Format, list_files, one_file, split_of
+from bigbase_jax.data.files import stems_of
 from bigbase_jax.data.sources.splits import digest, to_split_off
-from bigbase_jax.data.tokenizer import Bytes, TokenizerFile, load
+from bigbase_jax.data.tokenizer import Bytes, TokenizerFile, facts_of, load
 from bigbase_jax.data.tokens import SPLITS, Tokens
 from bigbase_jax.data.windows import Windows
 
@@ -100,7 +101,8 @@ class Corpus:
         found = token_caches.find(cache, key) if limit_bytes > 0 else None
         if found is None:
             found = self._read(cache, key, limit_bytes, say)
-            caches.prune(cache, limit_bytes, [cache / f"cache-{key}"])
+            if limit_bytes > 0:
+                caches.prune(cache, limit_bytes, [cache / f"cache-{key}"])
         return Text(self, found)
 
     def fingerprint_of(self, tokens: Tokens) -> str:
@@ -110,7 +112,7 @@ class Corpus:
 
     def _key(self) -> str:
         """Of the cache: all that the tokens depend on, the code that makes them included."""
-        code = [_source(m) for m in ("documents", "tokenizer", "tokens", "sources.text")]
+        code = [source_digest(m) for m in ("files", "rows", "documents", "tokenizer", "tokens", "sources.text")]
         tokenizer = [repr(self.tokenizer)]
         if isinstance(self.tokenizer, TokenizerFile):
             tokenizer.append(repr(self.tokenizer.stamp()))
@@ -138,12 +140,13 @@ class Text:
 
     Attributes:
       splits: ``inputs``, ``targets``, ``segments``, ``positions`` and ``bytes``, i32[L] each; see ``Windows``.
-      facts: ``vocab_size``, ``length`` and ``tokenizer`` (``Tokenizer.state()``).
+      facts: ``vocab_size``, ``length``, ``tokenizer`` (``Tokenizer.state()``) and ids of its special tokens (``end_id``).
       description: what the text is, and how full its windows are.
+      tokens: of all documents.
     """
 
     def __init__(self, corpus: Corpus, tokens: Tokens):
-        self._corpus, self._tokens = corpus, tokens
+        self._corpus, self.tokens = corpus, tokens
         counts = tokens.about
         windows: dict[str, Windows] = {}
         if "train" not in counts:
@@ -155,11 +158,7 @@ class Text:
                 raise UserError(f"the {split} split of {corpus.origin()} is too short: it has nothing to predict.")
         self.splits: Mapping[str, Source] = windows
         tokenizer = tokens.tokenizer
-        self.facts: Mapping[str, Any] = {
-            "vocab_size": tokenizer.size,
-            "length": corpus.length,
-            "tokenizer": tokenizer.state(),
-        }
+        self.facts: Mapping[str, Any] = {**facts_of(tokenizer), "length": corpus.length}
         parts = [
             f"{split} {c['documents']:,} document{'s' * (c['documents'] != 1)} of {c['tokens']:,} tokens "
             f"({c['bytes']:,} bytes)"
@@ -172,7 +171,7 @@ class Text:
 
     def fingerprint(self) -> str:
         """A digest of the documents, the splits, the tokenizer and the windows."""
-        return self._corpus.fingerprint_of(self._tokens)
+        return self._corpus.fingerprint_of(self.tokens)
 
     def read(self, path: str) -> list[Example]:
         """See ``read_text``."""
@@ -185,7 +184,7 @@ def read_text(path: str, facts: Mapping[str, Any]) -> list[Example]:
     Raises:
       UserError: unreadable, not UTF-8, a character without a token, or too short to predict anything.
     """
-    found = list(Format().documents(_plain_file(path)))
+    found = list(Format().documents(plain_file(path)))
     if not found:
         raise UserError(f"{path} is empty.")
     tokenizer = load(facts["tokenizer"])
@@ -198,8 +197,8 @@ def read_text(path: str, facts: Mapping[str, Any]) -> list[Example]:
     return [windows[i] for i in range(len(windows))]
 
 
-def _plain_file(path: str) -> File:
-    (file,) = list_files(path)
+def plain_file(path: str) -> File:
+    file = one_file(path)
     name = file.name.lower()
     return file._replace(name="text" + next((suffix for suffix in (".gz", ".zst") if name.endswith(suffix)), ".txt"))
 
@@ -315,7 +314,7 @@ def _texts(corpus: Corpus, plan: _Plan, splits: tuple[str, ...]) -> Iterator[str
 
 
 @functools.cache
-def _source(module: str) -> str:
+def source_digest(module: str) -> str:
     """A digest of the code of a module of ``data``, so that edited code makes another cache."""
     try:
         code = inspect.getsource(importlib.import_module(f"bigbase_jax.data.{module}"))
@@ -332,6 +331,7 @@ class TextFiles(Corpus):
     """Documents in a file, or in all files below a folder; see ``Format`` and ``Corpus``.
 
     Files named after splits (``train.tsv``, ``valid.txt``, ``test/...``) keep them; a missing val is taken from train.
+    Of a folder that ``datasets`` has saved, splits of other names are left out, which the description says.
 
     Attributes:
       root: the file or folder.
@@ -347,14 +347,20 @@ class TextFiles(Corpus):
         files = list_files(self.root)
         splits = split_of(files, self.root)
         for file in files:
-            for document in self.format.documents(file):
-                yield splits.get(file.name), document
+            split = splits.get(file.name)
+            if split != "":
+                for document in self.format.documents(file):
+                    yield split, document
 
     def stamp(self) -> list[Any]:
         return [*([f.name, f.size, f.mtime_ns] for f in list_files(self.root)), repr(self.format)]
 
     def origin(self) -> str:
-        return self.root
+        files = list_files(self.root)
+        splits = split_of(files, self.root)
+        stems = stems_of(files)
+        left = sorted({stems[name] for name, split in splits.items() if not split})
+        return f"{self.root} (without {', '.join(left)})" if left else self.root
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,0 +1,494 @@
+"""Texts, or pairs of texts, with a class each: tables and JSON of any kind, and Hugging Face's folders (see ``files``).
+
+Rows -> splits -> tokenizer -> tokens, which are kept in the cache. An example is, with L = ``length``:
+
+- ``tokens`` i32[L]: the text with the special tokens around it, as the tokenizer was published, else ``[CLS]`` text
+  ``[SEP]`` (text ``[SEP]``); cut to L, padded with ``pad_id`` (0 where there is none);
+- ``segments`` i32[L]: 1 for tokens, 0 for padding;
+- ``types`` i32[L]: which text a token belongs to, 0 or 1 (as published; RoBERTa has 0 alone);
+- ``label`` i32: the class.
+
+Facts: ``num_classes``, ``class_names``, ``length``, ``vocab_size``, ``tokenizer``, ``pair``, and the ids of the special
+tokens that there are (``pad_id``, ``cls_id``, ``sep_id``, ``mask_id``, ``end_id``).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import json
+import pathlib
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from bigbase_jax.build import suggest
+from bigbase_jax.core import Example, Source, UserError
+from bigbase_jax.data import cache as caches
+from bigbase_jax.data import ragged
+from bigbase_jax.data.documents import Format
+from bigbase_jax.data.files import File, by_split, tables, unused
+from bigbase_jax.data.ragged import Ragged
+from bigbase_jax.data.rows import Row, checked, class_names, first_line, rows
+from bigbase_jax.data.sources.splits import digest, stratified, to_split_off
+from bigbase_jax.data.sources.text import plain_file, source_digest
+from bigbase_jax.data.tokenizer import Subwords, Tokenizer, TokenizerFile, compose, facts_of, load
+
+ROLES = ("pad", "cls", "sep", "mask")
+"""Special tokens that a tokenizer learned here has."""
+SUBWORDS = Subwords("bpe", 8192)
+_FORMAT = 1  # of what is kept
+_SPLITS = ("train", "val", "test")
+_BATCH = 1 << 20  # characters that are encoded at once
+_TEXTS: tuple[tuple[str, str | None], ...] = (
+    ("sentence1", "sentence2"),
+    ("premise", "hypothesis"),
+    ("question1", "question2"),
+    ("question", "sentence"),
+    ("text_a", "text_b"),
+    *((name, None) for name in ("text", "sentence", "review", "content", "comment", "sms", "tweet", "title")),
+)
+_LABELS = ("label", "labels", "class", "target", "sentiment", "category", "coarse_label", "intent", "stars", "rating")
+
+
+class Columns(NamedTuple):
+    """Which columns hold what; ``header``: whether tables name theirs in the first line."""
+
+    text: str
+    text_pair: str | None
+    label: str
+    header: bool
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LabelledText:
+    """Rows of a text, or two, and a class; ``prepare`` reads them.
+
+    Files named after splits (``train.tsv``, ``dev.tsv``, ``test/...``) keep them; a missing val is taken from train,
+    and a missing test where there is nothing but train: dealt by class, equal texts to the same split. Rows without
+    text are left out, and so is a split without labels, which is said.
+
+    Attributes:
+      root: a file (a zip with one in it also) or a folder.
+      text, text_pair, label: names of the columns, or their numbers from 0 in tables without a header; None: the usual
+        names, where there are such, and in a table of two columns without a header the label is the whole number.
+      tokenizer: fitted to the training texts, or read (``TokenizerFile``).
+      length: L; what is longer is cut.
+      train, val, test: what the files of the split are called, where not after it (``val="validation_matched"``).
+      val_fraction, test_fraction: shares of the rows.
+      seed: of the dealing.
+      encoding: of all but Parquet and Arrow.
+
+    Raises:
+      UserError: a value out of its range.
+    """
+
+    root: str
+    text: str | None = None
+    text_pair: str | None = None
+    label: str | None = None
+    tokenizer: Any = SUBWORDS
+    length: int = 128
+    train: str | None = None
+    val: str | None = None
+    test: str | None = None
+    val_fraction: float = 0.1
+    test_fraction: float = 0.1
+    seed: int = 0
+    encoding: str = "utf-8"
+
+    def __post_init__(self) -> None:
+        Format(encoding=self.encoding)
+        if self.length < 4:
+            raise UserError(f"length is {self.length}; it must be at least 4.")
+
+    def prepare(self, cache: pathlib.Path, limit_bytes: float, say: Callable[[str], None]) -> Labelled:
+        """Reads and tokenises the rows, unless that is in the cache; see ``core.RawDataset``.
+
+        Raises:
+          UserError: no rows, a column that is not there, or a row that cannot be read.
+        """
+        key = self._key()
+        found = ragged.find(cache, key) if limit_bytes > 0 else None
+        if found is None:
+            say(f"data: reading {self.root} once, to tokenise it")
+            survey = _Survey(self)
+            tokenizer = self.tokenizer.fit(
+                functools.partial(survey.texts, ("train",)),
+                functools.partial(survey.texts, ("val", "test")),
+                False,
+                ROLES,
+            )
+            kind = np.min_scalar_type(tokenizer.size - 1)
+            dtypes = {"first": kind, "second": kind, "label": "<i4", "split": "u1"}
+            where = (cache, key) if limit_bytes > 0 else None
+            write = functools.partial(survey.write, tokenizer)
+            found = ragged.make(write, dtypes, where, limit_bytes, say)
+            if where is not None:
+                caches.prune(cache, limit_bytes, [cache / f"cache-{key}"])
+        return Labelled(self, found)
+
+    def files(self) -> tuple[dict[str, list[File]], list[str]]:
+        """Files by split, all of them under "" where there are no splits; and what unused ones are called."""
+        found = tables(self.root)
+        used = by_split(found, self.root, {"train": self.train, "val": self.val, "test": self.test})
+        return used, unused(found, used)
+
+    def stamp(self) -> list[Any]:
+        """What changes when the rows change, and all that says how to read them."""
+        files = [[split, *file] for split, given in self.files()[0].items() for file in given]
+        return [files, [self.text, self.text_pair, self.label, self.encoding]]
+
+    def dealing(self) -> list[Any]:
+        """What the splits depend on."""
+        return [self.val_fraction, self.test_fraction, self.seed]
+
+    def _key(self) -> str:
+        modules = ("files", "rows", "ragged", "tokenizer", "sources.splits", "sources.labelled_text")
+        tokenizer = [repr(self.tokenizer)]
+        if isinstance(self.tokenizer, TokenizerFile):
+            tokenizer.append(repr(self.tokenizer.stamp()))
+        parts = [_FORMAT, [source_digest(m) for m in modules], self.stamp(), self.dealing(), tokenizer]
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:24]
+
+    @staticmethod
+    def read(path: str, facts: Mapping[str, Any]) -> Example:
+        """See ``read_text``."""
+        return read_text(path, facts)
+
+
+class Labelled:
+    """A ``Dataset`` of labelled texts that were read; see the top of this file for what is in an example."""
+
+    def __init__(self, data: LabelledText, rows_N: Ragged):
+        self._data, self._rows = data, rows_N
+        about = rows_N.about
+        self._tokenizer = load(about["tokenizer"])
+        self.facts: Mapping[str, Any] = {
+            **facts_of(self._tokenizer),
+            "length": data.length,
+            "num_classes": len(about["class_names"]),
+            "class_names": tuple(about["class_names"]),
+            "pair": about["pair"],
+        }
+        encode = Encoder(self.facts)
+        split_N = np.asarray(rows_N.values["split"])
+        sources = {}
+        for i, split in enumerate(_SPLITS):
+            indices = np.flatnonzero(split_N == i)
+            if indices.size:
+                sources[split] = _Rows(rows_N, indices, encode, split)
+        self.splits: Mapping[str, Source] = sources
+        self.description = self._describe(encode)
+
+    def _describe(self, encode: Encoder) -> str:
+        about, n = self._rows.about, len(self._rows)
+        long = int((self._rows.lengths("first") + self._rows.lengths("second") > encode.room).sum())
+        kinds = "pairs of texts" if about["pair"] else "texts"
+        parts = [
+            f"{self._data.root}: {n:,} {kinds} in {len(about['class_names'])} classes",
+            f"a vocabulary of {self._tokenizer.size:,}",
+            f"{long:,} ({long / n:.1%}) cut to {self._data.length} tokens",
+        ]
+        if about["empty"]:
+            parts.append(f"{about['empty']:,} without text left out")
+        parts += [f"the {split} split has no labels and is left out" for split in about["unlabelled"]]
+        parts += [f"{count:,} of the {split} texts are in train too" for split, count in about["shared"].items()]
+        if about["unused"]:
+            parts.append(f"not used: {', '.join(about['unused'])}")
+        return "; ".join(parts)
+
+    def fingerprint(self) -> str:
+        """A digest of the rows, the splits, the tokenizer and the length."""
+        return digest([self._data.stamp(), self._data.dealing(), self._data.length, self._rows.about["tokenizer"]])
+
+    def read(self, path: str) -> Example:
+        """See ``read_text``."""
+        return read_text(path, self.facts)
+
+
+class Encoder:
+    """Tokens of a text, or two, as an example.
+
+    Attributes:
+      room: tokens of text that fit into an example.
+    """
+
+    def __init__(self, facts: Mapping[str, Any]):
+        """``facts``: ``tokenizer``, ``length``, ``pair``."""
+        tokenizer = load(facts["tokenizer"])
+        self._layout = tokenizer.layout(facts["pair"])
+        self._length: int = facts["length"]
+        self._pair: bool = facts["pair"]
+        self._pad = tokenizer.special.get("pad", 0)
+        self.room = self._length - sum(token >= 0 for token in self._layout.tokens)
+
+    def __call__(self, first_T: np.ndarray, second_T: np.ndarray) -> Example:
+        tokens_T, types_T = compose(self._layout, first_T, second_T if self._pair else None, self._length)
+        T = len(tokens_T)
+        example = {name: np.zeros(self._length, np.int32) for name in ("tokens", "segments", "types")}
+        example["tokens"][:T] = tokens_T
+        example["tokens"][T:] = self._pad
+        example["segments"][:T] = 1
+        example["types"][:T] = types_T
+        return example
+
+
+class _Rows:
+    """The ``Source`` of one split.
+
+    Attributes:
+      labels: i32[N].
+      in_memory: where the tokens are.
+    """
+
+    def __init__(self, rows_N: Ragged, indices: np.ndarray, encode: Encoder, split: str):
+        self._rows, self._indices, self._encode, self._split = rows_N, indices, encode, split
+        self.labels = np.asarray(rows_N.values["label"])[indices]
+        self.in_memory: str = rows_N.kept
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def __getitem__(self, index: int) -> Example:
+        if not 0 <= index < len(self):
+            raise IndexError(f"{self._split} has {len(self)} texts; there is no {index}")
+        row = int(self._indices[index])
+        example = self._encode(self._rows.get("first", row), self._rows.get("second", row))
+        return {**example, "label": self.labels[index]}
+
+    def name(self, index: int) -> str:
+        """Such as ``val[17]``."""
+        return f"{self._split}[{index}]"
+
+
+def read_text(path: str, facts: Mapping[str, Any]) -> Example:
+    """A user's file as an example without label: all of it is the text; of a pair, its first line is the first text.
+
+    Raises:
+      UserError: unreadable, empty, or a pair that is not there.
+    """
+    text = "".join(block for document in Format().documents(plain_file(path)) for block in document.blocks).strip()
+    if not text:
+        raise UserError(f"{path} is empty.")
+    first, _, second = text.partition("\n") if facts["pair"] else (text, "", "")
+    if facts["pair"] and not second.strip():
+        raise UserError(f"{path} has one line; this model reads two texts: the first line, and what follows it.")
+    tokenizer = load(facts["tokenizer"])
+    try:
+        (first_T, _), (second_T, _) = tokenizer.encode_batch([first.strip(), second.strip()])
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    return Encoder(facts)(first_T, second_T)
+
+
+# --- rows -------------------------------------------------------------------------------------------------------------
+
+
+class _Kept(NamedTuple):
+    """A row that is used."""
+
+    texts: tuple[str, str]
+    label: Any
+    row: Row
+
+
+class _Survey:
+    """What one reading of all rows tells: columns, classes, and which row is in which split."""
+
+    def __init__(self, data: LabelledText):
+        self._data = data
+        self._files, self._unused = data.files()
+        first = next(file for files in self._files.values() for file in files)
+        self.columns = _columns(data, first)
+        self._names = class_names(first, self.columns.label)
+        self._empty = 0
+        given: list[str] = []
+        print_N: list[bytes] = []
+        label_N: list[Any] = []
+        where: dict[Any, str] = {}
+        for split, kept in self._read(count=True):
+            given.append(split)
+            print_N.append(hashlib.blake2b("\0".join(kept.texts).encode(), digest_size=8).digest())
+            label_N.append(kept.label)
+            where.setdefault(kept.label, kept.row.where)
+        if not given:
+            raise UserError(f"{data.root} has no row with text.")
+        unlabelled = {split for split, label in zip(given, label_N, strict=True) if label is None}
+        for split in unlabelled:
+            if split in ("", "train") or any(
+                s == split and label is not None for s, label in zip(given, label_N, strict=True)
+            ):
+                raise UserError(f"{where[None]} has no label in {self.columns.label!r}; give it one or delete the row.")
+        self._unlabelled = sorted(unlabelled)
+        self.class_names, self._class_of = _classes(label_N, self._names, self.columns.label, where, data.root)
+        self._split_N = self._deal(given, print_N, label_N)
+
+    def _read(self, count: bool = False) -> Iterator[tuple[str, _Kept]]:
+        """(its split by its file, row) of every row that has text."""
+        text, pair, label, header = self.columns
+        for split, files in self._files.items():
+            for file in files:
+                for row in rows(file, self._data.encoding, header):
+                    for name in (text, pair, label):
+                        if name is not None and name not in row.values:
+                            raise UserError(f"{row.where} has no {name!r}.{suggest(name, row.values, 'column')}")
+                    texts = tuple("" if name is None else _text(row, name) for name in (text, pair))
+                    if not all(t for t, name in zip(texts, (text, pair), strict=True) if name is not None):
+                        self._empty += count
+                        continue
+                    yield split, _Kept((texts[0], texts[1]), _label(row, label, self._names is not None), row)
+
+    def _deal(self, given: list[str], print_N: list[bytes], label_N: list[Any]) -> list[str]:
+        """The split of each row; "" where it is left out."""
+        split_N = ["" if split in self._unlabelled else split or "train" for split in given]
+        found = {split for split in given if split}
+        fractions = to_split_off(found - set(self._unlabelled), self._data.val_fraction, self._data.test_fraction)
+        if self._unlabelled:
+            fractions.pop("test", None)  # the test data is elsewhere
+        groups: dict[bytes, list[int]] = {}
+        for i, split in enumerate(split_N):
+            if split == "train":
+                groups.setdefault(print_N[i], []).append(i)
+        names = sorted(groups)
+        classes = np.array([min(self._class_of[label_N[i]] for i in groups[name]) for name in names])
+        for split, chosen in stratified([n.hex() for n in names], classes, fractions, self._data.seed).items():
+            for group in chosen:
+                for i in groups[names[group]]:
+                    split_N[i] = split
+        train = {p for p, split in zip(print_N, split_N, strict=True) if split == "train"}
+        trained = {self._class_of[label] for label, s in zip(label_N, split_N, strict=True) if s == "train"}
+        for label, index in self._class_of.items():
+            if index not in trained and self._names is None:
+                raise UserError(f"no training row of {self._data.root} has the label {label!r}, which others have.")
+        self._shared = Counter(
+            s for p, s in zip(print_N, split_N, strict=True) if s not in ("", "train") and p in train
+        )
+        return split_N
+
+    def texts(self, splits: Sequence[str]) -> Iterator[str]:
+        """All texts of some splits."""
+        for split, (_, kept) in zip(self._split_N, self._read(), strict=True):
+            if split in splits:
+                yield from (text for text in kept.texts if text)
+
+    def write(self, tokenizer: Tokenizer, add: ragged.Add) -> Mapping[str, Any]:
+        """Adds the tokens of all rows."""
+        for waiting in _batches((s, kept) for s, (_, kept) in zip(self._split_N, self._read(), strict=True) if s):
+            found = tokenizer.encode_batch([text for _, kept in waiting for text in kept.texts])
+            for i, (split, kept) in enumerate(waiting):
+                (first, _), (second, _) = found[2 * i : 2 * i + 2]
+                add(first=first, second=second, label=self._class_of[kept.label], split=_SPLITS.index(split))
+        return {
+            "tokenizer": tokenizer.state(),
+            "class_names": self.class_names,
+            "pair": self.columns.text_pair is not None,
+            "empty": self._empty,
+            "unlabelled": self._unlabelled,
+            "shared": dict(self._shared),
+            "unused": self._unused,
+        }
+
+
+def _batches(kept: Iterable[tuple[str, _Kept]]) -> Iterator[list[tuple[str, _Kept]]]:
+    waiting, size = [], 0
+    for item in kept:
+        waiting.append(item)
+        size += sum(map(len, item[1].texts)) + 1
+        if size >= _BATCH:
+            yield waiting
+            waiting, size = [], 0
+    if waiting:
+        yield waiting
+
+
+def _columns(data: LabelledText, file: File) -> Columns:
+    """The columns to read: those that the config names, and the usual ones for the rest."""
+    line = first_line(file, data.encoding)
+    named = [name for name in (data.text, data.text_pair, data.label) if name is not None]
+    if line is not None and data.text is not None and data.label is not None and all(n.isdigit() for n in named):
+        return Columns(data.text, data.text_pair, data.label, False)
+    if line is not None and not named and len(line) == 2 and sum(map(_is_whole, line)) == 1:
+        place = [_is_whole(cell) for cell in line].index(True)
+        return Columns(str(1 - place), None, str(place), False)
+    first = next(rows(file, data.encoding), None)
+    names = list(first.values) if first is not None else line or []
+    for name in named:
+        if names and name not in names:
+            raise UserError(f"{file} has no column {name!r}.{suggest(name, names, 'column')}")
+    if not names:
+        raise UserError(f"{file} has no rows.")
+    text, pair, label = data.text, data.text_pair, data.label
+    if text is None:
+        free = [name for name in names if name not in named]
+        usual = [(a, b) for a, b in _TEXTS if a in free and (b is None or (b in free and pair is None))]
+        text, pair = usual[0][0] if usual else None, pair or (usual[0][1] if usual else None)
+    if label is None:
+        label = next((name for name in _LABELS if name in names and name not in (text, pair)), None)
+    if text is None or label is None:
+        what = " and ".join(w for w, name in (("text", text), ("label", label)) if name is None)
+        shown = ", ".join(repr(name if len(name) < 30 else name[:27] + "...") for name in names[:8])
+        raise UserError(
+            f"{file} has the columns {shown}; name the one of the {what} in data.dataset (text='...', label='...'), by"
+            " number from 0 where a table has no header."
+        )
+    return Columns(text, pair, label, True)
+
+
+def _is_whole(cell: str) -> bool:
+    return re.fullmatch(r"-?\d+(\.0+)?", cell.strip(), re.ASCII) is not None
+
+
+def _text(row: Row, name: str) -> str:
+    value = row.values[name]
+    if value is None:
+        return ""
+    if not isinstance(value, str):
+        raise UserError(f"{row.where}: {name!r} is {type(value).__name__}, not text.")
+    return checked(value.strip(), row.where)
+
+
+def _label(row: Row, name: str, has_names: bool) -> Any:
+    """A whole number or a word; None where there is none."""
+    value = row.values[name]
+    if isinstance(value, str):
+        value = value.strip()
+        return int(float(value)) if _is_whole(value) else value or None
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if value is None or (has_names and value == -1):
+        return None
+    if isinstance(value, int):
+        return int(value)
+    raise UserError(f"{row.where}: {name!r} is {value!r}, neither a word nor a whole number, and so no class.")
+
+
+def _classes(
+    label_N: Sequence[Any], names: Sequence[str] | None, column: str, where: Mapping[Any, str], root: str
+) -> tuple[list[str], dict[Any, int]]:
+    """The names of the classes, and the class of each label: numbers in their order, words by alphabet."""
+    found = {label for label in label_N if label is not None}
+    if names is not None:
+        for label in found:
+            if not isinstance(label, int) or not 0 <= label < len(names):
+                raise UserError(f"{where[label]} has the label {label!r}; {column!r} has {len(names)} classes from 0.")
+        return list(names), {i: i for i in range(len(names))}
+    if len(found) < 2:
+        raise UserError(f"all rows of {root} have the label {next(iter(found))!r}; two classes are the least.")
+    if len(found) > max(20, len(label_N) // 2):
+        raise UserError(
+            f"the column {column!r} of {root} has {len(found):,} different values in {len(label_N):,} rows; name the"
+            " column of the classes with label='...'."
+        )
+    words = sorted(label for label in found if isinstance(label, str))
+    if 0 < len(words) < len(found):
+        number = min(label for label in found if isinstance(label, int))
+        raise UserError(
+            f"{where[number]} has the label {number}, a number, but {where[words[0]]} {words[0]!r}, a word."
+        )
+    order = sorted(found)
+    return [str(label) for label in order], {label: i for i, label in enumerate(order)}
