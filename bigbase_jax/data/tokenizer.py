@@ -457,6 +457,10 @@ class Subword:
         ]
 
     def state(self) -> str:
+        return self._state
+
+    @functools.cached_property
+    def _state(self) -> str:
         return json.dumps({"kind": "subword", "tokenizer": self._json, "end": self.end}, ensure_ascii=False)
 
     def _table(self, given: dict[str, Any]) -> np.ndarray | None:
