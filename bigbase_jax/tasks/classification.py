@@ -1,4 +1,4 @@
-"""Classification of pictures: one label out of K.
+"""Classification: one label out of K, of pictures here, and of whatever else ``Classifier`` is told to read.
 
 Axes: B examples of a batch, N examples of a split, H height, W width, C channels, K classes.
 """
@@ -25,14 +25,13 @@ CALIBRATION_BINS = 15
 
 
 @dataclasses.dataclass(frozen=True)
-class Classification:
-    """A model that gives logits, trained and measured as a classifier.
+class Classifier:
+    """A model that gives logits, trained and measured as a classifier; subclasses say what it reads.
 
-    A batch holds ``image``: uint8[B,H,W,C], turned into ``(x / 255 - mean) / std`` inside the compiled step, or
-    floating point, taken as it is; ``label``: i32[B], or soft labels f32[B,K] that sum to 1; and ``mask``: f32[B].
+    A batch holds ``label``: i32[B], or soft labels f32[B,K] that sum to 1; and ``mask``: f32[B].
 
     Attributes:
-      model: a Linen module ``(image, train) -> logits``, f32[B,K].
+      model: a Linen module.
       num_classes: K; None: the number of class names, or the model's own.
       class_names: K names; None: "0", "1", ...
       loss_kind: of the training and of the metric ``loss``: "softmax" (cross-entropy), "sigmoid" (binary cross-entropy
@@ -41,8 +40,6 @@ class Classification:
       label_smoothing: s in [0, 1): targets become ``(1 - s) y + s / K`` in training (Szegedy et al. 2016, section 7).
       class_weights: K weights; an example counts as much as its class in the training loss, whose mean is the weighted
         one (as torch's ``CrossEntropyLoss``); a soft label counts the expected weight of its classes.
-      mean, std: of the normalisation, one value or one per channel, in units of 0..1.
-      flip_test: predict the average of the logits of a picture and of its mirror image.
 
     Raises:
       UserError: a value out of range, or counts of classes that disagree.
@@ -54,15 +51,12 @@ class Classification:
     loss_kind: str = "softmax"
     label_smoothing: float = 0.0
     class_weights: tuple[float, ...] | None = None
-    mean: tuple[float, ...] = (0.0,)
-    std: tuple[float, ...] = (1.0,)
-    flip_test: bool = False
 
-    inputs: ClassVar[tuple[str, ...]] = ("image",)
+    inputs: ClassVar[tuple[str, ...]]
     batch_coupled: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        for name in ("class_names", "class_weights", "mean", "std"):
+        for name in ("class_names", "class_weights"):
             value = getattr(self, name)
             object.__setattr__(self, name, None if value is None else tuple(value))
         counts = {
@@ -86,48 +80,36 @@ class Classification:
             raise UserError(f"label_smoothing is {self.label_smoothing}; it lies in [0, 1), for example 0.1.")
         if self.class_weights is not None and not (min(self.class_weights) >= 0 < max(self.class_weights)):
             raise UserError(f"class_weights are {self.class_weights}; they are not negative and not all zero.")
-        if min(self.std, default=0) <= 0 or not self.mean:
-            raise UserError(f"mean {self.mean} and std {self.std} hold one value or one per channel, std above zero.")
+
+    # -- what subclasses say ---------------------------------------------------------------------------------------
+
+    def init(self, key: jax.Array, batch: Batch) -> Variables:
+        """Fresh variables; raises UserError where the model does not fit the inputs or the number of classes."""
+        raise NotImplementedError
+
+    def train_logits(self, variables: Variables, batch: Batch, key: jax.Array) -> tuple[jax.Array, Variables]:
+        """f32[B,K] in training, and the model state after it."""
+        raise NotImplementedError
+
+    def logits(self, variables: Variables, inputs: Batch) -> jax.Array:
+        """f32[B,K], computed without labels, mask or randomness."""
+        raise NotImplementedError
 
     # -- inside the compiled step ----------------------------------------------------------------------------------
 
-    def init(self, key: jax.Array, batch: Batch) -> Variables:
-        """
-        Raises:
-          UserError: the model does not fit the pictures or the number of classes.
-        """
-        image_1HWC = self.normalise(jnp.zeros((1, *batch["image"].shape[1:]), batch["image"].dtype))
-        with model_errors():
-            logits_1K, variables = self.model.init_with_output(key, image_1HWC)
-        if self.num_classes is not None and logits_1K.shape != (1, self.num_classes):
-            raise UserError(f"the model's output has shape {logits_1K.shape[1:]} for {self.num_classes} classes.")
-        return variables
-
     def loss(self, variables: Variables, batch: Batch, key: jax.Array) -> tuple[Sum, Variables]:
-        with model_errors():
-            logits_BK, state = self.model.apply(
-                variables,
-                self.normalise(batch["image"]),
-                train=True,
-                rngs={"dropout": key},
-                mutable=[name for name in variables if name != "params"],
-            )
+        logits_BK, state = self.train_logits(variables, batch, key)
         y_BK = self.one_hot(batch["label"], logits_BK.shape[-1])
         weight_B = batch["mask"]
         if self.class_weights is not None:
             weight_B = weight_B * (y_BK @ jnp.asarray(self.class_weights, jnp.float32))
         smooth_BK = (1 - self.label_smoothing) * y_BK + self.label_smoothing / y_BK.shape[-1]
         loss_B = self.loss_of(logits_BK, smooth_BK)
-        return Sum(jnp.sum(weight_B * loss_B), jnp.sum(weight_B)), dict(state)
+        return Sum(jnp.sum(weight_B * loss_B), jnp.sum(weight_B)), state
 
     def predict(self, variables: Variables, inputs: Batch) -> Mapping[str, jax.Array]:
         """``logits`` and ``probabilities``, f32[B,K] each; probabilities of sigmoid losses are scaled to sum to 1."""
-        image_BHWC = self.normalise(inputs["image"])
-        apply: Callable[..., jax.Array] = functools.partial(self.model.apply, variables)  # type: ignore[assignment]
-        with model_errors():
-            logits_BK = apply(image_BHWC)
-            if self.flip_test:
-                logits_BK = (logits_BK + apply(image_BHWC[:, :, ::-1])) / 2
+        logits_BK = self.logits(variables, inputs)
         scores_BK = logits_BK if self.loss_kind == "softmax" else jax.nn.log_sigmoid(logits_BK)
         return {"logits": logits_BK, "probabilities": jax.nn.softmax(scores_BK)}
 
@@ -143,21 +125,6 @@ class Classification:
         if logits_BK.shape[-1] > 5:
             values["top5_accuracy"] = jnp.any(jax.lax.top_k(logits_BK, 5)[1] == label_B[:, None], -1)
         return {name: Sum(jnp.sum(mask_B * value_B), jnp.sum(mask_B)) for name, value_B in values.items()}
-
-    def normalise(self, image_BHWC: jax.Array | np.ndarray) -> jax.Array:
-        """uint8 -> f32 ``(x / 255 - mean) / std``; floating point stays as it is.
-
-        Raises:
-          UserError: another dtype, or ``mean`` and ``std`` for another number of channels.
-        """
-        if jnp.issubdtype(image_BHWC.dtype, jnp.floating):
-            return jnp.asarray(image_BHWC)
-        if image_BHWC.dtype != jnp.uint8:
-            raise UserError(f"image has dtype {image_BHWC.dtype}; give uint8, or normalised floats.")
-        channels = image_BHWC.shape[-1]
-        if len(self.mean) not in (1, channels) or len(self.std) not in (1, channels):
-            raise UserError(f"mean {self.mean} or std {self.std} does not fit pictures of {channels} channel(s).")
-        return (image_BHWC / jnp.float32(255) - jnp.float32(self.mean)) / jnp.float32(self.std)
 
     def one_hot(self, label: jax.Array | np.ndarray, num_classes: int | None = None) -> jax.Array:
         """i32[B] labels -> f32[B,K]; soft labels f32[B,K] stay as they are."""
@@ -218,6 +185,78 @@ class Classification:
 
     def _names(self, num_classes: int) -> Sequence[str]:
         return self.class_names or [str(k) for k in range(num_classes)]
+
+
+@dataclasses.dataclass(frozen=True)
+class Classification(Classifier):
+    """Classification of pictures.
+
+    A batch holds ``image``: uint8[B,H,W,C], turned into ``(x / 255 - mean) / std`` inside the compiled step, or
+    floating point, taken as it is; and what ``Classifier`` says, whose attributes and errors these are too:
+
+    Attributes:
+      model: a Linen module ``(image, train) -> logits``, f32[B,K].
+      mean, std: of the normalisation, one value or one per channel, in units of 0..1.
+      flip_test: predict the average of the logits of a picture and of its mirror image.
+    """
+
+    mean: tuple[float, ...] = (0.0,)
+    std: tuple[float, ...] = (1.0,)
+    flip_test: bool = False
+
+    inputs: ClassVar[tuple[str, ...]] = ("image",)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("mean", "std"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        if min(self.std, default=0) <= 0 or not self.mean:
+            raise UserError(f"mean {self.mean} and std {self.std} hold one value or one per channel, std above zero.")
+
+    def init(self, key: jax.Array, batch: Batch) -> Variables:
+        """
+        Raises:
+          UserError: the model does not fit the pictures or the number of classes.
+        """
+        image_1HWC = self.normalise(jnp.zeros((1, *batch["image"].shape[1:]), batch["image"].dtype))
+        with model_errors():
+            logits_1K, variables = self.model.init_with_output(key, image_1HWC)
+        if self.num_classes is not None and logits_1K.shape != (1, self.num_classes):
+            raise UserError(f"the model's output has shape {logits_1K.shape[1:]} for {self.num_classes} classes.")
+        return variables
+
+    def train_logits(self, variables: Variables, batch: Batch, key: jax.Array) -> tuple[jax.Array, Variables]:
+        with model_errors():
+            logits_BK, state = self.model.apply(
+                variables,
+                self.normalise(batch["image"]),
+                train=True,
+                rngs={"dropout": key},
+                mutable=[name for name in variables if name != "params"],
+            )
+        return logits_BK, dict(state)
+
+    def logits(self, variables: Variables, inputs: Batch) -> jax.Array:
+        image_BHWC = self.normalise(inputs["image"])
+        apply: Callable[..., jax.Array] = functools.partial(self.model.apply, variables)  # type: ignore[assignment]
+        with model_errors():
+            logits_BK = apply(image_BHWC)
+            return (logits_BK + apply(image_BHWC[:, :, ::-1])) / 2 if self.flip_test else logits_BK
+
+    def normalise(self, image_BHWC: jax.Array | np.ndarray) -> jax.Array:
+        """uint8 -> f32 ``(x / 255 - mean) / std``; floating point stays as it is.
+
+        Raises:
+          UserError: another dtype, or ``mean`` and ``std`` for another number of channels.
+        """
+        if jnp.issubdtype(image_BHWC.dtype, jnp.floating):
+            return jnp.asarray(image_BHWC)
+        if image_BHWC.dtype != jnp.uint8:
+            raise UserError(f"image has dtype {image_BHWC.dtype}; give uint8, or normalised floats.")
+        channels = image_BHWC.shape[-1]
+        if len(self.mean) not in (1, channels) or len(self.std) not in (1, channels):
+            raise UserError(f"mean {self.mean} or std {self.std} does not fit pictures of {channels} channel(s).")
+        return (image_BHWC / jnp.float32(255) - jnp.float32(self.mean)) / jnp.float32(self.std)
 
 
 def calibration_error(p_NK: np.ndarray, label_N: np.ndarray, bins: int = CALIBRATION_BINS) -> float | None:
