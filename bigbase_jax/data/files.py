@@ -70,10 +70,10 @@ def list_files(root: str) -> list[File]:
     found: list[File] = []
     zips: list[tuple[str, str]] = []
     others: Counter[str] = Counter()
-    for name, path in _walk(folder):
+    for name, path in walk(folder):
         if kind_of(name) in PLAIN | TABLES:
             if not (os.path.basename(name) == "state.json" and os.path.exists(path[: -len("state.json")] + _INFO)):
-                found.append(_file(name, path))
+                found.append(file_at(name, path))
         else:
             others[kind_of(name) or "without suffix"] += 1
             if kind_of(name) == ".zip":
@@ -103,7 +103,7 @@ def one_file(path: str) -> File:
     """The file at a path; raises UserError if there is none."""
     if not os.path.isfile(os.path.expanduser(path)):
         raise _nothing(path)
-    return _file(os.path.basename(path), os.path.expanduser(path))
+    return file_at(os.path.basename(path), os.path.expanduser(path))
 
 
 def _nothing(root: str) -> UserError:
@@ -114,7 +114,7 @@ def _nothing(root: str) -> UserError:
     return UserError(f"there is no file or folder {root}.{hint if 'Did you mean' in hint else ''}")
 
 
-def _walk(folder: str) -> Iterator[tuple[str, str]]:
+def walk(folder: str) -> Iterator[tuple[str, str]]:
     """(name relative to the folder, path) of every file that may be data."""
     seen = set()
     for where, folders, names in os.walk(folder, followlinks=True):
@@ -132,7 +132,7 @@ def _walk(folder: str) -> Iterator[tuple[str, str]]:
 
 def _members(path: str, prefix: str) -> list[File]:
     """The files in a zip that hold documents."""
-    whole = _file(os.path.basename(path), path)
+    whole = file_at(os.path.basename(path), path)
     try:
         with zipfile.ZipFile(path) as archive:
             infos = [info for info in archive.infolist() if not info.is_dir()]
@@ -164,10 +164,10 @@ def split_of(files: Sequence[File], root: str) -> dict[str, str]:
     saved = os.path.isfile(os.path.join(os.path.expanduser(root), "dataset_dict.json"))
     depth = _common_folders(files)
     for file in files:
-        match = _SPLIT.match(file.name.split("/")[depth])
-        if match is None and not saved:
+        split = named_after(file.name.split("/")[depth])
+        if split is None and not saved:
             return {}
-        splits[file.name] = "" if match is None else _SPLITS[match.group(1).lower()]
+        splits[file.name] = split or ""
     if len(files) == 1 and not saved:
         return {}
     if "train" not in splits.values():
@@ -213,10 +213,9 @@ def by_split(files: Sequence[File], root: str, chosen: Mapping[str, str | None])
         return found
     for file in files:
         stem = stems[file.name]
-        match = _SPLIT.match(stem)
-        split = taken.get(stem) or (_SPLITS[match.group(1).lower()] if match else "")
-        if split and (stem in taken or split not in given):
-            found.setdefault(split, []).append(file)
+        where = taken.get(stem) or named_after(stem)
+        if where and (stem in taken or where not in given):
+            found.setdefault(where, []).append(file)
     if "train" not in found:
         raise UserError(f"{root} has nothing named train; choose its file with train='...'.")
     return found
@@ -226,6 +225,12 @@ def stems_of(files: Sequence[File]) -> dict[str, str]:
     """What each file, or the folder it is in, is called: ``train`` for ``train-00000-of-00002.csv.gz``."""
     depth = _common_folders(files)
     return {file.name: _stem(file.name.split("/")[depth]) for file in files}
+
+
+def named_after(stem: str) -> str | None:
+    """The split that a file of this name belongs to: ``val`` for ``dev_2``."""
+    match = _SPLIT.match(stem)
+    return _SPLITS[match.group(1).lower()] if match else None
 
 
 def unused(files: Sequence[File], used: Mapping[str, Sequence[File]]) -> list[str]:
@@ -241,7 +246,8 @@ def _stem(name: str) -> str:
     return re.sub(r"-\d+-of-\d+$", "", name)
 
 
-def _file(name: str, path: str) -> File:
+def file_at(name: str, path: str) -> File:
+    """The file at a path, under a name; raises UserError if it cannot be read."""
     try:
         stat = os.stat(path)
     except OSError as error:

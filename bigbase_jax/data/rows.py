@@ -102,9 +102,10 @@ def _headed(file: File, encoding: str, header: bool) -> Iterator[Row]:
         yield Row(number, dict(zip(names, row, strict=True)), file)
 
 
-def text_of(file: File, encoding: str) -> io.TextIOWrapper:
+def text_of(file: File, encoding: str, newline: str = "") -> io.TextIOWrapper:
+    """The text of a file, line ends as they are; see ``open`` for ``newline``."""
     encoding = "utf-8-sig" if encoding.lower().replace("_", "-") in ("utf-8", "utf8") else encoding
-    return io.TextIOWrapper(open_file(file), encoding, newline="")
+    return io.TextIOWrapper(open_file(file), encoding, newline=newline)
 
 
 def json_values(file: File, encoding: str) -> Iterator[tuple[int, Any]]:

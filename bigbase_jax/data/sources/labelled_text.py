@@ -17,7 +17,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
-import json
 import pathlib
 import re
 from collections import Counter
@@ -35,13 +34,13 @@ from bigbase_jax.data.files import File, by_split, tables, unused
 from bigbase_jax.data.ragged import Ragged
 from bigbase_jax.data.rows import Row, checked, class_names, first_line, rows
 from bigbase_jax.data.sources.splits import digest, stratified, to_split_off
-from bigbase_jax.data.sources.text import plain_file, source_digest
-from bigbase_jax.data.tokenizer import Subwords, Tokenizer, TokenizerFile, compose, facts_of, load
+from bigbase_jax.data.sources.text import key_of, plain_file
+from bigbase_jax.data.tokenizer import Subwords, Tokenizer, compose, facts_of, load
 
 ROLES = ("pad", "cls", "sep", "mask")
 """Special tokens that a tokenizer learned here has."""
 SUBWORDS = Subwords("bpe", 8192)
-_FORMAT = 1  # of what is kept
+_CODE = ("files", "rows", "ragged", "tokenizer", "sources.splits", "sources.labelled_text")
 _SPLITS = ("train", "val", "test")
 _BATCH = 1 << 20  # characters that are encoded at once
 _TEXTS: tuple[tuple[str, str | None], ...] = (
@@ -148,12 +147,7 @@ class LabelledText:
         return [self.val_fraction, self.test_fraction, self.seed]
 
     def _key(self) -> str:
-        modules = ("files", "rows", "ragged", "tokenizer", "sources.splits", "sources.labelled_text")
-        tokenizer = [repr(self.tokenizer)]
-        if isinstance(self.tokenizer, TokenizerFile):
-            tokenizer.append(repr(self.tokenizer.stamp()))
-        parts = [_FORMAT, [source_digest(m) for m in modules], self.stamp(), self.dealing(), tokenizer]
-        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:24]
+        return key_of(_CODE, [self.tokenizer], [self.stamp(), self.dealing()])
 
     @staticmethod
     def read(path: str, facts: Mapping[str, Any]) -> Example:

@@ -14,7 +14,7 @@ import inspect
 import json
 import pathlib
 import platform
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from bigbase_jax.core import Example, Source, UserError
@@ -140,7 +140,7 @@ class Text:
 
     Attributes:
       splits: ``inputs``, ``targets``, ``segments``, ``positions`` and ``bytes``, i32[L] each; see ``Windows``.
-      facts: ``vocab_size``, ``length``, ``tokenizer`` (``Tokenizer.state()``) and ids of its special tokens (``end_id``).
+      facts: ``vocab_size``, ``length``, ``tokenizer`` (``Tokenizer.state()``) and ids of special tokens (``end_id``).
       description: what the text is, and how full its windows are.
       tokens: of all documents.
     """
@@ -311,6 +311,13 @@ def _texts(corpus: Corpus, plan: _Plan, splits: tuple[str, ...]) -> Iterator[str
     for split, blocks in _parts(corpus, plan):
         if split in splits:
             yield from blocks
+
+
+def key_of(modules: Iterable[str], tokenizers: Iterable[Any], parts: Sequence[Any]) -> str:
+    """The name of a cache of tokens: of the code (modules of ``data``), the tokenizers, and what else it depends on."""
+    given = [(repr(t), t.stamp() if isinstance(t, TokenizerFile) else None) for t in tokenizers]
+    whole = [[source_digest(module) for module in modules], given, list(parts)]
+    return hashlib.sha256(json.dumps(whole).encode()).hexdigest()[:24]
 
 
 @functools.cache
