@@ -70,6 +70,7 @@ class Tokenizer(Protocol):
       end: the token between documents, which no text contains; None: there is none.
       token_bytes: i32[V], how many bytes of UTF-8 each token stands for; None where that depends on the text around.
       special: tokens by role (see ``ROLES``), of those that it has.
+      marks: all special tokens by name, as ``encode_marked`` finds them in a text.
       continues: whether pieces that go on with a word begin with "##".
     """
 
@@ -77,6 +78,7 @@ class Tokenizer(Protocol):
     end: int | None
     token_bytes: np.ndarray | None
     special: Mapping[str, int]
+    marks: Mapping[str, int]
     continues: bool
 
     def encode_batch(self, texts: Sequence[str]) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -246,6 +248,7 @@ class Symbols:
         self._names = {token: ROLES[role][0] for role, token in self.special.items()}
         if self.end is not None:
             self._names[self.end] = END
+        self.marks: Mapping[str, int] = {name: token for token, name in self._names.items()}
         spelled += [b""] * len(special)
         self._spelled = spelled
         self.size = len(spelled)
@@ -278,12 +281,11 @@ class Symbols:
         return tokens_T
 
     def encode_marked(self, text: str) -> tuple[np.ndarray, np.ndarray]:
-        by_name = {name: token for token, name in self._names.items()}
-        names = "|".join(re.escape(name) for name in by_name)
+        names = "|".join(map(re.escape, self.marks))
         tokens, counts = [], []
         for part in re.split(f"({names})", text) if names else [text]:
-            if part in by_name:
-                tokens.append(np.array([by_name[part]], np.int32))
+            if part in self.marks:
+                tokens.append(np.array([self.marks[part]], np.int32))
                 counts.append(np.array([len(part)], np.int32))
             elif part:
                 tokens_T, counts_T = self.encode_batch([part])[0]
@@ -382,8 +384,8 @@ class Subword:
         vocabulary = self._tokenizer.get_vocab(with_added_tokens=True)
         self.size = 1 + max(vocabulary.values())
         given = json.loads(tokenizer)
-        names = {entry["content"] for entry in given["added_tokens"] if entry["special"]}
-        found = {role: next((n for n in known if n in names), None) for role, known in ROLES.items()}
+        self.marks: Mapping[str, int] = {e["content"]: e["id"] for e in given["added_tokens"] if e["special"]}
+        found = {role: next((n for n in known if n in self.marks), None) for role, known in ROLES.items()}
         self.special: Mapping[str, int] = {role: vocabulary[n] for role, n in found.items() if n is not None}
         self._added = {entry["id"]: entry for entry in given["added_tokens"]}
         self.continues = given["model"].get("type") == "WordPiece"
