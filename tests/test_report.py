@@ -8,7 +8,7 @@ import re
 import numpy as np
 import pytest
 
-from bigbase_jax import report
+from bigbase_jax import page, report
 from bigbase_jax.core import UserError
 
 NASTY = "<script>alert(\"x\")</script> & 'co'"
@@ -227,14 +227,14 @@ def test_no_folder_is_one_sentence(tmp_path):
 
 
 def test_wilsons_interval():
-    low, high = report.wilson(81, 263)  # Newcombe 1998, table I, method 3
+    low, high = page.wilson(81, 263)  # Newcombe 1998, table I, method 3
     assert (round(low, 4), round(high, 4)) == (0.2553, 0.3662)
-    assert report.wilson(0, 20)[0] == 0 and round(report.wilson(0, 20)[1], 4) == 0.1611
+    assert page.wilson(0, 20)[0] == 0 and round(page.wilson(0, 20)[1], 4) == 0.1611
 
 
 @pytest.mark.parametrize(("low", "high"), [(0, 1), (0.031, 0.0312), (-5, 1234), (3, 3), (0, 0), (1e-9, 2e-9)])
 def test_ticks_enclose_the_data(low, high):
-    ticks = report._ticks(low, high)
+    ticks = page.ticks(low, high)
     assert ticks[0] <= low and ticks[-1] >= high and 3 <= len(ticks) <= 9
     assert len(set(np.round(np.diff(ticks) / (ticks[1] - ticks[0]), 6))) == 1
 
