@@ -40,10 +40,23 @@ def load(path: str | os.PathLike) -> tuple[Any, dict[str, Any]]:
     arrays = {name: source.read(name, wanted[name]) for name in found.paths}
     if found.fresh:
         zeros = [jnp.zeros(x.shape, x.dtype) for x in inputs]
-        fresh = flatten(jax.jit(model.init)(jax.random.key(0), *zeros))
-        arrays.update({name: fresh[name] for name in found.fresh})
+
+        def fresh(*args: Any) -> dict[str, Any]:  # of the rest, the compiler makes nothing
+            made = flatten(model.init(*args))
+            return {name: made[name] for name in found.fresh}
+
+        arrays.update(jax.jit(fresh)(jax.random.key(0), *zeros))
         say(f"{path} has no {files.some(found.fresh)}: fresh from here on")
     return model, dict(jax.tree.unflatten(jax.tree.structure(shapes), [arrays[name] for name in wanted]))
+
+
+class Published(dict):
+    """A ``config.json``; a key that is needed, ``config[key]``, and is not there or null, is the folder's mistake."""
+
+    def __getitem__(self, key: str) -> Any:
+        if self.get(key) is None:
+            raise UserError(f"its config.json has no {key!r}, which a {self.get('model_type')} needs.")
+        return super().__getitem__(key)
 
 
 def describe(path: str | os.PathLike) -> tuple[Family, dict[str, Any]]:
@@ -61,7 +74,7 @@ def describe(path: str | os.PathLike) -> tuple[Family, dict[str, Any]]:
         config = files.read_json(place / files.CONFIG)
     else:
         raise UserError(f"there is no folder {path} of published weights.")
-    return family_of(config, path), config
+    return family_of(config, path), Published(config)
 
 
 def open_weights(path: str | os.PathLike, family: Family, model: nn.Module) -> weights.Weights:

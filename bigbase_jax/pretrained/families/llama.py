@@ -45,7 +45,8 @@ def from_config(config: Mapping[str, Any]) -> ConfigDict:
         depth=config["num_hidden_layers"],
         heads=config["num_attention_heads"],
         kv_heads=config.get("num_key_value_heads") or config["num_attention_heads"],
-        head_dim=config.get("head_dim", 128 if kind == "qwen3" else None),
+        head_dim=config.get("head_dim")
+        or (128 if kind == "qwen3" else config["hidden_size"] // config["num_attention_heads"]),
         mlp_dim=config["intermediate_size"],
         tied=config.get("tie_word_embeddings", False),
         positions="rope",
