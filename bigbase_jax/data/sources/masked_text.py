@@ -1,0 +1,242 @@
+"""Text for masked language modelling: documents as a bidirectional encoder reads them, packed into rows of one length.
+
+Axes: L length of a row, D documents, P pieces of them, T tokens of a piece.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from bigbase_jax.core import Example, Source, UserError
+from bigbase_jax.data.documents import Format
+from bigbase_jax.data.sources.splits import digest
+from bigbase_jax.data.sources.text import Corpus, PythonReference, Text, TextFiles, plain_file
+from bigbase_jax.data.tokenizer import (
+    FIRST,
+    Texts,
+    Tokenizer,
+    TokenizerFile,
+    compose,
+    facts_of,
+    lacking,
+    load,
+    word_starts,
+)
+from bigbase_jax.data.tokens import SPLITS, Tokens
+from bigbase_jax.data.windows import pack
+
+ROLES = ("pad", "cls", "sep", "mask")
+"""Special tokens that a tokenizer learned here has."""
+_ENTRIES = ("tokens", "segments", "positions", "types", "words")
+
+
+class MaskedCorpus(Corpus):
+    """The documents of a corpus for ``MaskTokens``, as a base beside the class that says where they come from.
+
+    A document stands between the special tokens of the tokenizer ([CLS] and [SEP]); one that is too long is cut into
+    pieces, each between its own. What does not fill a row is packed with others, which it does not see. ``stride`` and
+    ``separate`` are for other kinds of models.
+
+    Raises:
+      UserError: rows too short for the special tokens and a text.
+    """
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.length < 4:
+            raise UserError(f"length is {self.length}; it must be at least 4.")
+
+    def prepare(self, cache: pathlib.Path, limit_bytes: float, say: Callable[[str], None]) -> Masked:  # type: ignore[override]
+        """Reads and tokenises the documents, unless that is in the cache; see ``core.RawDataset``."""
+        given = self.tokenizer
+        stamp = given.stamp() if isinstance(given, TokenizerFile) else None
+        plain = dataclasses.replace(self, tokenizer=_WithRoles(given, stamp), separate=False, stride=None)
+        return Masked(self, Corpus.prepare(plain, cache, limit_bytes, say))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MaskedTextFiles(MaskedCorpus, TextFiles):
+    """See ``MaskedCorpus`` and ``TextFiles``."""
+
+    @staticmethod
+    def read(path: str, facts: Mapping[str, Any]) -> list[Example]:
+        """See ``read_text``."""
+        return read_text(path, facts)
+
+
+@dataclasses.dataclass(frozen=True)
+class MaskedPythonReference(MaskedCorpus, PythonReference):
+    """See ``MaskedCorpus`` and ``PythonReference``."""
+
+    @staticmethod
+    def read(path: str, facts: Mapping[str, Any]) -> list[Example]:
+        """See ``read_text``."""
+        return read_text(path, facts)
+
+
+@dataclasses.dataclass(frozen=True)
+class _WithRoles:
+    """A tokenizer that is fitted with special tokens. Its ``repr`` is part of the cache's key, and so is the stamp."""
+
+    tokenizer: Any
+    stamp: tuple[str, int, int] | None
+
+    def fit(self, texts: Texts, others: Texts, end: bool, special: Sequence[str] = ()) -> Tokenizer:
+        """
+        Raises:
+          UserError: a published one that has no mask.
+        """
+        fitted: Tokenizer = self.tokenizer.fit(texts, others, end, ROLES)
+        lacking(fitted, ("mask",))
+        return fitted
+
+
+class Masked:
+    """A ``Dataset`` of rows over a corpus that was read.
+
+    Attributes:
+      splits: ``tokens``, ``segments``, ``positions``, ``types`` and ``words`` i32[L], and the numbers ``mask_id`` and
+        ``vocab_size``; see ``Encoder``.
+      facts: ``vocab_size``, ``length``, ``tokenizer`` and the ids of the special tokens.
+      description: what the text is, and how full its rows are.
+    """
+
+    def __init__(self, corpus: Corpus, text: Text):
+        tokens = text.tokens
+        self._text = text
+        rows = {
+            split: Rows(_spans(tokens, split), tokens, corpus.length, split)
+            for split in SPLITS
+            if split in tokens.about
+        }
+        self.splits: Mapping[str, Source] = {split: source for split, source in rows.items() if len(source)}
+        if "train" not in self.splits:
+            raise UserError(f"{corpus.origin()} has no tokens to train on.")
+        self.facts: Mapping[str, Any] = {**facts_of(tokens.tokenizer), "length": corpus.length}
+        parts = [
+            f"{split} {about['documents']:,} document{'s' * (about['documents'] != 1)} of {about['tokens']:,} tokens"
+            for split, about in tokens.about.items()
+        ]
+        self.description = (
+            f"{corpus.origin()}, for masked language modelling: {'; '.join(parts)}; a vocabulary of "
+            f"{tokens.tokenizer.size:,}; rows of {corpus.length}, {rows['train'].fill:.1%} filled"
+        )
+
+    def fingerprint(self) -> str:
+        """A digest of the documents, the splits, the tokenizer and the rows."""
+        return digest(["masked", self._text.fingerprint()])
+
+    def read(self, path: str) -> list[Example]:
+        """See ``read_text``."""
+        return read_text(path, self.facts)
+
+
+class Rows:
+    """A ``Source`` of rows: pieces of documents between their special tokens, packed (best fit decreasing).
+
+    Attributes:
+      in_memory: where the tokens are; examples are made of them and kept nowhere else.
+      fill: share of the positions that are not padding.
+    """
+
+    def __init__(self, spans_D2: np.ndarray, tokens: Tokens, length: int, split: str):
+        """``spans_D2``: where each document begins among the tokens, and where it ends."""
+        self._tokens, self._split = tokens.tokens, split
+        self._encode = Encoder(tokens.tokenizer, length)
+        self.in_memory: str = tokens.kept
+        room = self._encode.room
+        start_D, size_D = spans_D2[:, 0], spans_D2[:, 1] - spans_D2[:, 0]
+        count_D = -(-size_D // room)
+        which_P = np.repeat(np.arange(len(size_D)), count_D)
+        nth_P = np.arange(len(which_P)) - np.repeat(np.cumsum(count_D) - count_D, count_D)
+        start_P, size_P = start_D[which_P] + nth_P * room, np.minimum(size_D[which_P] - nth_P * room, room)
+        full_P = size_P == room
+        row_P = np.zeros(len(size_P), np.int64)
+        row_P[full_P] = np.arange(full_P.sum())
+        row_P[~full_P] = full_P.sum() + pack(size_P[~full_P] + length - room, length)
+        order = np.argsort(row_P, kind="stable")
+        self._pieces = np.stack([start_P[order], size_P[order]], 1)
+        self._stops = np.searchsorted(row_P[order], np.arange(row_P.max(initial=-1) + 1), side="right")
+        self.fill = float((size_P + length - room).sum()) / max(len(self) * length, 1)
+
+    def __len__(self) -> int:
+        return len(self._stops)
+
+    def __getitem__(self, index: int) -> Example:
+        """See ``Encoder``."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"{self._split} has {len(self)} rows; there is no {index}")
+        pieces = self._pieces[(self._stops[index - 1] if index else 0) : self._stops[index]]
+        return self._encode([self._tokens[start : start + size] for start, size in pieces])
+
+    def name(self, index: int) -> str:
+        """Such as ``val[17]``."""
+        return f"{self._split}[{index}]"
+
+
+class Encoder:
+    """Pieces of text as an example.
+
+    Attributes:
+      room: the most tokens of a piece.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, length: int):
+        self._tokenizer, self._length = tokenizer, length
+        self._layout = tokenizer.layout(False)
+        self._before = self._layout.tokens.index(FIRST)
+        self._pad = tokenizer.special.get("pad", 0)
+        self.room = length - sum(token >= 0 for token in self._layout.tokens)
+
+    def __call__(self, pieces: Sequence[np.ndarray]) -> Example:
+        """``tokens``, ``segments``, ``positions``, ``types``, ``words``: i32[L] each; ``mask_id``, ``vocab_size``.
+
+        ``segments`` number the pieces from 1, 0 is padding; ``positions`` count from 0 in each; ``words`` number the
+        words of the row from 1, and special tokens are 0.
+        """
+        example: Example = {name: np.zeros(self._length, np.int32) for name in _ENTRIES}
+        example["tokens"][:] = self._pad
+        at = words = 0
+        for segment, piece_T in enumerate(pieces, 1):
+            tokens_T, types_T = compose(self._layout, piece_T, None, self._length)
+            here = slice(at, at + len(tokens_T))
+            text = slice(at + self._before, at + self._before + len(piece_T))
+            starts_T = word_starts(self._tokenizer, piece_T)
+            starts_T[:1] = True
+            example["tokens"][here], example["types"][here], example["segments"][here] = tokens_T, types_T, segment
+            example["positions"][here] = np.arange(len(tokens_T))
+            example["words"][text] = words + np.cumsum(starts_T)
+            words += int(starts_T.sum())
+            at = here.stop
+        tokenizer = self._tokenizer
+        return {**example, "mask_id": np.int32(tokenizer.special["mask"]), "vocab_size": np.int32(tokenizer.size)}
+
+
+def _spans(tokens: Tokens, split: str) -> np.ndarray:
+    """i64[D, 2]: the documents of a split that have tokens."""
+    spans = np.stack([np.concatenate([[0], tokens.stops[:-1]]), tokens.stops], 1)
+    return spans[(tokens.split == SPLITS.index(split)) & (spans[:, 1] > spans[:, 0])]
+
+
+def read_text(path: str, facts: Mapping[str, Any]) -> list[Example]:
+    """A user's file as rows, in order. Where it names the mask ("[MASK]"), that is what the model is to guess.
+
+    Raises:
+      UserError: unreadable, not UTF-8, or empty.
+    """
+    text = "".join(block for document in Format().documents(plain_file(path)) for block in document.blocks).strip()
+    tokenizer, length = load(facts["tokenizer"]), facts["length"]
+    try:
+        tokens_T, _ = tokenizer.encode_marked(text)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    if not len(tokens_T):
+        raise UserError(f"{path} is empty.")
+    encode = Encoder(tokenizer, length)
+    starts = range(0, len(tokens_T), encode.room)
+    return [encode([tokens_T[start : start + encode.room]]) for start in starts]

@@ -1,0 +1,192 @@
+"""Masked language modelling: hidden tokens, from those on both sides of them.
+
+Axes: B examples of a batch, N examples of a split, L length, M the most hidden tokens of an example, D model width, V
+entries of the vocabulary, G guesses.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bigbase_jax.core import Batch, Sum, UserError, Variables
+from bigbase_jax.data.tokenizer import load
+from bigbase_jax.tasks.errors import model_errors
+
+NONE = -1
+"""The place or the target of a hidden token that there is not."""
+GUESSES = 5
+
+
+@dataclasses.dataclass(frozen=True)
+class MaskedLanguageModel:
+    """An encoder trained to guess hidden tokens (Devlin et al. 2019), and measured by how well it does.
+
+    A batch holds ``tokens``, ``segments``, ``positions`` and ``types``, i32[B,L], and ``at`` and ``targets``, i32[B,M]:
+    where tokens were hidden, and what they were; -1: nowhere, or not known. See ``data.transforms.mask_tokens``.
+    Logits are computed for these M positions alone.
+
+    Attributes:
+      model: a Linen module with the methods ``hidden`` and ``masked_logits``, which an attribute ``masked`` gives it
+        (``models.bert.Bert``): it is set, and the model's other heads are left out.
+      tokenizer: ``Tokenizer.state()``, to show tokens as text; None: tokens are shown as numbers.
+
+    Raises:
+      UserError: a model that cannot have such a head, or whose vocabulary is smaller than the tokenizer's.
+    """
+
+    model: nn.Module
+    tokenizer: str | None = None
+
+    inputs: ClassVar[tuple[str, ...]] = ("tokens", "segments", "positions", "types", "at", "targets")
+    batch_coupled: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        if not hasattr(self.model, "masked"):
+            raise UserError(f"{type(self.model).__name__} cannot guess hidden tokens; a model such as Bert can.")
+        heads: dict[str, Any] = {"masked": True, "pooled": False, "next_sentence": False, "num_classes": None}
+        object.__setattr__(self, "model", self.model.clone(**heads))
+        size = getattr(self.model, "vocab_size", None)
+        if self.tokenizer is not None and size is not None and size < load(self.tokenizer).size:
+            raise UserError(
+                f"config.task.model.vocab_size is {size}, but the tokenizer has {load(self.tokenizer).size} tokens; "
+                "leave it open to take theirs."
+            )
+
+    # -- inside the compiled step ----------------------------------------------------------------------------------
+
+    def init(self, key: jax.Array, batch: Batch) -> Variables:
+        """
+        Raises:
+          UserError: the model does not fit the sequences.
+        """
+        one_1L = jnp.zeros((1, batch["tokens"].shape[1]), jnp.int32)
+        with model_errors():
+            return self.model.init(key, one_1L, one_1L, one_1L, one_1L)
+
+    def loss(self, variables: Variables, batch: Batch, key: jax.Array) -> tuple[Sum, Variables]:
+        """Cross-entropy in nats; its weight is the number of hidden tokens."""
+        logp_BMV = self.log_probability(variables, batch, train=True, key=key)
+        weight_BM = _known(batch) * batch["mask"][:, None]
+        return Sum(-jnp.sum(weight_BM * _of_targets(logp_BMV, batch)), jnp.sum(weight_BM)), {
+            name: x for name, x in variables.items() if name != "params"
+        }
+
+    def predict(self, variables: Variables, inputs: Batch) -> Mapping[str, jax.Array]:
+        """What was hidden, and the ``GUESSES`` most probable tokens.
+
+        Returns:
+          ``tokens`` i32[B,L] (-1: padding), ``at`` and ``target`` i32[B,M], ``hidden`` i32[B,1], how many; ``guess``
+          i32[B,M,G], ``guess_log_probability`` f32[B,M,G] and ``log_probability`` f32[B,M] of the target.
+        """
+        logp_BMV = self.log_probability(variables, inputs)
+        guess_logp_BMG, guess_BMG = jax.lax.top_k(logp_BMV, min(GUESSES, logp_BMV.shape[-1]))
+        at_BM = jnp.asarray(inputs["at"])
+        return {
+            "tokens": jnp.where(inputs["segments"] > 0, inputs["tokens"], NONE),
+            "at": at_BM,
+            "target": jnp.asarray(inputs["targets"]),
+            "hidden": jnp.sum(at_BM != NONE, 1, keepdims=True),
+            "guess": guess_BMG,
+            "guess_log_probability": guess_logp_BMG,
+            "log_probability": _known(inputs) * _of_targets(logp_BMV, inputs),
+        }
+
+    def metrics(self, outputs: Mapping[str, jax.Array], batch: Batch) -> Mapping[str, Sum]:
+        """``loss`` in nats per hidden token, and ``masked_accuracy``, the share of them guessed at once."""
+        known_BM = (outputs["target"] != NONE) * batch["mask"][:, None]
+        right_BM = outputs["guess"][..., 0] == outputs["target"]
+        count = jnp.sum(known_BM)
+        return {
+            "loss": Sum(-jnp.sum(outputs["log_probability"] * known_BM), count),
+            "masked_accuracy": Sum(jnp.sum(right_BM * known_BM), count),
+        }
+
+    def log_probability(
+        self, variables: Variables, batch: Batch, train: bool = False, key: jax.Array | None = None
+    ) -> jax.Array:
+        """f32[B,M,V]: of each token at each hidden place; anything where there is none."""
+        words = (batch[name] for name in ("tokens", "segments", "positions", "types"))
+        rngs = None if key is None else {"dropout": key}
+        with model_errors():
+            y_BLD: Any = self.model.apply(variables, *words, train=train, rngs=rngs, method="hidden")
+            at_BM1 = jnp.maximum(jnp.asarray(batch["at"]), 0)[..., None]
+            y_BMD = jnp.take_along_axis(y_BLD, at_BM1, 1)
+            logits_BMV: Any = self.model.apply(variables, y_BMD, method="masked_logits")
+        return jax.nn.log_softmax(logits_BMV)
+
+    # -- on the host -----------------------------------------------------------------------------------------------
+
+    def report(self, examples: Mapping[str, np.ndarray]) -> Mapping[str, Any]:
+        """``perplexity``, the exponential of the mean loss, and ``hidden_tokens``, their number."""
+        count = int((examples["target"] != NONE).sum())
+        nats = -float(examples["log_probability"].sum(dtype=np.float64))
+        return {"perplexity": math.exp(min(nats / max(count, 1), 700.0)), "hidden_tokens": count}
+
+    def present(self, output: Mapping[str, np.ndarray]) -> dict[str, Any]:
+        """What the model puts in place of hidden tokens.
+
+        Returns:
+          ``text``, the tokens as the model saw them; ``hidden``: for each hidden token its number in ``text``, what it
+          was (``None`` where the text itself has a mask) and the guesses, [[token, probability], ...]; ``loss`` and
+          ``masked_accuracy`` where something is known.
+        """
+        n = len(output["hidden"])  # examples that the text was read as
+        tokens_nL, at_nM = (np.reshape(output[name], (n, -1)) for name in ("tokens", "at"))
+        before_n = np.cumsum([0, *(tokens_nL != NONE).sum(1)[:-1]])
+        at_M = np.where(at_nM != NONE, at_nM + before_n[:, None], NONE).reshape(-1)
+        target_M, real_M = output["target"], at_M != NONE
+        guess_MG, p_MG = output["guess"], np.exp(output["guess_log_probability"].astype(np.float64))
+        hidden = [
+            {
+                "at": int(at_M[m]),
+                "was": self._pieces([target_M[m]])[0] if target_M[m] != NONE else None,
+                "guesses": [
+                    [piece, round(float(p), 4)] for piece, p in zip(self._pieces(guess_MG[m]), p_MG[m], strict=True)
+                ],
+            }
+            for m in np.flatnonzero(real_M)
+        ]
+        answer: dict[str, Any] = {"text": self._pieces(tokens_nL[tokens_nL != NONE]), "hidden": hidden}
+        known_M = target_M != NONE
+        if known_M.any():
+            answer["loss"] = float(-output["log_probability"][known_M].astype(np.float64).mean())
+            answer["masked_accuracy"] = float((guess_MG[known_M, 0] == target_M[known_M]).mean())
+        return answer
+
+    def passages(self, examples: Mapping[str, np.ndarray], count: int = 6) -> list[tuple[str, list[tuple[str, float]]]]:
+        """The examples that were hardest to guess, with what was hidden and what was guessed in its place."""
+        known_NM = examples["target"] != NONE
+        mean_N = -examples["log_probability"].sum(1) / np.maximum(known_NM.sum(1), 1)
+        found = []
+        for n in np.argsort(-mean_N, kind="stable")[:count]:
+            tokens_T = examples["tokens"][n][examples["tokens"][n] != NONE]
+            pieces = [(f"{piece} ", 0.0) for piece in self._pieces(tokens_T)]
+            for m in np.flatnonzero(known_NM[n]):
+                was, guess = self._pieces([examples["target"][n, m], examples["guess"][n, m, 0]])
+                shown = f"{was} " if was == guess else f"{was} (not {guess}) "
+                pieces[examples["at"][n, m]] = (shown, -float(examples["log_probability"][n, m]))
+            found.append((f"{mean_N[n]:.3f} nats per hidden token", pieces))
+        return found
+
+    def _pieces(self, tokens_T: Any) -> list[str]:
+        tokens = [int(token) for token in tokens_T]
+        return [str(token) for token in tokens] if self.tokenizer is None else load(self.tokenizer).pieces(tokens)
+
+
+def _known(batch: Batch) -> jax.Array:
+    """f32[B,M]: 1 where it is known what was hidden."""
+    return (jnp.asarray(batch["targets"]) != NONE).astype(jnp.float32)
+
+
+def _of_targets(logp_BMV: jax.Array, batch: Batch) -> jax.Array:
+    """f32[B,M]: the log-probability of what was hidden."""
+    target_BM1 = jnp.maximum(jnp.asarray(batch["targets"]), 0)[..., None]
+    return jnp.take_along_axis(logp_BMV, target_BM1, -1)[..., 0]
