@@ -62,8 +62,8 @@ _HIDDEN = ("step", "kind", "split", "seconds", "epoch")
 def write(workdir: str, pictures: Pictures | None = None, passages: Passages | None = None) -> str:
     """(Re)writes ``workdir/report.html``, atomically.
 
-    What the page shows of single examples depends on what the evaluation kept: mistakes where that is ``probabilities``
-    and ``label``, otherwise what ``passages`` makes of it.
+    What the page shows of single examples is what ``passages`` makes of what the evaluation kept, or else mistakes, where
+    that is ``probabilities`` and ``label``.
 
     Args:
       workdir: the run folder.
@@ -183,7 +183,8 @@ def _page(run: _Run, pictures: Pictures | None, passages: Passages | None) -> st
         names = run.class_names(arrays["probabilities"].shape[1])
         matrix = run.evals.get(predicted, {}).get("confusion_matrix") or _count(arrays)
         parts.append(side_by_side(_confusion(matrix, names, predicted), _calibration(arrays, predicted)))
-        parts.append(_mistakes(arrays, names, predicted, pictures))
+        texts = "" if passages is None else _passages(run, passages)
+        parts.append(texts or _mistakes(arrays, names, predicted, pictures))
     elif split and isinstance(matrix := final.get("confusion_matrix"), list):
         parts.append(_confusion(matrix, run.class_names(len(matrix)), split))
     elif passages is not None:
@@ -463,7 +464,8 @@ def _passages(run: _Run, passages: Passages) -> str:
             spans = []
             for text, nats in pieces[:PIECES]:
                 shade = 100 * min(max(nats, 0.0) / 8, 1) if math.isfinite(nats) else 100
-                spans.append(f'<span style="--a:{shade:.0f}%" title="{nats:.2f} nats">{e(text)}</span>')
+                loss = f' title="{nats:.2f} nats"' if nats else ""
+                spans.append(f'<span style="--a:{shade:.0f}%"{loss}>{e(text)}</span>')
             more = f" … and {len(pieces) - PIECES:,} more" if len(pieces) > PIECES else ""
             cards.append(
                 f"<figure><figcaption><b>{e(title)}</b></figcaption>"
@@ -471,8 +473,9 @@ def _passages(run: _Run, passages: Passages) -> str:
             )
         if cards:
             note = "The darker a piece, the less the model expected it; hold the pointer over it for its loss."
-            body = f'<p class="quiet">{note}</p><div class="charts">{"".join(cards)}</div>'
-            return section(f"Hardest passages <small>{e(split)}</small>", body)
+            shaded = any(nats for _, pieces in found for _, nats in pieces)
+            body = f'<p class="quiet">{note}</p>' * shaded + f'<div class="charts">{"".join(cards)}</div>'
+            return section(f"Hardest {'passages' if shaded else 'texts'} <small>{e(split)}</small>", body)
     return ""
 
 

@@ -1,0 +1,147 @@
+"""Classification of texts, or of pairs of texts: sentiment, topics, entailment.
+
+Axes: B examples of a batch, N examples of a split, L length, D model width, K classes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bigbase_jax.build import suggest
+from bigbase_jax.core import Batch, UserError, Variables
+from bigbase_jax.data.tokenizer import load
+from bigbase_jax.tasks.classification import Classifier
+from bigbase_jax.tasks.errors import model_errors
+
+PADDING = -1
+"""Of the tokens that ``predict`` gives back."""
+POOLS = ("last", "mean")
+
+
+@dataclasses.dataclass(frozen=True)
+class TextClassification(Classifier):
+    """An encoder or a decoder that tells texts apart.
+
+    A batch holds ``tokens``, ``segments`` (1, and 0 for the padding at the end) and ``types`` (of which text of a
+    pair), i32[B,L] each; and what ``Classifier`` says, whose attributes and errors these are too:
+
+    Attributes:
+      model: a Linen module with the method ``hidden``. If it has ``classify`` too (``models.bert.Bert``), its logits
+        are that; what other heads it can have are left out. Otherwise a linear layer, ``head``, reads one vector of
+        each text, and the head that a decoder may have for tokens is left out.
+      tokenizer: ``Tokenizer.state()``, to show texts; None: tokens are shown as numbers.
+      pool: which vector: "last", that of the last token, the only one of a decoder that has seen all others; or
+        "mean". None: "last" where the model is a decoder, else "mean". Unread where the model has ``classify``.
+      dropout: rate on that vector; unread likewise.
+    """
+
+    tokenizer: str | None = None
+    pool: str | None = None
+    dropout: float = 0.0
+
+    inputs: ClassVar[tuple[str, ...]] = ("tokens", "segments", "types")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.pool not in (None, *POOLS):
+            raise UserError(f"there is no pool {self.pool!r}.{suggest(str(self.pool), POOLS, 'pool')}")
+        if not 0 <= self.dropout < 1:
+            raise UserError(f"dropout is {self.dropout}; it lies in [0, 1), for example 0.1.")
+        if not callable(getattr(self.model, "hidden", None)):
+            raise UserError(f"{type(self.model).__name__} does not read text; models such as Bert and Decoder do.")
+        words: dict[str, Any] = {"masked": False, "pooled": False, "next_sentence": False, "tied": True}
+        words["num_classes"] = self.num_classes
+        mine = {name: value for name, value in words.items() if hasattr(self.model, name)}
+        object.__setattr__(self, "model", self.model.clone(**mine))
+
+    # -- inside the compiled step ----------------------------------------------------------------------------------
+
+    def init(self, key: jax.Array, batch: Batch) -> Variables:
+        """
+        Raises:
+          UserError: the model does not fit the texts, or the number of classes is not known.
+        """
+        if self.num_classes is None:
+            raise UserError("the task does not know the number of classes; set num_classes.")
+        one_1L = jnp.ones((1, batch["tokens"].shape[1]), jnp.int32)
+        one = {"tokens": one_1L * 0, "segments": one_1L, "types": one_1L * 0}
+        body_key, head_key = jax.random.split(key)
+        with model_errors():
+            if hasattr(self.model, "classify"):
+                return self.model.init(body_key, *self._words(one))
+            y_1LD, variables = self.model.init_with_output(body_key, *self._words(one), method="hidden")
+        head = self._head.init(head_key, jnp.zeros((1, y_1LD.shape[-1])))["params"]
+        return {**variables, "params": {**variables["params"], "head": head}}
+
+    def train_logits(self, variables: Variables, batch: Batch, key: jax.Array) -> tuple[jax.Array, Variables]:
+        rest = {name: x for name, x in variables.items() if name != "params"}
+        return self._logits(variables, batch, key), rest
+
+    def logits(self, variables: Variables, inputs: Batch) -> jax.Array:
+        return self._logits(variables, inputs, None)
+
+    def predict(self, variables: Variables, inputs: Batch) -> Mapping[str, jax.Array]:
+        """``logits`` and ``probabilities`` (see ``Classifier``), and ``tokens`` i32[B,L], -1 where there is padding."""
+        tokens_BL = jnp.where(inputs["segments"] > 0, inputs["tokens"], PADDING)
+        return {**super().predict(variables, inputs), "tokens": tokens_BL}
+
+    def _logits(self, variables: Variables, batch: Batch, key: jax.Array | None) -> jax.Array:
+        train = key is not None
+        keys = (None, None) if key is None else jax.random.split(key)
+        body_rngs, head_rngs = ({} if k is None else {"dropout": k} for k in keys)
+        with model_errors():
+            y_BLD: Any = self.model.apply(variables, *self._words(batch), train=train, rngs=body_rngs, method="hidden")
+            if hasattr(self.model, "classify"):
+                segments_BL = batch["segments"]
+                y_BK: Any = self.model.apply(variables, y_BLD, segments_BL, train, rngs=head_rngs, method="classify")
+                return y_BK
+        y_BD: Any = self._pooled(y_BLD.astype(jnp.float32), jnp.asarray(batch["segments"]))
+        y_BD = nn.Dropout(self.dropout, deterministic=not train).apply({}, y_BD, rngs=head_rngs)
+        logits_BK: Any = self._head.apply({"params": variables["params"]["head"]}, y_BD)
+        return logits_BK
+
+    def _words(self, batch: Batch) -> tuple[Any, ...]:
+        """What the model takes: tokens, segments, positions and, where it tells them apart, types."""
+        words = (batch["tokens"], batch["segments"], None)
+        return (*words, batch["types"]) if hasattr(self.model, "types") else words
+
+    def _pooled(self, y_BLD: jax.Array, segments_BL: jax.Array) -> jax.Array:
+        real_BL1 = (segments_BL > 0).astype(jnp.float32)[..., None]
+        count_B1 = jnp.maximum(jnp.sum(real_BL1, 1), 1)
+        causal = hasattr(self.model, "decode")
+        if self.pool == "mean" or (self.pool is None and not causal):
+            return jnp.sum(real_BL1 * y_BLD, 1) / count_B1
+        last_B11 = (count_B1 - 1).astype(jnp.int32)[..., None]
+        return jnp.take_along_axis(y_BLD, last_B11, 1)[:, 0]
+
+    @property
+    def _head(self) -> nn.Dense:
+        return nn.Dense(self.num_classes or 0, kernel_init=nn.initializers.normal(0.02))
+
+    # -- on the host -----------------------------------------------------------------------------------------------
+
+    def passages(
+        self, examples: Mapping[str, np.ndarray], count: int = 12
+    ) -> list[tuple[str, list[tuple[str, float]]]]:
+        """The texts whose class was given the least probability: [(what was said, [(token, 0), ...]), ...]."""
+        p_NK, label_N = np.asarray(examples["probabilities"]), np.asarray(examples["label"])
+        label_N = label_N.argmax(-1) if label_N.ndim == 2 else label_N
+        names, found = self._names(p_NK.shape[-1]), []
+        for n in np.argsort(p_NK[np.arange(len(p_NK)), label_N], kind="stable")[:count]:
+            guess, label = int(p_NK[n].argmax()), int(label_N[n])
+            title = f"said {names[guess]} {p_NK[n, guess]:.1%}"
+            title = f"rightly {title}" if guess == label else f"{title}, is {names[label]} {p_NK[n, label]:.1%}"
+            tokens_T = examples["tokens"][n][examples["tokens"][n] != PADDING]
+            found.append((title, [(self._text(tokens_T), 0.0)]))
+        return found
+
+    def _text(self, tokens_T: np.ndarray) -> str:
+        tokens = tokens_T.tolist()
+        return " ".join(map(str, tokens)) if self.tokenizer is None else load(self.tokenizer).decode(tokens)
