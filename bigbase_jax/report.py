@@ -62,8 +62,8 @@ _HIDDEN = ("step", "kind", "split", "seconds", "epoch")
 def write(workdir: str, pictures: Pictures | None = None, passages: Passages | None = None) -> str:
     """(Re)writes ``workdir/report.html``, atomically.
 
-    What the page shows of single examples is what ``passages`` makes of what the evaluation kept, or else mistakes, where
-    that is ``probabilities`` and ``label``.
+    What the page shows of single examples depends on what the evaluation kept: mistakes where that is ``probabilities``
+    and ``label`` of pictures, otherwise what ``passages`` makes of it.
 
     Args:
       workdir: the run folder.
@@ -183,7 +183,7 @@ def _page(run: _Run, pictures: Pictures | None, passages: Passages | None) -> st
         names = run.class_names(arrays["probabilities"].shape[1])
         matrix = run.evals.get(predicted, {}).get("confusion_matrix") or _count(arrays)
         parts.append(side_by_side(_confusion(matrix, names, predicted), _calibration(arrays, predicted)))
-        texts = "" if passages is None else _passages(run, passages)
+        texts = _passages(run, passages) if passages is not None and pictures is None else ""
         parts.append(texts or _mistakes(arrays, names, predicted, pictures))
     elif split and isinstance(matrix := final.get("confusion_matrix"), list):
         parts.append(_confusion(matrix, run.class_names(len(matrix)), split))

@@ -266,3 +266,13 @@ def test_classes_come_before_passages(tmp_path):
     make_run(tmp_path)
     path = report.write(str(tmp_path), pictures, lambda arrays: [("never", [("shown", 1.0)])])
     assert "Worst mistakes" in Checked(pathlib.Path(path).read_text()).words
+
+
+def test_classified_texts_are_shown_as_texts(tmp_path):
+    make_run(tmp_path)
+    path = report.write(str(tmp_path), None, lambda arrays: [("said cat, is dog", [(NASTY, 0.0)])])
+    page = Checked(pathlib.Path(path).read_text())
+    for word in ("Hardest texts", "said cat, is dog", NASTY, "Confusion matrix"):
+        assert word in page.words
+    for word in ("Worst mistakes", "pictures are not here", "The darker a piece", "nats"):
+        assert word not in page.words
