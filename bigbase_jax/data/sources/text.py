@@ -23,7 +23,7 @@ from bigbase_jax.data import tokens as token_caches
 from bigbase_jax.data.documents import Document, File, Format, list_files, one_file, split_of
 from bigbase_jax.data.files import stems_of
 from bigbase_jax.data.sources.splits import digest, to_split_off
-from bigbase_jax.data.tokenizer import Bytes, TokenizerFile, facts_of, load
+from bigbase_jax.data.tokenizer import Bytes, Texts, TokenizerFile, facts_of, load
 from bigbase_jax.data.tokens import SPLITS, Tokens
 from bigbase_jax.data.windows import Windows
 
@@ -107,8 +107,11 @@ class Corpus:
 
     def fingerprint_of(self, tokens: Tokens) -> str:
         """A digest of the documents, the splits, the tokenizer and the windows."""
-        split = [self.val_fraction, self.test_fraction, self.seed, self.separate, self.length, self.stride]
-        return digest([*self.stamp(), *split, tokens.tokenizer.state()])
+        return digest([*self.stamp(), *self.dealing(), self.length, self.stride, tokens.tokenizer.state()])
+
+    def dealing(self) -> list[Any]:
+        """What the splits depend on."""
+        return [self.val_fraction, self.test_fraction, self.seed, self.separate]
 
     def _key(self) -> str:
         """Of the cache: all that the tokens depend on, the code that makes them included."""
@@ -116,8 +119,7 @@ class Corpus:
         tokenizer = [repr(self.tokenizer)]
         if isinstance(self.tokenizer, TokenizerFile):
             tokenizer.append(repr(self.tokenizer.stamp()))
-        split = [self.val_fraction, self.test_fraction, self.seed, self.separate]
-        parts = [_FORMAT, code, type(self).__name__, self.stamp(), tokenizer, split]
+        parts = [_FORMAT, code, type(self).__name__, self.stamp(), tokenizer, self.dealing()]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:24]
 
     def _read(self, cache: pathlib.Path, key: str, limit_bytes: float, say: Callable[[str], None]) -> Tokens:
@@ -318,6 +320,18 @@ def key_of(modules: Iterable[str], tokenizers: Iterable[Any], parts: Sequence[An
     given = [(repr(t), t.stamp() if isinstance(t, TokenizerFile) else None) for t in tokenizers]
     whole = [[source_digest(module) for module in modules], given, list(parts)]
     return hashlib.sha256(json.dumps(whole).encode()).hexdigest()[:24]
+
+
+def texts_of(corpus: Corpus, splits: tuple[str, ...]) -> Texts:
+    """What gives the texts of some splits of a corpus."""
+    plan: list[_Plan] = []
+
+    def found() -> Iterator[str]:
+        if not plan:
+            plan.append(_survey(corpus))
+        return _texts(corpus, plan[0], splits)
+
+    return found
 
 
 @functools.cache
