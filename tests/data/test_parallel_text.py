@@ -99,7 +99,9 @@ def test_pairs_of_every_format_are_read_and_dealt(tmp_path, kind):
     found = {split: pairs_of(data, split) for split in data.splits}
     assert {split: len(pairs) for split, pairs in found.items()} == {"train": 28, "val": 4, "test": 8}
     assert sorted(pair for pairs in found.values() for pair in pairs) == sorted(PAIRS)
-    reverse, _ = prepare(tmp_path, root=str(tmp_path / "d"), source="de", target="en", val_fraction=0.1)
+    reverse, _ = prepare(
+        tmp_path, root=str(tmp_path / "d"), source_language="de", target_language="en", val_fraction=0.1
+    )
     assert pairs_of(reverse, "train")[0][0].startswith("die Zahl")
 
 
@@ -150,7 +152,7 @@ def test_the_second_start_reads_nothing_and_what_matters_makes_another_cache(tmp
     in_memory = ParallelText(root=root, tokenizer=Bytes()).prepare(tmp_path / "cache", 0, said.append)
     assert "memory" in in_memory.splits["val"].in_memory and pairs_of(in_memory, "val") == pairs_of(kept, "val")
     assert in_memory.fingerprint() == kept.fingerprint()
-    for change in ({"seed": 1}, {"source": "de", "target": "en"}, {"target_tokenizer": Characters()}):
+    for change in ({"seed": 1}, {"source_language": "de", "target_language": "en"}, {"target_tokenizer": Characters()}):
         other, said = prepare(tmp_path, root=root, **change)
         assert len(said) == 1 and other.fingerprint() != kept.fingerprint()
     monkeypatch.setattr("bigbase_jax.data.sources.parallel_text._Survey", None)
@@ -234,7 +236,7 @@ def test_mistakes_that_are_no_files(tmp_path):
     with pytest.raises(UserError, match="target_length is 1"):
         ParallelText(root="x", target_length=1)
     with pytest.raises(UserError, match="are both 'de'"):
-        ParallelText(root="x", source="de")
+        ParallelText(root="x", source_language="de")
 
 
 # ---------------------------------------------------------------------------------------------------------- real data

@@ -78,7 +78,7 @@ class ParallelText:
     Attributes:
       root: a folder of files line by line; or a file or folder of tables or JSON (see ``rows``), with a column for each
         language, or both in one called "translation".
-      source, target: languages, as the files or columns are called.
+      source_language, target_language: as the files or columns are called.
       tokenizer: fitted to both sides of the training text, or read (``TokenizerFile``).
       target_tokenizer: one of its own for the target, each then fitted to its side; None: the same for both.
       source_length, target_length: S and T, special tokens included.
@@ -92,8 +92,8 @@ class ParallelText:
     """
 
     root: str
-    source: str = "en"
-    target: str = "de"
+    source_language: str = "en"
+    target_language: str = "de"
     tokenizer: Any = SUBWORDS
     target_tokenizer: Any = None
     source_length: int = 64
@@ -111,8 +111,10 @@ class ParallelText:
         for name in ("source_length", "target_length"):
             if getattr(self, name) < 2:
                 raise UserError(f"{name} is {getattr(self, name)}; it must be at least 2.")
-        if self.source == self.target:
-            raise UserError(f"source and target are both {self.source!r}; they must be two languages.")
+        if self.source_language == self.target_language:
+            raise UserError(
+                f"source_language and target_language are both {self.source_language!r}; give two languages."
+            )
 
     def prepare(self, cache: pathlib.Path, limit_bytes: float, say: Callable[[str], None]) -> Parallel:
         """Reads and tokenises the pairs, unless that is in the cache; see ``core.RawDataset``.
@@ -145,7 +147,7 @@ class ParallelText:
     def stamp(self, sets: _Sets) -> list[Any]:
         """What changes when the texts change, and all that says how to read them."""
         files = [[split, *file] for split, found in sets.files.items() for file in found]
-        return [files, [self.source, self.target, self.encoding]]
+        return [files, [self.source_language, self.target_language, self.encoding]]
 
     def dealing(self) -> list[Any]:
         """What the splits depend on."""
@@ -176,8 +178,8 @@ class Parallel:
             "target_length": data.target_length,
             "length": max(data.source_length, data.target_length),
             "shared": data.target_tokenizer is None,
-            "source_language": data.source,
-            "target_language": data.target,
+            "source_language": data.source_language,
+            "target_language": data.target_language,
         }
         size_N = {side: pairs_N.lengths(side) for side in ("source", "target")}
         most = {"source": data.source_length, "target": data.target_length}
@@ -212,7 +214,8 @@ class Parallel:
         }
         counts = ", ".join(f"{split} {len(indices):,}" for split, indices in kept.items())
         words = f"{target.size:,}" if data.target_tokenizer is None else f"{source.size:,} and {target.size:,}"
-        parts = [f"{data.root}: {data.source} to {data.target}, pairs: {counts}", f"a vocabulary of {words}", *notes]
+        pairs = f"{data.source_language} to {data.target_language}, pairs: {counts}"
+        parts = [f"{data.root}: {pairs}", f"a vocabulary of {words}", *notes]
         parts += [f"{count:,} of the {split} sources are in train too" for split, count in about["shared"].items()]
         if sets.test:
             parts.append(f"test is {sets.test}")
@@ -340,7 +343,7 @@ def _sets(data: ParallelText) -> _Sets:
             found = tables(data.root)
         except UserError as error:
             if os.path.isdir(folder):
-                wanted = f"NAME.{data.source} and NAME.{data.target}"
+                wanted = f"NAME.{data.source_language} and NAME.{data.target_language}"
                 raise UserError(f"{data.root} has no files {wanted}, in lines, and no table: {error}") from error
             raise
         used = by_split(found, data.root, chosen)
@@ -348,7 +351,7 @@ def _sets(data: ParallelText) -> _Sets:
     both = {stem: pair for stem, pair in sides.items() if len(pair) == 2}
     if not both:
         (stem, pair), *_ = sides.items()
-        other = data.target if data.source in pair else data.source
+        other = data.target_language if data.source_language in pair else data.source_language
         raise UserError(f"{data.root} has {next(iter(pair.values())).name} but no {stem}.{other} beside it.")
     for split, name in chosen.items():
         if name is not None and name not in both:
@@ -385,7 +388,7 @@ def _line_files(data: ParallelText) -> dict[str, dict[str, File]]:
     for name, path in walk(os.path.expanduser(data.root)):
         plain = os.path.splitext(name)[0] if name.lower().endswith((".gz", ".zst")) else name
         stem, suffix = os.path.splitext(plain)
-        if suffix[1:] in (data.source, data.target):
+        if suffix[1:] in (data.source_language, data.target_language):
             folder, stem = os.path.split(stem)
             if where.setdefault(stem, folder) != folder or suffix[1:] in found.get(stem, {}):
                 beside = " and ".join(repr(f or ".") for f in sorted({where[stem], folder}))
@@ -395,7 +398,7 @@ def _line_files(data: ParallelText) -> dict[str, dict[str, File]]:
 
 
 def _in_order(pair: Mapping[str, File], data: ParallelText) -> list[File]:
-    return [pair[data.source], pair[data.target]]
+    return [pair[data.source_language], pair[data.target_language]]
 
 
 class _Survey:
@@ -439,7 +442,8 @@ class _Survey:
             else:
                 for file in files:
                     for row in rows(file, self._data.encoding):
-                        source, target = (_of_row(row, name) for name in (self._data.source, self._data.target))
+                        source = _of_row(row, self._data.source_language)
+                        target = _of_row(row, self._data.target_language)
                         yield split, Pair(source, target, row.where)
 
     def _pairs(self) -> Iterator[tuple[str, Pair]]:
