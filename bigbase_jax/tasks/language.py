@@ -1,7 +1,7 @@
 """Causal language modelling: the next token, from those before it in the same document.
 
-Axes: B examples of a batch, N examples of a split, L length, l = L / C positions of one of C chunks, D model width,
-V entries of the vocabulary, T tokens of a text.
+Axes: B examples of a batch, N examples of a split, L length, l positions of one of C chunks, D model width, V entries
+of the vocabulary, T tokens of a text.
 """
 
 from __future__ import annotations
@@ -19,9 +19,8 @@ import numpy as np
 from bigbase_jax.core import Batch, Sum, UserError, Variables
 from bigbase_jax.data.tokenizer import load
 from bigbase_jax.models.layers import ModelError
+from bigbase_jax.tasks import chunks
 
-CHUNK_LOGITS = 2**22
-"""How many logits of an example are held at once, where ``logit_chunks`` is left open: 16 MB in float32."""
 PADDING = -1
 """The target of a position that has none, in what ``predict`` gives."""
 
@@ -31,7 +30,8 @@ class CausalLanguageModel:
     """A decoder trained to give the next token, and measured by how well it does.
 
     A batch holds, i32[B,L] each: ``inputs``; ``targets``, the token after each; ``segments``, the document that each
-    belongs to, and 0 where there is no target; ``positions`` in the document; ``bytes`` of text in the target.
+    belongs to, and 0 where there is no target; ``positions`` in the document; ``bytes`` of text in the target; and
+    where ``weighted``, ``weights``: 0 for a target that is read but not counted (what others say in a chat).
 
     Attributes:
       model: a Linen module with the methods ``hidden`` and ``logits`` (see ``models.decoder``).
@@ -39,6 +39,7 @@ class CausalLanguageModel:
       logit_chunks: C; the loss takes the positions in C parts one after the other, and its gradient computes their
         logits again, so that B x L x V logits never exist. Must divide L. None: as many as keep an example's logits of
         one part below 2^22.
+      weighted: whether the data gives ``weights``; None: it does not.
 
     Raises:
       UserError: the model's vocabulary is smaller than the tokenizer's.
@@ -47,8 +48,8 @@ class CausalLanguageModel:
     model: nn.Module
     tokenizer: str | None = None
     logit_chunks: int | None = None
+    weighted: bool | None = None
 
-    inputs: ClassVar[tuple[str, ...]] = ("inputs", "targets", "segments", "positions", "bytes")
     batch_coupled: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
@@ -61,13 +62,23 @@ class CausalLanguageModel:
         if self.logit_chunks is not None and self.logit_chunks < 1:
             raise UserError(f"logit_chunks is {self.logit_chunks}; it must be at least 1.")
 
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Names of the entries that ``predict`` reads."""
+        return ("inputs", "targets", "segments", "positions", "bytes") + ("weights",) * bool(self.weighted)
+
     # -- inside the compiled step ----------------------------------------------------------------------------------
 
     def init(self, key: jax.Array, batch: Batch) -> Variables:
         """
         Raises:
-          UserError: the model does not fit the sequences.
+          UserError: the model does not fit the sequences, or ``weighted`` the data.
         """
+        if ("weights" in batch) != bool(self.weighted):
+            raise UserError(
+                f"config.task.weighted is {self.weighted}, but this data gives {'' if 'weights' in batch else 'no '}"
+                "weights; leave it open."
+            )
         one = {name: jnp.zeros((1, *batch[name].shape[1:]), jnp.int32) for name in ("inputs", "segments", "positions")}
         try:
             self._chunks(one["inputs"].shape[1])
@@ -76,22 +87,26 @@ class CausalLanguageModel:
             raise UserError(str(error)) from error
 
     def loss(self, variables: Variables, batch: Batch, key: jax.Array) -> tuple[Sum, Variables]:
-        """Cross-entropy in nats; its weight is the number of targets."""
+        """Cross-entropy in nats; its weight is the number of targets that count."""
         logp_BL = self.log_probability(variables, batch, train=True, key=key)
-        weight_BL = _real(batch) * batch["mask"][:, None]
+        weight_BL = self._real(batch) * batch["mask"][:, None]
         return Sum(-jnp.sum(weight_BL * logp_BL), jnp.sum(weight_BL)), {
             k: v for k, v in variables.items() if k != "params"
         }
 
     def predict(self, variables: Variables, inputs: Batch) -> Mapping[str, jax.Array]:
-        """``log_probability`` f32[B,L] of each target, ``target`` i32[B,L] (-1: none) and ``bytes`` i32[B,L] in it."""
-        logp_BL = self.log_probability(variables, inputs)
-        real_BL = _real(inputs)
-        return {
+        """Of targets that count: ``log_probability`` f32[B,L], ``target`` i32[B,L] (-1: none), ``bytes`` i32[B,L].
+
+        Where ``weighted``, also ``likeliest`` bool[B,L]: no other token is likelier than the target.
+        """
+        logp_BL, likeliest_BL = self._predicted(variables, inputs)
+        real_BL = self._real(inputs)
+        found = {
             "log_probability": real_BL * logp_BL,
             "target": jnp.where(real_BL > 0, inputs["targets"], PADDING),
             "bytes": jnp.where(real_BL > 0, inputs["bytes"], 0),
         }
+        return {**found, "likeliest": (real_BL > 0) & likeliest_BL} if self.weighted else found
 
     def metrics(self, outputs: Mapping[str, jax.Array], batch: Batch) -> Mapping[str, Sum]:
         """``loss`` in nats per token, and ``bits_per_byte`` of text, which compares across tokenizers."""
@@ -106,6 +121,12 @@ class CausalLanguageModel:
         self, variables: Variables, batch: Batch, train: bool = False, key: jax.Array | None = None
     ) -> jax.Array:
         """f32[B,L]: the log-probability of each target."""
+        return self._predicted(variables, batch, train, key)[0]
+
+    def _predicted(
+        self, variables: Variables, batch: Batch, train: bool = False, key: jax.Array | None = None
+    ) -> tuple[jax.Array, jax.Array]:
+        """The log-probability f32[B,L] of each target, and whether (bool[B,L]) none is likelier."""
         y_BLD = self.model.apply(
             variables,
             batch["inputs"],
@@ -115,38 +136,45 @@ class CausalLanguageModel:
             rngs=None if key is None else {"dropout": key},
             method="hidden",
         )
-        B, L, D = y_BLD.shape  # type: ignore[union-attr]
-        C = self._chunks(L)
 
-        def of_chunk(y_BlD: jax.Array, target_Bl: jax.Array) -> jax.Array:
+        def of_chunk(y_BlD: jax.Array, target_Bl: jax.Array) -> tuple[jax.Array, jax.Array]:
             logits_BlV: Any = self.model.apply(variables, y_BlD, method="logits")
             chosen_Bl = jnp.take_along_axis(logits_BlV, target_Bl[..., None], -1)[..., 0]
-            return chosen_Bl - jax.nn.logsumexp(logits_BlV, -1)
+            return chosen_Bl - jax.nn.logsumexp(logits_BlV, -1), chosen_Bl == jnp.max(logits_BlV, -1)
 
-        if C == 1:
-            return of_chunk(y_BLD, batch["targets"])  # type: ignore[arg-type]
-        # A chunk takes every C-th position: where devices share a sequence, each has its part of every chunk.
-        y_CBlD = jnp.moveaxis(y_BLD.reshape(B, L // C, C, D), 2, 0)  # type: ignore[union-attr]
-        target_CBl = jnp.moveaxis(jnp.asarray(batch["targets"]).reshape(B, L // C, C), 2, 0)
-        logp_CBl = jax.lax.map(lambda chunk: jax.checkpoint(of_chunk)(*chunk), (y_CBlD, target_CBl))
-        return jnp.moveaxis(logp_CBl, 0, 2).reshape(B, L)
+        targets_BL = batch["targets"]
+        return chunks.over_chunks(of_chunk, y_BLD, targets_BL, self._chunks(targets_BL.shape[1]))  # type: ignore[arg-type]
+
+    def _real(self, batch: Batch) -> jax.Array:
+        """f32[B,L]: 1 where there is a target that counts."""
+        real_BL = jnp.asarray(batch["segments"]) > 0
+        if self.weighted:
+            real_BL = real_BL & (jnp.asarray(batch["weights"]) > 0)
+        return real_BL.astype(jnp.float32)
 
     def _chunks(self, L: int) -> int:
-        if self.logit_chunks is not None:
-            if L % self.logit_chunks:
-                raise UserError(f"logit_chunks {self.logit_chunks} does not divide a length of {L}.")
-            return self.logit_chunks
-        wanted = L * (getattr(self.model, "vocab_size", None) or 1) / CHUNK_LOGITS
-        return next(c for c in range(1, L + 1) if L % c == 0 and (c >= wanted or c == L))
+        return chunks.count(L, getattr(self.model, "vocab_size", None), self.logit_chunks)
 
     # -- on the host -----------------------------------------------------------------------------------------------
 
     def report(self, examples: Mapping[str, np.ndarray]) -> Mapping[str, Any]:
-        """``perplexity``, the exponential of the mean loss, and ``tokens``, the number of targets."""
+        """``perplexity``, the exponential of the mean loss, and ``tokens``, the number of targets.
+
+        Where ``weighted``, also ``answers``, the number of runs of targets that count, and ``exact_match``, the share
+        of them that the model writes as they stand when it takes the likeliest token each time: those of which every
+        token is the likeliest after the ones before it.
+        """
         real_NL = examples["target"] != PADDING
         count = int(real_NL.sum())
         nats = -float(examples["log_probability"].sum(dtype=np.float64))
-        return {"perplexity": _exp(nats / max(count, 1)), "tokens": count}
+        found: dict[str, Any] = {"perplexity": _exp(nats / max(count, 1)), "tokens": count}
+        if self.weighted:
+            before_NL = np.pad(real_NL[:, :-1], ((0, 0), (1, 0)))
+            run_NL = np.cumsum(real_NL & ~before_NL).reshape(real_NL.shape) - 1
+            answers = int(run_NL.max(initial=-1)) + 1
+            wrong = np.unique(run_NL[real_NL & ~examples["likeliest"].astype(bool)])
+            found |= {"exact_match": 1 - len(wrong) / max(answers, 1), "answers": answers}
+        return found
 
     def present(self, output: Mapping[str, np.ndarray]) -> dict[str, Any]:
         """How well the model knows a text: ``tokens``, ``loss``, ``perplexity``, ``bits_per_byte`` and ``text``.
@@ -180,11 +208,6 @@ class CausalLanguageModel:
         if self.tokenizer is None:
             return [str(t) for t in target_T]
         return load(self.tokenizer).pieces(target_T.tolist())
-
-
-def _real(batch: Batch) -> jax.Array:
-    """f32[B,L]: 1 where there is a target."""
-    return (jnp.asarray(batch["segments"]) > 0).astype(jnp.float32)
 
 
 def _exp(x: float) -> float:

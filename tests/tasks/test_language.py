@@ -67,6 +67,32 @@ def test_the_loss_is_the_mean_over_real_targets():
     assert all(hasattr(task, name) for name in [*Task.__annotations__, *vars(Task)] if not name.startswith("_"))
 
 
+def test_what_has_no_weight_is_read_but_does_not_count():
+    task, variables = ready()
+    weighted = CausalLanguageModel(Decoder(**TINY), weighted=True)
+    batch = batch_of(3, masked=1)
+    weights = np.zeros((3, L), np.int32)
+    weights[:, 2:4] = weights[:, 7:10] = 1  # the last of them is padding
+    chosen = {**batch, "weights": jnp.asarray(weights)}
+    assert weighted.inputs == (*task.inputs, "weights") and "weights" not in task.inputs
+    total, _ = value_and_grad(weighted, variables, chosen)
+    outputs = jax.jit(task.predict)(variables, {name: batch[name] for name in task.inputs})
+    found = jax.jit(weighted.predict)(variables, {name: chosen[name] for name in weighted.inputs})
+    counted = (weights > 0) & (np.asarray(batch["segments"]) > 0)
+    np.testing.assert_array_equal(found["target"], np.where(counted, outputs["target"], PADDING))
+    np.testing.assert_array_equal(found["bytes"], np.where(counted, outputs["bytes"], 0))
+    np.testing.assert_allclose(found["log_probability"], outputs["log_probability"] * counted, rtol=1e-6)
+    assert total.weight == counted[:2].sum() == 8
+    np.testing.assert_allclose(total.total, -np.asarray(found["log_probability"])[:2].sum(), rtol=1e-5)
+    early = value_and_grad(weighted, variables, {**chosen, "targets": chosen["targets"].at[:, 0].add(1) % V})
+    np.testing.assert_allclose(early[0].total, total.total, rtol=1e-6)  # that target does not count,
+    seen = {**chosen, "inputs": chosen["inputs"].at[:, 0].add(1) % V}
+    assert abs(value_and_grad(weighted, variables, seen)[0].total - total.total) > 1e-3  # but what stands there is read
+    for wrong, given in ((task, chosen), (weighted, batch)):
+        with pytest.raises(UserError, match="config.task.weighted is"):
+            jax.eval_shape(wrong.init, jax.random.key(0), given)
+
+
 @pytest.mark.parametrize("chunks", [3, pytest.param(12, marks=pytest.mark.slow)])
 def test_the_loss_in_chunks_is_the_loss(chunks):
     plain, variables = ready()
@@ -246,3 +272,29 @@ def test_where_a_step_is_computed_changes_nothing(model, form):
 def test_mistakes_are_one_sentence(make, says):
     with pytest.raises(UserError, match=says):
         make()
+
+
+def test_exact_match_is_the_share_of_answers_that_greedy_decoding_writes():
+    """Row by row: two answers, of which the second has one wrong token; one right answer; none at all."""
+    task = CausalLanguageModel(Decoder(5, 6, 16, 1, 2), weighted=True)
+    target = np.array([[1, 2, -1, 3, 4, -1], [-1, -1, 2, 2, 2, 2], [-1] * 6])
+    likeliest = target != -1
+    likeliest[0, 4] = False
+    examples = {"target": target, "likeliest": likeliest, "log_probability": np.zeros(target.shape)}
+    found = task.report(examples)
+    assert found["answers"] == 3 and found["exact_match"] == pytest.approx(2 / 3)
+    assert "exact_match" not in CausalLanguageModel(task.model).report(examples)
+
+
+def test_the_likeliest_tokens_are_those_of_the_logits():
+    task = CausalLanguageModel(Decoder(5, 6, 16, 1, 2), logit_chunks=2, weighted=True)
+    random = np.random.default_rng(0)
+    batch = {name: random.integers(0, 5, (2, 6)).astype(np.int32) for name in ("inputs", "targets", "bytes")}
+    batch |= {"segments": np.ones((2, 6), np.int32), "positions": np.tile(np.arange(6, dtype=np.int32), (2, 1))}
+    batch |= {"weights": random.integers(0, 2, (2, 6)).astype(np.int32), "mask": np.ones(2, np.float32)}
+    variables = task.init(jax.random.key(0), batch)
+    read = [jnp.asarray(batch[name]) for name in ("inputs", "segments", "positions")]
+    logits = task.model.apply(variables, *read)
+    expected = (np.argmax(logits, -1) == batch["targets"]) & (batch["weights"] > 0)
+    np.testing.assert_array_equal(task.predict(variables, batch)["likeliest"], expected)
+    assert 0 < expected.sum() < batch["weights"].sum()

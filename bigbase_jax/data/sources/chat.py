@@ -62,44 +62,54 @@ _ENTRIES = ("inputs", "targets", "segments", "positions", "bytes", "weights")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ChatFiles:
-    """Conversations in a file or folder; ``prepare`` reads them.
+class Conversations:
+    """Conversations, and how windows are made of them; ``prepare`` reads them. Subclasses say where they come from.
 
-    Files named after splits keep them; a missing val is taken from train, equal conversations to the same split. A
-    conversation that is longer than a window is cut, and one of which no answer is then left, or that has none, is left
-    out: the description says how many.
+    Those without a split are dealt, equal conversations to the same one. A conversation that is longer than a window is
+    cut, and one of which no answer is then left, or that has none, is left out: the description says how many.
 
     Attributes:
-      root: a file or folder.
       tokenizer: fitted to what is said in training, or read (``TokenizerFile``).
       length: L.
       template: a file in Jinja, or a folder with a published tokenizer that has a template; None: that of the
         tokenizer, where it is read from a folder with one, else ``<|im_start|>ROLE\\nCONTENT<|im_end|>\\n``.
-      train, val, test: what the files of the split are called, where not after it (``train="train_sft"``).
       val_fraction, test_fraction: shares of the conversations; 0: none.
       seed: of the dealing.
-      encoding: of all but Parquet and Arrow.
 
     Raises:
       UserError: a value out of its range, or a template that is not there.
     """
 
-    root: str
     tokenizer: Any = SUBWORDS
     length: int = 512
     template: str | None = None
-    train: str | None = None
-    val: str | None = None
-    test: str | None = None
     val_fraction: float = 0.05
     test_fraction: float = 0.0
     seed: int = 0
-    encoding: str = "utf-8"
 
     def __post_init__(self) -> None:
-        Format(encoding=self.encoding)
         if self.length < 2:
             raise UserError(f"length is {self.length}; it must be at least 2.")
+
+    # -- what subclasses say ---------------------------------------------------------------------------------------
+
+    def conversations(self) -> Iterator[tuple[str, Spoken]]:
+        """(split, or "" where it is to be dealt, conversation) of each, from the start at each call."""
+        raise NotImplementedError
+
+    def stamp(self) -> list[Any]:
+        """What changes when the conversations change, and all that says how to read them."""
+        raise NotImplementedError
+
+    def origin(self) -> str:
+        """Where they come from, in words."""
+        raise NotImplementedError
+
+    def unused(self) -> list[str]:
+        """What is there as well, and is not read."""
+        return []
+
+    # -- reading ---------------------------------------------------------------------------------------------------
 
     def chat_template(self) -> ChatTemplate:
         """See ``template``."""
@@ -126,7 +136,7 @@ class ChatFiles:
         key = texts.key_of(_CODE, [self.tokenizer], [self.stamp(), self.dealing(), template.state()])
         found = ragged.find(cache, key) if limit_bytes > 0 else None
         if found is None:
-            say(f"data: reading {self.root} once, to tokenise it")
+            say(f"data: reading {self.origin()} once, to tokenise it")
             survey = _Survey(self)
             tokenizer = self.tokenizer.fit(
                 functools.partial(survey.texts, ("train",)),
@@ -143,16 +153,6 @@ class ChatFiles:
                 caches.prune(cache, limit_bytes, [cache / f"cache-{key}"])
         return Chats(self, found, template)
 
-    def files(self) -> tuple[dict[str, list[File]], list[str]]:
-        """Files by split, all of them under "" where there are no splits; and what unused ones are called."""
-        found = tables(self.root)
-        used = by_split(found, self.root, {"train": self.train, "val": self.val, "test": self.test})
-        return used, unused(found, used)
-
-    def stamp(self) -> list[Any]:
-        """What changes when the conversations change, and all that says how to read them."""
-        return [[[split, *file] for split, given in self.files()[0].items() for file in given], self.encoding]
-
     def dealing(self) -> list[Any]:
         """What the splits depend on."""
         return [self.val_fraction, self.test_fraction, self.seed]
@@ -163,13 +163,57 @@ class ChatFiles:
         return read_chat(path, facts)
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ChatFiles(Conversations):
+    """Conversations in a file or folder; see ``Conversations``.
+
+    Files named after splits keep them; a missing val is taken from train.
+
+    Attributes:
+      root: the file or folder.
+      train, val, test: what the files of the split are called, where not after it (``train="train_sft"``).
+      encoding: of all but Parquet and Arrow.
+    """
+
+    root: str
+    train: str | None = None
+    val: str | None = None
+    test: str | None = None
+    encoding: str = "utf-8"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        Format(encoding=self.encoding)
+
+    def files(self) -> tuple[dict[str, list[File]], list[str]]:
+        """Files by split, all of them under "" where there are no splits; and what unused ones are called."""
+        found = tables(self.root)
+        used = by_split(found, self.root, {"train": self.train, "val": self.val, "test": self.test})
+        return used, unused(found, used)
+
+    def conversations(self) -> Iterator[tuple[str, Spoken]]:
+        for split, files in self.files()[0].items():
+            for file in files:
+                for row in rows(file, self.encoding):
+                    yield split, Spoken(messages_of(row), row.where)
+
+    def stamp(self) -> list[Any]:
+        return [[[split, *file] for split, given in self.files()[0].items() for file in given], self.encoding]
+
+    def origin(self) -> str:
+        return self.root
+
+    def unused(self) -> list[str]:
+        return self.files()[1]
+
+
 class Chats:
     """A ``Dataset`` of windows over conversations that were read; see the top of this file for examples and facts.
 
     ``description`` says how full the windows are, how much of them counts, and what was cut or left out.
     """
 
-    def __init__(self, data: ChatFiles, chats_N: Ragged, template: ChatTemplate):
+    def __init__(self, data: Conversations, chats_N: Ragged, template: ChatTemplate):
         self._data, self._chats, self._template = data, chats_N, template
         about = chats_N.about
         tokenizer = load(about["tokenizer"])
@@ -191,14 +235,14 @@ class Chats:
                 windows[split] = ChatWindows(chats_N, kept, data.length, split)
         if "train" not in windows:
             raise UserError(
-                f"no conversation of {data.root} to train on has an answer within length={data.length}; raise it."
+                f"no conversation of {data.origin()} to train on has an answer within length={data.length}; raise it."
             )
         self.splits: Mapping[str, Source] = windows
         counts = ", ".join(f"{split} {len(w.kept):,}" for split, w in windows.items())
         train = windows["train"]
         cut, lost = int((seen_N & (size_N > data.length + 1)).sum()), int((~seen_N).sum())
         parts = [
-            f"{data.root}: conversations: {counts}, written as {template.name}",
+            f"{data.origin()}: conversations: {counts}, written as {template.name}",
             f"a vocabulary of {tokenizer.size:,}",
             f"windows of {data.length}, {train.fill:.1%} filled, {train.share:.1%} of their tokens answers",
             f"{cut:,} cut to a window and {lost:,} without an answer in it left out",
@@ -289,7 +333,7 @@ def read_chat(path: str, facts: Mapping[str, Any]) -> list[Example]:
     tokenizer, template = load(facts["tokenizer"]), chat_template.load(facts["chat_template"])
     found = []
     for row in rows(file):
-        chat = _encoded(template, tokenizer, Spoken(messages_of(row), row))
+        chat = _encoded(template, tokenizer, Spoken(messages_of(row), row.where))
         if len(chat.tokens) > 1:
             window = window_of([chat], facts["length"])
             if not window["weights"].any():
@@ -307,7 +351,7 @@ class Spoken(NamedTuple):
     """A conversation and where it stands."""
 
     messages: list[Message]
-    row: Row
+    where: str
 
 
 def messages_of(row: Row) -> list[Message]:
@@ -365,22 +409,22 @@ def _encoded(template: ChatTemplate, tokenizer: Tokenizer, spoken: Spoken) -> ch
     try:
         return chat_template.encode(template, tokenizer, spoken.messages)
     except UserError as error:
-        raise UserError(f"{spoken.row.where}: {error}") from error
+        raise UserError(f"{spoken.where}: {error}") from error
 
 
 class _Survey:
     """What one reading of all conversations tells: which is in which split."""
 
-    def __init__(self, data: ChatFiles):
+    def __init__(self, data: Conversations):
         self._data = data
-        self._files, self._unused = data.files()
+        self._unused = data.unused()
         given: list[str] = []
         print_N: list[bytes] = []
-        for split, spoken in self._read():
+        for split, spoken in data.conversations():
             given.append(split)
             print_N.append(hashlib.blake2b(repr(spoken.messages).encode(), digest_size=8).digest())
         if not given:
-            raise UserError(f"{data.root} holds no conversations.")
+            raise UserError(f"{data.origin()} holds no conversations.")
         self._split_N = [split or "train" for split in given]
         fractions = to_split_off(set(given) - {"", "train"}, data.val_fraction, data.test_fraction)
         groups: dict[bytes, list[int]] = {}
@@ -394,15 +438,9 @@ class _Survey:
                 for i in groups[names[group]]:
                     self._split_N[i] = split
 
-    def _read(self) -> Iterator[tuple[str, Spoken]]:
-        for split, files in self._files.items():
-            for file in files:
-                for row in rows(file, self._data.encoding):
-                    yield split, Spoken(messages_of(row), row)
-
     def texts(self, splits: Sequence[str]) -> Iterator[str]:
         """All that is said in some splits, and who says it."""
-        for split, (_, spoken) in zip(self._split_N, self._read(), strict=True):
+        for split, (_, spoken) in zip(self._split_N, self._data.conversations(), strict=True):
             if split in splits:
                 for message in spoken.messages:
                     yield f"{message['role']}\n{message['content']}\n"
@@ -411,7 +449,7 @@ class _Survey:
         """Adds the tokens of all conversations."""
         stops: Counter[int] = Counter()
         special = set(tokenizer.marks.values())
-        for split, (_, spoken) in zip(self._split_N, self._read(), strict=True):
+        for split, (_, spoken) in zip(self._split_N, self._data.conversations(), strict=True):
             tokens_T, answer_T, counts_T = _encoded(template, tokenizer, spoken)
             answer_T[:1] = False  # nothing stands before it
             last = np.flatnonzero(answer_T & ~np.append(answer_T[1:], False))
