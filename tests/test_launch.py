@@ -26,6 +26,14 @@ MEASURED = {  # by task: what an evaluation reports, and what it keeps of each e
         {"step", "loss", "perplexity", "bits_per_byte", "tokens"},
         {"log_probability", "target", "bytes", "index"},
     ),
+    "MaskedLanguageModel": (
+        {"step", "loss", "perplexity", "masked_accuracy", "hidden_tokens"},
+        {"log_probability", "target", "at", "guess", "tokens", "index"},
+    ),
+    "TextClassification": (
+        {"step", "accuracy", "precision", "recall", "f1", "auc", "loss", "per_class"},
+        {"probabilities", "label", "tokens", "index"},
+    ),
 }
 
 

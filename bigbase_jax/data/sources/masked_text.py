@@ -73,6 +73,8 @@ class MaskedTextFiles(MaskedCorpus, TextFiles):
 class MaskedPythonReference(MaskedCorpus, PythonReference):
     """See ``MaskedCorpus`` and ``PythonReference``."""
 
+    test_fraction: float = 0.1
+
     @staticmethod
     def read(path: str, facts: Mapping[str, Any]) -> list[Example]:
         """See ``read_text``."""

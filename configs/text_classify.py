@@ -1,0 +1,117 @@
+"""Sentiment, topics and the like: a classifier of texts, or of pairs of texts, from scratch or from trained weights.
+
+python launch.py --config=configs/text_classify.py                             docstrings of Python's library by subject
+python launch.py --config=configs/text_classify.py:root=DIR                    {train,dev,test}.tsv, .csv, .jsonl, ...
+python launch.py --config=configs/text_classify.py:root=DIR,model=bow          a bag of words, which others have to beat
+python launch.py --config=configs/text_classify.py:root=DIR,adapt=lora --config.init_from=runs/bert
+python launch.py --mode=predict --workdir=runs/text_classify --input=FILE      the class of a text, and how sure
+
+``init_from`` is a run of configs/bert.py or configs/lm.py, or a folder of published weights (BERT, RoBERTa, GPT-2,
+...), whose model and tokenizer take the place of the recipe's. Of it, adapt=full trains everything; lora small products
+beside each block's queries and values, and the head; last the last of the blocks of ``size``, and the head; probe the
+head.
+"""
+
+from typing import NamedTuple
+
+import optax
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+from bigbase_jax.adapt import Frozen, LoRA
+from bigbase_jax.build import deferred, parse_arg, suggest, target
+from bigbase_jax.core import UserError
+from bigbase_jax.data.named import tokenizers
+from bigbase_jax.data.pipeline import Data
+from bigbase_jax.data.sources.docstrings import PythonDocstrings
+from bigbase_jax.data.sources.labelled_text import LabelledText
+from bigbase_jax.models.bag_of_words import BagOfWords
+from bigbase_jax.models.bert import Bert
+from bigbase_jax.models.decoder import Decoder
+from bigbase_jax.optim import Optimizer
+from bigbase_jax.tasks.text_classification import TextClassification
+from bigbase_jax.train import Loop
+
+
+class Size(NamedTuple):
+    """A model."""
+
+    depth: int
+    heads: int
+    width: int
+
+
+SIZES = {
+    "tiny": Size(2, 2, 16),
+    "nano": Size(4, 4, 128),
+    "mini": Size(4, 4, 256),
+    "small": Size(4, 8, 512),
+    "base": Size(12, 12, 768),
+}
+HEAD = r"^(head|pooler)\."
+
+
+def get_config(arg: str | None = None) -> ConfigDict:
+    """``arg``: root=FILE_OR_DIR, model=bert|decoder|bow, adapt=full|lora|last|probe, size=nano|mini|small|base,
+    tokenizer=wordpiece|bpe|unigram|chars|bytes|FILE_OR_DIR, vocab=4096, length=64, tiny.
+    """
+    args = parse_arg(
+        arg,
+        root=None,
+        model="bert",
+        adapt="full",
+        size="nano",
+        tokenizer="wordpiece",
+        vocab=4096,
+        length=64,
+        tiny=False,
+    )
+    if args.size not in SIZES:
+        raise UserError(f"there is no size={args.size}.{suggest(args.size, SIZES, 'size')}")
+    size = SIZES["tiny" if args.tiny else args.size]
+    models = {
+        "bert": target(Bert, depth=size.depth, heads=size.heads, width=size.width, dropout=0.1),
+        "decoder": target(Decoder, depth=size.depth, heads=size.heads, width=size.width, dropout=0.1),
+        "bow": target(BagOfWords, width=size.width, dropout=0.5),
+    }
+    if args.model not in models:
+        raise UserError(f"there is no model={args.model}.{suggest(args.model, models, 'model')}")
+    task = target(TextClassification, model=models[args.model])
+    adapted = {
+        "full": task,
+        "lora": target(LoRA, task=task, also=HEAD),
+        "last": target(Frozen, task=task, trained=rf"{HEAD}|^encoder\.(norm|block_{size.depth - 1})\."),
+        "probe": target(Frozen, task=task, trained=HEAD),
+    }
+    if args.adapt not in adapted:
+        raise UserError(f"there is no adapt={args.adapt}.{suggest(args.adapt, adapted, 'value')}")
+    words = {
+        "tokenizer": tokenizers(args.tokenizer, 300 if args.tiny else args.vocab),
+        "length": 16 if args.tiny else args.length,
+    }
+
+    config = ConfigDict()
+    config.seed = 0
+    config.init_from = placeholder(str)
+    config.data = target(
+        Data,
+        dataset=target(LabelledText, root=args.root, **words) if args.root else target(PythonDocstrings, **words),
+        batch_size=8 if args.tiny else 32,
+        eval_batch_size=64,
+    )
+    config.task = adapted[args.adapt]
+    config.optim = target(
+        Optimizer,
+        learning_rate={"bow": 1e-2}.get(args.model, 5e-4 if args.adapt == "full" else 2e-3),
+        algorithm=deferred(optax.adamw, b2=0.98, eps=1e-6),
+        schedule=deferred(optax.linear_schedule, end_value=0.0),
+        warmup=0.1,
+        weight_decay=0.01,
+        decay_mask="kernel$|embedding$|lora_",
+        clip_norm=1.0,
+    )
+    if args.tiny:
+        config.train = target(Loop, steps=8, log_every=2, eval_every=4, best_metric="accuracy")
+    else:
+        config.train = target(Loop, epochs=5.0, log_every=50, best_metric="accuracy")
+    return config
