@@ -293,8 +293,8 @@ def test_the_likeliest_tokens_are_those_of_the_logits():
     batch |= {"segments": np.ones((2, 6), np.int32), "positions": np.tile(np.arange(6, dtype=np.int32), (2, 1))}
     batch |= {"weights": random.integers(0, 2, (2, 6)).astype(np.int32), "mask": np.ones(2, np.float32)}
     variables = task.init(jax.random.key(0), batch)
-    read = [jnp.asarray(batch[name]) for name in ("inputs", "segments", "positions")]
-    logits = task.model.apply(variables, *read)
+    batch = {name: jnp.asarray(x) for name, x in batch.items()}
+    logits = task.model.apply(variables, batch["inputs"], batch["segments"], batch["positions"])
     expected = (np.argmax(logits, -1) == batch["targets"]) & (batch["weights"] > 0)
     np.testing.assert_array_equal(task.predict(variables, batch)["likeliest"], expected)
     assert 0 < expected.sum() < batch["weights"].sum()
