@@ -1,0 +1,307 @@
+"""What is known of the runs together: each group's metrics with their intervals, and each group against the first.
+
+Axes: N = examples, R = resamples, C = columns.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from bigbase_jax.compare import scores as score_file
+from bigbase_jax.compare import statistics
+from bigbase_jax.compare.importance import Importance
+from bigbase_jax.compare.runs import Goal, Group, Run, lower_is_better
+from bigbase_jax.compare.scores import ACCURACY, Scored
+from bigbase_jax.page import wilson
+
+SIGNIFICANT = 0.05
+LOG_LOSS = "log_loss"
+_FIRST = (ACCURACY, "loss", "f1", "auc", "bits_per_byte", "perplexity")
+_SAID = 4  # how many sentences of a kind are given in full
+
+
+@dataclasses.dataclass(frozen=True)
+class Measured:
+    """A metric of a group on the split.
+
+    Attributes:
+      values: of its runs.
+      mean: of the values.
+      deviation: their standard deviation; None for one run.
+      low, high: the 95 % interval; None where it is not known.
+      over: what the interval is over: "seeds", "examples", or "" where there is none.
+    """
+
+    values: list[float]
+    mean: float
+    deviation: float | None
+    low: float | None
+    high: float | None
+    over: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Pair:
+    """A group against the baseline, in one metric.
+
+    Attributes:
+      a, b: the metric of the baseline and of the group.
+      examples: N; 0 where the two are not of the same examples.
+      low, high: the 95 % interval of ``b - a`` by the paired bootstrap over examples.
+      p, p_holm: of no difference on such examples, by the bootstrap; and as one of all groups' tests.
+      mcnemar, mcnemar_holm: the exact test of two classifiers, each a single run.
+      p_seeds, p_seeds_holm: of no difference between the means over seeds, by Welch's t-test.
+      verdict: all of it in words.
+    """
+
+    baseline: str
+    other: str
+    metric: str
+    a: float
+    b: float
+    examples: int = 0
+    low: float | None = None
+    high: float | None = None
+    p: float | None = None
+    p_holm: float | None = None
+    mcnemar: statistics.McNemar | None = None
+    mcnemar_holm: float | None = None
+    p_seeds: float | None = None
+    p_seeds_holm: float | None = None
+
+    @property
+    def difference(self) -> float:
+        return self.b - self.a
+
+    @property
+    def verdict(self) -> str:
+        word = "better" if (self.difference < 0) == lower_is_better(self.metric) else "worse"
+        examples = self.mcnemar_holm if self.mcnemar_holm is not None else self.p_holm
+        if examples is None and self.p_seeds_holm is None:
+            return "not tested"
+        if self.difference == 0 or (examples is not None and examples >= SIGNIFICANT):
+            return "no difference shown"
+        if self.p_seeds_holm is not None and self.p_seeds_holm >= SIGNIFICANT:
+            return "no difference shown" if examples is None else f"{word}, but not beyond its seeds"
+        return word
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """Everything that the tables and the page show.
+
+    Attributes:
+      groups: the baseline first.
+      by_rank: whether the rest are in the order of ``goal``, as of a sweep, rather than as they were given.
+      split: that the metrics are of; None where no run has been evaluated.
+      metrics: names, those that matter most first.
+      measured: by group's and metric's name.
+      pairs: each group against the first, metric by metric.
+      differences: see ``runs.differences``.
+      goal: what is tuned for on the validation split.
+      importance: of the settings for it; None, or a sentence, where it is not known.
+      notes: sentences on what could not be used.
+    """
+
+    groups: list[Group]
+    by_rank: bool
+    split: str | None
+    metrics: list[str]
+    measured: dict[tuple[str, str], Measured]
+    pairs: list[Pair]
+    differences: dict[str, dict[str, list[Any]]]
+    goal: Goal | None
+    importance: Importance | str | None
+    notes: list[str]
+
+    @property
+    def runs(self) -> list[Run]:
+        return [run for group in self.groups for run in group.runs]
+
+    @property
+    def varied(self) -> dict[str, list[Any]]:
+        """The settings among ``differences``."""
+        parts = [rows for part, rows in self.differences.items() if part != "origin"]
+        return {path: values for rows in parts for path, values in rows.items()}
+
+
+def metric_names(groups: Sequence[Group], split: str, goal: Goal | None) -> list[str]:
+    """Of all metrics that are numbers: the goal first, then the usual ones."""
+    names: dict[str, None] = {}
+    for group in groups:
+        for run in group.runs:
+            names.update(dict.fromkeys(run.scalars(split)))
+    first = [name for name in dict.fromkeys([*([goal.metric] if goal else []), *_FIRST]) if name in names]
+    return [*first, *(name for name in names if name not in first)]
+
+
+class Examples:
+    """The kept predictions of all runs on a split, resampled together where they are of the same examples.
+
+    Args:
+      runs: all of them.
+      split: of the evaluation.
+      resamples: R.
+      seed: of the resampling.
+    """
+
+    def __init__(self, runs: Sequence[Run], split: str, resamples: int, seed: int):
+        self.scored: dict[str, Scored] = {}
+        self.why: dict[str, str] = {}
+        for run in runs:
+            if split not in run.evals:
+                continue
+            found = score_file.read(run, split)
+            if isinstance(found, str):
+                self.why[run.name] = found
+            else:
+                self.scored[run.name] = found
+        self._resampled_R: dict[tuple[str, str], np.ndarray] = {}
+        sets: dict[Any, list[tuple[str, str]]] = {}
+        for name, scored in self.scored.items():
+            if scored.number:
+                sets.setdefault(scored.same_as, []).extend((name, metric) for metric in scored.scores)
+        for columns in sets.values():
+            parts = [self.scored[name].scores[metric] for name, metric in columns]
+            total_NC = np.stack([part.total_N for part in parts], 1)
+            weight_NC = np.stack([part.weight_N for part in parts], 1)
+            ratio_RC = statistics.resampled(total_NC, weight_NC, resamples, seed)
+            self._resampled_R |= {column: ratio_RC[:, i] for i, column in enumerate(columns)}
+
+    def value(self, runs: Sequence[Run], metric: str) -> float:
+        """Mean over runs."""
+        return float(np.mean([self.scored[run.name].scores[metric].mean() for run in runs]))
+
+    def resampled(self, runs: Sequence[Run], metric: str) -> np.ndarray:
+        """f64[R]: ``value`` in each resample."""
+        return np.mean([self._resampled_R[run.name, metric] for run in runs], 0)
+
+
+def measure(group: Group, split: str, metric: str, examples: Examples) -> Measured | None:
+    """A group's metric; its interval over seeds where there are several, else over the examples where they are kept."""
+    values = group.values(split, metric)
+    if not values:
+        return None
+    found = statistics.spread(values)
+    if len(values) > 1:
+        return Measured(values, *found, "seeds")
+    run = next(run for run in group.runs if metric in run.scalars(split))
+    scored = examples.scored.get(run.name)
+    for name in (metric, LOG_LOSS) if metric == "loss" else (metric,):
+        if scored is None or name not in scored.scores or not scored.number:
+            continue
+        score = scored.scores[name]
+        if abs(score.mean() - values[0]) > 1e-4 * max(abs(values[0]), 1e-2):
+            continue  # the predictions are of another evaluation, or the loss of another kind
+        if name == ACCURACY:
+            low, high = wilson(round(score.total_N.sum()), scored.number)
+        else:
+            low, high = statistics.percentiles(examples.resampled([run], name))
+        return Measured(values, found.mean, None, low, high, "examples")
+    return Measured(values, *found, "")
+
+
+def pair_up(
+    groups: Sequence[Group], split: str, metrics: Sequence[str], examples: Examples
+) -> tuple[list[Pair], list[str]]:
+    """Each group against the first, in the metrics that examples have scores of, or that several seeds have.
+
+    Returns:
+      The pairs, and sentences on groups that cannot be paired.
+    """
+    baseline, *others = groups
+    pairs: list[Pair] = []
+    reasons: list[str] = []
+    for other in others:
+        reason, shared = _shared(baseline, other, split, examples)
+        reasons += [reason] if reason else []
+        for metric in shared:
+            pairs.append(_on_examples(baseline, other, metric, split, examples))
+        for metric in metrics[:4]:
+            a, b = baseline.values(split, metric), other.values(split, metric)
+            p_seeds = statistics.welch(a, b)
+            if metric not in shared and p_seeds is not None:
+                means = float(np.mean(a)), float(np.mean(b))
+                pairs.append(Pair(baseline.name, other.name, metric, *means, p_seeds=p_seeds))
+    return _corrected(pairs), reasons
+
+
+def _shared(baseline: Group, other: Group, split: str, examples: Examples) -> tuple[str | None, list[str]]:
+    """The scores that both have of the same examples, or the sentence why there are none."""
+    sides = [[run for run in group.runs if split in run.evals] for group in (baseline, other)]
+    for group, runs in zip((baseline, other), sides, strict=True):
+        if not runs:
+            return f"{group.name} was not evaluated on {split}.", []
+    for run in (*sides[0], *sides[1]):
+        if run.name in examples.why:
+            return examples.why[run.name], []
+    first = sides[0][0]
+    for run in (*sides[0][1:], *sides[1]):
+        scored = examples.scored[first.name], examples.scored[run.name]
+        if why := score_file.why_not_the_same(first, run, *scored):
+            return why, []
+    if not examples.scored[first.name].number:
+        return f"{first.name} was evaluated on no example.", []
+    return None, [
+        metric
+        for metric in examples.scored[first.name].scores
+        if all(metric in examples.scored[run.name].scores for run in (*sides[0], *sides[1]))
+    ]
+
+
+def _on_examples(baseline: Group, other: Group, metric: str, split: str, examples: Examples) -> Pair:
+    a, b = ([run for run in group.runs if split in run.evals] for group in (baseline, other))
+    difference_R = examples.resampled(b, metric) - examples.resampled(a, metric)
+    low, high = statistics.percentiles(difference_R)
+    mcnemar = None
+    each = [[examples.scored[run.name].scores[metric] for run in runs] for runs in (a, b)]
+    if metric == ACCURACY and len(a) == len(b) == 1:
+        mcnemar = statistics.mcnemar(each[0][0].total_N > 0.5, each[1][0].total_N > 0.5)
+    return Pair(
+        baseline.name,
+        other.name,
+        metric,
+        examples.value(a, metric),
+        examples.value(b, metric),
+        examples=examples.scored[a[0].name].number,
+        low=low,
+        high=high,
+        p=statistics.bootstrap_p(difference_R),
+        mcnemar=mcnemar,
+        p_seeds=statistics.welch(*([score.mean() for score in scores] for scores in each)),
+    )
+
+
+def _corrected(pairs: Sequence[Pair]) -> list[Pair]:
+    """Holm's correction over the groups, for each metric and test."""
+    adjusted: dict[str, Mapping[int, float | None]] = {"p": {}, "mcnemar": {}, "p_seeds": {}}
+    for metric in {pair.metric for pair in pairs}:
+        family = [i for i, pair in enumerate(pairs) if pair.metric == metric]
+        tests = {
+            "p": {i: pairs[i].p for i in family},
+            "mcnemar": {i: None if (test := pairs[i].mcnemar) is None else test.p for i in family},
+            "p_seeds": {i: pairs[i].p_seeds for i in family},
+        }
+        for name, values in tests.items():
+            adjusted[name] = {**adjusted[name], **statistics.holm(values)}
+    return [
+        dataclasses.replace(
+            pair,
+            p_holm=adjusted["p"][i],
+            mcnemar_holm=adjusted["mcnemar"][i],
+            p_seeds_holm=adjusted["p_seeds"][i],
+        )
+        for i, pair in enumerate(pairs)
+    ]
+
+
+def said_once(sentences: Sequence[str]) -> list[str]:
+    """Without repetitions, and without more than a few of many."""
+    found = list(dict.fromkeys(sentences))
+    if len(found) <= _SAID + 1:
+        return found
+    return [*found[:_SAID], f"… and {len(found) - _SAID} more sentences of that kind."]

@@ -1,0 +1,376 @@
+"""The runs to compare: found in folders, read from their files, grouped where only the seed differs.
+
+Nothing here needs the model, the data or the devices. What cannot be used is said in one sentence, and the rest goes
+on.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import glob
+import itertools
+import json
+import os
+import pathlib
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from bigbase_jax.build import suggest
+from bigbase_jax.core import UserError
+from bigbase_jax.log import read_rows
+from bigbase_jax.page import SPLITS, finite
+from bigbase_jax.report import settings
+from bigbase_jax.rundir import MACHINERY
+
+SEEDS = ("seed", "data.seed")
+"""Settings that make another sample of the same experiment."""
+ABSENT = "–"
+"""What stands for a setting that a run does not have."""
+_DEPTH = 4  # folders below a given one in which runs are looked for
+_LOWER = re.compile(r"(^|_)(loss|perplexity|error|bits|wer|cer|ter|eer|mae|mse|rmse|nats|distance)(_|$)")
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What the files of a run folder say.
+
+    Attributes:
+      path: the folder.
+      name: as short as tells it from the others.
+      sweep: the number of the argument that named a folder of runs, with this one in it; None: named itself.
+      settings: the config by dotted path, without what only says where the run computes.
+      lineage, rows: of ``lineage.json`` and ``metrics.jsonl``.
+      evals: of ``eval-SPLIT.json``, by split.
+      state: in words.
+    """
+
+    path: pathlib.Path
+    name: str
+    sweep: int | None
+    settings: dict[str, Any]
+    lineage: dict[str, Any]
+    rows: list[dict[str, Any]]
+    evals: dict[str, dict[str, Any]]
+    state: str
+
+    @property
+    def finished(self) -> bool:
+        return self.state == "finished"
+
+    @property
+    def seed(self) -> tuple[Any, ...]:
+        return tuple(self.settings.get(name) for name in SEEDS)
+
+    @property
+    def design(self) -> dict[str, Any]:
+        """The settings but for the seeds."""
+        return {name: value for name, value in self.settings.items() if name not in SEEDS}
+
+    @property
+    def origin(self) -> dict[str, Any]:
+        """What else may explain a difference: code, versions, devices, data."""
+        return _origin(self.lineage)
+
+    @property
+    def fingerprint(self) -> str | None:
+        data = self.lineage.get("data")
+        return data.get("fingerprint") if isinstance(data, dict) else None
+
+    def curve(self, kind: str, metric: str, split: str | None = None) -> list[tuple[float, float]]:
+        """(step, value) of the log where both are numbers."""
+        found = []
+        for row in self.rows:
+            if row.get("kind") == kind and (split is None or row.get("split") == split):
+                step, value = finite(row.get("step")), finite(row.get(metric))
+                if step is not None and value is not None:
+                    found.append((step, value))
+        return found
+
+    def scalars(self, split: str) -> dict[str, float]:
+        """The metrics of an evaluation that are numbers."""
+        found = self.evals.get(split, {})
+        return {k: v for k, x in found.items() if k not in ("step", "split") and (v := finite(x)) is not None}
+
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+    """Runs that differ only by their seeds; mostly one."""
+
+    name: str
+    runs: tuple[Run, ...]
+
+    def values(self, split: str, metric: str) -> list[float]:
+        """The metric of each run that has it."""
+        return [run.scalars(split)[metric] for run in self.runs if metric in run.scalars(split)]
+
+
+@dataclasses.dataclass(frozen=True)
+class Goal:
+    """What the runs were tuned for.
+
+    Attributes:
+      metric: measured on the validation split while training.
+      lower: whether less of it is better.
+    """
+
+    metric: str
+    lower: bool
+
+    def value(self, run: Run) -> float | None:
+        """Its best value, of a run that kept its best checkpoint; else its last."""
+        values = [value for _, value in run.curve("eval", self.metric, "val")]
+        if not values:
+            return None
+        if run.settings.get("train.best_metric") == self.metric:
+            return min(values) if self.lower else max(values)
+        return values[-1]
+
+
+def lower_is_better(metric: str) -> bool:
+    """By the metric's name."""
+    return bool(_LOWER.search(metric))
+
+
+def goal_of(runs: Sequence[Run]) -> Goal | None:
+    """``config.train.best_metric`` where the runs agree on it, else the loss; None where no run has been validated."""
+    named = {run.settings.get("train.best_metric") for run in runs}
+    metric = next(iter(named)) if len(named) == 1 else None
+    modes = {run.settings.get("train.best_mode") for run in runs}
+    goal = Goal(metric, modes == {"min"}) if isinstance(metric, str) else Goal("loss", True)
+    return goal if any(goal.value(run) is not None for run in runs) else None
+
+
+# ----------------------------------------------------------------------------------------------------- finding
+
+
+def load(workdirs: Sequence[str]) -> tuple[list[Run], list[pathlib.Path], list[str]]:
+    """The runs that folders and patterns name, in that order; those of a folder of runs by their names.
+
+    Returns:
+      The runs; the folders that held several; and a sentence for each that cannot be used, or only in part.
+
+    Raises:
+      UserError: there is no run at all.
+    """
+    found: list[tuple[pathlib.Path, int | None]] = []
+    sweeps, notes = [], []
+    for i, given in enumerate(_expanded(workdirs)):
+        path = pathlib.Path(given)
+        if not path.is_dir():
+            beside = [str(p) for p in path.parent.glob("*") if p.is_dir()] if path.parent.is_dir() else []
+            notes.append(f"there is no folder {given}.{suggest(given, beside, 'folder') if len(beside) < 20 else ''}")
+        elif (path / "config.json").exists():
+            found.append((path, None))
+        else:
+            below = sorted(_runs_below(path, _DEPTH), key=natural)
+            if not below:
+                what = "holds no run: no config.json is in it or below" if any(path.iterdir()) else "is empty"
+                notes.append(f"{given} {what}.")
+            else:
+                sweeps.append(path)
+            found += [(p, i) for p in below]
+    seen: dict[pathlib.Path, tuple[pathlib.Path, int | None]] = {}
+    for path, sweep in found:
+        if path.resolve() in seen:
+            notes.append(f"{path} is named twice; it counts once.")
+        seen.setdefault(path.resolve(), (path, sweep))
+    names = _names(list(seen))
+    runs = []
+    for name, (path, sweep) in zip(names, seen.values(), strict=True):
+        run = read(path, name, sweep)
+        if isinstance(run, str):
+            notes.append(run)
+            continue
+        if not run.rows and not run.evals:
+            notes.append(f"{name} has neither a log nor an evaluation ({run.state}); it is left out.")
+            continue
+        if not run.evals:
+            notes.append(f"{name} has not been evaluated ({run.state}); only its settings and curves are shown.")
+        elif not run.finished:
+            notes.append(f"{name} is {run.state}; its evaluation is of a checkpoint before the end.")
+        runs.append(run)
+    if not runs:
+        said = " ".join(notes) if notes else "give --workdir once for each run, or the folder of a sweep."
+        raise UserError(f"there is no run to compare: {said}")
+    return runs, sweeps, notes
+
+
+def _expanded(workdirs: Sequence[str]) -> Iterator[str]:
+    for given in workdirs:
+        matches = sorted(glob.glob(given), key=natural) if glob.has_magic(given) and not os.path.exists(given) else []
+        yield from (m for m in matches if os.path.isdir(m)) if matches else [given]
+
+
+def _runs_below(path: pathlib.Path, depth: int) -> Iterator[pathlib.Path]:
+    """Folders with a config.json, but for those inside another such."""
+    try:
+        children = [child for child in path.iterdir() if child.is_dir() and not child.name.startswith(".")]
+    except OSError:
+        return
+    for child in children:
+        if (child / "config.json").exists():
+            yield child
+        elif depth > 1:
+            yield from _runs_below(child, depth - 1)
+
+
+def natural(path: os.PathLike | str) -> list[tuple[int, int, str]]:
+    """A key that sorts ``trial-9`` before ``trial-10``."""
+    return [(0, int(x), "") if x.isdecimal() else (1, 0, x) for x in re.split(r"(\d+)", str(path)) if x]
+
+
+def _names(paths: Sequence[pathlib.Path]) -> list[str]:
+    """Relative to the folder that they share, and without folders at the end that they share."""
+    if len(paths) == 1:
+        return [paths[0].name]
+    if not paths:
+        return []
+    shared = os.path.commonpath([p.parent for p in paths])
+    return [p.relative_to(shared).as_posix() for p in paths]
+
+
+def read(path: pathlib.Path, name: str, sweep: int | None) -> Run | str:
+    """A run, or the sentence why it is none."""
+    config = _object(path / "config.json")
+    if config is None:
+        return f"{path / 'config.json'} cannot be read; {name} is left out."
+    if not all(isinstance(config.get(key), dict) for key in ("data", "task", "train")):
+        return f"{name} is no run of this project: its config.json has no data, task and train."
+    rows = read_rows(path / "metrics.jsonl")
+    lineage = _object(path / "lineage.json") or {}
+    evals = {}
+    for file in path.glob("eval-*.json"):
+        found = _object(file)
+        if found:
+            evals[str(found.get("split") or file.stem.removeprefix("eval-"))] = found
+    steps = [int(row["step"]) for row in rows if isinstance(row.get("step"), int)]
+    diverged = [row for row in rows if row.get("kind") == "diverged"]
+    if lineage.get("finished"):
+        state = "finished"
+    elif diverged:
+        state = f"diverged at step {diverged[-1].get('step')}"
+    elif steps:
+        state = f"not finished, at step {max(steps):,}"
+    else:
+        state = "not begun"
+    kept = {key: value for key, value in settings(config) if not MACHINERY.match(f"config.{key}")}
+    return Run(path, name, sweep, kept, lineage, rows, evals, state)
+
+
+def _object(path: pathlib.Path) -> dict[str, Any] | None:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def _origin(lineage: Mapping[str, Any]) -> dict[str, Any]:
+    named = ("versions", "devices", "data")
+    parts = {key: value if isinstance(value := lineage.get(key), dict) else {} for key in named}
+    commit = lineage.get("git_commit")
+    dirty = " with changes" if lineage.get("git_dirty") else ""
+    found = {"git commit": f"{str(commit)[:10]}{dirty}" if commit else None}
+    found |= {f"{package} version": version for package, version in parts["versions"].items()}
+    if parts["devices"]:
+        found["devices"] = f"{parts['devices'].get('count', 1)} x {parts['devices'].get('kind')}"
+    found |= {"data": parts["data"].get("description"), "data fingerprint": parts["data"].get("fingerprint")}
+    return found
+
+
+# ----------------------------------------------------------------------------------------------------- grouping
+
+
+def group(runs: Sequence[Run]) -> list[Group]:
+    """Runs of the same settings and data but different seeds together, in the order of their first.
+
+    The same settings and seed once more (after a change of the code, say) begin another group, and so do the runs of
+    another folder of runs.
+    """
+    groups: dict[tuple[str, int], list[Run]] = {}
+    for run in runs:
+        key = json.dumps([run.sweep, run.fingerprint, run.design], sort_keys=True)
+        for turn in range(len(runs)):
+            members = groups.setdefault((key, turn), [])
+            if run.seed not in [member.seed for member in members]:
+                members.append(run)
+                break
+    found: dict[str, Group] = {}
+    for members in groups.values():
+        name = base = _shared_name([run.name for run in members])
+        count = 1
+        while name in found:
+            count += 1
+            name = f"{base} ({count})"
+        found[name] = Group(name, tuple(members))
+    return list(found.values())
+
+
+def _shared_name(names: Sequence[str]) -> str:
+    """What the names of a group's runs have in common, or the first."""
+    if len(names) == 1:
+        return names[0]
+    words = [re.findall(r"\d+|\D+", name) for name in names]
+    shared = "".join(column[0] for column in itertools.takewhile(lambda c: len(set(c)) == 1, zip(*words, strict=False)))
+    shared = re.sub(r"([-_./ =]|\bseed)+$", "", shared)
+    return shared or f"{names[0]} and {len(names) - 1} more"
+
+
+def differences(groups: Sequence[Group]) -> dict[str, dict[str, list[Any]]]:
+    """What differs between groups: part of the config (or "origin") -> path -> a value for each group."""
+    found: dict[str, dict[str, list[Any]]] = {}
+    designs = [group.runs[0].design for group in groups]
+    for path in _union(designs):
+        values = [design.get(path, ABSENT) for design in designs]
+        if any(value != values[0] for value in values):
+            part = path.partition(".")[0]
+            found.setdefault(part if part in ("data", "task", "optim", "train") else "other", {})[path] = values
+    origins = [[run.origin for run in group.runs] for group in groups]
+    for key in _union([origin for members in origins for origin in members]):
+        values = [_several(origin.get(key) for origin in members) for members in origins]
+        if any(value != values[0] for value in values):
+            found.setdefault("origin", {})[key] = values
+    return found
+
+
+def _union(tables: Iterable[Mapping[str, Any]]) -> list[str]:
+    keys: dict[str, None] = {}
+    for table in tables:
+        keys.update(dict.fromkeys(table))
+    return list(keys)
+
+
+def _several(values: Iterable[Any]) -> Any:
+    known = list(dict.fromkeys(ABSENT if value is None else str(value) for value in values))
+    return ", ".join(known[:3]) + (f" and {len(known) - 3} more" if len(known) > 3 else "")
+
+
+def short_names(paths: Sequence[str]) -> dict[str, str]:
+    """Each path by as few of its last parts as tell it from the others."""
+    found = {}
+    for path in paths:
+        parts = path.split(".")
+        for count in range(1, len(parts) + 1):
+            tail = ".".join(parts[-count:])
+            if sum(other == tail or other.endswith("." + tail) for other in paths) == 1:
+                break
+        found[path] = tail
+    return found
+
+
+def choose_split(runs: Sequence[Run], wanted: str | None) -> str | None:
+    """The split to compare on: the one asked for, else the one that most runs were evaluated on, test first.
+
+    Raises:
+      UserError: none was evaluated on the one asked for.
+    """
+    counts: dict[str, int] = {}
+    for run in runs:
+        for split in run.evals:
+            counts[split] = counts.get(split, 0) + 1
+    if wanted is not None:
+        if wanted not in counts:
+            raise UserError(f"no run was evaluated on the split {wanted!r}.{suggest(wanted, counts, 'split')}")
+        return wanted
+    return max(counts, key=lambda split: (counts[split], split in SPLITS and -SPLITS.index(split)), default=None)

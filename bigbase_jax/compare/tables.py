@@ -1,0 +1,262 @@
+"""The comparison as tables: on the terminal, as CSV, and in short as JSON."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from bigbase_jax.compare.comparison import Comparison, Measured, Pair
+from bigbase_jax.compare.importance import Importance
+from bigbase_jax.compare.runs import SEEDS, lower_is_better, short_names
+from bigbase_jax.page import SHARES, heading
+
+_WIDE = 160  # columns where stdout is not a terminal
+_METRICS, _ROWS = 6, 40  # how much of a table a terminal shows
+
+
+def number(value: float | None, metric: str = "", signed: bool = False) -> str:
+    """In a table: shares as percentages, others with 4 digits that count."""
+    if value is None:
+        return "–"
+    sign = "+" if signed else ""
+    if metric in SHARES:
+        return f"{100 * value:{sign}.2f} %"
+    return f"{value:{sign}.4g}" if abs(value) < 1e4 else f"{value:{sign},.0f}"
+
+
+def p_text(p: float | None) -> str:
+    """A p-value as it is reported."""
+    return "–" if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def setting(value: Any) -> str:
+    """A setting as the command line would take it."""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def measured_text(found: Measured | None, metric: str) -> str:
+    """``"91.20 % ± 0.31"`` over seeds, ``"91.20 % [90.5, 91.9]"`` over examples."""
+    if found is None:
+        return "–"
+    scale = 100.0 if metric in SHARES else 1.0
+    text = number(found.mean, metric)
+    if found.low is None or found.high is None:
+        return text
+    if found.over == "seeds":
+        return f"{text} ± {scale * (found.high - found.mean):.3g}"
+    return f"{text} [{scale * found.low:.4g}, {scale * found.high:.4g}]"
+
+
+def best(found: Comparison, metric: str) -> str | None:
+    """The group with the best mean; None where all are the same or less and more mean nothing."""
+    means = {g.name: m.mean for g in found.groups if (m := found.measured.get((g.name, metric))) is not None}
+    if len(set(means.values())) < 2:
+        return None
+    return (min if lower_is_better(metric) else max)(means, key=lambda name: means[name])
+
+
+def shown_metrics(found: Comparison, most: int | None = None) -> list[str]:
+    """Without those that are the same in all groups (as the number of tokens), where there are several."""
+    if len(found.groups) < 2:
+        return found.metrics[:most]
+    return [
+        metric
+        for metric in found.metrics
+        if len({m.mean for g in found.groups if (m := found.measured.get((g.name, metric)))}) > 1
+        or metric in ("accuracy", "loss")
+    ][:most]
+
+
+# ----------------------------------------------------------------------------------------------------- the terminal
+
+
+def show(found: Comparison) -> None:
+    """Prints the tables on stdout."""
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else _WIDE
+    console = Console(file=sys.stdout, width=width, highlight=False)
+    if found.differences:
+        console.print(_differences(found))
+    if found.metrics:
+        console.print(_metrics(found))
+    if found.pairs:
+        console.print(_pairs(found))
+
+
+def _table(title: str, first: str, columns: Sequence[str], right: bool = True) -> Table:
+    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column(first, overflow="fold")
+    for column in columns:
+        table.add_column(column, justify="right" if right else "left", overflow="fold")
+    return table
+
+
+def _row(table: Table, cells: Sequence[str], style: str | None = None) -> None:
+    from rich.text import Text
+
+    table.add_row(*(Text(cell) for cell in cells), style=style)
+
+
+def _differences(found: Comparison) -> Table:
+    """Settings by groups; the other way round where there are many groups."""
+    rows = [(part, path, values) for part, table in found.differences.items() for path, values in table.items()]
+    if len(found.groups) <= 6:
+        table = _table("What differs", "setting", [g.name for g in found.groups], right=False)
+        for part, path, values in rows[:_ROWS]:
+            _row(table, [path if part != "origin" else f"({path})", *map(setting, values)])
+    else:
+        rows = [row for row in rows if row[0] != "origin"][:_METRICS]
+        short = short_names([path for _, path, _ in rows])
+        table = _table("What differs", "run", [short[path] for _, path, _ in rows], right=False)
+        for i, g in enumerate(found.groups[:_ROWS]):
+            _row(table, [g.name, *(setting(values[i]) for _, _, values in rows)])
+    return table
+
+
+def _metrics(found: Comparison) -> Table:
+    names = shown_metrics(found, _METRICS)
+    table = _table(f"Metrics on {found.split}", "run", ["seeds", *map(heading, names)])
+    bests = {metric: best(found, metric) for metric in names}
+    for g in found.groups[:_ROWS]:
+        cells = [g.name, str(len(g.runs))]
+        for metric in names:
+            mark = " *" if bests[metric] == g.name else ""
+            cells.append(measured_text(found.measured.get((g.name, metric)), metric) + mark)
+        _row(table, cells)
+    seeds = any(m.over == "seeds" for m in found.measured.values())
+    examples = any(m.over == "examples" for m in found.measured.values())
+    said = ["* best"] + ["± 95 % interval over seeds"] * seeds + ["[95 % interval over examples]"] * examples
+    if len(found.groups) > _ROWS:
+        said.append(f"{len(found.groups) - _ROWS} more in groups.csv")
+    table.caption, table.caption_justify = "; ".join(said), "left"
+    return table
+
+
+def _pairs(found: Comparison) -> Table:
+    columns = ["metric", "difference", "95 % interval", "p, bootstrap", "only one right", "p, McNemar", "p, seeds"]
+    table = _table(f"Against {found.groups[0].name}", "run", columns)
+    table.add_column("verdict")
+    for pair in found.pairs[:_ROWS]:
+        style = {"better": "green", "worse": "red"}.get(pair.verdict)
+        _row(table, pair_cells(pair), style)
+    many = "p-values are corrected for the number of runs (Holm)" if len(found.groups) > 2 else ""
+    more = f"{len(found.pairs) - _ROWS} more in pairs.csv" if len(found.pairs) > _ROWS else ""
+    table.caption, table.caption_justify = "; ".join(x for x in (many, more) if x) or None, "left"
+    return table
+
+
+def pair_cells(pair: Pair) -> list[str]:
+    """A row of the table of pairs."""
+    scale = 100.0 if pair.metric in SHARES else 1.0
+    interval = "–"
+    if pair.low is not None and pair.high is not None:
+        interval = f"[{scale * pair.low:+.3g}, {scale * pair.high:+.3g}]"
+    split = f"{pair.mcnemar.only_a} : {pair.mcnemar.only_b}" if pair.mcnemar else "–"
+    return [
+        pair.other,
+        heading(pair.metric),
+        number(pair.difference, pair.metric, signed=True),
+        interval,
+        p_text(pair.p_holm),
+        split,
+        p_text(pair.mcnemar_holm),
+        p_text(pair.p_seeds_holm),
+        pair.verdict,
+    ]
+
+
+# ----------------------------------------------------------------------------------------------------- files
+
+
+def csv_files(found: Comparison) -> dict[str, str]:
+    """``runs.csv``: each run's settings that differ and its metrics; ``groups.csv``: means, deviations and intervals;
+    ``pairs.csv``: the tests. Full precision, and the names that the config and the evaluations use."""
+    seeds = [name for name in SEEDS if any(name in run.settings for run in found.runs)]
+    runs = []
+    for g in found.groups:
+        for run in g.runs:
+            scalars = run.scalars(found.split) if found.split else {}
+            row: dict[str, Any] = {"run": run.name, "group": g.name, "path": str(run.path), "state": run.state}
+            row |= {name: run.settings.get(name) for name in (*seeds, *found.varied)}
+            row |= {f"val/{found.goal.metric}": found.goal.value(run)} if found.goal else {}
+            runs.append(row | {f"{found.split}/{name}": scalars.get(name) for name in found.metrics})
+    groups = [
+        {
+            "group": g.name,
+            "runs": len(g.runs),
+            "split": found.split,
+            "metric": metric,
+            "values": len(m.values),
+            "mean": m.mean,
+            "standard_deviation": m.deviation,
+            "low": m.low,
+            "high": m.high,
+            "interval_over": m.over,
+        }
+        for g in found.groups
+        for metric in found.metrics
+        if (m := found.measured.get((g.name, metric))) is not None
+    ]
+    return {"runs.csv": _csv(runs), "groups.csv": _csv(groups), "pairs.csv": _csv([pair_row(p) for p in found.pairs])}
+
+
+def pair_row(pair: Pair) -> dict[str, Any]:
+    """A pair in plain values."""
+    return {
+        "baseline": pair.baseline,
+        "group": pair.other,
+        "metric": pair.metric,
+        "baseline_value": pair.a,
+        "value": pair.b,
+        "difference": pair.difference,
+        "low": pair.low,
+        "high": pair.high,
+        "examples": pair.examples,
+        "p_bootstrap": pair.p,
+        "p_bootstrap_holm": pair.p_holm,
+        "only_baseline_right": pair.mcnemar.only_a if pair.mcnemar else None,
+        "only_this_right": pair.mcnemar.only_b if pair.mcnemar else None,
+        "p_mcnemar": pair.mcnemar.p if pair.mcnemar else None,
+        "p_mcnemar_holm": pair.mcnemar_holm,
+        "p_seeds": pair.p_seeds,
+        "p_seeds_holm": pair.p_seeds_holm,
+        "verdict": pair.verdict,
+    }
+
+
+def _csv(rows: Sequence[Mapping[str, Any]]) -> str:
+    if not rows:
+        return ""
+    file = io.StringIO()
+    writer = csv.DictWriter(file, list(rows[0]))
+    writer.writeheader()
+    for row in rows:
+        cells = {k: json.dumps(v) if isinstance(v, (list, dict, bool)) else v for k, v in row.items()}
+        writer.writerow(cells)
+    return file.getvalue()
+
+
+def summary(found: Comparison) -> dict[str, Any]:
+    """What the last line on stdout says."""
+    first = shown_metrics(found, 1)
+    return {
+        "runs": len(found.runs),
+        "groups": len(found.groups),
+        "split": found.split,
+        "baseline": found.groups[0].name,
+        "best": {metric: best(found, metric) for metric in first},
+        "pairs": [
+            {k: v for k, v in pair_row(p).items() if v is not None and k not in ("baseline", "baseline_value")}
+            for p in found.pairs
+        ],
+        "importance": found.importance.shares if isinstance(found.importance, Importance) else None,
+        "notes": found.notes,
+    }
