@@ -28,7 +28,7 @@ from ml_collections import ConfigDict
 from bigbase_jax.checkpoint import disk_error
 from bigbase_jax.core import UserError
 
-_MACHINERY = re.compile(
+MACHINERY = re.compile(
     r"config\.(train\.(devices|mesh|sharding|watchdog)|data\.(workers|prefetch|cache_dir|cache_limit_gb))\b"
 )
 """What a run may change between its starts: where it computes, not what."""
@@ -76,7 +76,7 @@ class RunDir:
             return
         if not (self.path / "config.json").exists():
             raise UserError(f"{self.path} holds checkpoints but no config.json; give this run its own --workdir.")
-        differences = [text for text in differing(self.config_json(), as_json(config)) if not _MACHINERY.match(text)]
+        differences = [text for text in differing(self.config_json(), as_json(config)) if not MACHINERY.match(text)]
         if differences:
             raise UserError(
                 f"{self.path} holds a run with another config ({'; '.join(differences)}); "
