@@ -1,9 +1,12 @@
 """The command line: flags -> config -> one verb of the package.
 
 python launch.py --config=configs/catdog.py                       train, evaluate, report
+python launch.py --config=RECIPE --sweep=experiments/STUDY/sweep.py --workers=2    many runs, the best of them
 python launch.py --mode=eval --workdir=runs/catdog                restore, evaluate
 python launch.py --mode=predict --workdir=runs/catdog --input=a.jpg
+python launch.py --mode=generate --workdir=runs/lm --prompt="Once" --sample=temperature=0.8,top_k=50 --stop="\n"
 python launch.py --mode=report --workdir=runs/catdog
+python launch.py --mode=compare --workdir=runs/a --workdir=runs/b    or a sweep's folder: what differs
 python launch.py --mode=export --workdir=runs/lm --to=safetensors    a folder that transformers loads
 python launch.py --mode=plan --config=configs/catdog.py --topology=v5e:4x4    does it fit, what does it cost
 python launch.py --mode=doctor                                    what is wrong with this machine
@@ -29,44 +32,43 @@ from bigbase_jax import command_line, distributed
 from bigbase_jax.build import suggest
 from bigbase_jax.core import UserError
 
-MODES = ("train", "eval", "predict", "report", "export", "plan", "doctor")
-_CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "The recipe: configs/NAME.py[:argument,...].", lock_config=True
-)
+MODES = ("train", "eval", "predict", "generate", "report", "compare", "export", "plan", "doctor")
+_CONFIG = config_flags.DEFINE_config_file("config", None, "The recipe: configs/NAME.py[:argument,...].")
 _MODE = flags.DEFINE_string("mode", "train", f"What to do: {', '.join(MODES)}.")
-_WORKDIR = flags.DEFINE_string("workdir", None, "The run folder; default: runs/ and the recipe's name.")
-_STEP = flags.DEFINE_integer("step", None, "eval, predict, export: the checkpoint; default: the best, or the last.")
-_SPLIT = flags.DEFINE_string("split", None, "eval: the split to evaluate; default: test, or else val.")
-_INPUT = flags.DEFINE_string("input", None, "predict: a file, a folder or a quoted pattern.")
+_WORKDIR = flags.DEFINE_multi_string("workdir", None, "The run folder; default: runs/ and the recipe's name.")
+_STEP = flags.DEFINE_integer("step", None, "eval, predict, ...: the checkpoint to use; default: the best, or the last.")
+_SPLIT = flags.DEFINE_string("split", None, "eval, compare: the split; default: test, or else val.")
+_INPUT = flags.DEFINE_string("input", None, "predict: files, by a path or quoted pattern; generate: prompts.")
 _TO = flags.DEFINE_string("to", "safetensors", "export: what to write: safetensors, adapter.")
-_OUTPUT = flags.DEFINE_string("output", None, "export: the folder to write; default: export/ in the run's.")
-_TOPOLOGY = flags.DEFINE_string("topology", None, "plan: the devices, as v5e:4x4, v6e:16x16, h100:8 or cpu:8.")
-_PRICE = flags.DEFINE_float("price", None, "plan: US dollars per device and hour.")
+_OUTPUT = flags.DEFINE_string("output", None, "The folder to write; export: the run's export/; compare: comparison/.")
 _COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, where a cluster does not say it.")
 _PROCESSES = flags.DEFINE_integer("num_processes", None, "How many processes run this command; 1: this one alone.")
 _PROCESS = flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.")
-_LOST_AFTER = flags.DEFINE_float(
-    "lost_after", 30.0, "Seconds of silence after which a process is given up.", lower_bound=3
-)
+_LOST_AFTER = flags.DEFINE_float("lost_after", 30.0, "Seconds of silence after which a process is given up.", 3)
 _SPAWN = flags.DEFINE_integer("spawn", None, "train, eval: run as so many processes on this machine's CPU, to try it.")
-_SEARCH = flags.DEFINE_bool("search", False, "plan: try meshes, microbatches and remat policies, fastest first.")
 
 
 def main(_: list[str]) -> int:
     """Runs one verb; returns the exit status."""
-    mode, workdir = _MODE.value, _WORKDIR.value or ""
+    mode = _MODE.value
     if mode not in MODES:
         raise UserError(f"there is no --mode={mode}.{suggest(mode, MODES, 'mode')}")
+    workdir = command_line.only("workdir", _WORKDIR.value, mode) if mode != "compare" else ""
     if mode in ("train", "plan") and _CONFIG.value is None:
         raise UserError("--config is missing; try --config=configs/catdog.py.")
-    if mode in ("eval", "predict", "report", "export") and not workdir:
+    if mode in ("eval", "predict", "generate", "report", "export") and not workdir:
         raise UserError(f"--mode={mode} needs --workdir: the folder of the run.")
     if mode == "plan":
         from bigbase_jax import plan, pretrained
 
         config = pretrained.resolve(_CONFIG.value)
-        print(json.dumps(plan.run(config, _TOPOLOGY.value, _PRICE.value, _SEARCH.value)), flush=True)
+        print(json.dumps(plan.run(config, **command_line.planning())), flush=True)
         return 0
+
+    if mode == "train" and (sweep := command_line.sweeping()):
+        from bigbase_jax.sweep import command
+
+        return command.run(_CONFIG.value, workdir=workdir, lost_after=_LOST_AFTER.value, **sweep)
 
     several = mode in ("train", "eval")  # the others are one process's work, on a cluster too
     if _SPAWN.value is not None and not several:
@@ -90,6 +92,14 @@ def _verb(mode: str, workdir: str) -> int:
         if _INPUT.value is None:
             raise UserError("--mode=predict needs --input: a file, a folder or a quoted pattern.")
         return verbs.predict(workdir, _INPUT.value, _STEP.value)
+    elif mode == "generate":
+        from bigbase_jax import generate
+
+        return generate.run(workdir, pattern=_INPUT.value, step=_STEP.value, **command_line.generation())
+    elif mode == "compare":
+        from bigbase_jax import compare
+
+        result = compare.run(_WORKDIR.value or (), _OUTPUT.value, _SPLIT.value)
     elif mode == "export":
         result = verbs.export(workdir, _TO.value, _OUTPUT.value, _STEP.value)
     else:
@@ -98,15 +108,6 @@ def _verb(mode: str, workdir: str) -> int:
     return 128 + result["signal"] if "signal" in result else 0
 
 
-def run() -> None:
-    """``main`` with the exit statuses that the module's docstring promises."""
-    try:
-        status = main(command_line.parse(sys.argv))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        status = 2
-    sys.exit(status)
-
-
+run = command_line.ending(main)
 if __name__ == "__main__":
     run()

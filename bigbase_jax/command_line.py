@@ -6,13 +6,78 @@ import os
 import pathlib
 import re
 import runpy
+import sys
 import traceback
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from absl import app, flags
 from ml_collections import ConfigDict
 
 from bigbase_jax.build import suggest
 from bigbase_jax.core import UserError
+
+_PROMPT = flags.DEFINE_multi_string("prompt", None, "generate: what to go on with; may be given several times.")
+_SAMPLE = flags.DEFINE_string("sample", None, "generate: the words of generate.Sampling, as temperature=0.8,top_p=0.9.")
+_STOP = flags.DEFINE_multi_string("stop", None, "generate: a text at which to stop; may be given several times.")
+_CHAT = flags.DEFINE_bool("chat", False, "generate: the prompt is what a user says, to be answered.")
+_TOPOLOGY = flags.DEFINE_string("topology", None, "plan: the devices, as v5e:4x4, v6e:16x16, h100:8 or cpu:8.")
+_PRICE = flags.DEFINE_float("price", None, "plan: US dollars per device and hour.")
+_SEARCH = flags.DEFINE_bool("search", False, "plan: try meshes, microbatches and remat policies, fastest first.")
+_SWEEP = flags.DEFINE_string("sweep", None, "train: a file that declares a search over keys of the recipe.")
+_WORKERS = flags.DEFINE_integer("workers", 1, "sweep: processes on this machine, each with devices of its own.")
+_STORAGE = flags.DEFINE_string("sweep_storage", None, "sweep: a database's URL; default: a file in the sweep's folder.")
+_INDEX = flags.DEFINE_integer("sweep_index", None, "sweep: run this trial alone, as one of an array of jobs.")
+
+
+def generation() -> dict[str, Any]:
+    """What the command line says of ``generate.run``'s arguments."""
+    return {"prompts": _PROMPT.value, "sample": _SAMPLE.value, "stop": _STOP.value, "chat": _CHAT.value}
+
+
+def planning() -> dict[str, Any]:
+    """What the command line says of ``plan.run``'s arguments."""
+    return {"topology_name": _TOPOLOGY.value, "price": _PRICE.value, "search": _SEARCH.value}
+
+
+def sweeping() -> dict[str, Any]:
+    """What the command line says of ``sweep.command.run``'s arguments; nothing where there is no sweep.
+
+    Raises:
+      UserError: an argument of a sweep without one.
+    """
+    given = {"workers": _WORKERS, "sweep_storage": _STORAGE, "sweep_index": _INDEX}
+    if _SWEEP.value is None:
+        for name, flag in given.items():
+            if flag.present:
+                raise UserError(f"--{name} belongs to a sweep; give --sweep=FILE too.")
+        return {}
+    return {"path": _SWEEP.value, "workers": _WORKERS.value, "storage": _STORAGE.value, "index": _INDEX.value}
+
+
+def ending(main: Callable[[list[str]], int]) -> Callable[[], None]:
+    """``main`` as a command, which ends with the status that it returns, or with 2 and a sentence for a mistake."""
+
+    def run() -> None:
+        try:
+            status = main(parse(sys.argv))
+        except UserError as error:
+            print(f"error: {error}", file=sys.stderr)
+            status = 2
+        sys.exit(status)
+
+    return run
+
+
+def only(flag: str, values: Sequence[str] | None, mode: str) -> str:
+    """The value of a flag that may be given several times, where a mode takes one; "" where there is none.
+
+    Raises:
+      UserError: there are several.
+    """
+    if values and len(values) > 1:
+        raise UserError(f"--mode={mode} takes one --{flag}, not {len(values)} ({', '.join(values)}).")
+    return values[0] if values else ""
 
 
 def recipe_name(filename: str) -> str:
