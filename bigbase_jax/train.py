@@ -12,6 +12,7 @@ import functools
 import math
 import signal
 import time
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -98,16 +99,22 @@ class Loop:
         return self.steps if self.steps is not None else max(1, math.ceil((self.epochs or 0) * steps_per_epoch))
 
 
-def train(config: ConfigDict, workdir: str, name: str = "") -> dict[str, Any]:
+Observe = Callable[[int, Mapping[str, Any]], str | None]
+"""Takes the step and the metrics of each evaluation on ``val``; a reason ends the run after that step, resumably."""
+
+
+def train(config: ConfigDict, workdir: str, name: str = "", observe: Observe | None = None) -> dict[str, Any]:
     """Trains, or goes on with, or only evaluates, the run in ``workdir``.
 
     Args:
       config: a recipe: ``seed``, ``data``, ``task``, ``optim``, ``train``.
       workdir: the run folder.
       name: the recipe's name, for the loggers.
+      observe: see ``Observe``; it must answer alike in all processes.
 
     Returns:
-      ``{"step", "split", every metric}`` of the final evaluation, or ``{"step", "signal"}`` if a signal stopped it.
+      ``{"step", "split", every metric}`` of the final evaluation, or ``{"step", "signal"}`` if a signal stopped it, or
+      ``{"step", "stopped"}`` with the reason of ``observe``.
 
     Raises:
       UserError: whatever the user can mend.
@@ -172,6 +179,7 @@ def train(config: ConfigDict, workdir: str, name: str = "") -> dict[str, Any]:
     # ------------------------------------------------------------------------------------------------- compile
     eval_step = parallel.eval_step(task, mesh)
     evaluate_split = functools.partial(_evaluate_split, task, eval_step, data, mesh)
+    reason: str | None = None
     if not done:
         began = time.perf_counter()
         step_fn = program.step.lower(program.state, parallel.placed_batch(spec, mesh)).compile()
@@ -207,7 +215,8 @@ def train(config: ConfigDict, workdir: str, name: str = "") -> dict[str, Any]:
                         metrics = evaluate_split(state.variables(), "val").metrics
                         log.metrics(step, "val", metrics)
                     progress = _judge(progress, step, metrics, loop)
-                ends = watch.ends(step) or step == total or progress.get("stopped")
+                    reason = observe(step, metrics) if observe else None
+                ends = watch.ends(step) or step == total or progress.get("stopped") or reason
                 if ends or _due(step, checkpoint_every) or progress.get("best_step") == step:
                     with log.pause(), watch.pause():
                         _save(checkpoints, log, step, state, progress)
@@ -217,6 +226,9 @@ def train(config: ConfigDict, workdir: str, name: str = "") -> dict[str, Any]:
             by = signal.Signals(watch.signal).name
             say(f"stopped by {by} after step {int(state.step)}; the same command goes on from there")
             return {"step": int(state.step), "signal": int(watch.signal)}
+        if reason and int(state.step) < total:
+            say(f"stopped after step {int(state.step)}: {reason}")
+            return {"step": int(state.step), "stopped": reason}
         run.finish_lineage()
 
     # ------------------------------------------------------------------------------------------------- final evaluation

@@ -39,17 +39,17 @@ def setup() -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 
-def train(config: ConfigDict, workdir: str, name: str = "") -> dict[str, Any]:
+def train(config: ConfigDict, workdir: str, name: str = "", observe: training.Observe | None = None) -> dict[str, Any]:
     """Trains, or goes on with the run in ``workdir``; then evaluates and writes the report. Returns the metrics."""
     setup()
     config = pretrained.resolve(config)
     try:
-        result = training.train(config, workdir, name)
+        result = training.train(config, workdir, name, observe)
     except Diverged:
         with distributed.last_words():
             _report_once(workdir)
         raise
-    if "signal" not in result:
+    if "split" in result:
         _report_once(workdir)
     return result
 
