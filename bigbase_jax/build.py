@@ -113,35 +113,35 @@ def locate(path: str, where: str = "config") -> Callable[..., Any]:
     return found
 
 
-def parse_arg(arg: str | None, **defaults: Any) -> types.SimpleNamespace:
-    """The part of ``--config=recipe.py:ARG`` after the colon, as typed values.
+def parse_arg(arg: str | None, whose: str = "the recipe", /, **defaults: Any) -> types.SimpleNamespace:
+    """The part of ``--config=recipe.py:ARG`` after the colon, as typed values; or what else (``whose``) is given so.
 
     ``ARG`` is a comma-separated list of ``key=value``; a bare word ``tiny`` means ``tiny=True``. Types follow those of
     the defaults (None: a string). A backslash keeps a comma in a value.
 
     Raises:
-      UserError: a key that the recipe does not know (with the nearest one), or a value of another type.
+      UserError: a key that is not known (with the nearest one), or a value of another type.
     """
     values = dict(defaults)
     for item in _split_escaped(arg or ""):
         key, separator, text = item.partition("=")
         key = key.strip()
         if key not in defaults:
-            raise UserError(f"the recipe has no argument {key!r}.{suggest(key, defaults, 'argument')}")
+            raise UserError(f"{whose} has no argument {key!r}.{suggest(key, defaults, 'argument')}")
         default = defaults[key]
         if isinstance(default, bool):
             lowered = text.strip().lower() if separator else "true"
             if lowered not in ("true", "false", "1", "0"):
-                raise UserError(f"the recipe's argument {key!r} is true or false, not {text!r}.")
+                raise UserError(f"{whose}'s argument {key!r} is true or false, not {text!r}.")
             values[key] = lowered in ("true", "1")
         elif not separator:
-            raise UserError(f"the recipe's argument {key!r} needs a value: {key}=...")
+            raise UserError(f"{whose}'s argument {key!r} needs a value: {key}=...")
         else:
             kind = str if default is None else type(default)
             try:
                 values[key] = kind(text.strip())
             except ValueError as error:
-                raise UserError(f"the recipe's argument {key}={text!r} is not of type {kind.__name__}.") from error
+                raise UserError(f"{whose}'s argument {key}={text!r} is not of type {kind.__name__}.") from error
     return types.SimpleNamespace(**values)
 
 

@@ -12,7 +12,7 @@ V entries of the vocabulary, E tokens that end a sequence.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -24,21 +24,49 @@ NEVER = -1e9
 """A score that no sequence reaches."""
 
 
+class Choice(NamedTuple):
+    """How the next token is chosen; each attribute is [B], or None where no sequence needs it.
+
+    In this order, as transformers does: the repetition penalty, the temperature, top-k, top-p, min-p; then a token is
+    drawn. The n-th new token's randomness depends on the seed and n alone, not on other sequences.
+
+    Attributes:
+      seed_B: u32; read where the temperature is.
+      temperature_B: f32, logits are divided by it; 0: the most probable token.
+      top_k_B: i32, only the k most probable tokens (and those as probable as the last of them); 0: all.
+      top_p_B: f32, only the most probable tokens that together have this probability (Holtzman et al. 2020); 1: all.
+      min_p_B: f32, only tokens of this probability times that of the most probable (Nguyen et al. 2024); 0: all.
+      repetition_penalty_B: f32, logits of tokens in the prompt or written since are divided by it if they are
+        positive, else multiplied (Keskar et al. 2019); 1: nothing is done.
+    """
+
+    seed_B: Array | None = None
+    temperature_B: Array | None = None
+    top_k_B: Array | None = None
+    top_p_B: Array | None = None
+    min_p_B: Array | None = None
+    repetition_penalty_B: Array | None = None
+
+
 class Progress(NamedTuple):
     """Sequences that are being written.
 
     Attributes:
       cache: of the tokens before the last one.
       tokens_BS: i32[B,S], the prompts, whose last tokens stand at place L - 1, and what follows.
+      start: i32[], L.
       at: i32[], the place of the next token.
       first_B: i32[B], the place of each sequence's first token.
+      limit_B: i32[B], how many new tokens each may have.
       done_B: bool[B], which sequences have ended; ``tokens_BS`` goes on with their last token.
     """
 
     cache: PyTree
     tokens_BS: Array
+    start: Array
     at: Array
     first_B: Array
+    limit_B: Array
     done_B: Array
 
 
@@ -73,46 +101,57 @@ def greedy_tokens(
       end: the token that ends a sequence; it is the last one, and fills what is left. None: there is none.
       source_BS: what the model translates.
     """
-    (B, L), ends_E = tokens_BL.shape, end_tokens(end)
+    (B, L), T, ends_E = tokens_BL.shape, max_new_tokens, end_tokens(end)
     tokens_BL, first_B = _start(tokens_BL, first_B)
-    cache, source = _cache(model, B, L + max_new_tokens, source_BS)
+    cache, source = _cache(model, B, L + T, source_BS)
     logits_BV, cache = read(model, variables, cache, tokens_BL, jnp.int32(0), first_B, *source)
-    progress = begin(cache, tokens_BL, first_B, L + max_new_tokens, jnp.argmax(logits_BV, -1), ends_E)
-
-    def more(progress: Progress) -> Any:
-        return (progress.at < L + max_new_tokens) & ~jnp.all(progress.done_B)
-
-    def step(progress: Progress) -> Progress:
-        logits_BV, progress = advance(model, variables, progress)
-        return append(progress, jnp.argmax(logits_BV, -1), ends_E)
-
-    progress = jax.lax.while_loop(more, step, progress)
+    limit_B = jnp.full(B, T, jnp.int32)
+    progress = begin(logits_BV, cache, tokens_BL, first_B, limit_B, L + T, Choice(), ends_E)
+    progress = go_on(model, variables, progress, Choice(), ends_E, L + T)
     tokens_BT = progress.tokens_BS[:, L:]
-    written_T = jnp.arange(max_new_tokens) < progress.at - L
-    return jnp.where(written_T, tokens_BT, tokens_BT[:, :1] if end is None else end)
+    return jnp.where(jnp.arange(L, L + T) < progress.at, tokens_BT, 0 if end is None else end)
 
 
-def begin(cache: PyTree, tokens_BL: Array, first_B: Array, places: int, token_B: Array, ends_E: Array) -> Progress:
-    """The first new token after the prompts, which the cache holds; ``places`` is S."""
+def begin(
+    logits_BV: jax.Array,
+    cache: PyTree,
+    tokens_BL: Array,
+    first_B: Array,
+    limit_B: Array,
+    places: int,
+    choice: Choice,
+    ends_E: Array,
+) -> Progress:
+    """The first new token after the prompts, which the cache holds and these logits follow; ``places`` is S."""
     B, L = tokens_BL.shape
     tokens_BS = jnp.zeros((B, places), jnp.int32).at[:, :L].set(tokens_BL)
-    return append(Progress(cache, tokens_BS, jnp.int32(L), first_B, jnp.zeros(B, bool)), token_B, ends_E)
+    start, done_B = jnp.int32(L), limit_B <= 0
+    progress = Progress(cache, tokens_BS, start, start, first_B, limit_B, done_B)
+    return _append(progress, choose(logits_BV, progress, choice), ends_E)
 
 
-def advance(model: Any, variables: Variables, progress: Progress) -> tuple[jax.Array, Progress]:
-    """(the logits f32[B,V] of the next token, the progress with the last token in the cache)."""
-    last_B1 = jax.lax.dynamic_slice_in_dim(progress.tokens_BS, progress.at - 1, 1, 1)
-    logits_BV, cache = read(model, variables, progress.cache, last_B1, progress.at - 1, progress.first_B)
-    return logits_BV, progress._replace(cache=cache)
+def go_on(model: Any, variables: Variables, progress: Progress, choice: Choice, ends_E: Array, until: Any) -> Progress:
+    """More tokens, up to place ``until`` or until all sequences have ended."""
+
+    def more(progress: Progress) -> Any:
+        return (progress.at < until) & ~jnp.all(progress.done_B)
+
+    def step(progress: Progress) -> Progress:
+        last_B1 = jax.lax.dynamic_slice_in_dim(progress.tokens_BS, progress.at - 1, 1, 1)
+        logits_BV, cache = read(model, variables, progress.cache, last_B1, progress.at - 1, progress.first_B)
+        return _append(progress._replace(cache=cache), choose(logits_BV, progress, choice), ends_E)
+
+    return jax.lax.while_loop(more, step, progress)
 
 
-def append(progress: Progress, token_B: Array, ends_E: Array) -> Progress:
+def _append(progress: Progress, token_B: Array, ends_E: Array) -> Progress:
     """One more token for each sequence that has not ended."""
     last_B = jax.lax.dynamic_slice_in_dim(progress.tokens_BS, progress.at - 1, 1, 1)[:, 0]
-    token_B = jnp.where(progress.done_B, last_B, token_B.astype(jnp.int32))
+    token_B = jnp.where(progress.done_B, last_B, token_B)
     tokens_BS = jax.lax.dynamic_update_slice_in_dim(progress.tokens_BS, token_B[:, None], progress.at, 1)
-    done_B = progress.done_B | jnp.any(token_B[:, None] == ends_E, -1)
-    return progress._replace(tokens_BS=tokens_BS, at=progress.at + 1, done_B=done_B)
+    at = progress.at + 1
+    done_B = progress.done_B | jnp.any(token_B[:, None] == ends_E, -1) | (at - progress.start >= progress.limit_B)
+    return progress._replace(tokens_BS=tokens_BS, at=at, done_B=done_B)
 
 
 def end_tokens(end: int | Sequence[int] | None) -> jax.Array:
@@ -130,6 +169,78 @@ def _cache(model: Any, B: int, S: int, source_BS: Array | None) -> tuple[PyTree,
     if source_BS is None:
         return model.cache(B, S), ()
     return model.cache(B, S, source_BS.shape[1]), (source_BS,)
+
+
+# ------------------------------------------------------------------------------------------------------------ sampling
+
+
+def choose(logits_BV: jax.Array, progress: Progress, choice: Choice) -> jax.Array:
+    """The next token i32[B] of each sequence, from its logits f32[B,V]."""
+    if choice.repetition_penalty_B is not None:
+        place_S = jnp.arange(progress.tokens_BS.shape[1])
+        real_BS = (place_S >= progress.first_B[:, None]) & (place_S < progress.at)
+        seen_BV = seen_tokens(progress.tokens_BS, real_BS, logits_BV.shape[1])
+        logits_BV = penalise(logits_BV, seen_BV, choice.repetition_penalty_B)
+    best_B = jnp.argmax(logits_BV, -1).astype(jnp.int32)
+    if choice.temperature_B is None:
+        return best_B
+    n, V = progress.at - progress.start, logits_BV.shape[1]
+
+    def noise(seed: Any) -> jax.Array:
+        return jax.random.gumbel(jax.random.fold_in(jax.random.key(seed), n), (V,))
+
+    drawn_B = jnp.argmax(filtered(logits_BV, choice) + jax.vmap(noise)(choice.seed_B), -1)  # Gumbel's trick
+    return jnp.where(choice.temperature_B > 0, drawn_B, best_B).astype(jnp.int32)
+
+
+def seen_tokens(tokens_BS: Array, real_BS: Array, vocab_size: int) -> jax.Array:
+    """bool[B,V]: which entries of the vocabulary are among the real ones of these tokens."""
+    rows_B1 = jnp.arange(len(tokens_BS))[:, None]
+    return jnp.zeros((len(tokens_BS), vocab_size), bool).at[rows_B1, tokens_BS].max(real_BS)
+
+
+def penalise(logits_BV: jax.Array, seen_BV: Array, penalty_B: Array) -> jax.Array:
+    """The repetition penalty; see ``Choice``."""
+    penalty_B1 = penalty_B[:, None]
+    return jnp.where(seen_BV, jnp.where(logits_BV < 0, logits_BV * penalty_B1, logits_BV / penalty_B1), logits_BV)
+
+
+def filtered(logits_BV: jax.Array, choice: Choice) -> jax.Array:
+    """Logits over the temperature; -inf where top-k, top-p or min-p leave a token out."""
+    assert choice.temperature_B is not None
+    temperature_B1 = choice.temperature_B[:, None]
+    logits_BV = logits_BV / jnp.where(temperature_B1 > 0, temperature_B1, 1.0)
+    if choice.top_k_B is not None:
+        k_B = jnp.where(choice.top_k_B > 0, choice.top_k_B, logits_BV.shape[1])
+        logits_BV = _best(logits_BV, lambda kept_BV: jnp.sum(kept_BV, -1) >= k_B)
+    if choice.top_p_B is not None:
+        p_B, probability_BV = choice.top_p_B, jax.nn.softmax(logits_BV)
+        some_BV = _best(logits_BV, lambda kept_BV: jnp.sum(jnp.where(kept_BV, probability_BV, 0), -1) >= p_B)
+        logits_BV = jnp.where(p_B[:, None] < 1, some_BV, logits_BV)  # whose sum may round to 1 too early
+    if choice.min_p_B is not None:
+        share_BV = jnp.exp(logits_BV - jnp.max(logits_BV, -1, keepdims=True))
+        logits_BV = jnp.where(share_BV < choice.min_p_B[:, None], -jnp.inf, logits_BV)
+    return logits_BV
+
+
+def _best(logits_BV: jax.Array, enough: Callable[[jax.Array], jax.Array]) -> jax.Array:
+    """The fewest of the greatest logits that are ``enough`` (at least one), and -inf for the others.
+
+    The threshold is found by bisection over the order of float32's bits: 32 passes, where sorting a vocabulary takes
+    ten times as long on a CPU.
+    """
+    bits_BV = jax.lax.bitcast_convert_type(logits_BV.astype(jnp.float32), jnp.int32)
+    order_BV = bits_BV ^ ((bits_BV >> 31) & 0x7FFFFFFF)  # integers in the order of the floats
+
+    def halve(_: int, bounds: tuple[Any, Any]) -> tuple[Any, Any]:
+        low_B, high_B = bounds
+        middle_B = (low_B | high_B) - ((low_B ^ high_B) >> 1)  # rounded up, without overflow
+        fits_B = enough(order_BV >= middle_B[:, None])
+        return jnp.where(fits_B, middle_B, low_B), jnp.where(fits_B, high_B, middle_B - 1)
+
+    bounds = jnp.min(order_BV, -1), jnp.max(order_BV, -1)
+    low_B, _ = jax.lax.fori_loop(0, 32, halve, bounds)
+    return jnp.where(order_BV >= low_B[:, None], logits_BV, -jnp.inf)
 
 
 # ---------------------------------------------------------------------------------------------------------- beam search

@@ -163,3 +163,120 @@ def test_beams_of_a_batch_are_those_of_single_prompts(early_stopping):
         np.testing.assert_array_equal(found[b], alone[0])
         np.testing.assert_allclose(scores[b], score[0], rtol=1e-4)
     assert (np.diff(scores) <= 0).all() and (np.asarray(found) == 11).any()
+
+
+# ------------------------------------------------------------------------------------------------------------ sampling
+
+
+def softmax(x):
+    e = np.exp(x - x.max())
+    return e / e.sum()
+
+
+def reference(logits, seen, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, repetition_penalty=1.0):
+    """The filters of one sequence, by sorting, in numpy."""
+    x = logits.astype(np.float64)
+    for t in set(seen):
+        x[t] = x[t] * repetition_penalty if x[t] < 0 else x[t] / repetition_penalty
+    x = x / temperature
+    if top_k:
+        x[x < np.sort(x)[-min(top_k, len(x))]] = -np.inf
+    if top_p < 1:
+        order = np.argsort(-x)
+        above = np.cumsum(softmax(x)[order]) - softmax(x)[order]
+        x[order[(above >= top_p) & (np.arange(len(x)) > 0)]] = -np.inf
+    p = softmax(x)
+    x[p < min_p * p.max()] = -np.inf
+    return x
+
+
+SETTINGS = [
+    {"temperature": 0.7},
+    {"top_k": 3},
+    {"top_k": 500},
+    {"top_p": 0.8},
+    {"top_p": 0.0},
+    {"min_p": 0.2},
+    {"repetition_penalty": 1.7},
+    {"temperature": 1.4, "top_k": 20, "top_p": 0.9, "min_p": 0.05, "repetition_penalty": 1.3},
+]
+WORDS = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+NEUTRAL = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "repetition_penalty": 1.0}
+
+
+def choice(settings, seeds=None):
+    """Each sequence with its own settings, in one batch."""
+    columns = {f"{w}_B": np.array([{**NEUTRAL, **s}[w] for s in settings], np.float32) for w in WORDS}
+    columns["top_k_B"] = columns["top_k_B"].astype(np.int32)
+    seeds = np.arange(len(settings)) if seeds is None else seeds
+    return decoding.Choice(seed_B=np.asarray(seeds, np.uint32), **columns)
+
+
+@jax.jit
+def processed(logits, tokens, how):
+    seen = decoding.seen_tokens(tokens, jnp.ones(tokens.shape, bool), logits.shape[1])
+    return decoding.filtered(decoding.penalise(logits, seen, how.repetition_penalty_B), how)
+
+
+def some_logits():
+    random = np.random.default_rng(0)
+    logits = random.normal(size=(len(SETTINGS), 101)).astype(np.float32) * 3
+    return logits, random.integers(0, 101, (len(SETTINGS), 30), np.int32)
+
+
+def test_filters_equal_a_reference_that_sorts():
+    logits, tokens = some_logits()
+    found = np.asarray(processed(logits, tokens, choice(SETTINGS)))
+    kept = []
+    for b, settings in enumerate(SETTINGS):
+        wanted = reference(logits[b], tokens[b], **settings)
+        np.testing.assert_array_equal(np.isinf(found[b]), np.isinf(wanted), err_msg=str(settings))
+        np.testing.assert_allclose(found[b], wanted, rtol=1e-5)
+        kept.append(int(np.isfinite(wanted).sum()))
+    assert kept[1] == 3 and kept[2] == 101 and 1 < kept[3] < 101 and kept[4] == 1 and 1 < kept[7] < 20
+
+
+def test_filters_equal_those_of_transformers():
+    torch = pytest.importorskip("torch")
+    processors = pytest.importorskip("transformers.generation.logits_process")
+    logits, tokens = some_logits()
+    found = np.asarray(processed(logits, tokens, choice(SETTINGS)))
+    for b, settings in enumerate(SETTINGS):
+        words = {**NEUTRAL, **settings}
+        scores, seen = torch.tensor(logits[b : b + 1]), torch.tensor(tokens[b : b + 1]).long()
+        chain = [processors.RepetitionPenaltyLogitsProcessor(words["repetition_penalty"])]
+        chain += [processors.TemperatureLogitsWarper(words["temperature"])]
+        chain += [processors.TopKLogitsWarper(words["top_k"])] if words["top_k"] else []
+        chain += [processors.TopPLogitsWarper(words["top_p"]), processors.MinPLogitsWarper(words["min_p"])]
+        for step in chain:
+            scores = step(seen, scores)
+        np.testing.assert_allclose(found[b], scores[0].numpy(), rtol=1e-5, err_msg=str(settings))
+
+
+def test_equal_logits_stay_or_go_together():
+    logits = np.array([[0.0, 2.0, 1.0, 1.0, 1.0, -1.0]], np.float32)
+    found = processed(logits, np.zeros((1, 1), np.int32), choice([{"top_k": 2}]))
+    assert np.isfinite(found[0]).tolist() == [False, True, True, True, True, False]
+
+
+def test_tokens_are_as_frequent_as_they_are_probable():
+    random = np.random.default_rng(1)
+    logits, N = random.normal(size=23).astype(np.float32) * 2, 20_000
+    settings = {"temperature": 1.3, "top_k": 15, "top_p": 0.95, "min_p": 0.02}
+    wanted = softmax(reference(logits, [], **settings))
+    how = choice([settings] * N)._replace(repetition_penalty_B=None)
+    nothing = decoding.Progress(None, jnp.zeros((N, 4), jnp.int32), 1, 2, jnp.zeros(N, int), None, None)
+    drawn = jax.jit(decoding.choose)(np.broadcast_to(logits, (N, 23)), nothing, how)
+    share = np.bincount(np.asarray(drawn), minlength=23) / N
+    sigma = np.sqrt(wanted * (1 - wanted) / N)
+    assert (np.abs(share - wanted) <= 4 * sigma).all() and (share[wanted == 0] == 0).all()
+    assert 3 < (wanted > 0).sum() < 15
+
+
+def test_a_temperature_of_zero_is_greedy_beside_others():
+    logits, tokens = some_logits()
+    how = choice([{"temperature": 0.0}, {"temperature": 9.0}] * 4)
+    progress = decoding.Progress(None, tokens, 30, 30, jnp.zeros(8, int), None, None)
+    drawn = np.asarray(jax.jit(decoding.choose)(logits, progress, how))
+    best = logits.argmax(-1)
+    assert (drawn[::2] == best[::2]).all() and (drawn[1::2] != best[1::2]).any()
