@@ -18,6 +18,8 @@ from bigbase_jax.core import UserError
 from bigbase_jax.pretrained.table import Table
 
 FAMILIES: Mapping[str, str] = {
+    "bert": "bert",
+    "camembert": "bert",
     "gpt2": "gpt2",
     "llama": "llama",
     "mistral": "llama",
@@ -25,7 +27,9 @@ FAMILIES: Mapping[str, str] = {
     "qwen3": "llama",
     "resnet": "resnet",
     "resnet_cifar": "resnet_cifar",
+    "roberta": "bert",
     "vit": "vit",
+    "xlm-roberta": "bert",
 }
 """``model_type`` of a ``config.json`` -> module of this folder."""
 Shapes = Mapping[str, tuple[int, ...]]
