@@ -41,6 +41,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 from flax.traverse_util import flatten_dict, unflatten_dict
+from jax.sharding import NamedSharding, PartitionSpec
 
 from bigbase_jax.core import Batch, Sum, Task, UserError, Variables, flatten
 from bigbase_jax.parallel import BASE
@@ -480,11 +481,20 @@ def load_adapter(directory: str | pathlib.Path, task: LoRA | Frozen, variables: 
 
 def fingerprint(base: Mapping[str, Any]) -> str:
     """A short digest of the paths, the shapes and a sample of the values of parameters."""
+    leaves = dict(sorted(flatten(base).items()))
+    homes = [x.sharding for x in leaves.values() if isinstance(x, jax.Array)]
+    everywhere = next(
+        (NamedSharding(home.mesh, PartitionSpec()) for home in homes if isinstance(home, NamedSharding)), None
+    )
+
+    def sample(x: Any) -> jax.Array:
+        at = np.linspace(0, max(x.size - 1, 0), min(x.size, _SAMPLE)).round().astype(np.int64)
+        return x[np.unravel_index(at, x.shape)] if x.ndim else x
+
+    values = jax.jit(lambda leaves: jax.tree.map(sample, leaves), out_shardings=everywhere)(leaves)
     digest = hashlib.sha256()
-    for name, x in sorted(flatten(base).items()):
-        at = np.unique(np.linspace(0, max(x.size - 1, 0), min(x.size, _SAMPLE)).round().astype(np.int64))
-        values = x[np.unravel_index(at, x.shape)] if x.ndim else x
-        digest.update(f"{name}{tuple(x.shape)}".encode() + np.asarray(values, np.float32).tobytes())
+    for name, x in leaves.items():
+        digest.update(f"{name}{tuple(x.shape)}".encode() + np.asarray(values[name]).astype(np.float32).tobytes())
     return digest.hexdigest()[:16]
 
 
