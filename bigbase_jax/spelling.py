@@ -30,6 +30,8 @@ class Speller:
         self._spelled = _spelled(tokenizer) if tokenizer.token_bytes is not None else None
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
         self._known = [int(token) for token in before][-8:]
+        if self._spelled is not None:  # the last character before may be incomplete
+            self._utf8.decode(b"".join(self._spelled[token] for token in self._known))
         self._new: list[int] = []
 
     def push(self, token: int) -> str:
