@@ -10,6 +10,7 @@ from bigbase_jax.build import suggest, target
 from bigbase_jax.core import UserError
 from bigbase_jax.data.sources.folder import ImageFolder
 from bigbase_jax.data.sources.idx import Idx
+from bigbase_jax.data.sources.mixture import Mixture
 from bigbase_jax.data.sources.npz import Npz
 from bigbase_jax.data.sources.text import PythonReference, TextFiles
 from bigbase_jax.data.sources.tfds import Tfds
@@ -54,22 +55,44 @@ def texts(data: str, root: str | None, tokenizer: ConfigDict, length: int, strid
     """The config node of a text data set for language modelling.
 
     Args:
-      data: "pydoc" (the language reference inside Python) or "text" (a file, or a folder of files, at ``root``).
-      root: where it is.
+      data: "pydoc" (the language reference inside Python), "text" or "hf" (a file, or a folder of files, at ``root``;
+        what Hugging Face's ``datasets`` has saved is such a folder), or "mix" (several of them).
+      root: where it is; of "mix", "PATH+PATH", or with shares of the training windows, "PATH@3+PATH@1".
       tokenizer: the node of a tokenizer (see ``tokenizers``).
       length, stride: see ``sources.text.Corpus``.
 
     Raises:
-      UserError: an unknown word, or a missing ``root``.
+      UserError: an unknown word, a missing ``root``, or shares that are no numbers.
     """
-    known = ("pydoc", "text")
+    known = ("pydoc", "text", "hf", "mix")
     if data not in known:
         raise UserError(f"there is no data={data}.{suggest(data, known, 'value')}")
     if data == "pydoc":
         return target(PythonReference, tokenizer=tokenizer, length=length, stride=stride)
     if not root:
-        raise UserError("data=text needs root=FILE or root=DIR, where the text is.")
+        wanted = "root=PATH+PATH or root=PATH@3+PATH@1" if data == "mix" else "root=FILE or root=DIR"
+        raise UserError(f"data={data} needs {wanted}, where the text is.")
+    if data == "mix":
+        return _mixture(root, tokenizer, length, stride)
     return target(TextFiles, root=root, tokenizer=tokenizer, length=length, stride=stride)
+
+
+def _mixture(root: str, tokenizer: ConfigDict, length: int, stride: int | None) -> ConfigDict:
+    parts: dict[str, ConfigDict] = {}
+    weights: dict[str, float] = {}
+    for item in root.split("+"):
+        path, _, share = item.strip().partition("@")
+        stem = os.path.basename(os.path.normpath(path)).replace(".", "_")  # dots divide the keys of a config
+        name = next(n for n in (stem, *(f"{stem}_{i}" for i in range(2, 1000))) if n not in parts)
+        parts[name] = target(TextFiles, root=path, length=length, stride=stride)
+        if share:
+            try:
+                weights[name] = float(share)
+            except ValueError as error:
+                raise UserError(f"the share of {path} in root={root} is {share!r}, not a number.") from error
+    if weights and len(weights) < len(parts):
+        raise UserError(f"root={root} has shares for some of its parts; give all of them one, or none.")
+    return target(Mixture, parts=parts, weights=weights or None, tokenizer=tokenizer, length=length)
 
 
 def tokenizers(word: str, vocab_size: int) -> ConfigDict:

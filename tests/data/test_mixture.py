@@ -9,6 +9,7 @@ import pytest
 from bigbase_jax.build import build, target
 from bigbase_jax.core import Dataset, RawDataset, Source, UserError
 from bigbase_jax.data.documents import Format
+from bigbase_jax.data.named import texts, tokenizers
 from bigbase_jax.data.pipeline import Data
 from bigbase_jax.data.sources.labelled_text import LabelledText
 from bigbase_jax.data.sources.mixture import Mixture, interleaved, whole_passes
@@ -160,6 +161,27 @@ def test_a_config_builds_it_and_a_users_text_is_read(tmp_path):
     data = mixture.prepare(tmp_path / "cache", 1e9, lambda line: None)
     (tmp_path / "a.txt").write_text("abcabc")
     assert Mixture.read(str(tmp_path / "a.txt"), data.facts)[0]["segments"].sum() == 7
+
+
+def test_recipes_name_texts_and_mixtures(tmp_path):
+    made = parts(tmp_path)
+    small, large = (made[name].root for name in ("small", "large"))
+    mix = build(texts("mix", f"{small}@3 + {large}@1+{small}@1", tokenizers("chars", 0), 8))
+    assert set(mix.parts) == {"small_txt", "large_txt", "small_txt_2"} and mix.tokenizer == Characters()
+    assert mix.weights == {"small_txt": 3, "large_txt": 1, "small_txt_2": 1} and mix.parts["large_txt"].root == large
+    assert build(texts("mix", f"{small}+{large}", tokenizers("bytes", 0), 8)).weights is None
+    assert build(texts("hf", small, tokenizers("bytes", 0), 8)) == build(
+        texts("text", small, tokenizers("bytes", 0), 8)
+    )
+    for data, root, says in [
+        ("hug", small, "no data=hug.*Known values: hf, mix, pydoc, text"),
+        ("hf", None, "data=hf needs root=FILE or root=DIR"),
+        ("mix", None, "data=mix needs root=PATH"),
+        ("mix", f"{small}@x", "the share of .* is 'x', not a number"),
+        ("mix", f"{small}@1+{large}", "give all of them one, or none"),
+    ]:
+        with pytest.raises(UserError, match=says):
+            texts(data, root, tokenizers("bytes", 0), 8)
 
 
 @pytest.mark.parametrize(
