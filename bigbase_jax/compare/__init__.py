@@ -22,7 +22,7 @@ from bigbase_jax.compare.comparison import (
     pair_up,
     said_once,
 )
-from bigbase_jax.compare.importance import Importance, importance
+from bigbase_jax.compare.importance import Importance, weigh
 from bigbase_jax.compare.runs import Goal, Group, choose_split, differences, goal_of, group, load
 from bigbase_jax.compare.statistics import RESAMPLES
 from bigbase_jax.core import UserError
@@ -92,7 +92,7 @@ def compare(workdirs: Sequence[str], split: str | None = None, resamples: int = 
             for run in runs
             if run.finished and (value := goal.value(run)) is not None
         ]
-        matters = importance(trials, sweeps)
+        matters = weigh(trials, sweeps)
     return Comparison(groups, by_rank, split, metrics, measured, pairs, differing, goal, matters, said_once(notes))
 
 

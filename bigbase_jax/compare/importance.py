@@ -7,14 +7,16 @@ import dataclasses
 import json
 import pathlib
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from bigbase_jax.compare.studies import studies
+
 FEWEST = 8
 """Trials below which nothing is said."""
-_REPEATS = 30
+_REPEATS = 10
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +32,7 @@ class Importance:
     shares: dict[str, float]
 
 
-def importance(trials: Sequence[tuple[Mapping[str, Any], float]], folders: Sequence[pathlib.Path]) -> Importance | str:
+def weigh(trials: Sequence[tuple[Mapping[str, Any], float]], folders: Sequence[pathlib.Path]) -> Importance | str:
     """The importance of settings, or the sentence why it is not known.
 
     Args:
@@ -60,7 +62,7 @@ def of_forest(trials: Sequence[tuple[Mapping[str, Any], float]], seed: int = 0) 
     x_NF = np.stack(list(columns.values()), 1)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of examples that are in every tree, which a small sweep may have
-        forest = RandomForestRegressor(300, oob_score=True, min_samples_leaf=2, random_state=seed).fit(x_NF, value_N)
+        forest = RandomForestRegressor(200, oob_score=True, min_samples_leaf=2, random_state=seed).fit(x_NF, value_N)
         found = permutation_importance(forest, x_NF, value_N, n_repeats=_REPEATS, random_state=seed)
     raised_F = np.maximum(found.importances_mean, 0)
     share_F = raised_F / raised_F.sum() if raised_F.sum() else raised_F
@@ -84,46 +86,19 @@ def encoded(values: Sequence[Any]) -> np.ndarray:
 
 
 def _of_study(folder: pathlib.Path) -> Importance | None:
-    """Of the study with the most finished trials that lies in the folder; None without optuna or a study."""
-    try:
+    """fANOVA (Hutter, Hoos & Leyton-Brown 2014) by optuna; None where there is no study of enough trials."""
+    for study in studies(folder):
         import optuna
-        from optuna.storages import JournalStorage
-        from optuna.storages.journal import JournalFileBackend
-    except ImportError:
-        return None
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    studies = []
-    for path in _journals(folder):
-        with contextlib.suppress(Exception):  # a journal of another version, say
-            storage = JournalStorage(JournalFileBackend(str(path)))
-            names = [summary.study_name for summary in optuna.get_all_study_summaries(storage)]
-            studies += [optuna.load_study(study_name=name, storage=storage) for name in names]
-    complete = optuna.trial.TrialState.COMPLETE
-    counted = [(len(study.get_trials(deepcopy=False, states=(complete,))), study) for study in studies]
-    count, study = max(counted, key=lambda item: item[0], default=(0, None))
-    if study is None or count < FEWEST or len(study.directions) != 1:
-        return None
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            found = optuna.importance.get_param_importances(
-                study, evaluator=optuna.importance.FanovaImportanceEvaluator(seed=0)
-            )
-    except (ValueError, RuntimeError, ImportError):
-        return None
-    return Importance(
-        f"fANOVA of optuna {optuna.__version__} over the {count} complete trials of the study {study.study_name!r}",
-        {name: float(share) for name, share in sorted(found.items(), key=lambda item: -item[1])},
-    )
 
-
-def _journals(folder: pathlib.Path) -> Iterator[pathlib.Path]:
-    """Files in a folder that begin as optuna's journals do."""
-    for path in sorted(folder.iterdir()):
-        try:
-            with open(path, "rb") as file:
-                first = json.loads(file.readline(65536))
-        except (OSError, ValueError):
+        complete = study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.COMPLETE,))
+        if len(complete) < FEWEST or len(study.directions) != 1:
             continue
-        if isinstance(first, dict) and "op_code" in first:
-            yield path
+        evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
+        with contextlib.suppress(ValueError, RuntimeError), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            found = optuna.importance.get_param_importances(study, evaluator=evaluator)
+            return Importance(
+                f"fANOVA of optuna {optuna.__version__} over the {len(complete)} complete trials of its study",
+                {name: float(share) for name, share in sorted(found.items(), key=lambda item: -item[1])},
+            )
+    return None

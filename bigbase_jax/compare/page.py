@@ -226,7 +226,7 @@ def _trials(found: Comparison) -> str:
     short = short_names(list(found.varied))
     rows = []
     for i, group in enumerate(found.groups[:TABLE]):
-        cells = "".join(f"<td>{e(_setting(values[i]))}</td>" for values in found.varied.values())
+        cells = "".join(f"<td>{e(tables.setting(values[i]))}</td>" for values in found.varied.values())
         if found.goal:
             goals = [value for run in group.runs if (value := found.goal.value(run)) is not None]
             cells += f"<td><b>{e(tables.number(float(np.mean(goals)), found.goal.metric) if goals else '–')}</b></td>"
@@ -236,12 +236,6 @@ def _trials(found: Comparison) -> str:
     origin = found.differences.get("origin", {})
     also = f'<p class="quiet">They also differ in {e(", ".join(origin))}.</p>' if origin else ""
     return section("What differs", also + _grid(head, rows) + _more(len(found.groups), "runs.csv"))
-
-
-def _setting(value: Any) -> str:
-    number = finite(value)
-    text = f"{number:.4g}" if isinstance(value, float) and number is not None else tables.setting(value)
-    return text.rpartition(":")[2] if ":" in text and "." in text else text  # the name of a class, without its module
 
 
 def _runs(found: Comparison) -> str:
@@ -430,12 +424,12 @@ def _number_axis(title: str, values: Sequence[float], metric: str = "", flip: bo
 
 
 def _word_axis(title: str, values: Sequence[Any]) -> _Axis:
-    words = {_setting(value): finite(value) for value in values}
+    words = {tables.setting(value): finite(value) for value in values}
     order = sorted(words, key=lambda word: (words[word] is None, words[word] or 0.0, word))
     places = {word: i / (len(order) - 1) if len(order) > 1 else 0.5 for i, word in enumerate(order)}
     labelled = order[:: max(1, len(order) // 12)]
     labels = [(places[word], word if len(word) <= 14 else word[:13] + "…") for word in labelled]
-    return _Axis(title, lambda value: places.get(_setting(value)), labels)
+    return _Axis(title, lambda value: places.get(tables.setting(value)), labels)
 
 
 def _parallel(found: Comparison) -> str:
@@ -478,7 +472,7 @@ def _parallel(found: Comparison) -> str:
         points = " ".join(f"{x:.1f},{y:.1f}" for x, y in zip(xs, ys, strict=True) if y is not None)
         data = " ".join("-1" if y is None else f"{y:.1f}" for y in ys)
         tip = f"{run.name}: {glance(goal.metric, value)}; " + ", ".join(
-            f"{short[path]} {_setting(x)}" for path, x in zip(paths, row, strict=False)
+            f"{short[path]} {tables.setting(x)}" for path, x in zip(paths, row, strict=False)
         )
         share = 100 * (1 - place / max(len(ranked) - 1, 1))
         dashed = "" if run.finished else " unfinished"

@@ -17,6 +17,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from bigbase_jax.build import suggest
+from bigbase_jax.compare.studies import endings, trial_number
 from bigbase_jax.core import UserError
 from bigbase_jax.log import read_rows
 from bigbase_jax.page import SPLITS, finite
@@ -154,7 +155,9 @@ def load(workdirs: Sequence[str]) -> tuple[list[Run], list[pathlib.Path], list[s
       UserError: there is no run at all.
     """
     found: list[tuple[pathlib.Path, int | None]] = []
-    sweeps, notes = [], []
+    sweeps: list[pathlib.Path] = []
+    notes: list[str] = []
+    ended: dict[tuple[pathlib.Path, int], str] = {}
     for i, given in enumerate(_expanded(workdirs)):
         path = pathlib.Path(given)
         if not path.is_dir():
@@ -169,6 +172,8 @@ def load(workdirs: Sequence[str]) -> tuple[list[Run], list[pathlib.Path], list[s
                 notes.append(f"{given} {what}.")
             else:
                 sweeps.append(path)
+                ended |= {(path, number): ending for number, ending in endings(path).items()}
+                notes += _empty_children(path, below, ended)
             found += [(p, i) for p in below]
     seen: dict[pathlib.Path, tuple[pathlib.Path, int | None]] = {}
     for path, sweep in found:
@@ -178,7 +183,7 @@ def load(workdirs: Sequence[str]) -> tuple[list[Run], list[pathlib.Path], list[s
     names = _names(list(seen))
     runs = []
     for name, (path, sweep) in zip(names, seen.values(), strict=True):
-        run = read(path, name, sweep)
+        run = read(path, name, sweep, _ending(path, ended))
         if isinstance(run, str):
             notes.append(run)
             continue
@@ -188,7 +193,7 @@ def load(workdirs: Sequence[str]) -> tuple[list[Run], list[pathlib.Path], list[s
         if not run.evals:
             notes.append(f"{name} has not been evaluated ({run.state}); only its settings and curves are shown.")
         elif not run.finished:
-            notes.append(f"{name} is {run.state}; its evaluation is of a checkpoint before the end.")
+            notes.append(f"{name}: {run.state}; its evaluation is of a checkpoint before the end.")
         runs.append(run)
     if not runs:
         said = " ".join(notes) if notes else "give --workdir once for each run, or the folder of a sweep."
@@ -230,8 +235,28 @@ def _names(paths: Sequence[pathlib.Path]) -> list[str]:
     return [p.relative_to(shared).as_posix() for p in paths]
 
 
-def read(path: pathlib.Path, name: str, sweep: int | None) -> Run | str:
-    """A run, or the sentence why it is none."""
+def _ending(path: pathlib.Path, ended: Mapping[tuple[pathlib.Path, int], str]) -> str | None:
+    """What a study says of how a run ended."""
+    for (folder, number), ending in ended.items():
+        if path.is_relative_to(folder) and trial_number(path, folder) == number:
+            return ending
+    return None
+
+
+def _empty_children(
+    folder: pathlib.Path, below: Sequence[pathlib.Path], ended: Mapping[tuple[pathlib.Path, int], str]
+) -> list[str]:
+    """A sentence on each folder beside the runs that holds none."""
+    notes = []
+    for child in sorted(folder.iterdir(), key=natural):
+        if child.is_dir() and not child.name.startswith(".") and not any(p.is_relative_to(child) for p in below):
+            what = _ending(child, ended) or ("holds no run" if any(child.iterdir()) else "is empty")
+            notes.append(f"{child} {what}.")
+    return notes
+
+
+def read(path: pathlib.Path, name: str, sweep: int | None, ending: str | None = None) -> Run | str:
+    """A run, or the sentence why it is none; ``ending`` is how it ended, where that is known from elsewhere."""
     config = _object(path / "config.json")
     if config is None:
         return f"{path / 'config.json'} cannot be read; {name} is left out."
@@ -248,6 +273,8 @@ def read(path: pathlib.Path, name: str, sweep: int | None) -> Run | str:
     diverged = [row for row in rows if row.get("kind") == "diverged"]
     if lineage.get("finished"):
         state = "finished"
+    elif ending:
+        state = f"{ending} (step {max(steps):,})" if steps else ending
     elif diverged:
         state = f"diverged at step {diverged[-1].get('step')}"
     elif steps:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
+import re
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
@@ -16,7 +18,7 @@ from rich.table import Table
 
 from bigbase_jax.compare.comparison import Comparison, Measured, Pair
 from bigbase_jax.compare.importance import Importance
-from bigbase_jax.compare.runs import SEEDS, lower_is_better, short_names
+from bigbase_jax.compare.runs import ABSENT, SEEDS, lower_is_better, short_names
 from bigbase_jax.page import SHARES, heading
 
 _WIDE = 160  # columns where stdout is not a terminal
@@ -39,8 +41,12 @@ def p_text(p: float | None) -> str:
 
 
 def setting(value: Any) -> str:
-    """A setting as the command line would take it."""
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    """A setting as a table shows it: numbers with 5 digits that count, classes without their modules."""
+    if isinstance(value, float) and math.isfinite(value):
+        return f"{value:.5g}"
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    module, colon, name = text.partition(":")
+    return name if colon and re.fullmatch(r"\w+(\.\w+)+", module) and name.isidentifier() else text
 
 
 def measured_text(found: Measured | None, metric: str) -> str:
@@ -57,7 +63,9 @@ def measured_text(found: Measured | None, metric: str) -> str:
 
 
 def best(found: Comparison, metric: str) -> str | None:
-    """The group with the best mean; None where all are the same or less and more mean nothing."""
+    """The group with the best mean; None where all are the same, or were measured on different data."""
+    if len({run.fingerprint for run in found.runs if found.split in run.evals}) > 1:
+        return None
     means = {g.name: m.mean for g in found.groups if (m := found.measured.get((g.name, metric))) is not None}
     if len(set(means.values())) < 2:
         return None
@@ -108,6 +116,8 @@ def _row(table: Table, cells: Sequence[str], style: str | None = None) -> None:
 def _differences(found: Comparison) -> Table:
     """Settings by groups; the other way round where there are many groups."""
     rows = [(part, path, values) for part, table in found.differences.items() for path, values in table.items()]
+    some = [row for row in rows if ABSENT in row[2]]  # mostly arguments of something that only some have
+    rows = [row for row in rows if row not in some]
     if len(found.groups) <= 6:
         table = _table("What differs", "setting", [g.name for g in found.groups], right=False)
         for part, path, values in rows[:_ROWS]:
@@ -118,6 +128,8 @@ def _differences(found: Comparison) -> Table:
         table = _table("What differs", "run", [short[path] for _, path, _ in rows], right=False)
         for i, g in enumerate(found.groups[:_ROWS]):
             _row(table, [g.name, *(setting(values[i]) for _, _, values in rows)])
+    if some:
+        table.caption, table.caption_justify = f"and {len(some)} settings that not all have: see the page", "left"
     return table
 
 
