@@ -1,0 +1,182 @@
+"""BERT and RoBERTa against transformers: the same numbers with every head, padded, and back to the same bits."""
+
+import functools
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from bigbase_jax.core import UserError
+from bigbase_jax.models.bert import Bert
+from bigbase_jax.models.transformer import stack_blocks
+from bigbase_jax.pretrained import load, save
+
+BERT = {
+    "vocab_size": 61,
+    "hidden_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 3,
+    "intermediate_size": 20,
+    "max_position_embeddings": 23,
+    "pad_token_id": 0,
+}
+ROBERTA = {**BERT, "type_vocab_size": 1, "pad_token_id": 1, "max_position_embeddings": 25, "layer_norm_eps": 1e-5}
+CASES = {
+    "bert": ("BertModel", BERT),
+    "bert, one type, another activation": ("BertModel", {**BERT, "type_vocab_size": 1, "hidden_act": "gelu_new"}),
+    "bert, hidden tokens": ("BertForMaskedLM", BERT),
+    "bert, both heads": ("BertForPreTraining", {**BERT, "layer_norm_eps": 1e-5}),
+    "bert, pairs": ("BertForNextSentencePrediction", BERT),
+    "bert, classes": ("BertForSequenceClassification", {**BERT, "num_labels": 5}),
+    "roberta": ("RobertaModel", ROBERTA),
+    "roberta, hidden tokens": ("RobertaForMaskedLM", ROBERTA),
+    "roberta, classes, another offset": (
+        "RobertaForSequenceClassification",
+        {**ROBERTA, "num_labels": 3, "pad_token_id": 3, "max_position_embeddings": 29},
+    ),
+    "xlm-roberta": ("XLMRobertaModel", ROBERTA),
+}
+OURS = {"last_hidden_state": "hidden", "pooler_output": "pooled", "prediction_logits": "masked"}
+OURS |= {"seq_relationship_logits": "next_sentence"}
+
+
+def texts(theirs):
+    """(tokens, segments, types) i32[2,19]: the second text ends after 12 tokens."""
+    random, config = np.random.RandomState(0), theirs.config
+    segments = (np.arange(19) < np.array([[19], [12]])).astype(np.int32)
+    tokens = np.where(segments > 0, random.randint(5, 61, (2, 19)), config.pad_token_id).astype(np.int32)
+    types = ((np.arange(19) > 8) * segments * (config.type_vocab_size > 1)).astype(np.int32)
+    return tokens, segments, types
+
+
+def of_theirs(hf, model, given):
+    tokens, segments, types = (hf.torch.tensor(x) for x in given)
+    with hf.torch.no_grad():
+        found = model(tokens.long(), attention_mask=segments.long(), token_type_ids=types.long())
+    named = {OURS.get(name, name): x.numpy() for name, x in found.items()}
+    if "logits" in named:
+        kind = type(model).__name__
+        words = {"MaskedLM": "masked", "SentencePrediction": "next_sentence", "Classification": "classes"}
+        named[next(word for end, word in words.items() if kind.endswith(end))] = named.pop("logits")
+    return named
+
+
+def apply(model, variables, given):
+    tokens, segments, types = given
+    with jax.default_matmul_precision("highest"):
+        return jax.jit(model.apply)(variables, tokens, segments, None, types)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_same_numbers_and_back_to_the_same_bits(hf, random_model, tmp_path, case):
+    name, words = CASES[case]
+    theirs = random_model(name, **words)
+    theirs.save_pretrained(tmp_path / "theirs")
+    given = texts(theirs)
+    want = of_theirs(hf, theirs, given)
+    model, variables = load(tmp_path / "theirs")
+    got = apply(model, variables, given)
+    assert want and set(want) <= set(got)
+    for key, expected in want.items():
+        assert expected.std() > 0.1  # there is something to compare
+        real = given[1] > 0 if expected.ndim == 3 else slice(None)  # padding has vectors too, which nobody reads
+        np.testing.assert_allclose(np.asarray(got[key])[real], expected[real], rtol=1e-4, atol=1e-4)
+
+    save(tmp_path / "ours", model, variables)
+    kind = hf.RobertaModel if name.startswith("XLM") else type(theirs)
+    back, about = kind.from_pretrained(tmp_path / "ours", output_loading_info=True)
+    assert not any(about.values()), about
+    old, new = theirs.state_dict(), back.state_dict()
+    assert set(old) == set(new)
+    assert [key for key in old if not hf.torch.equal(old[key], new[key])] == []
+    for key, expected in of_theirs(hf, back.eval(), given).items():
+        np.testing.assert_array_equal(expected, want[key])
+    again, same = load(tmp_path / "ours")
+    assert again == model
+    assert jax.tree.all(jax.tree.map(lambda a, b: np.array_equal(a, b), variables, same))
+
+
+def test_a_model_without_its_pooler_has_a_fresh_one_and_a_head_without_place_is_said(
+    hf, random_model, tmp_path, capsys
+):
+    theirs = hf.BertModel(random_model("BertModel", **BERT).config, add_pooling_layer=False).eval()
+    theirs.save_pretrained(tmp_path / "a")
+    model, variables = load(tmp_path / "a")
+    said = capsys.readouterr().err
+    assert "params.pooler.kernel" in said and "fresh" in said
+    given = texts(theirs)
+    got = apply(model, variables, given)["hidden"]
+    want = of_theirs(hf, theirs, given)["hidden"]
+    np.testing.assert_allclose(np.asarray(got)[given[1] > 0], want[given[1] > 0], rtol=1e-4, atol=1e-4)
+
+    theirs = random_model("BertForTokenClassification", **BERT)
+    theirs.save_pretrained(tmp_path / "b")
+    model, variables = load(tmp_path / "b")
+    assert not model.has_pooler and "head" not in variables["params"]
+    with hf.torch.no_grad():
+        want = theirs.bert(hf.torch.tensor(given[0]).long()).last_hidden_state.numpy()
+    got = jax.jit(functools.partial(model.apply, method="hidden"))(variables, given[0])
+    np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4)
+
+
+def test_the_names_of_the_oldest_files(random_model, tmp_path):
+    random_model("BertForMaskedLM", **BERT).save_pretrained(tmp_path)
+    _, expected = load(tmp_path)
+    path = tmp_path / "model.safetensors"
+    tensors = load_file(path)
+    old = {
+        name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta"): x
+        for name, x in tensors.items()
+    }
+    assert set(old) != set(tensors)
+    old["cls.predictions.decoder.weight"] = old["bert.embeddings.word_embeddings.weight"]
+    old["cls.seq_relationship.weight"] = np.zeros((2, 24), np.float32)
+    save_file(old, path, {"format": "pt"})
+    _, found = load(tmp_path)
+    assert jax.tree.all(jax.tree.map(lambda a, b: np.array_equal(a, b), expected, found))
+
+
+def test_a_stack_of_layers_is_saved_as_its_layers(random_model, tmp_path):
+    random_model("BertForMaskedLM", **BERT).save_pretrained(tmp_path / "theirs")
+    model, variables = load(tmp_path / "theirs")
+    save(tmp_path / "a", model, variables)
+    save(tmp_path / "b", model.clone(scan=True), {"params": stack_blocks(variables["params"])})
+    assert (tmp_path / "a" / "model.safetensors").read_bytes() == (tmp_path / "b" / "model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        ({"position_embedding_type": "relative_key"}, "position_embedding_type='relative_key'; only 'absolute'"),
+        ({"is_decoder": True}, "is_decoder=True; only False"),
+        ({"tie_word_embeddings": False}, "tie_word_embeddings=False; only True"),
+        ({"hidden_act": "mish"}, "hidden_act is 'mish'"),
+    ],
+)
+def test_a_folder_that_ours_cannot_be_is_one_sentence(random_model, tmp_path, words, sentence):
+    random_model("BertForMaskedLM", **BERT).save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, **words}))
+    with pytest.raises(UserError, match=sentence):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        ({"num_classes": 3, "masked": True}, "this model also has masked"),
+        ({"num_classes": 3, "classifier": "mean"}, "BERT's classifier is 'pooled', not 'mean'"),
+        ({"num_classes": 3, "position_offset": 2}, "RoBERTa's classifier is 'dense', not 'pooled'"),
+        ({"masked": True, "pooled": True}, "no such model with pooled and masked alone"),
+        ({"next_sentence": True, "position_offset": 2}, "no such model with next_sentence alone"),
+        ({"masked": True, "position_offset": 2, "activation": "relu"}, "RoBERTa's head has gelu, not 'relu'"),
+    ],
+)
+def test_a_model_that_transformers_does_not_have(words, sentence, tmp_path):
+    model = Bert(vocab_size=5, length=4, width=8, depth=1, heads=2, **words)
+    variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 2), jnp.int32))
+    with pytest.raises(UserError, match=f"transformers has no model of this kind.*{sentence}"):
+        save(tmp_path / "out", model, variables)
