@@ -6,13 +6,17 @@ import json
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from bigbase_jax import parallel, pretrained
+from bigbase_jax.adapt import LoRA
 from bigbase_jax.core import UserError
 from bigbase_jax.models.bert import Bert
 from bigbase_jax.models.transformer import stack_blocks
 from bigbase_jax.pretrained import load, save
+from bigbase_jax.tasks.text_classification import TextClassification
 
 BERT = {
     "vocab_size": 61,
@@ -180,3 +184,29 @@ def test_a_model_that_transformers_does_not_have(words, sentence, tmp_path):
     variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 2), jnp.int32))
     with pytest.raises(UserError, match=f"transformers has no model of this kind.*{sentence}"):
         save(tmp_path / "out", model, variables)
+
+
+@pytest.mark.parametrize("folder", ["bert", "gpt2"])
+def test_a_classifier_of_texts_begins_from_a_language_model(folder, random_model, gpt2_folder, tmp_path, capsys):
+    """Its head is fresh, and so is the pooler of a BERT that had none; adapters lie beside the rest."""
+    if folder == "bert":
+        random_model("BertForMaskedLM", **BERT).save_pretrained(tmp_path / "bert")
+    path = gpt2_folder if folder == "gpt2" else tmp_path / "bert"
+    model, variables = load(path)
+    task = LoRA(TextClassification(model, 3), rank=2, also=r"^(head|pooler)\.")
+    shapes = dict.fromkeys(task.inputs, (8, 19)) | {"label": (8,), "mask": (8,)}
+    spec = {name: jax.ShapeDtypeStruct(s, jnp.float32 if name == "mask" else jnp.int32) for name, s in shapes.items()}
+    mesh = parallel.make_mesh(1)
+    program = parallel.program(task, optax.sgd(0.1), spec, mesh)
+    fresh = program.init(parallel.put({name: np.ones(x.shape, x.dtype) for name, x in spec.items()}, mesh))
+    before = jax.device_get(fresh.params["head"])
+    state = pretrained.initialise(str(path), fresh, task, spec)
+    said = capsys.readouterr().err
+    assert "fresh are" in said and "params.head" in said and ("params.pooler" in said) == (folder == "bert")
+    assert ("left out are" in said and "predictions.transform" in said) == (folder == "bert")
+    assert jax.tree.all(jax.tree.map(np.array_equal, before, jax.device_get(state.params["head"])))
+    base = state.model_state["base"]
+    expected = {name: x for name, x in variables["params"].items() if name != "lm"}
+    assert jax.tree.all(jax.tree.map(lambda a, b: np.array_equal(a, b), expected, base))
+    merged = jax.device_get(task.merge({"params": state.params, "base": base}))
+    np.testing.assert_array_equal(merged["params"]["embedding"], variables["params"]["embedding"])

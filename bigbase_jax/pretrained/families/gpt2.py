@@ -18,7 +18,7 @@ from bigbase_jax.pretrained.families import Shapes, expect, lookup, need
 from bigbase_jax.pretrained.table import Entry, Table, dense, norm, repeat
 
 MODELS = (Decoder,)
-HEAD = r"^head$"
+HEAD = r"^head(\.|$)"  # of tokens, or of a task that reads what the model gives
 TRANSFORMERS = True
 _ACTIVATIONS = {"gelu_new": "gelu_tanh", "gelu": "gelu", "relu": "relu", "silu": "silu", "tanh": "tanh"}
 

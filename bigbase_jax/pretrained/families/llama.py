@@ -20,7 +20,7 @@ from bigbase_jax.pretrained.families import Shapes, expect, lookup, need
 from bigbase_jax.pretrained.table import Entry, Table, dense, heads, joined, norm, repeat
 
 MODELS = (Decoder,)
-HEAD = r"^head$"
+HEAD = r"^head(\.|$)"  # of tokens, or of a task that reads what the model gives
 TRANSFORMERS = True
 _ACTIVATIONS = {"silu": "silu", "gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh", "relu": "relu"}
 _CLASSES = {
