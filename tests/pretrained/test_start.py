@@ -23,6 +23,7 @@ from bigbase_jax.models.decoder import Decoder
 from bigbase_jax.models.transformer import unstack_blocks
 from bigbase_jax.parallel import MeshShape
 from bigbase_jax.pretrained import weights
+from bigbase_jax.rundir import RunDir
 from bigbase_jax.tasks.classification import Classification
 from bigbase_jax.tasks.language import CausalLanguageModel
 
@@ -171,6 +172,27 @@ def test_adapters_stay_fresh_around_a_loaded_base(gpt2_folder):
     assert any(name.endswith("lora_a") for name in flatten(state.params))
     assert same(state.model_state["base"], variables["params"])
     assert same(state.ema, {"params": state.params, **state.model_state})
+
+
+def test_adapters_are_merged_and_classes_named_in_what_is_exported(hf, vit_folder, tmp_path):
+    model, variables = pretrained.load(vit_folder)
+    task = LoRA(Classification(model), rank=2)
+    random = np.random.RandomState(0)
+    shapes = jax.eval_shape(task.init, jax.random.key(0), PICTURES)
+    adapters = jax.tree.map(lambda x: jnp.asarray(random.randn(*x.shape), x.dtype), shapes["params"])
+    trained = {"params": adapters, "base": variables["params"]}
+    run = RunDir(tmp_path / "run")
+    run.write_json("data.json", {"facts": {"class_names": list("abcde")}})
+    pretrained.export(run, ConfigDict(), task, trained, tmp_path / "out")
+    back = hf.ViTForImageClassification.from_pretrained(tmp_path / "out")
+    assert back.config.id2label == dict(enumerate("abcde"))
+    image = random.randn(2, 15, 15, 2).astype(np.float32)
+    with hf.torch.no_grad():
+        theirs = back(hf.torch.tensor(image.transpose(0, 3, 1, 2))).logits.numpy()
+    ours = jax.jit(task.predict)(trained, {"image": jnp.asarray(image)})["logits"]
+    base = jax.jit(model.apply)(variables, jnp.asarray(image))
+    np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4)
+    assert abs(theirs - base).max() > 0.1  # the adapters do something
 
 
 # ---------------------------------------------------------------------------------------------------------- the config
