@@ -67,11 +67,12 @@ def run(
     """
     if importlib.util.find_spec("optuna") is None:
         raise UserError("--sweep needs the package optuna; pip install 'bigbase_jax[sweep]'.")
-    from bigbase_jax import pretrained
+    sweep = space.load(path)
+    space.check(sweep, config)
+    from bigbase_jax import pretrained  # these take seconds to import
     from bigbase_jax.sweep import study as studies
     from bigbase_jax.sweep import worker
 
-    sweep = space.load(path)
     config = pretrained.resolve(config)
     space.check(sweep, config, studies.drawn(sweep))
     if index is not None and not 0 <= index < sweep.count():

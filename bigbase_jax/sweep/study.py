@@ -46,7 +46,6 @@ _TRIES = 5  # to open a database that others open too
 _PROCESS = threading.Lock()  # a process's locks on a file end when any of its threads closes it
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
-warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
 
 
 class Stop(UserError):
@@ -101,7 +100,8 @@ class Journal(BaseJournalBackend):
                 file.seek(whole)
             while data:
                 data = data[file.write(data) :]
-            os.fsync(file.fileno())
+            if any("state" in log for log in logs):  # the rest is read again from the trials' folders, if power fails
+                os.fsync(file.fileno())
 
 
 @contextlib.contextmanager
@@ -214,27 +214,37 @@ class Claim:
             return self.trial.should_prune()
 
     def finish(self, state: TrialState, value: float | None = None, **notes: Any) -> None:
-        """Ends the trial for good."""
-        self.note(**notes)
+        """Ends the trial for good.
+
+        Raises:
+          Stop: it is this process's no more.
+        """
+        lost = f"trial {self.number} was taken over or finished by another process meanwhile."
         try:
+            if not self._mine():
+                raise Stop(lost)
+            self.note(**notes)
             with answering("a result is noted"):
                 self._study.optuna.tell(self.trial, value, state=state)
         except optuna.exceptions.UpdateFinishedTrialError as error:
-            raise Stop(f"trial {self.number} was finished by another process meanwhile.") from error
+            raise Stop(lost) from error
         finally:
             self._lock.release()
+
+    def _mine(self) -> bool:
+        return self.attrs.get("worker", {}).get("token") == self._study.me["token"]
 
     def release(self) -> None:
         """Gives the trial up as it is: the next one that asks goes on with it."""
         try:
-            self.note(worker={**self._study.me, "starts": self.starts, "free": True})
+            if self._mine():
+                self.note(worker={**self._study.me, "starts": self.starts, "free": True})
         finally:
             self._lock.release()
 
     def beat(self, count: int) -> bool:
         """Says that its worker lives; False: the trial was taken over by another."""
-        attrs = self.attrs
-        if attrs.get("worker", {}).get("token") != self._study.me["token"]:
+        if not self._mine():
             return False
         self.trial.storage.set_trial_user_attr(self.trial._trial_id, "beat", count)
         return True
@@ -410,6 +420,12 @@ class _Listed(optuna.samplers.BaseSampler):
 
 def _sampler(sweep: Sweep, number: int) -> Any:
     """A sampler of its own for each trial, so that what it draws depends on the trials before and on nothing else."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        return _make_sampler(sweep, number)
+
+
+def _make_sampler(sweep: Sweep, number: int) -> Any:
     listed = sweep.listed()
     if listed is not None:
         return _Listed(listed[number])

@@ -114,7 +114,7 @@ def _run(claim: Claim, study: Study, config: ConfigDict, execute: Execute) -> in
                     name = f"{study.name}-{claim.number:04d}"
                     result = execute(space.seeds(sweep, chosen, index), str(place), name, observe)
                 except Exception:
-                    traceback.print_exc()
+                    os.write(2, traceback.format_exc().encode())
                     raise
             if "signal" in result:
                 claim.release()
