@@ -24,7 +24,6 @@ FAMILIES: Mapping[str, str] = {
     "llama": "llama",
     "marian": "marian",
     "mistral": "llama",
-    "mt5": "t5",
     "qwen2": "llama",
     "qwen3": "llama",
     "resnet": "resnet",
