@@ -443,7 +443,7 @@ def test_the_page_holds_everything_and_escapes_names(tmp_path):
     found = compared(tmp_path / "a", tmp_path / "b")
     text = compare.page.render(found)
     page = Page(text)
-    words = ("They differ in learning_rate, note", NASTY, "0.25", "Against a", "better", "Only one right", "2 runs",
+    words = ("They differ in learning_rate, note", NASTY, "0.25", "Against a", "better", "Right alone", "2 runs",
              "Loss, train", "Accuracy, val", "What differs", "config.optim")  # fmt: skip
     for word in words:
         assert word in page.words, word

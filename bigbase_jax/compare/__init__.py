@@ -49,7 +49,7 @@ def run(workdirs: Sequence[str], output: str | None = None, split: str | None = 
       UserError: no run at all, none evaluated on ``split``, or a folder that cannot be written.
     """
     found = compare(workdirs, split)
-    for note in found.notes:
+    for note in said_once(found.notes):
         say(note)
     folder = pathlib.Path(output or OUTPUT)
     try:
@@ -83,7 +83,7 @@ def compare(workdirs: Sequence[str], split: str | None = None, resamples: int = 
                     measured[g.name, metric] = found
         if len(groups) > 1:
             pairs, reasons = pair_up(groups, split, metrics, examples)
-            notes += [f"No paired test: {reason}" for reason in said_once(reasons)]
+            notes += [f"No paired test: {reason}" for reason in dict.fromkeys(reasons)]
     matters: Importance | str | None = None
     if len(groups) > 2 and goal is not None:
         varied = [path for part, rows in differing.items() if part != "origin" for path in rows]
@@ -93,7 +93,7 @@ def compare(workdirs: Sequence[str], split: str | None = None, resamples: int = 
             if run.finished and (value := goal.value(run)) is not None
         ]
         matters = weigh(trials, sweeps)
-    return Comparison(groups, by_rank, split, metrics, measured, pairs, differing, goal, matters, said_once(notes))
+    return Comparison(groups, by_rank, split, metrics, measured, pairs, differing, goal, matters, notes)
 
 
 def _ranked(groups: Sequence[Group], goal: Goal) -> list[Group]:

@@ -160,6 +160,7 @@ class Examples:
                 self.why[run.name] = found
             else:
                 self.scored[run.name] = found
+        self._call_it_loss(runs, split)
         self._resampled_R: dict[tuple[str, str], np.ndarray] = {}
         sets: dict[Any, list[tuple[str, str]]] = {}
         for name, scored in self.scored.items():
@@ -172,6 +173,15 @@ class Examples:
             ratio_RC = statistics.resampled(total_NC, weight_NC, resamples, seed)
             self._resampled_R |= {column: ratio_RC[:, i] for i, column in enumerate(columns)}
 
+    def _call_it_loss(self, runs: Sequence[Run], split: str) -> None:
+        """Where the log loss is what all these runs call their loss, it goes by that name."""
+        loss = {run.name: run.scalars(split).get("loss") for run in runs}
+        kept = {name: scored for name, scored in self.scored.items() if LOG_LOSS in scored.scores}
+        if all(_close(scored.scores[LOG_LOSS].mean(), loss[name]) for name, scored in kept.items()):
+            for name, scored in kept.items():
+                scores = {{LOG_LOSS: "loss"}.get(metric, metric): score for metric, score in scored.scores.items()}
+                self.scored[name] = dataclasses.replace(scored, scores=scores)
+
     def value(self, runs: Sequence[Run], metric: str) -> float:
         """Mean over runs."""
         return float(np.mean([self.scored[run.name].scores[metric].mean() for run in runs]))
@@ -179,6 +189,11 @@ class Examples:
     def resampled(self, runs: Sequence[Run], metric: str) -> np.ndarray:
         """f64[R]: ``value`` in each resample."""
         return np.mean([self._resampled_R[run.name, metric] for run in runs], 0)
+
+
+def _close(a: float, b: float | None) -> bool:
+    """The same, but for the rounding of 32 bits."""
+    return b is not None and abs(a - b) <= 1e-4 * max(abs(b), 1e-2)
 
 
 def measure(group: Group, split: str, metric: str, examples: Examples) -> Measured | None:
@@ -195,7 +210,7 @@ def measure(group: Group, split: str, metric: str, examples: Examples) -> Measur
         if scored is None or name not in scored.scores or not scored.number:
             continue
         score = scored.scores[name]
-        if abs(score.mean() - values[0]) > 1e-4 * max(abs(values[0]), 1e-2):
+        if not _close(score.mean(), values[0]):
             continue  # the predictions are of another evaluation, or the loss of another kind
         if name == ACCURACY:
             low, high = wilson(round(score.total_N.sum()), scored.number)
@@ -234,8 +249,9 @@ def _shared(baseline: Group, other: Group, split: str, examples: Examples) -> tu
     """The scores that both have of the same examples, or the sentence why there are none."""
     sides = [[run for run in group.runs if split in run.evals] for group in (baseline, other)]
     for group, runs in zip((baseline, other), sides, strict=True):
-        if not runs:
-            return f"{group.name} was not evaluated on {split}.", []
+        if not runs:  # a group without any evaluation has been mentioned already
+            other_splits = any(run.evals for run in group.runs)
+            return (f"{group.name} was not evaluated on {split}." if other_splits else None), []
     for run in (*sides[0], *sides[1]):
         if run.name in examples.why:
             return examples.why[run.name], []
@@ -304,4 +320,4 @@ def said_once(sentences: Sequence[str]) -> list[str]:
     found = list(dict.fromkeys(sentences))
     if len(found) <= _SAID + 1:
         return found
-    return [*found[:_SAID], f"… and {len(found) - _SAID} more sentences of that kind."]
+    return [*found[:_SAID], f"… and {len(found) - _SAID} more such sentences on the page."]

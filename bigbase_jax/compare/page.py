@@ -37,6 +37,8 @@ COLOURS = 8
 """Groups that have a colour of their own; the others are grey."""
 FIGURES = 6
 """Metrics that are drawn with their intervals."""
+SAID = 5
+"""Notes that are shown without asking."""
 ROWS = 30
 """Groups that such a figure shows."""
 AXES = 9
@@ -49,18 +51,11 @@ _CROWD = 4
 
 def render(found: Comparison) -> str:
     """The page."""
-    parts = [
-        _header(found),
-        _notes(found.notes),
-        _pairs(found),
-        _metrics(found),
-        _dots(found),
-        _curves(found),
-        _parallel(found),
-        _importance(found.importance, found),
-        _differences(found),
-        _runs(found),
-    ]
+    results = [_pairs(found), _metrics(found), _dots(found)]
+    search = [_parallel(found), _importance(found.importance, found), _differences(found)]
+    many = len(found.groups) > COLOURS  # then the search as a whole comes first, else what came of each
+    parts = [_header(found), _notes(found.notes), *(search if many else results), *(results if many else [])]
+    parts += [_curves(found), *([] if many else search), _runs(found)]
     return document(f"{_title(found)} · comparison", "\n".join(part for part in parts if part), _STYLE, _SCRIPT)
 
 
@@ -101,8 +96,17 @@ def _header(found: Comparison) -> str:
 def _notes(notes: Sequence[str]) -> str:
     if not notes:
         return ""
-    items = "".join(f"<li>{e(note)}</li>" for note in notes)
-    return f'<section class="notes"><h3>What could not be used</h3><ul>{items}</ul></section>'
+    items = [f"<li>{e(note)}</li>" for note in notes]
+    body = f"<ul>{''.join(items[:SAID])}</ul>"
+    if len(items) > SAID:
+        more = f"<ul>{''.join(items[SAID:])}</ul>"
+        body += f"<details><summary>{len(items) - SAID} more</summary>{more}</details>"
+    return f'<section class="notes"><h3>What could not be used, or only in part</h3>{body}</section>'
+
+
+def plural(count: int, what: str) -> str:
+    """``"1 run"``, ``"2 runs"``."""
+    return f"{count:,} {what}{'' if count == 1 else 's'}"
 
 
 def _key(found: Comparison, group: Group) -> str:
@@ -118,12 +122,12 @@ def _pairs(found: Comparison) -> str:
     groups = {group.name: group for group in found.groups}
     mcnemar, seeds = any(p.mcnemar for p in found.pairs), any(p.p_seeds is not None for p in found.pairs)
     head = ["", "Metric", "Difference", "", "95 % interval", "p, bootstrap"]
-    head += ["Only one right", "p, McNemar"] * mcnemar + ["p, seeds"] * seeds + ["Verdict"]
+    head += ["Right alone", "p, McNemar"] * mcnemar + ["p, seeds"] * seeds + ["Verdict"]
     widest: dict[str, float] = {}
     for pair in found.pairs:
         ends = [abs(x) for x in (pair.low, pair.high, pair.difference) if x is not None]
         widest[pair.metric] = max(widest.get(pair.metric, 0.0), *ends)
-    rows = []
+    rows, before = [], ""
     for pair in found.pairs[:TABLE]:
         _, metric, difference, interval, p, split, p_mcnemar, p_seeds, verdict = tables.pair_cells(pair)
         tone = {"better": "good", "worse": "bad"}.get(pair.verdict, "idle")
@@ -131,20 +135,25 @@ def _pairs(found: Comparison) -> str:
         cells += [split, p_mcnemar] * mcnemar + [p_seeds] * seeds
         html = "".join(f"<td>{cell if cell.startswith('<svg') else e(cell)}</td>" for cell in cells)
         rows.append(
-            f"<tr><th>{_key(found, groups[pair.other])}</th>{html}"
-            f'<td><span class="state {tone}">{e(verdict)}</span></td></tr>'
+            f"<tr><th>{'' if pair.other == before else _key(found, groups[pair.other])}</th>{html}"
+            f'<td class="verdict {tone}">{e(verdict)}</td></tr>'
         )
+        before = pair.other
     said = [
         f"Each run against {found.groups[0].name}, on the same {max(p.examples for p in found.pairs):,} examples of "
         f"{found.split}. The interval is the paired bootstrap's over examples; to the right of the line is better."
     ]
     if mcnemar:
-        said.append("McNemar's exact test asks whether examples that only one of the two has right fall evenly.")
+        said.append(
+            "“Right alone” counts the examples that only the baseline, and only this run, has right; McNemar's exact "
+            "test asks whether they fall evenly."
+        )
     if seeds:
         said.append("“p, seeds” is Welch's t-test of the means over seeds: would it hold if both were trained again?")
     if len(found.groups) > 2:
         said.append("P-values are corrected for the number of runs (Holm).")
-    body = f'<p class="quiet measure">{e(" ".join(said))}</p>{_grid(head, rows)}{_more(len(found.pairs), "pairs.csv")}'
+    table = _grid(head, rows, "numbers tight") + _more(len(found.pairs), "pairs.csv")
+    body = f'<p class="quiet measure">{e(" ".join(said))}</p>{table}'
     return section(f"Against {e(found.groups[0].name)} <small>{e(found.split)}</small>", body)
 
 
@@ -177,7 +186,7 @@ def _metrics(found: Comparison) -> str:
             text = tables.number(m.mean, metric) if m else "–"
             small = ""
             if m and m.deviation is not None:
-                small = f"<small>± {tables.number(m.deviation, metric)}</small>"
+                small = f"<small>± {e(tables.rough(m.deviation, metric))}</small>"
             bold = ' class="best"' if bests[metric] == group.name else ""
             cells.append(f"<td{bold}>{e(text)}{small}</td>")
         rows.append(f"<tr><th>{_key(found, group)}</th>{''.join(cells)}</tr>")
@@ -192,8 +201,9 @@ def _metrics(found: Comparison) -> str:
 
 def _grid(head: Sequence[str], rows: Sequence[str], kind: str = "numbers") -> str:
     cells = "".join(f"<th>{e(cell)}</th>" for cell in head)
+    tall = " tall" if len(rows) > 14 else ""
     return (
-        f'<div class="wide"><table class="{kind}"><thead><tr>{cells}</tr></thead>'
+        f'<div class="wide{tall}"><table class="{kind}"><thead><tr>{cells}</tr></thead>'
         f"<tbody>{''.join(rows)}</tbody></table></div>"
     )
 
@@ -248,7 +258,9 @@ def _runs(found: Comparison) -> str:
             html = "".join(f"<td>{e(cell)}</td>" for cell in cells)
             rows.append(f"<tr><th>{e(run.name)}</th>{html}<td><code>{e(run.path)}</code></td></tr>")
     grid = _grid(["Run", "Together as", "State", "Seed", "Evaluated at step", "Folder"], rows[:TABLE], "numbers left")
-    return section("Runs", f"<details><summary>{len(rows)} runs and their folders</summary>{grid}</details>")
+    return section(
+        "Runs", f"<details><summary>{plural(len(rows), 'run')} and where to find them</summary>{grid}</details>"
+    )
 
 
 # ----------------------------------------------------------------------------------------------------- dots
@@ -283,18 +295,15 @@ def _dot_figure(found: Comparison, metric: str, width: int = 480) -> str:
     values = [x for _, m in rows for x in (*m.values, m.low, m.high) if x is not None and math.isfinite(x)]
     if not values:
         return ""
-    left, right, top, tall = 150, 14, 6, 24 if len(rows) <= 12 else 18
+    left, right, top, tall = 150, 26, 6, 24 if len(rows) <= 12 else 18
     height = top + tall * len(rows) + 26
     marks = ticks(min(values), max(values), 4)
     x0, x1 = marks[0], marks[-1]
     at: Callable[[float], float] = lambda x: left + (x - x0) / (x1 - x0) * (width - left - right)  # noqa: E731
     out = [f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{e(heading(metric))} with intervals">']
-    for i, x in enumerate(marks):
-        anchor = "end" if i == len(marks) - 1 else "middle"
+    for x in marks:
         out.append(f'<line class="grid" x1="{at(x):.1f}" x2="{at(x):.1f}" y1="{top}" y2="{height - 22}"/>')
-        out.append(
-            f'<text x="{at(x):.1f}" y="{height - 6}" text-anchor="{anchor}">{e(_tick(metric, x, x1 - x0))}</text>'
-        )
+        out.append(f'<text x="{at(x):.1f}" y="{height - 6}" text-anchor="middle">{e(_tick(metric, x, x1 - x0))}</text>')
     base = at(rows[0][1].mean) if rows[0][0] is found.groups[0] else None
     if base is not None:
         out.append(f'<line class="ideal" x1="{base:.1f}" x2="{base:.1f}" y1="{top}" y2="{height - 22}"/>')
@@ -347,7 +356,7 @@ def _curves(found: Comparison) -> str:
     body = f'<p class="legend">{keys}</p><div class="charts">{"".join(main)}</div>'
     if more:
         charts = f'<div class="charts">{"".join(more)}</div>'
-        body += f"<details><summary>{len(more)} more curves</summary>{charts}</details>"
+        body += f"<details><summary>{plural(len(more), 'more curve')}</summary>{charts}</details>"
     return section("Curves", body)
 
 
@@ -486,7 +495,7 @@ def _parallel(found: Comparison) -> str:
         kind = "axis result" if axis.result else "axis"
         out.append(f'<g class="{kind}"><line x1="{x:.1f}" x2="{x:.1f}" y1="{top}" y2="{low_y}"/>')
         named = f"{e(title)}<title>{e(axis.title)}</title>"
-        out.append(f'<text class="over" x="{x:.1f}" y="18" text-anchor="middle">{named}</text>')
+        out.append(f'<text class="head" x="{x:.1f}" y="18" text-anchor="middle">{named}</text>')
         for at, label in axis.labels:
             out.append(f'<text x="{x + 6:.1f}" y="{low_y - at * tall + 4:.1f}">{e(label)}</text>')
         out.append(f'<rect class="brush" x="{x - 8:.1f}" width="16" y="0" height="0"/>')
@@ -546,8 +555,8 @@ tbody .key{color:var(--ink)}.numbers th:first-child{min-width:7em}
 .whisker .good{--c:var(--c2)}.whisker .bad{--c:var(--wrong)}.whisker .idle{--c:var(--quiet)}.point{fill:var(--c)}
 .facts thead th{width:auto;color:var(--ink)}.facts .part th{color:var(--quiet);font-size:.82rem;padding-top:16px}
 .facts.config td{min-width:9em}
-.parallel{min-width:760px}.parallel text{paint-order:stroke;stroke:var(--card);stroke-width:3px;pointer-events:none}
-.parallel .over{fill:var(--ink);font-weight:600}
+.parallel{min-width:760px}.parallel text{paint-order:stroke;stroke:var(--card);stroke-width:4px;pointer-events:none}
+.parallel .head{fill:var(--ink);font-weight:600}
 .axis line{stroke:var(--quiet);stroke-width:1.2}.result line{stroke:var(--ink);stroke-width:2}
 .hit{fill:transparent;cursor:ns-resize;touch-action:none}.brush{fill:var(--ink);opacity:.18;pointer-events:none}
 .trial polyline{fill:none;stroke-linejoin:round}.catch{stroke:transparent;stroke-width:9;pointer-events:stroke}
@@ -556,6 +565,11 @@ pointer-events:none}
 .unfinished .stroke{stroke-dasharray:5 4;opacity:.5}.trial:hover .stroke{stroke:var(--ink);stroke-width:3.5;opacity:1}
 .trial.out{pointer-events:none}.trial.out .stroke{stroke:var(--rest);opacity:.12}tr.out{opacity:.3}
 figure.half{max-width:760px}
+.tall{max-height:480px;overflow:auto;border-bottom:1px solid var(--rule)}
+.tall thead th{position:sticky;top:0;background:var(--paper)}
+.numbers.tight th,.numbers.tight td{padding:6px 8px}.numbers.tight th:first-child{padding-left:0}
+.verdict{color:var(--quiet)}
+.verdict.good{color:var(--c2);font-weight:600}.verdict.bad{color:var(--wrong);font-weight:600}
 @media(max-width:600px){.whisker{width:90px}}
 """
 

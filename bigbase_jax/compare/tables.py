@@ -16,7 +16,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from bigbase_jax.compare.comparison import Comparison, Measured, Pair
+from bigbase_jax.compare.comparison import Comparison, Measured, Pair, said_once
 from bigbase_jax.compare.importance import Importance
 from bigbase_jax.compare.runs import ABSENT, SEEDS, lower_is_better, short_names
 from bigbase_jax.page import SHARES, heading
@@ -35,6 +35,11 @@ def number(value: float | None, metric: str = "", signed: bool = False) -> str:
     return f"{value:{sign}.4g}" if abs(value) < 1e4 else f"{value:{sign},.0f}"
 
 
+def rough(value: float, metric: str) -> str:
+    """A deviation: two digits that count."""
+    return f"{100 * value:.2g} %" if metric in SHARES else f"{value:.2g}"
+
+
 def p_text(p: float | None) -> str:
     """A p-value as it is reported."""
     return "–" if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}"
@@ -46,7 +51,7 @@ def setting(value: Any) -> str:
         return f"{value:.5g}"
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
     module, colon, name = text.partition(":")
-    return name if colon and re.fullmatch(r"\w+(\.\w+)+", module) and name.isidentifier() else text
+    return name if colon and re.fullmatch(r"\w+(\.\w+)*", module) and name.isidentifier() else text
 
 
 def measured_text(found: Measured | None, metric: str) -> str:
@@ -129,7 +134,7 @@ def _differences(found: Comparison) -> Table:
         for i, g in enumerate(found.groups[:_ROWS]):
             _row(table, [g.name, *(setting(values[i]) for _, _, values in rows)])
     if some:
-        table.caption, table.caption_justify = f"and {len(some)} settings that not all have: see the page", "left"
+        table.caption, table.caption_justify = f"on the page: what only some of them have ({len(some)})", "left"
     return table
 
 
@@ -153,15 +158,17 @@ def _metrics(found: Comparison) -> Table:
 
 
 def _pairs(found: Comparison) -> Table:
-    columns = ["metric", "difference", "95 % interval", "p, bootstrap", "only one right", "p, McNemar", "p, seeds"]
+    columns = ["metric", "difference", "95 % interval", "p, bootstrap", "right alone", "p, McNemar", "p, seeds"]
     table = _table(f"Against {found.groups[0].name}", "run", columns)
     table.add_column("verdict")
     for pair in found.pairs[:_ROWS]:
         style = {"better": "green", "worse": "red"}.get(pair.verdict)
         _row(table, pair_cells(pair), style)
+    alone = "right alone: examples that only the baseline, and only this run, has right"
+    alone = alone if any(pair.mcnemar for pair in found.pairs) else ""
     many = "p-values are corrected for the number of runs (Holm)" if len(found.groups) > 2 else ""
     more = f"{len(found.pairs) - _ROWS} more in pairs.csv" if len(found.pairs) > _ROWS else ""
-    table.caption, table.caption_justify = "; ".join(x for x in (many, more) if x) or None, "left"
+    table.caption, table.caption_justify = "; ".join(x for x in (alone, many, more) if x) or None, "left"
     return table
 
 
@@ -175,7 +182,7 @@ def pair_cells(pair: Pair) -> list[str]:
     return [
         pair.other,
         heading(pair.metric),
-        number(pair.difference, pair.metric, signed=True),
+        number(pair.difference, pair.metric, signed=True).replace("%", "points"),
         interval,
         p_text(pair.p_holm),
         split,
@@ -270,5 +277,5 @@ def summary(found: Comparison) -> dict[str, Any]:
             for p in found.pairs
         ],
         "importance": found.importance.shares if isinstance(found.importance, Importance) else None,
-        "notes": found.notes,
+        "notes": said_once(found.notes),
     }
