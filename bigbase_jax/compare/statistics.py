@@ -15,7 +15,7 @@ from scipy import stats
 RESAMPLES = 10_000
 LEVEL = 0.95
 """Of every interval."""
-_CHUNK = 2**22  # draws that are held at once
+_CHUNK = 2**20  # draws that are held at once
 Key = TypeVar("Key")
 
 
@@ -84,9 +84,7 @@ def resampled(total_NC: np.ndarray, weight_NC: np.ndarray, resamples: int = RESA
     both_NC = np.concatenate([total_NC, weight_NC], 1, dtype=np.float64)
     parts = []
     for drawn_rN in _draws(n, resamples, seed):
-        rows = len(drawn_rN)
-        offset_r1 = n * np.arange(rows)[:, None]
-        count_rN = np.bincount((drawn_rN + offset_r1).ravel(), minlength=rows * n).reshape(rows, n)
+        count_rN = np.stack([np.bincount(row_N, minlength=n) for row_N in drawn_rN])
         sums_rC = count_rN.astype(np.float64) @ both_NC
         total_rC, weight_rC = np.split(sums_rC, 2, 1)
         parts.append(np.divide(total_rC, weight_rC, out=np.zeros_like(total_rC), where=weight_rC != 0))
