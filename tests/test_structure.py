@@ -11,6 +11,8 @@ ROOT = pathlib.Path(__file__).parents[1]
 PACKAGE = ROOT / "bigbase_jax"
 CORE = {"bigbase_jax.core"}
 ALLOWED = {  # file or folder -> what of ours it may import; folders may import their own siblings
+    "adapt.py": CORE | {"bigbase_jax.parallel"},
+    "compare": CORE | {f"bigbase_jax.{name}" for name in ("build", "log", "page", "report", "rundir")},
     "core.py": set(),
     "command_line.py": CORE | {"bigbase_jax.build"},
     "build.py": CORE,
@@ -31,6 +33,12 @@ ALLOWED = {  # file or folder -> what of ours it may import; folders may import 
     "doctor": set(),
     "data": CORE | {"bigbase_jax.build"},
     "models": set(),
+    "pretrained": CORE
+    | {
+        f"bigbase_jax.{name}"
+        for name in ("build", "checkpoint", "data.tokenizer", "log", "models", "restored", "rundir")
+    },
+    "restored.py": CORE | {f"bigbase_jax.{name}" for name in ("build", "checkpoint", "parallel", "rundir")},
     "tasks": CORE | {"bigbase_jax.build", "bigbase_jax.models", "bigbase_jax.data.tokenizer", "bigbase_jax.decoding"},
 }
 NEUTRAL = ("train.py", "evaluate.py", "parallel.py", "checkpoint.py", "distributed.py")
@@ -57,7 +65,7 @@ def test_imports_point_one_way(path):
         extra = {n for n in ours - siblings if not any(n == a or n.startswith(a + ".") for a in ALLOWED[key])}
         assert not extra, f"{relative} may not import {sorted(extra)}"
     foreign = {name.partition(".")[0] for name in imports_of(path)}
-    assert not foreign & {"tensorflow", "torch"}
+    assert not foreign & {"tensorflow", "torch", "transformers"}
     if relative.name != "checkpoint.py":
         assert "orbax" not in foreign
 
@@ -97,11 +105,11 @@ def test_pmap_is_never_called():
         assert "jax.pmap" not in path.read_text()
 
 
-def test_importing_everything_needs_neither_tensorflow_nor_torch():
+def test_importing_everything_needs_neither_tensorflow_nor_torch_nor_transformers():
     code = (
         "import sys, pkgutil, importlib, bigbase_jax\n"
         "for m in pkgutil.walk_packages(bigbase_jax.__path__, 'bigbase_jax.'): importlib.import_module(m.name)\n"
-        "bad = {'tensorflow', 'torch'} & set(sys.modules)\n"
+        "bad = {'tensorflow', 'torch', 'transformers'} & set(sys.modules)\n"
         "sys.exit(f'imported {bad}' if bad else 0)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
