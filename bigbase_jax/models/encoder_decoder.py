@@ -241,9 +241,7 @@ class EncoderDecoder(nn.Module):
             self.put_variable("cache", "seen", kept_BS)
         places = self.variables["cache"]["decoder"]["block_0"]["attention"]["keys"].shape[1]
         if self.positions == "learned" and places - 1 > (self.length or 0):  # the last token is not read any more
-            raise ModelError(
-                f"a target of {places - 1} tokens is longer than the {self.length} positions of the model."
-            )
+            raise ModelError(f"a target of {places - 1} tokens is longer than the model's {self.length} positions.")
         query_L, key_K = at + jnp.arange(tokens_BL.shape[1]), jnp.arange(places)
         seen_BLK = (query_L[:, None] >= key_K) & (key_K >= first_B[:, None, None])
         positions_BL = jnp.maximum(query_L - first_B[:, None], 0)
