@@ -605,6 +605,14 @@ def _finish(tokenizer: Any, end: bool, special: Sequence[str] = ()) -> Subword:
     if special:
         has = Subword(tokenizer.to_str(), None).special
         tokenizer.add_special_tokens([ROLES[role][0] for role in special if role not in has])
+    if {"cls", "sep"} <= set(special) and tokenizer.post_processor is None:  # for those who load it elsewhere
+        roles = Subword(tokenizer.to_str(), None).special
+        cls, sep = (tokenizer.id_to_token(roles[role]) for role in ("cls", "sep"))
+        tokenizer.post_processor = _hugging_face().processors.TemplateProcessing(
+            single=f"{cls} $A {sep}",
+            pair=f"{cls} $A {sep} $B:1 {sep}:1",
+            special_tokens=[(cls, roles["cls"]), (sep, roles["sep"])],
+        )
     return Subword(tokenizer.to_str(), tokenizer.token_to_id(name) if end else None)
 
 

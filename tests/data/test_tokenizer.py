@@ -100,6 +100,20 @@ def test_special_tokens_are_had_where_asked_for_and_no_text_holds_them(spec):
             lacking(plain, ("mask",))
 
 
+@pytest.mark.parametrize("algorithm", ["bpe", "unigram", "wordpiece"])
+def test_a_learned_tokenizer_puts_its_special_tokens_around_a_text_elsewhere_too(algorithm):
+    spec = Subwords(algorithm, 300)
+    made = spec.fit(lambda: iter(TRAIN), lambda: iter(HARD), False, ("pad", "cls", "sep", "mask"))
+    raw = tokenizers.Tokenizer.from_str(json.loads(made.state())["tokenizer"])
+    first, second = encode(made, "the fox").tolist(), encode(made, "a dog").tolist()
+    cls, sep = made.special["cls"], made.special["sep"]
+    assert raw.encode("the fox").ids == [cls, *first, sep]
+    pair = raw.encode("the fox", "a dog")
+    assert pair.ids == [cls, *first, sep, *second, sep]
+    assert pair.type_ids == [0] * (len(first) + 2) + [1] * (len(second) + 1)
+    assert made.layout(True) == ((cls, FIRST, sep, SECOND, sep), (0, 0, 0, 1, 1))
+
+
 def bert(hf_processor=True):
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "##s", "dog", "明", "fox", "quick", "brown", "##ly"]
     raw = tokenizers.Tokenizer(tokenizers.models.WordPiece({w: i for i, w in enumerate(words)}, unk_token="[UNK]"))
