@@ -206,6 +206,23 @@ def test_a_language_models_loss_is_weighed_by_tokens(tmp_path):
     assert found.measured["a", "loss"].over == "examples"
 
 
+def test_the_share_of_right_tokens_is_no_yes_or_no(tmp_path):
+    """A translation is not right or wrong as a whole: no McNemar, and an interval that resamples whole examples."""
+    target_NL = np.random.default_rng(0).integers(-1, 5, (60, 8))
+    for name, share in (("a", 0.5), ("b", 0.9)):
+        language_run(tmp_path / name, -np.ones((60, 8)), target_NL)
+        right_NL = np.random.default_rng(1).random((60, 8)) < share
+        arrays = {"log_probability": -np.ones((60, 8)), "target": target_NL, "correct": right_NL}
+        np.savez(tmp_path / name / "predictions-test.npz", **arrays)
+        accuracy = float(right_NL[target_NL >= 0].mean())
+        (tmp_path / name / "eval-test.json").write_text(json.dumps({"split": "test", "accuracy": accuracy}))
+    found = compared(tmp_path / "a", tmp_path / "b")
+    pair = next(pair for pair in found.pairs if pair.metric == "accuracy")
+    assert pair.mcnemar is None and pair.verdict == "better"
+    assert pair.b == pytest.approx(found.measured["b", "accuracy"].mean)
+    assert found.measured["b", "accuracy"].over == "examples"
+
+
 def test_the_order_of_the_examples_does_not_matter(tmp_path):
     make_run(tmp_path / "a")
     make_run(tmp_path / "b", skill=2.0)

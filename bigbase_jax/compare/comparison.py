@@ -212,7 +212,7 @@ def measure(group: Group, split: str, metric: str, examples: Examples) -> Measur
         score = scored.scores[name]
         if not _close(score.mean(), values[0]):
             continue  # the predictions are of another evaluation, or the loss of another kind
-        if name == ACCURACY:
+        if score.yes_or_no:
             low, high = wilson(round(score.total_N.sum()), scored.number)
         else:
             low, high = statistics.percentiles(examples.resampled([run], name))
@@ -273,9 +273,9 @@ def _on_examples(baseline: Group, other: Group, metric: str, split: str, example
     a, b = ([run for run in group.runs if split in run.evals] for group in (baseline, other))
     difference_R = examples.resampled(b, metric) - examples.resampled(a, metric)
     low, high = statistics.percentiles(difference_R)
-    mcnemar = None
+    mcnemar: statistics.McNemar | None = None
     each = [[examples.scored[run.name].scores[metric] for run in runs] for runs in (a, b)]
-    if metric == ACCURACY and len(a) == len(b) == 1:
+    if len(a) == len(b) == 1 and each[0][0].yes_or_no and each[1][0].yes_or_no:
         mcnemar = statistics.mcnemar(each[0][0].total_N > 0.5, each[1][0].total_N > 0.5)
     return Pair(
         baseline.name,

@@ -187,7 +187,7 @@ def _metrics(found: Comparison) -> str:
             small = ""
             if m and m.deviation is not None:
                 small = f"<small>± {e(tables.rough(m.deviation, metric))}</small>"
-            bold = ' class="best"' if bests[metric] == group.name else ""
+            bold = ' class="best"' if group.name in bests[metric] else ""
             cells.append(f"<td{bold}>{e(text)}{small}</td>")
         rows.append(f"<tr><th>{_key(found, group)}</th>{''.join(cells)}</tr>")
     said = "The best of each is bold." + (" ± is the standard deviation over seeds." if several else "")

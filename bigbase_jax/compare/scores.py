@@ -29,7 +29,13 @@ class Score(NamedTuple):
     total_N: np.ndarray
     weight_N: np.ndarray
 
+    @property
+    def yes_or_no(self) -> bool:
+        """Whether each example is simply right or wrong."""
+        return bool(np.all(self.weight_N == 1) and np.isin(self.total_N, (0, 1)).all())
+
     def mean(self) -> float:
+        """Over all examples."""
         return float(self.total_N.sum() / max(self.weight_N.sum(), 1e-300))
 
 
@@ -61,7 +67,8 @@ def read(run: Run, split: str) -> Scored | str:
 
     Where ``predictions-SPLIT.npz`` holds ``probabilities`` [N,K] and ``label`` [N] (or soft, [N,K]): ``accuracy``, and
     ``log_loss`` for hard labels, in nats. Where it holds ``log_probability`` and ``target`` [N,L], in which a negative
-    target means none: ``loss`` in nats per target, and with ``bytes`` [N,L] ``bits_per_byte``.
+    target means none: ``loss`` in nats per target, with ``bytes`` [N,L] ``bits_per_byte``, and with ``correct`` [N,L]
+    ``accuracy``, the share of targets that are right.
     """
     path = pathlib.Path(run.path) / f"predictions-{split}.npz"
     if not path.exists():
@@ -91,7 +98,7 @@ def read(run: Run, split: str) -> Scored | str:
     )
 
 
-_READ = ("probabilities", "label", "log_probability", "target", "bytes", "index")
+_READ = ("probabilities", "label", "log_probability", "target", "bytes", "correct", "index")
 
 
 def _scores(arrays: dict[str, np.ndarray]) -> tuple[int, dict[str, Score], np.ndarray]:
@@ -114,6 +121,9 @@ def _scores(arrays: dict[str, np.ndarray]) -> tuple[int, dict[str, Score], np.nd
         real_NL = target_NL >= 0
         nats_N: np.ndarray = -np.where(real_NL, logp_NL, 0.0).sum(1)
         scores = {"loss": Score(nats_N, real_NL.sum(1).astype(np.float64))}
+        if arrays.get("correct", np.zeros(0)).shape == target_NL.shape:
+            right_N = (real_NL & arrays["correct"].astype(bool)).sum(1).astype(np.float64)
+            scores[ACCURACY] = Score(right_N, real_NL.sum(1).astype(np.float64))
         if "bytes" in arrays:
             bytes_N = np.where(real_NL, arrays["bytes"], 0).sum(1).astype(np.float64)
             if bytes_N.sum():

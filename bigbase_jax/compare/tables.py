@@ -67,14 +67,15 @@ def measured_text(found: Measured | None, metric: str) -> str:
     return f"{text} [{scale * found.low:.4g}, {scale * found.high:.4g}]"
 
 
-def best(found: Comparison, metric: str) -> str | None:
-    """The group with the best mean; None where all are the same, or were measured on different data."""
+def best(found: Comparison, metric: str) -> list[str]:
+    """The groups with the best mean; none where all are the same, or were measured on different data."""
     if len({run.fingerprint for run in found.runs if found.split in run.evals}) > 1:
-        return None
+        return []
     means = {g.name: m.mean for g in found.groups if (m := found.measured.get((g.name, metric))) is not None}
     if len(set(means.values())) < 2:
-        return None
-    return (min if lower_is_better(metric) else max)(means, key=lambda name: means[name])
+        return []
+    top = (min if lower_is_better(metric) else max)(means.values())
+    return [name for name, mean in means.items() if mean == top]
 
 
 def shown_metrics(found: Comparison, most: int | None = None) -> list[str]:
@@ -145,7 +146,7 @@ def _metrics(found: Comparison) -> Table:
     for g in found.groups[:_ROWS]:
         cells = [g.name, str(len(g.runs))]
         for metric in names:
-            mark = " *" if bests[metric] == g.name else ""
+            mark = " *" if g.name in bests[metric] else ""
             cells.append(measured_text(found.measured.get((g.name, metric)), metric) + mark)
         _row(table, cells)
     seeds = any(m.over == "seeds" for m in found.measured.values())
