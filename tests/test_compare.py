@@ -438,6 +438,17 @@ def test_a_study_says_how_its_trials_ended_and_which_settings_matter(tmp_path):
     assert "trial-0004 failed: out of memory" in said
 
 
+def test_a_sweep_is_ranked_by_what_it_searched_for(tmp_path):
+    make_sweep(tmp_path, 5)
+    by_accuracy = [g.name for g in compared(tmp_path).groups]
+    (tmp_path / "summary.json").write_text(json.dumps({"metric": "loss", "mode": "max"}))
+    found = compared(tmp_path)
+    assert (found.goal.metric, found.goal.lower) == ("loss", False)
+    values = [found.goal.value(g.runs[0]) for g in found.groups]
+    assert values == sorted(values, reverse=True) and [g.name for g in found.groups] != by_accuracy
+    assert values[0] == found.groups[0].runs[0].curve("eval", "loss", "val")[-1][1]  # the last, as none kept the best
+
+
 def test_the_forest_finds_what_matters():
     rng = np.random.default_rng(0)
     trials = [

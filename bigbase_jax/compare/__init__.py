@@ -68,7 +68,7 @@ def compare(workdirs: Sequence[str], split: str | None = None, resamples: int = 
     """What ``run`` shows."""
     runs, sweeps, notes = load(workdirs)
     split = choose_split(runs, split)
-    goal = goal_of(runs)
+    goal = goal_of(runs, sweeps)
     by_rank = len(sweeps) == 1 and all(run.sweep is not None for run in runs)
     groups = _ranked(group(runs), goal) if by_rank and goal else group(runs)
     differing = differences(groups)

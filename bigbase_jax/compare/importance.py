@@ -7,7 +7,7 @@ import dataclasses
 import json
 import pathlib
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -42,7 +42,7 @@ def weigh(trials: Sequence[tuple[Mapping[str, Any], float]], folders: Sequence[p
     if len(trials) < FEWEST:
         return f"The importance of settings needs at least {FEWEST} trials with a validated goal, not {len(trials)}."
     for folder in folders:
-        found = _of_study(folder)
+        found = _of_study(folder, {name for design, _ in trials for name in design})
         if found is not None:
             return found
     return of_forest(trials)
@@ -85,8 +85,8 @@ def encoded(values: Sequence[Any]) -> np.ndarray:
     return np.asarray([places[word] for word in words], np.float64)
 
 
-def _of_study(folder: pathlib.Path) -> Importance | None:
-    """fANOVA (Hutter, Hoos & Leyton-Brown 2014) by optuna; None where there is no study of enough trials."""
+def _of_study(folder: pathlib.Path, names: Collection[str]) -> Importance | None:
+    """fANOVA (Hutter, Hoos & Leyton-Brown 2014) by optuna; None without a study of enough trials of these settings."""
     for study in studies(folder):
         import optuna
 
@@ -97,6 +97,8 @@ def _of_study(folder: pathlib.Path) -> Importance | None:
         with contextlib.suppress(ValueError, RuntimeError), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             found = optuna.importance.get_param_importances(study, evaluator=evaluator)
+            if not set(found) & set(names):
+                continue  # a study of numbered settings, say
             return Importance(
                 f"fANOVA of optuna {optuna.__version__} over the {len(complete)} complete trials of its study",
                 {name: float(share) for name, share in sorted(found.items(), key=lambda item: -item[1])},

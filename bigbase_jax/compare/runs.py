@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from bigbase_jax.build import suggest
-from bigbase_jax.compare.studies import endings, trial_number
+from bigbase_jax.compare.studies import endings, objective, trial_number
 from bigbase_jax.core import UserError
 from bigbase_jax.log import read_rows
 from bigbase_jax.page import SPLITS, finite
@@ -123,7 +123,8 @@ class Goal:
         values = [value for _, value in run.curve("eval", self.metric, "val")]
         if not values:
             return None
-        if run.settings.get("train.best_metric") == self.metric:
+        best = run.settings.get("train.best_metric"), run.settings.get("train.best_mode", "max")
+        if best == (self.metric, "min" if self.lower else "max"):
             return min(values) if self.lower else max(values)
         return values[-1]
 
@@ -133,8 +134,15 @@ def lower_is_better(metric: str) -> bool:
     return bool(_LOWER.search(metric))
 
 
-def goal_of(runs: Sequence[Run]) -> Goal | None:
-    """``config.train.best_metric`` where the runs agree on it, else the loss; None where no run has been validated."""
+def goal_of(runs: Sequence[Run], sweeps: Sequence[pathlib.Path] = ()) -> Goal | None:
+    """What a sweep searched for; else ``config.train.best_metric`` where the runs agree on it; else the loss.
+
+    None where no run has been validated.
+    """
+    searched = {objective(folder) for folder in sweeps}
+    if len(searched) == 1 and (found := next(iter(searched))) is not None:
+        goal = Goal(*found)
+        return goal if any(goal.value(run) is not None for run in runs) else None
     named = {run.settings.get("train.best_metric") for run in runs}
     metric = next(iter(named)) if len(named) == 1 else None
     modes = {run.settings.get("train.best_mode") for run in runs}
