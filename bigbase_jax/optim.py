@@ -92,7 +92,7 @@ class Optimizer:
         if own is not None:
             kwargs[own] = self.weight_decay
             kwargs.update({n: mask for n in ("mask", "weight_decay_mask") if n in takes})
-        elif self.weight_decay:
+        elif not isinstance(self.weight_decay, (int, float)) or self.weight_decay:  # a population's is traced
             decay = [optax.add_decayed_weights(self.weight_decay, mask)]
         return optax.chain(*decay, self.algorithm(**kwargs))
 

@@ -608,10 +608,11 @@ def test_kills_and_a_damaged_checkpoint_change_no_bit_of_a_sweep(tmp_path):
                 file.write_bytes(b"")
 
     process = start(tmp_path, *command)  # a signal
+    assert "sweep " in process.stderr.readline()
     time.sleep(8)
     process.send_signal(signal.SIGTERM)
-    _, err = end(process, status=process.wait(200))
-    if process.returncode:
+    _, err = process.communicate(timeout=200)
+    if process.returncode:  # not if it was faster
         assert process.returncode == 128 + signal.SIGTERM and "the same command goes on" in err
 
     found, _ = end(start(tmp_path, *command))
