@@ -480,6 +480,16 @@ def test_the_page_holds_everything_and_escapes_names(tmp_path):
     assert "Against" not in alone.words and "Accuracy" in alone.words
 
 
+def test_runs_of_different_data_are_shown_but_none_is_called_the_best(tmp_path):
+    make_run(tmp_path / "a")
+    make_run(tmp_path / "b", skill=2.0, fingerprint="f2", note=1)
+    found = compared(tmp_path / "a", tmp_path / "b")
+    assert tables.best(found, "accuracy") == [] and tables.summary(found)["best"] == {"accuracy": []}
+    words = Page(compare.page.render(found)).words
+    assert "none is called the best" in words and "1 setting that only some of them have" in words
+    assert tables.csv_files(found)["pairs.csv"].startswith("baseline,group,metric")
+
+
 def test_csv_files_hold_what_was_measured(tmp_path):
     for seed in range(2):
         make_run(tmp_path / f"a-{seed}", seed=seed)

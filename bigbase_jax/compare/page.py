@@ -17,7 +17,7 @@ import numpy as np
 from bigbase_jax.compare import tables
 from bigbase_jax.compare.comparison import Comparison, Pair
 from bigbase_jax.compare.importance import Importance
-from bigbase_jax.compare.runs import ABSENT, Group, Run, lower_is_better, short_names
+from bigbase_jax.compare.runs import ABSENT, Group, Run, is_count, lower_is_better, short_names
 from bigbase_jax.page import (
     Series,
     chart,
@@ -72,7 +72,8 @@ def _colour(found: Comparison, group: Group) -> str:
 
 
 def _header(found: Comparison) -> str:
-    names = list(short_names(list(found.varied)).values())
+    short = short_names(list(found.varied))
+    names = [short[path] for path in sorted(short, key=lambda path: ABSENT in found.varied[path])]
     listed = ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
     lead = f"They differ in {listed}." if names else ""
     if len(found.groups) > 1 and not names:
@@ -190,12 +191,15 @@ def _metrics(found: Comparison) -> str:
             bold = ' class="best"' if group.name in bests[metric] else ""
             cells.append(f"<td{bold}>{e(text)}{small}</td>")
         rows.append(f"<tr><th>{_key(found, group)}</th>{''.join(cells)}</tr>")
-    said = "The best of each is bold." + (" ± is the standard deviation over seeds." if several else "")
+    said = "The best of each is bold." if any(bests.values()) else ""
+    if tables.different_data(found):
+        said = "They were measured on different data, so none is called the best."
+    said += " ± is the standard deviation over seeds." if several else ""
     same = [name for name in found.metrics if name not in names]
     if same:
         said += f" The same everywhere: {', '.join(heading(name).lower() for name in same)}."
     head = ["", *(["Seeds"] if several else []), *map(heading, names)]
-    body = f'<p class="quiet measure">{e(said)}</p>{_grid(head, rows)}{_more(len(found.groups), "groups.csv")}'
+    body = f'<p class="quiet measure">{e(said.strip())}</p>{_grid(head, rows)}{_more(len(found.groups), "groups.csv")}'
     return section(f"Metrics <small>{e(found.split)}</small>", body)
 
 
@@ -218,17 +222,27 @@ def _differences(found: Comparison) -> str:
     groups = found.groups
     if len(groups) > 6:
         return _trials(found)
-    rows = []
+    common: list[str] = []
+    partial: list[str] = []
     for part, table in found.differences.items():
         title = {"origin": "Where they come from", "other": "Other settings"}.get(part, f"config.{part}")
-        rows.append(f'<tr class="part"><th colspan="{len(groups) + 1}">{e(title)}</th></tr>')
-        for path, values in table.items():
-            cells = "".join(f"<td><code>{e(tables.setting(value))}</code></td>" for value in values)
-            name = path if part == "origin" else f"<code>{e(path)}</code>"
-            rows.append(f"<tr><th>{name}</th>{cells}</tr>")
-    head = "".join(f"<th>{_key(found, group)}</th>" for group in groups)
-    body = f"<thead><tr><th></th>{head}</tr></thead><tbody>{''.join(rows)}</tbody>"
-    return section("What differs", f'<div class="wide"><table class="facts config">{body}</table></div>')
+        title_row = f'<tr class="part"><th colspan="{len(groups) + 1}">{e(title)}</th></tr>'
+        for rows, missing in ((common, False), (partial, True)):
+            shown = {path: values for path, values in table.items() if (ABSENT in values) == missing}
+            rows += [title_row] if shown else []
+            for path, values in shown.items():
+                cells = "".join(f"<td><code>{e(tables.setting(value))}</code></td>" for value in values)
+                name = e(path) if part == "origin" else f"<code>{e(path)}</code>"
+                rows.append(f"<tr><th>{name}</th>{cells}</tr>")
+    head = f"<thead><tr><th></th>{''.join(f'<th>{_key(found, group)}</th>' for group in groups)}</tr></thead>"
+    both = []
+    for rows in (common, partial):
+        body = f"{head}<tbody>{''.join(rows)}</tbody>"
+        both.append(f'<div class="wide"><table class="facts config">{body}</table></div>' if rows else "")
+    count = sum(ABSENT in values for table in found.differences.values() for values in table.values())
+    summary = f"{plural(count, 'setting')} that only some of them have"
+    more = f"<details{'' if common else ' open'}><summary>{summary}</summary>{both[1]}</details>" if partial else ""
+    return section("What differs", both[0] + more)
 
 
 def _trials(found: Comparison) -> str:
@@ -267,7 +281,9 @@ def _runs(found: Comparison) -> str:
 
 
 def _dots(found: Comparison) -> str:
-    names = [metric for metric in tables.shown_metrics(found) if len(found.groups) > 1][:FIGURES]
+    if len(found.groups) < 2:
+        return ""
+    names = [metric for metric in tables.shown_metrics(found) if not is_count(metric)][:FIGURES]
     figures = [figure for metric in names if (figure := _dot_figure(found, metric))]
     if not figures:
         return ""

@@ -134,6 +134,11 @@ def lower_is_better(metric: str) -> bool:
     return bool(_LOWER.search(metric))
 
 
+def is_count(metric: str) -> bool:
+    """Whether it only says how much was measured, and more is neither better nor worse."""
+    return bool(re.search(r"(^|_)(tokens|count|examples|words|references)$", metric))
+
+
 def goal_of(runs: Sequence[Run], sweeps: Sequence[pathlib.Path] = ()) -> Goal | None:
     """What a sweep searched for; else ``config.train.best_metric`` where the runs agree on it; else the loss.
 

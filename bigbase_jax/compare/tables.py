@@ -18,7 +18,7 @@ from rich.table import Table
 
 from bigbase_jax.compare.comparison import Comparison, Measured, Pair, said_once
 from bigbase_jax.compare.importance import Importance
-from bigbase_jax.compare.runs import ABSENT, SEEDS, lower_is_better, short_names
+from bigbase_jax.compare.runs import ABSENT, SEEDS, is_count, lower_is_better, short_names
 from bigbase_jax.page import SHARES, heading
 
 _WIDE = 160  # columns where stdout is not a terminal
@@ -67,9 +67,14 @@ def measured_text(found: Measured | None, metric: str) -> str:
     return f"{text} [{scale * found.low:.4g}, {scale * found.high:.4g}]"
 
 
+def different_data(found: Comparison) -> bool:
+    """Whether the evaluations are not all of the same data."""
+    return len({run.fingerprint for run in found.runs if found.split in run.evals}) > 1
+
+
 def best(found: Comparison, metric: str) -> list[str]:
-    """The groups with the best mean; none where all are the same, or were measured on different data."""
-    if len({run.fingerprint for run in found.runs if found.split in run.evals}) > 1:
+    """The groups with the best mean; none where all are the same, or on different data, or counts."""
+    if is_count(metric) or different_data(found):
         return []
     means = {g.name: m.mean for g in found.groups if (m := found.measured.get((g.name, metric))) is not None}
     if len(set(means.values())) < 2:
@@ -82,12 +87,12 @@ def shown_metrics(found: Comparison, most: int | None = None) -> list[str]:
     """Without those that are the same in all groups (as the number of tokens), where there are several."""
     if len(found.groups) < 2:
         return found.metrics[:most]
-    return [
-        metric
-        for metric in found.metrics
-        if len({m.mean for g in found.groups if (m := found.measured.get((g.name, metric)))}) > 1
-        or metric in ("accuracy", "loss")
-    ][:most]
+    shown = []
+    for metric in found.metrics:
+        means = [m.mean for g in found.groups if (m := found.measured.get((g.name, metric)))]
+        if len(set(means)) > 1 or 0 < len(means) < len(found.groups) or metric in ("accuracy", "loss"):
+            shown.append(metric)
+    return shown[:most]
 
 
 # ----------------------------------------------------------------------------------------------------- the terminal
@@ -225,7 +230,9 @@ def csv_files(found: Comparison) -> dict[str, str]:
         for metric in found.metrics
         if (m := found.measured.get((g.name, metric))) is not None
     ]
-    return {"runs.csv": _csv(runs), "groups.csv": _csv(groups), "pairs.csv": _csv([pair_row(p) for p in found.pairs])}
+    pairs = [pair_row(pair) for pair in found.pairs]
+    columns = list(pair_row(Pair("", "", "", 0.0, 0.0)))
+    return {"runs.csv": _csv(runs), "groups.csv": _csv(groups), "pairs.csv": _csv(pairs, columns)}
 
 
 def pair_row(pair: Pair) -> dict[str, Any]:
@@ -252,11 +259,9 @@ def pair_row(pair: Pair) -> dict[str, Any]:
     }
 
 
-def _csv(rows: Sequence[Mapping[str, Any]]) -> str:
-    if not rows:
-        return ""
+def _csv(rows: Sequence[Mapping[str, Any]], columns: Sequence[str] = ()) -> str:
     file = io.StringIO()
-    writer = csv.DictWriter(file, list(rows[0]))
+    writer = csv.DictWriter(file, list(rows[0]) if rows else columns)
     writer.writeheader()
     for row in rows:
         cells = {k: json.dumps(v) if isinstance(v, (list, dict, bool)) else v for k, v in row.items()}
