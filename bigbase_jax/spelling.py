@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import contextlib
 import functools
 from collections.abc import Sequence
 
@@ -27,7 +28,7 @@ class Speller:
     def __init__(self, tokenizer: Tokenizer, before: Sequence[int] = (), stop: Sequence[str] = ()):
         self.text, self.stopped = "", False
         self._tokenizer, self._stop, self._held = tokenizer, tuple(stop), ""
-        self._spelled = _spelled(tokenizer) if tokenizer.token_bytes is not None else None
+        self._spelled = _spelled(tokenizer)
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
         self._known = [int(token) for token in before][-8:]
         if self._spelled is not None:  # the last character before may be incomplete
@@ -81,13 +82,27 @@ class Speller:
         return shown
 
 
-@functools.lru_cache(maxsize=4)
-def _spelled_of(state: str) -> list[bytes]:
-    return load(state).spelled()
-
-
-def _spelled(tokenizer: Tokenizer) -> list[bytes]:
+def _spelled(tokenizer: Tokenizer) -> list[bytes] | None:
+    """The bytes of every token, where a text is those of its tokens, one after the other; else None."""
     return _spelled_of(tokenizer.state())
+
+
+@functools.lru_cache(maxsize=4)
+def _spelled_of(state: str) -> list[bytes] | None:
+    tokenizer = load(state)
+    spelled = tokenizer.spelled()
+    if tokenizer.token_bytes is not None:
+        return spelled
+    texts = {}
+    for token in range(0, len(spelled), max(len(spelled) // 256, 1)):  # some of them
+        with contextlib.suppress(UnicodeDecodeError):
+            texts[token] = spelled[token].decode()
+    first = next((token for token, text in texts.items() if text.isalpha()), None)
+    if first is None:
+        return None
+    before = tokenizer.decode([first])
+    joins = all(tokenizer.decode([first, token]) == before + text for token, text in texts.items() if text)
+    return spelled if joins else None
 
 
 def _overlap(text: str, stop: str) -> int:
