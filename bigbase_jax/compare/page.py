@@ -306,7 +306,7 @@ def _dots(found: Comparison) -> str:
 
 def _dot_figure(found: Comparison, metric: str, width: int = 480) -> str:
     rows = [(g, m) for g in found.groups if (m := found.measured.get((g.name, metric))) is not None][:ROWS]
-    if not rows:
+    if len(rows) < 2:
         return ""
     values = [x for _, m in rows for x in (*m.values, m.low, m.high) if x is not None and math.isfinite(x)]
     if not values:
