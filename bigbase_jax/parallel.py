@@ -502,7 +502,7 @@ def apply_gradients(
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     ema = state.ema
-    if ema_decay is not None:
+    if ema is not None and ema_decay is not None:
         t = state.step.astype(jnp.float32)
         decay = jnp.minimum(ema_decay, (1 + t) / (10 + t))
         moved = {"params": params, **model_state}
