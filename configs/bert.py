@@ -6,8 +6,10 @@ python launch.py --mode=predict --workdir=runs/bert --input=FILE               w
 python launch.py --config=configs/text_classify.py --config.init_from=runs/bert
 
 As RoBERTa (Liu et al. 2019): whole documents packed into rows, other words hidden at each use, no second sentence. The
-loss is in nats per hidden token. size=nano, the default, is for two CPU cores; mini, small and base are 4 x 256,
-4 x 512 (Turc et al. 2019) and 12 x 768 (BERT's own), with 128, 128 and 512 tokens, not measured here.
+loss is in nats per hidden token. size=nano, the default, is 2 blocks, 128 wide, 64 tokens, 700 steps of 32. Measured on
+two cores of an AMD EPYC (experiments/sst2): the language reference, 36.5 % of the hidden tokens of its test documents,
+in 182 core-seconds; on 630,000 tokens of other English it is too little to be of use. mini, small and base are 4 x 256,
+4 x 512 (Turc et al. 2019) and 12 x 768 (BERT's own), not measured here.
 """
 
 from typing import NamedTuple
@@ -42,7 +44,7 @@ class Size(NamedTuple):
 
 SIZES = {
     "tiny": Size(2, 2, 16, 32, 8, 8, 1e-3),
-    "nano": Size(4, 4, 128, 64, 64, 1000, 1e-3),
+    "nano": Size(2, 4, 128, 64, 32, 700, 1e-3),
     "mini": Size(4, 4, 256, 128, 128, 20_000, 1e-3),
     "small": Size(4, 8, 512, 128, 256, 100_000, 5e-4),
     "base": Size(12, 12, 768, 512, 256, 1_000_000, 1e-4),
@@ -95,6 +97,6 @@ def get_config(arg: str | None = None) -> ConfigDict:
         Loop,
         steps=size.steps,
         log_every=2 if args.tiny else 50,
-        eval_every=4 if args.tiny else max(size.steps // 4, 250),
+        eval_every=4 if args.tiny else size.steps // 2,
     )
     return config

@@ -10,6 +10,10 @@ python launch.py --mode=predict --workdir=runs/text_classify --input=FILE      t
 ...), whose model and tokenizer take the place of the recipe's. Of it, adapt=full trains everything; lora small products
 beside each block's queries and values, and the head; last the last of the blocks of ``size``, and the head; probe the
 head.
+
+Measured on two cores of an AMD EPYC (experiments/sst2): SST-2 from scratch, 80.8 % of the test sentences in 125
+core-seconds with root=DIR,length=40,vocab=8192. The docstrings, seven subjects: 72.6 % in 95 core-seconds, and 81.8 %
+in 15 by model=bow, which 2,700 texts suit better.
 """
 
 from typing import NamedTuple
@@ -34,19 +38,20 @@ from bigbase_jax.train import Loop
 
 
 class Size(NamedTuple):
-    """A model."""
+    """A model, and the rate at which all of it is trained."""
 
     depth: int
     heads: int
     width: int
+    learning_rate: float
 
 
 SIZES = {
-    "tiny": Size(2, 2, 16),
-    "nano": Size(4, 4, 128),
-    "mini": Size(4, 4, 256),
-    "small": Size(4, 8, 512),
-    "base": Size(12, 12, 768),
+    "tiny": Size(2, 2, 16, 1e-3),
+    "nano": Size(2, 4, 128, 1e-3),
+    "mini": Size(4, 4, 256, 3e-4),
+    "small": Size(4, 8, 512, 1e-4),
+    "base": Size(12, 12, 768, 3e-5),
 }
 HEAD = r"^(head|pooler)\."
 
@@ -102,7 +107,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.task = adapted[args.adapt]
     config.optim = target(
         Optimizer,
-        learning_rate={"bow": 1e-2}.get(args.model, 5e-4 if args.adapt == "full" else 2e-3),
+        learning_rate=1e-2 if args.model == "bow" else size.learning_rate if args.adapt == "full" else 1e-3,
         algorithm=deferred(optax.adamw, b2=0.98, eps=1e-6),
         schedule=deferred(optax.linear_schedule, end_value=0.0),
         warmup=0.1,
@@ -113,5 +118,5 @@ def get_config(arg: str | None = None) -> ConfigDict:
     if args.tiny:
         config.train = target(Loop, steps=8, log_every=2, eval_every=4, best_metric="accuracy")
     else:
-        config.train = target(Loop, epochs=5.0, log_every=50, best_metric="accuracy")
+        config.train = target(Loop, epochs=4.0, log_every=50, best_metric="accuracy")
     return config

@@ -1,6 +1,8 @@
 """Classification of texts by an encoder, a decoder and a bag of words: what is read, trained and measured."""
 
 import functools
+import pathlib
+import runpy
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +10,8 @@ import numpy as np
 import optax
 import pytest
 
-from bigbase_jax.core import Task, UserError
+from bigbase_jax.build import build
+from bigbase_jax.core import Task, UserError, flatten
 from bigbase_jax.data.tokenizer import Symbols
 from bigbase_jax.models.bag_of_words import BagOfWords
 from bigbase_jax.models.bert import Bert
@@ -164,3 +167,24 @@ def test_mistakes_are_named():
         TextClassification(MODELS["bert"]).init(jax.random.key(0), batch_of(2))
     with pytest.raises(UserError, match="longer than the 4 positions"):
         TextClassification(Bert(**{**TINY, "length": 4}), K).init(jax.random.key(0), batch_of(2))
+
+
+@pytest.mark.parametrize("model", ["bert", "decoder"])
+@pytest.mark.parametrize("adapt", ["lora", "last", "probe"])
+def test_the_recipe_trains_what_it_says(model, adapt):
+    recipe = pathlib.Path(__file__).parents[2] / "configs" / "text_classify.py"
+    config = runpy.run_path(str(recipe))["get_config"](f"tiny,model={model},adapt={adapt}")
+    facts = {"vocab_size": V, "length": L, "num_classes": K, "class_names": ("a", "b", "c")}
+    task = build(config.task, facts)
+    params = set(flatten(jax.eval_shape(task.init, jax.random.key(0), batch_of(2))["params"]))
+    head = {name for name in params if name.startswith(("head.", "pooler."))}
+    assert len(head) == (4 if model == "bert" else 2)
+    rest = {name.rpartition(".")[0] for name in params - head}
+    if adapt == "lora":
+        at = [f"encoder.block_{i}.attention.{name}" for i in (0, 1) for name in ("query", "value")]
+        assert rest == set(at)
+    elif adapt == "last":
+        own = {name for name in rest if not name.startswith("encoder.block_1.")}
+        assert len(rest) > 6 and own == (set() if model == "bert" else {"encoder.norm"})
+    else:
+        assert not rest
