@@ -41,7 +41,7 @@ def close(mine, theirs):
 def test_members_equal_their_own_runs_and_differ_from_each_other(tmp_path):
     """The recipe of the perceptron, against ``train.train`` and its checkpoint."""
     config = recipe()
-    trained = population.train(config, seeds=(0, 5))
+    trained = population.train(config, seeds=(0, 5), at_once=2)
     home = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     abstract = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype, sharding=home), {"params": trained.state.params}
@@ -60,8 +60,12 @@ def test_members_equal_their_own_runs_and_differ_from_each_other(tmp_path):
 NUMBERS = {"learning_rate": (0.01, 0.1, 0.2), "weight_decay": (0.0, 0.3, 0.1)}
 
 
-@pytest.mark.parametrize(("algorithm", "numbers"), [(optax.adamw, {}), (optax.adamw, NUMBERS), (optax.sgd, NUMBERS)])
-def test_states_averages_and_numbers_are_each_members_own(algorithm, numbers):
+@pytest.mark.parametrize(
+    ("algorithm", "numbers", "at_once"),
+    [(optax.adamw, {}, None), (optax.adamw, NUMBERS, 1), (optax.sgd, NUMBERS, None), (optax.sgd, NUMBERS, 2)],
+    ids=["adamw-seeds", "adamw-one", "sgd-all", "sgd-two"],
+)
+def test_states_averages_and_numbers_are_each_members_own(algorithm, numbers, at_once):
     """Against ``parallel.program``, for a task with BatchNorm, a schedule, clipping and microbatches."""
     seeds = (4, 4, 7)
     optimizer = Optimizer(0.05, algorithm, optax.cosine_decay_schedule, warmup=2, weight_decay=0.2, clip_norm=0.5)
@@ -70,7 +74,7 @@ def test_states_averages_and_numbers_are_each_members_own(algorithm, numbers):
         return Optimizer(**{**vars(optimizer), **own}).transform(SHAPES, len(BATCHES))
 
     how = {"microbatches": 2, "ema_decay": 0.9}
-    init, step = population.program(TASK, transform, seeds, numbers, **how)
+    init, step = population.program(TASK, transform, seeds, numbers, **how, at_once=at_once)
     state = init(BATCHES[0])
     for batch in BATCHES:
         state, sums = step(state, batch)

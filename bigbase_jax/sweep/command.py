@@ -218,11 +218,11 @@ class _Parent:
         for trial in trials:
             self._seen[trial.number] = (trial.state.name, trial.user_attrs.get("worker"))
         before = {number: signal.signal(number, self._forward) for number in (signal.SIGTERM, signal.SIGINT)}
-        self._children = [_Child(i, place) for i, place in enumerate(self._places)] if open_ else []
+        self._children = [_Child(i, place) for i, place in enumerate(self._places[:open_])]
         mistake, deadline = None, float("inf")
         try:
             while self._children:
-                time.sleep(0.3)
+                time.sleep(0.5)
                 self._tell()
                 for child in [c for c in self._children if c.process.poll() is not None]:
                     self._children.remove(child)
@@ -279,11 +279,12 @@ class _Parent:
 
     def _all_alike(self) -> str | None:
         """The reason that the first three trials to end had in common, if they failed and nothing else has ended."""
-        ended = [t for t in self._study.trials() if t.state.is_finished()]
+        trials = self._study.trials()
+        ended = [t for t in trials if t.state.is_finished()]
         reasons = {t.user_attrs.get("reason") for t in ended if t.state.name == "FAIL"}
         if len(ended) < 3 or len(reasons) != 1 or any(t.state.name != "FAIL" for t in ended):
             return None
-        if not any(not t.state.is_finished() for t in self._study.trials()):
+        if len(ended) == len(trials):
             return None
         return (
             f"the first {len(ended)} trials of {self._study.folder} all failed: {reasons.pop()} Mend that, and give "

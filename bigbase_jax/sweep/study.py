@@ -70,7 +70,7 @@ class Journal(BaseJournalBackend):
 
     def read_logs(self, log_number_from: int) -> Iterator[dict[str, Any]]:
         """All whole lines from this number on."""
-        known = max(number for number in self._offsets if number <= log_number_from)
+        known = log_number_from if log_number_from in self._offsets else 0
         with _PROCESS, open(self._path, "rb") as file:
             file.seek(self._offsets[known])
             text = file.read()

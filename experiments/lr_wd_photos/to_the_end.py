@@ -1,0 +1,15 @@
+"""The same settings as ``sweep.py``, each trained to its end: what stopping early saves, and what it misses.
+
+python launch.py --config=configs/catdog.py:data=folder,root=DIR --sweep=experiments/lr_wd_photos/random.py --workers=N
+"""
+
+import dataclasses
+import pathlib
+import runpy
+
+from bigbase_jax.sweep import Sweep
+
+
+def sweep() -> Sweep:
+    same = runpy.run_path(str(pathlib.Path(__file__).with_name("sweep.py")))["sweep"]()
+    return dataclasses.replace(same, pruner=None)
