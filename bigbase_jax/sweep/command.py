@@ -205,6 +205,7 @@ class _Parent:
         self._study, self._places = study, places
         self._seen: dict[int, tuple[str, Any]] = {}
         self._signal: int | None = None
+        self._children: list[_Child] = []
         self._deaths = 0
 
     def watch(self) -> int:
@@ -217,7 +218,8 @@ class _Parent:
         say(f"sweep {folder}: {len(trials)} trials, {open_} of them to run with {len(self._places)} workers")
         for trial in trials:
             self._seen[trial.number] = (trial.state.name, trial.user_attrs.get("worker"))
-        before = {number: signal.signal(number, self._forward) for number in (signal.SIGTERM, signal.SIGINT)}
+        for number in (signal.SIGTERM, signal.SIGINT):  # for good: the process ends after this
+            signal.signal(number, self._forward)
         self._children = [_Child(i, place) for i, place in enumerate(self._places[:open_])]
         mistake, deadline = None, float("inf")
         try:
@@ -246,8 +248,6 @@ class _Parent:
         finally:
             for child in self._children:
                 child.process.kill()
-            for number, handler in before.items():
-                signal.signal(number, handler)
         self._tell()
         if mistake is not None:
             raise UserError(mistake)
@@ -339,11 +339,12 @@ class _Parent:
             "best": None if best is None else _row(study, best),
         }
         _write(study.folder / "summary.json", {**summary, "rows": rows})
-        if self._signal:
-            say(f"stopped by {signal.Signals(self._signal).name}; the same command goes on from there")
-            summary["signal"] = self._signal
+        stopped = self._signal if counts["running"] + counts["waiting"] else None
+        if stopped:
+            say(f"stopped by {signal.Signals(stopped).name}; the same command goes on from there")
+            summary["signal"] = stopped
         print(json.dumps(summary, ensure_ascii=False), flush=True)
-        return 128 + self._signal if self._signal else 0 if counts["complete"] else 1
+        return 128 + stopped if stopped else 0 if counts["complete"] else 1
 
 
 def _best(sweep: Sweep, trials: list[Any]) -> Any:
