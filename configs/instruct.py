@@ -12,7 +12,7 @@ token, and exact match: the share of answers that greedy decoding gives word for
 
 Measured on two cores of an AMD EPYC: the made-up questions (sums below 100, the larger of two numbers, last letters,
 letters backwards) in 804 steps, about 11 core-minutes beside other jobs: 0.087 nats per token of an answer, 83.2 % of
-573 unseen questions answered word for word. What it gets wrong are sums and letters backwards.
+573 unseen questions answered word for word: 52 % of the sums, 86 % of the comparisons, all about letters.
 """
 
 from typing import NamedTuple
