@@ -57,6 +57,9 @@ class Fake:
         folder = pathlib.Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         done = sum(1 for _ in (folder / "checkpoints").glob("*"))
+        if (folder / "metrics.jsonl").exists():  # as the log does: what came after the checkpoint is done again
+            rows = (folder / "metrics.jsonl").read_text().splitlines(keepends=True)
+            (folder / "metrics.jsonl").write_text("".join(rows[:done]))
         for step in range(done + 1, self.steps + 1):
             time.sleep(self.pause)
             error = self.fail.get(name.rpartition("-")[2])
@@ -382,9 +385,9 @@ def test_workers_that_race_run_every_trial_once(tmp_path, storage):
 
 def test_a_killed_worker_loses_nothing_and_its_trial_goes_on_from_where_it_was(tmp_path, storage):
     sweep = Sweep("accuracy", space=RATES, trials=3, pruner="median")
-    first = child(tmp_path / "s", sweep, Fake(0.2), storage)
-    until((tmp_path / "s" / "trial-0000" / "checkpoints" / "2").exists)
+    first = child(tmp_path / "s", sweep, Fake(0.7), storage)
     study = Study(sweep, CONFIG, tmp_path / "s", storage)
+    until((tmp_path / "s" / "trial-0000" / "checkpoints" / "2").exists)
     settings = study.get(0).params
     assert study.claim(0) is None, "a live worker's trial was given away"
     os.kill(first.pid, signal.SIGKILL)
