@@ -534,7 +534,7 @@ from bigbase_jax.sweep import Sweep, log_uniform
 def sweep():
     return Sweep(metric="accuracy", space={"optim.learning_rate": log_uniform(0.01, 1.0)}, trials=3)
 """
-LONG = ("--config.train.steps=600", "--config.train.eval_every=100", "--config.train.writers=()")
+LONG = ("--config.train.steps=240", "--config.train.eval_every=40", "--config.train.writers=()")
 
 
 def start(tmp_path, *args, **env):
