@@ -83,15 +83,17 @@ def test_every_recipe_trains_evaluates_and_reports(recipe, tmp_path):
     result, out, err = launch(f"--config={recipe}:tiny", f"--workdir={tmp_path / 'run'}")
     task = json.loads((tmp_path / "run" / "config.json").read_text())["task"]["target"].partition(":")[2]
     measured, kept = MEASURED[task]
+    split = result["split"]
+    assert split == ("val" if recipe.stem == "instruct" else "test")  # chats seldom have more
     assert measured <= set(result) and result["loss"] > 0
-    assert kept <= set(np.load(tmp_path / "run" / "predictions-test.npz").files)
+    assert kept <= set(np.load(tmp_path / "run" / f"predictions-{split}.npz").files)
     assert len(out.splitlines()) == 1
     assert 0 <= result.get("accuracy", 0) <= 1
-    assert result == json.loads((tmp_path / "run" / "eval-test.json").read_text())
+    assert result == json.loads((tmp_path / "run" / f"eval-{split}.json").read_text())
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert {"train", "eval"} <= {row["kind"] for row in rows} or "val" not in err
     assert [row["step"] for row in rows if row["kind"] == "train"][-1] >= result["step"]
-    for name in ("config.json", "lineage.json", "report.html", "predictions-test.npz"):
+    for name in ("config.json", "lineage.json", "report.html", f"predictions-{split}.npz"):
         assert (tmp_path / "run" / name).stat().st_size > 0
     assert list((tmp_path / "run" / "tensorboard").iterdir())
 
