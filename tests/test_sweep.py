@@ -29,6 +29,7 @@ from bigbase_jax.sweep.study import Stop, Study
 
 ROOT = pathlib.Path(__file__).parents[1]
 FORK = multiprocessing.get_context("fork")  # the children here compute nothing with JAX
+"""Tests that use it count as slow ones: a process in which others have left threads is not to be forked."""
 
 
 def recipe():
@@ -368,6 +369,7 @@ def until(condition, seconds=30):
         time.sleep(0.01)
 
 
+@pytest.mark.slow
 def test_workers_that_race_run_every_trial_once(tmp_path, storage):
     sweep = Sweep("accuracy", space=RATES, trials=8, sampler="random")
     workers = [child(tmp_path / "s", sweep, Fake(0.01), storage) for _ in range(3)]
@@ -383,6 +385,7 @@ def test_workers_that_race_run_every_trial_once(tmp_path, storage):
     assert [trial.params for trial in study.trials()] == [trial.params for trial in alone.trials()]
 
 
+@pytest.mark.slow
 def test_a_killed_worker_loses_nothing_and_its_trial_goes_on_from_where_it_was(tmp_path, storage):
     sweep = Sweep("accuracy", space=RATES, trials=3, pruner="median")
     first = child(tmp_path / "s", sweep, Fake(0.7), storage)
@@ -470,6 +473,7 @@ def test_three_deaths_at_one_point_give_a_trial_up_and_deaths_further_on_do_not(
     assert study.get(1).state == TrialState.FAIL and "died three times" in study.get(1).user_attrs["reason"]
 
 
+@pytest.mark.slow
 def test_a_journal_survives_a_kill_and_a_full_disk_in_the_middle_of_a_line(tmp_path):
     path = tmp_path / "study.jsonl"
     journal = studies.Journal(path)
