@@ -9,9 +9,15 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Float32, Int
 
-from bigbase_jax.models.attention import SEQUENCE_ATTENTION
 from bigbase_jax.models.layers import ACTIVATIONS, DTYPES, ModelError, classes, constrain, look_up
-from bigbase_jax.models.transformer import KERNEL_INITS, REMAT_POLICIES, Encoder, Style
+from bigbase_jax.models.transformer import (
+    KERNEL_INITS,
+    Style,
+    check_computing,
+    check_given,
+    encoder_of,
+    style_of,
+)
 
 _init = nn.initializers.normal(0.02)  # BERT's, of all tables
 CLASSIFIERS = ("pooled", "dense", "mean")
@@ -74,9 +80,7 @@ class Bert(nn.Module):
     pipeline_microbatches: int = 4
 
     def __post_init__(self) -> None:
-        look_up(DTYPES, self.dtype, "dtype")
-        look_up(REMAT_POLICIES, self.remat_policy, "remat_policy")
-        look_up(SEQUENCE_ATTENTION, self.sequence_attention, "sequence_attention")
+        check_computing(self)
         look_up(dict.fromkeys(CLASSIFIERS), self.classifier, "classifier")
         self.style.sizes(self.width, self.heads)
         for name, least in (("types", 1), ("position_offset", 0)):
@@ -87,7 +91,7 @@ class Bert(nn.Module):
     @property
     def style(self) -> Style:
         """The attributes that ``Style`` has too."""
-        return Style(post_norm=True, epsilon=self.epsilon, activation=self.activation, kernel_init=self.kernel_init)
+        return style_of(self, post_norm=True)
 
     @property
     def has_pooler(self) -> bool:
@@ -95,25 +99,17 @@ class Bert(nn.Module):
         return self.pooled or self.next_sentence or (self.num_classes is not None and self.classifier == "pooled")
 
     def setup(self) -> None:
-        for name in ("vocab_size", "length"):
-            if (getattr(self, name) or 0) < 1:
-                raise ModelError(f"the model's {name} is {getattr(self, name)}; give it, or data that knows it.")
+        check_given(self, "vocab_size", "length")
         self.embedding = self.param("embedding", _init, (self.vocab_size, self.width))
         rows = (self.length or 0) + self.position_offset
         self.position = self.param("position", _init, (rows, self.width))
         self.type = self.param("type", _init, (self.types, self.width))
         self.norm = nn.LayerNorm(epsilon=self.epsilon, dtype=DTYPES[self.dtype])
-        self.encoder = Encoder(
+        self.encoder = encoder_of(
+            self,
             self.depth,
             self.heads,
             self.mlp_dim or 4 * self.width,
-            dropout=self.dropout,
-            dtype=self.dtype,
-            remat=self.remat,
-            remat_policy=self.remat_policy,
-            scan=self.scan,
-            sequence_attention=self.sequence_attention,
-            pipeline_microbatches=self.pipeline_microbatches,
             style=self.style,
         )
         if self.has_pooler:

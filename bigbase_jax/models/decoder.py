@@ -12,10 +12,16 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Float32, Int
 
-from bigbase_jax.models.attention import SEQUENCE_ATTENTION
 from bigbase_jax.models.layers import DTYPES, ModelError, constrain, look_up
 from bigbase_jax.models.rope import frequencies, rotation
-from bigbase_jax.models.transformer import REMAT_POLICIES, Context, Encoder, Style
+from bigbase_jax.models.transformer import (
+    Context,
+    Style,
+    check_computing,
+    check_given,
+    encoder_of,
+    style_of,
+)
 
 _init = nn.initializers.normal(0.02)  # GPT-2's, of embeddings, positions and a free head
 
@@ -75,9 +81,7 @@ class Decoder(nn.Module):
     pipeline_microbatches: int = 4
 
     def __post_init__(self) -> None:
-        look_up(DTYPES, self.dtype, "dtype")
-        look_up(REMAT_POLICIES, self.remat_policy, "remat_policy")
-        look_up(SEQUENCE_ATTENTION, self.sequence_attention, "sequence_attention")
+        check_computing(self)
         look_up({"learned": None, "rope": None}, self.positions, "positions")
         _, K = self.style.sizes(self.width, self.heads)
         if self.positions == "rope":
@@ -87,40 +91,19 @@ class Decoder(nn.Module):
     @property
     def style(self) -> Style:
         """The attributes that ``Style`` has too."""
-        return Style(
-            kv_heads=self.kv_heads,
-            head_dim=self.head_dim,
-            norm=self.norm,
-            epsilon=self.epsilon,
-            activation=self.activation,
-            gated=self.gated,
-            qkv_bias=self.qkv_bias,
-            out_bias=self.out_bias,
-            mlp_bias=self.mlp_bias,
-            qk_norm=self.qk_norm,
-            window=self.window,
-            kernel_init=self.kernel_init,
-        )
+        return style_of(self)
 
     def setup(self) -> None:
-        for name in ("vocab_size", "length"):
-            if (getattr(self, name) or 0) < 1:
-                raise ModelError(f"the model's {name} is {getattr(self, name)}; give it, or data that knows it.")
+        check_given(self, "vocab_size", "length")
         self.embedding = self.param("embedding", _init, (self.vocab_size, self.width))
         if self.positions == "learned":
             self.position = self.param("position", _init, (self.length, self.width))
-        self.encoder = Encoder(
+        self.encoder = encoder_of(
+            self,
             self.depth,
             self.heads,
             self.mlp_dim or 4 * self.width,
             causal=True,
-            dropout=self.dropout,
-            dtype=self.dtype,
-            remat=self.remat,
-            remat_policy=self.remat_policy,
-            scan=self.scan,
-            sequence_attention=self.sequence_attention,
-            pipeline_microbatches=self.pipeline_microbatches,
             style=self.style,
         )
         if not self.tied:

@@ -14,10 +14,17 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Float32, Int
 
-from bigbase_jax.models.attention import SEQUENCE_ATTENTION
 from bigbase_jax.models.layers import DTYPES, ModelError, constrain, look_up
 from bigbase_jax.models.rope import frequencies, rotation
-from bigbase_jax.models.transformer import REMAT_POLICIES, Context, Encoder, Style
+from bigbase_jax.models.transformer import (
+    Context,
+    Encoder,
+    Style,
+    check_computing,
+    check_given,
+    encoder_of,
+    style_of,
+)
 
 POSITIONS = ("sinusoidal", "learned", "rope", "relative")
 
@@ -94,9 +101,7 @@ class EncoderDecoder(nn.Module):
     pipeline_microbatches: int = 4
 
     def __post_init__(self) -> None:
-        look_up(DTYPES, self.dtype, "dtype")
-        look_up(REMAT_POLICIES, self.remat_policy, "remat_policy")
-        look_up(SEQUENCE_ATTENTION, self.sequence_attention, "sequence_attention")
+        check_computing(self)
         look_up(dict.fromkeys(POSITIONS), self.positions, "positions")
         _, K = self.style.sizes(self.width, self.heads)
         if self.positions == "rope":
@@ -111,27 +116,11 @@ class EncoderDecoder(nn.Module):
     @property
     def style(self) -> Style:
         """The attributes that ``Style`` has too."""
-        return Style(
-            kv_heads=self.kv_heads,
-            head_dim=self.head_dim,
-            norm=self.norm,
-            epsilon=self.epsilon,
-            post_norm=self.post_norm,
-            activation=self.activation,
-            gated=self.gated,
-            qkv_bias=self.qkv_bias,
-            out_bias=self.out_bias,
-            mlp_bias=self.mlp_bias,
-            qk_norm=self.qk_norm,
-            scale=self.scale,
-            kernel_init=self.kernel_init,
-        )
+        return style_of(self)
 
     def setup(self) -> None:
         needed = ("vocab_size", "length") if self.positions == "learned" else ("vocab_size",)
-        for name in needed:
-            if (getattr(self, name) or 0) < 1:
-                raise ModelError(f"the model's {name} is {getattr(self, name)}; give it, or data that knows it.")
+        check_given(self, *needed)
         deviation = self.width**-0.5 if self.scale_embedding else 1.0 if self.scale_head else 0.02
         self.embedding = self.param("embedding", nn.initializers.normal(deviation), (self.vocab_size, self.width))
         if self.positions == "learned":
@@ -150,18 +139,12 @@ class EncoderDecoder(nn.Module):
             self.logits_bias = self.param("logits_bias", nn.initializers.zeros, (self.vocab_size,))
 
     def _stack(self, depth: int, writes: bool = False) -> Encoder:
-        return Encoder(
+        return encoder_of(
+            self,
             depth,
             self.heads,
             self.mlp_dim or 4 * self.width,
             causal=writes,
-            dropout=self.dropout,
-            dtype=self.dtype,
-            remat=self.remat,
-            remat_policy=self.remat_policy,
-            scan=self.scan,
-            sequence_attention=self.sequence_attention,
-            pipeline_microbatches=self.pipeline_microbatches,
             style=self.style,
             cross=writes,
         )

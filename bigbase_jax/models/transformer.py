@@ -34,6 +34,8 @@ REMAT_POLICIES: Mapping[str, Callable[..., Any]] = {
     for name in ("nothing_saveable", "dots_saveable", "dots_with_no_batch_dims_saveable", "everything_saveable")
 }
 
+_COMPUTING = ("dropout", "dtype", "remat", "remat_policy", "scan", "sequence_attention", "pipeline_microbatches")
+
 
 @dataclasses.dataclass(frozen=True)
 class Style:
@@ -407,6 +409,38 @@ class Encoder(nn.Module):
             return pipeline(apply, layers, x_BLD, extra, self.pipeline_microbatches, axes)
         x_BLD, _ = jax.lax.scan(lambda x_BLD, layer: (apply(layer, x_BLD, extra, 0), None), x_BLD, layers)
         return x_BLD
+
+
+def style_of(model: Any, **more: Any) -> Style:
+    """The style that a model's attributes of the same names describe; ``more`` are those that its family has fixed."""
+    named = {field.name for field in dataclasses.fields(Style)} & {field.name for field in dataclasses.fields(model)}
+    return Style(**{name: getattr(model, name) for name in named}, **more)
+
+
+def encoder_of(model: Any, depth: int, heads: int, mlp_dim: int, **more: Any) -> Encoder:
+    """A stack that computes as a model's attributes say: dropout, dtype, rematerialisation, scan, devices."""
+    words = {name: getattr(model, name) for name in _COMPUTING}
+    return Encoder(depth, heads, mlp_dim, **words, **more)
+
+
+def check_computing(model: Any) -> None:
+    """
+    Raises:
+      ModelError: an unknown word among the attributes that ``encoder_of`` hands on.
+    """
+    look_up(DTYPES, model.dtype, "dtype")
+    look_up(REMAT_POLICIES, model.remat_policy, "remat_policy")
+    look_up(SEQUENCE_ATTENTION, model.sequence_attention, "sequence_attention")
+
+
+def check_given(model: Any, *names: str) -> None:
+    """
+    Raises:
+      ModelError: one of these sizes, which a config may leave to the data, is None or below 1.
+    """
+    for name in names:
+        if (getattr(model, name) or 0) < 1:
+            raise ModelError(f"the model's {name} is {getattr(model, name)}; give it, or data that knows it.")
 
 
 def stack_blocks(params: Mapping[str, Any]) -> dict[str, Any]:

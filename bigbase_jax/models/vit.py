@@ -11,9 +11,8 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Float32
 
-from bigbase_jax.models.attention import SEQUENCE_ATTENTION
 from bigbase_jax.models.layers import ACTIVATIONS, DTYPES, ModelError, classes, constrain, look_up
-from bigbase_jax.models.transformer import REMAT_POLICIES, Encoder, Style, sincos2d
+from bigbase_jax.models.transformer import check_computing, encoder_of, sincos2d, style_of
 
 
 class Size(NamedTuple):
@@ -76,9 +75,7 @@ class ViT(nn.Module):
 
     def __post_init__(self) -> None:
         look_up(VARIANTS, self.variant, "variant")
-        look_up(DTYPES, self.dtype, "dtype")
-        look_up(REMAT_POLICIES, self.remat_policy, "remat_policy")
-        look_up(SEQUENCE_ATTENTION, self.sequence_attention, "sequence_attention")
+        check_computing(self)
         if self.pool not in ("cls", "gap"):
             raise ModelError(f"pool is {self.pool!r}; it is 'cls' or 'gap'.")
         if self.positions not in ("learned", "sincos2d"):
@@ -113,19 +110,13 @@ class ViT(nn.Module):
             position_1LD = self.param("position", nn.initializers.normal(0.02), (1, x_BLD.shape[1], D))
         else:
             position_1LD = jnp.pad(sincos2d(H // P, W // P, D), ((tokens, 0), (0, 0)))[None]
-        x_BLD = Encoder(
+        x_BLD = encoder_of(
+            self,
             self.size.depth,
             self.size.heads,
             self.mlp_dim or 4 * D,
-            dropout=self.dropout,
             drop_path=self.drop_path,
-            dtype=self.dtype,
-            remat=self.remat,
-            remat_policy=self.remat_policy,
-            scan=self.scan,
-            sequence_attention=self.sequence_attention,
-            pipeline_microbatches=self.pipeline_microbatches,
-            style=Style(epsilon=self.epsilon, activation=self.activation),
+            style=style_of(self),
             name="encoder",
         )(x_BLD + position_1LD.astype(dtype), train=train)
         x_BD = (x_BLD[:, 0] if tokens else jnp.mean(x_BLD, 1, dtype=jnp.float32)).astype(jnp.float32)
