@@ -28,7 +28,7 @@ if "--mode=doctor" in sys.argv:  # before the other imports: it also has to run 
 from absl import flags
 from ml_collections import config_flags
 
-from bigbase_jax import command_line, distributed
+from bigbase_jax import command_line, distributed, memory
 from bigbase_jax.build import suggest
 from bigbase_jax.core import UserError
 
@@ -54,6 +54,7 @@ def main(_: list[str]) -> int:
     if mode not in MODES:
         raise UserError(f"there is no --mode={mode}.{suggest(mode, MODES, 'mode')}")
     workdir = command_line.only("workdir", _WORKDIR.value, mode) if mode != "compare" else ""
+    memory.keep_freed()
     if mode in ("train", "plan") and _CONFIG.value is None:
         raise UserError("--config is missing; try --config=configs/catdog.py.")
     if mode in ("eval", "predict", "generate", "report", "export") and not workdir:

@@ -7,7 +7,7 @@ python launch.py --mode=predict --workdir=runs/lm --input=FILE                 h
 
 The loss is in nats per token; bits per byte compare across tokenizers. size=nano, the default, is nanoGPT's published
 setting for a CPU (4 blocks, 128 wide, 64 tokens, batch 12, 2,000 steps), which reports a validation loss of 1.88 on the
-characters of tiny Shakespeare. Measured on two cores of an AMD EPYC (experiments/char_lm): 1.807 in 260 core-seconds.
+characters of tiny Shakespeare. Measured on two cores of an AMD EPYC (experiments/char_lm): 1.807 in two minutes.
 size=baby is nanoGPT's setting for one GPU (6 blocks, 384 wide, 256 tokens, batch 64, 5,000 steps; 1.4697), not measured
 here.
 """

@@ -40,7 +40,7 @@ class Decoder(nn.Module):
       positions: "learned" or "rope" (``models.rope``).
       rope_theta, rope_scaling: see ``rope.frequencies``.
       kv_heads, head_dim, norm, epsilon, activation, gated, qkv_bias, out_bias, mlp_bias, qk_norm, window,
-        kernel_init: see ``Style``.
+        windowed, kernel_init: see ``Style``.
       dropout: rate on the embedded tokens, after activations and on the output of each branch.
       dtype: of the computation, "float32" or "bfloat16"; parameters and logits are float32.
       remat, remat_policy, scan, sequence_attention, pipeline_microbatches: see ``Encoder``.
@@ -71,6 +71,7 @@ class Decoder(nn.Module):
     mlp_bias: bool = True
     qk_norm: bool = False
     window: int | None = None
+    windowed: tuple[bool, ...] | None = None
     kernel_init: str = "xavier"
     dropout: float = 0.0
     dtype: str = "float32"
@@ -158,22 +159,21 @@ class Decoder(nn.Module):
         """
         if self.scan:
             raise ModelError("a stack of blocks has no cache; unstack the blocks and set scan=False.")
-        L, S = tokens_BL.shape[1], self.variables["cache"]["encoder"]["block_0"]["attention"]["keys"].shape[1]
+        L, S = tokens_BL.shape[1], self.variables["cache"]["encoder"]["block_0"]["attention"]["keys"].shape[2]
         query_L, key_S = at + jnp.arange(L), jnp.arange(S)
-        ago_LS = query_L[:, None] - key_S
-        seen_LS = ago_LS >= 0 if self.window is None else (ago_LS >= 0) & (ago_LS < self.window)
-        mask_B1LS = (seen_LS & (key_S >= first_B[:, None, None]))[:, None]
+        mask_B1LS = ((query_L[:, None] >= key_S) & (key_S >= first_B[:, None, None]))[:, None]
         x_BLD, context = self._embed(tokens_BL, jnp.maximum(query_L - first_B[:, None], 0))
         return self.encoder(x_BLD, mask_B1LS, context=context._replace(at=at))
 
     @nn.nowrap
     def cache(self, batch_size: int, length: int, dtype: str | None = None) -> dict[str, Any]:
-        """An empty collection "cache" for ``decode``: keys and values [B, length, G, K] of every block.
+        """An empty collection "cache" for ``decode``: keys and values [B, G, length, K] of every block.
 
         Args:
           dtype: of what is kept; None: that of the computation.
         """
-        shape = (batch_size, length, *self.style.sizes(self.width, self.heads))
+        G, K = self.style.sizes(self.width, self.heads)
+        shape = (batch_size, G, length, K)
         kind = DTYPES[dtype or self.dtype]
         return {
             "encoder": {

@@ -222,7 +222,7 @@ class EncoderDecoder(nn.Module):
             memory = self.encode(source_BS, seen_BS)
             kept_BS = jnp.ones_like(kept_BS) if seen_BS is None else seen_BS
             self.put_variable("cache", "seen", kept_BS)
-        places = self.variables["cache"]["decoder"]["block_0"]["attention"]["keys"].shape[1]
+        places = self.variables["cache"]["decoder"]["block_0"]["attention"]["keys"].shape[2]
         if self.positions == "learned" and places - 1 > (self.length or 0):  # the last token is not read any more
             raise ModelError(f"a target of {places - 1} tokens is longer than the model's {self.length} positions.")
         query_L, key_K = at + jnp.arange(tokens_BL.shape[1]), jnp.arange(places)
@@ -233,8 +233,8 @@ class EncoderDecoder(nn.Module):
 
     @nn.nowrap
     def cache(self, batch_size: int, length: int, source_length: int, dtype: str | None = None) -> dict[str, Any]:
-        """An empty collection "cache" for ``decode``: keys and values of every block of the decoder, [B, length, G, K]
-        of the target and [B, source_length, G, K] of the source; and ``seen``, which of the source is no padding.
+        """An empty collection "cache" for ``decode``: keys and values of every block of the decoder, [B, G, length, K]
+        of the target and [B, G, source_length, K] of the source; and ``seen``, which of the source is no padding.
 
         Args:
           dtype: of what is kept; None: that of the computation.
@@ -243,7 +243,7 @@ class EncoderDecoder(nn.Module):
         kind = DTYPES[dtype or self.dtype]
 
         def pair(places: int) -> dict[str, Array]:
-            return {name: jnp.zeros((batch_size, places, G, K), kind) for name in ("keys", "values")}
+            return {name: jnp.zeros((batch_size, G, places, K), kind) for name in ("keys", "values")}
 
         blocks = {
             f"block_{i}": {"attention": pair(length), "cross_attention": pair(source_length)}

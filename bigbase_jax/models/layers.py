@@ -64,6 +64,12 @@ def classes(num_classes: int | None) -> int:
     return num_classes
 
 
+def platform() -> str:
+    """What is compiled for: "cpu", "gpu", "tpu"; of the current mesh, or else JAX's default."""
+    device = getattr(jax.sharding.get_abstract_mesh(), "abstract_device", None)
+    return getattr(device, "platform", None) or jax.default_backend()
+
+
 def mesh_axes(logical_name: str) -> tuple[str, ...]:
     """The mesh axes, of more than one device, that the active rules spread ``logical_name`` over; () without rules.
 

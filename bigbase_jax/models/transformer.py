@@ -17,9 +17,9 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Float32
+from jaxtyping import Array, Bool, Float, Float32, Int
 
-from bigbase_jax.models.attention import SEQUENCE_ATTENTION, attention
+from bigbase_jax.models.attention import SEQUENCE_ATTENTION, attention, near
 from bigbase_jax.models.layers import ACTIVATIONS, DTYPES, ModelError, constrain, look_up, mesh_axes, mesh_size
 from bigbase_jax.models.pipeline import check_stages, pipeline
 from bigbase_jax.models.rope import rotate
@@ -34,6 +34,7 @@ REMAT_POLICIES: Mapping[str, Callable[..., Any]] = {
     for name in ("nothing_saveable", "dots_saveable", "dots_with_no_batch_dims_saveable", "everything_saveable")
 }
 
+_ALL = 2**31 - 1  # the window of a block that has none, where other blocks of the stack have one
 _COMPUTING = ("dropout", "dtype", "remat", "remat_policy", "scan", "sequence_attention", "pipeline_microbatches")
 
 
@@ -52,6 +53,8 @@ class Style:
       qkv_bias, out_bias, mlp_bias: which projections have biases.
       qk_norm: RMSNorm of each head's queries and keys, before they are turned (Qwen3).
       window: a causal query sees so many positions, its own included (Mistral); None: all before it.
+      windowed: in which blocks it does, a pattern that repeats over the blocks of a stack, such as five times True and
+        once False (Gemma 3); None: in all.
       scale: of the scores; None: K ** -0.5 (T5: 1).
       kernel_init: "xavier" or "normal" (a standard deviation of 0.02).
 
@@ -71,6 +74,7 @@ class Style:
     mlp_bias: bool = True
     qk_norm: bool = False
     window: int | None = None
+    windowed: tuple[bool, ...] | None = None
     scale: float | None = None
     kernel_init: str = "xavier"
 
@@ -82,6 +86,15 @@ class Style:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ModelError(f"{name} is {value}; it must be at least 1.")
+        if self.windowed is not None:
+            object.__setattr__(self, "windowed", tuple(map(bool, self.windowed)))
+            if not self.windowed or self.window is None:
+                raise ModelError(f"windowed={self.windowed} says which blocks have a window={self.window}; give both.")
+
+    def windows(self, depth: int) -> tuple[int | None, ...]:
+        """The window of each of so many blocks."""
+        pattern = self.windowed or (True,)
+        return tuple(self.window if pattern[i % len(pattern)] else None for i in range(depth))
 
     def normaliser(self, dtype: str, name: str) -> nn.Module:
         """The norm, as a module of this name."""
@@ -101,7 +114,7 @@ class Style:
 
 
 class Context(NamedTuple):
-    """What all blocks read beside the sequence; every array has a leading axis B, or 1.
+    """What all blocks read beside the sequence; every array but ``at`` and ``window`` has a leading axis B, or 1.
 
     Attributes:
       rotation: cosines and sines of rotary positions (``rope.rotation``); None: queries and keys are not turned.
@@ -109,6 +122,7 @@ class Context(NamedTuple):
       memory: what cross-attention reads.
       memory_mask: which of it is real.
       at: where in the cache the sequence begins; read only where there is a cache.
+      window: i32[], in place of the style's, for a program that all blocks of a stack share.
     """
 
     rotation: Float32[Array, "_ L 2 k"] | None = None
@@ -116,13 +130,14 @@ class Context(NamedTuple):
     memory: Float[Array, "B S D"] | None = None
     memory_mask: Bool[Array, "B 1 1 S"] | None = None
     at: Array | None = None
+    window: Int[Array, ""] | None = None
 
 
 class Attention(nn.Module):
     """Multi-head scaled dot-product attention (Vaswani et al. 2017) of a sequence to itself or to a memory.
 
-    With a variable collection "cache" that holds ``keys`` and ``values`` [B, S, G, K] for it, self-attention writes its
-    own there, from ``context.at`` on, and reads all of them; the mask alone then says what is seen.
+    With a variable collection "cache" that holds ``keys`` and ``values`` [B, G, S, K] for it, self-attention writes its
+    own there, from ``context.at`` on, and reads all of them; the mask and the window then say what is seen.
     Cross-attention writes them where it is given a memory, and reads them where it is not.
 
     Attributes:
@@ -167,6 +182,7 @@ class Attention(nn.Module):
         if style.scale is not None:  # which attention divides by K ** 0.5
             q_BLHK = q_BLHK * (style.scale * K**0.5)
         cached = self.has_variable("cache", "keys")
+        window = None if cross else style.window if context.window is None else context.window
         source = x_BLD if not cross else context.memory
         if source is not None:
             k_BSGK, v_BSGK = project("key", G, source), project("value", G, source)
@@ -174,9 +190,12 @@ class Attention(nn.Module):
                 at = context.at if context.at is not None and not cross else 0
                 k_BSGK, v_BSGK = self._keep("keys", k_BSGK, at), self._keep("values", v_BSGK, at)
         elif cached:
-            k_BSGK, v_BSGK = self.get_variable("cache", "keys"), self.get_variable("cache", "values")
+            k_BSGK, v_BSGK = (jnp.swapaxes(self.get_variable("cache", n), 1, 2) for n in ("keys", "values"))
         else:
             raise ModelError("cross-attention has neither a memory nor a cache to read.")
+        if cached and window is not None:
+            at = 0 if context.at is None else context.at
+            mask = near(mask, at + jnp.arange(q_BLHK.shape[1]), jnp.arange(k_BSGK.shape[1]), window)
         y_BLHK = attention(
             q_BLHK,
             k_BSGK.astype(dtype),
@@ -185,19 +204,23 @@ class Attention(nn.Module):
             self.causal and not cached and not cross,
             self.sequence_attention,
             bias=None if cross else context.bias,
-            window=None if cached or cross else style.window,
+            window=None if cached else window,
         )
         out = nn.DenseGeneral(
             D, axis=(-2, -1), dtype=dtype, kernel_init=kernel_init, use_bias=style.out_bias, name="out"
         )
         return constrain(out(_spread(y_BLHK)), "batch", "length", "width")
 
-    def _keep(self, name: str, new: Array, at: Any) -> Array:
-        """The cached array with ``new`` written into it from position ``at`` on."""
-        old: Any = self.get_variable("cache", name)
-        kept = jax.lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), at, 1)
-        self.put_variable("cache", name, kept)
-        return kept
+    def _keep(self, name: str, new_BLGK: Array, at: Any) -> Array:
+        """The cached array with the new places written into it from ``at`` on, [B, S, G, K].
+
+        It is kept as [B, G, S, K], in which attention reads it, or XLA would turn all of it around for every token.
+        """
+        old_BGSK: Any = self.get_variable("cache", name)
+        new_BGLK = jnp.swapaxes(new_BLGK, 1, 2).astype(old_BGSK.dtype)
+        kept_BGSK = jax.lax.dynamic_update_slice_in_dim(old_BGSK, new_BGLK, at, 2)
+        self.put_variable("cache", name, kept_BGSK)
+        return jnp.swapaxes(kept_BGSK, 1, 2)
 
 
 def _spread(y_BLHK: Array) -> Array:
@@ -368,20 +391,22 @@ class Encoder(nn.Module):
         x_BLD = (self._stacked if self.scan else self._unrolled)(x_BLD, mask, train, context)
         return x_BLD if self.style.post_norm else self.style.normaliser(self.dtype, "norm")(x_BLD)
 
-    def _block(self, block: Callable[..., Any], drop_path: float, **kwargs: Any) -> Any:
-        words = self.causal, self.dropout, drop_path, self.dtype, self.sequence_attention, self.style, self.cross
+    def _block(self, block: Callable[..., Any], drop_path: float, window: int | None, **kwargs: Any) -> Any:
+        style = dataclasses.replace(self.style, window=window, windowed=None)
+        words = self.causal, self.dropout, drop_path, self.dtype, self.sequence_attention, style, self.cross
         return block(self.heads, self.mlp_dim, *words, **kwargs)
 
     def _unrolled(self, x_BLD: Any, mask: Any, train: bool, context: Context) -> Any:
         policy = REMAT_POLICIES[self.remat_policy]
         block = nn.remat(Block, static_argnums=(3,), policy=policy) if self.remat else Block
-        for i in range(self.depth):
+        for i, window in enumerate(self.style.windows(self.depth)):
             drop_path = self.drop_path * i / max(1, self.depth - 1)
-            x_BLD = self._block(block, drop_path, name=f"block_{i}")(x_BLD, mask, train, None, context)
+            x_BLD = self._block(block, drop_path, window, name=f"block_{i}")(x_BLD, mask, train, None, context)
         return x_BLD
 
     def _stacked(self, x_BLD: Any, mask: Any, train: bool, context: Context) -> Any:
-        N, block = self.depth, self._block(Block, 0.0, parent=None)
+        N, windows = self.depth, self.style.windows(self.depth)
+        block = self._block(Block, 0.0, windows[0] if len(set(windows)) == 1 else None, parent=None)
 
         def init(key: jax.Array) -> Any:
             with nn.logical_axis_rules(()):  # one example of length 1, which no device shares
@@ -392,17 +417,19 @@ class Encoder(nn.Module):
         stack = self.param("blocks", init)
         random = train and (self.dropout > 0 or self.drop_path > 0)
         key_N = jax.random.split(self.make_rng("dropout"), N) if random else None
+        window_N = jnp.array([w or _ALL for w in windows], jnp.int32) if len(set(windows)) > 1 else None
         rate_N = jnp.linspace(0.0, self.drop_path, N) if train and self.drop_path > 0 else None
 
         def apply(layer: Any, x_bLD: Any, extra: Any, microbatch: Any) -> Any:
-            params, key, rate = layer
+            params, key, rate, window = layer
             rngs = None if key is None else {"dropout": jax.random.fold_in(key, microbatch)}
             mask, context = extra
+            context = context._replace(window=window)
             return block.apply({"params": params}, x_bLD, mask, train, rate, context, rngs=rngs)
 
         if self.remat:  # the loop keeps the two computations apart by itself
             apply = jax.checkpoint(apply, policy=REMAT_POLICIES[self.remat_policy], prevent_cse=False)
-        layers, axes, extra = (stack, key_N, rate_N), mesh_axes("layers"), (mask, context)
+        layers, axes, extra = (stack, key_N, rate_N, window_N), mesh_axes("layers"), (mask, context)
         check_stages(N, mesh_size("layers"))
         if axes and not self.is_initializing():  # which sees one example, to no purpose but its shape
             extra = jax.tree.map(lambda a: jnp.broadcast_to(a, (len(x_BLD), *a.shape[1:])), extra)

@@ -1,6 +1,6 @@
 """Tokens per second of greedy decoding on a CPU: ours and transformers' ``generate``, the same weights and prompts.
 
-python experiments/decode_speed/run.py [--shapes=6x384,12x768] [--batches=1,8] [--new=128] [--rounds=3]
+python experiments/decode_speed/run.py [--shapes=4x128x65,6x384x50257] [--batches=1,8] [--new=128] [--rounds=3]
 
 The two take turns; each row gives the best round of either: tokens per second of the clock, and the core-seconds that
 the process used, which other work on the machine disturbs less. Prints one JSON object a row.
@@ -17,6 +17,7 @@ import numpy as np
 import torch
 import transformers
 
+from bigbase_jax import memory
 from bigbase_jax.generate import Sampling, Writer
 from bigbase_jax.pretrained import load
 
@@ -25,24 +26,26 @@ PROMPT = 16
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--shapes", default="6x384,12x768")
+    parser.add_argument("--shapes", default="4x128x65,6x384x50257,12x768x50257")
     parser.add_argument("--batches", default="1,8")
     parser.add_argument("--new", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
+    memory.keep_freed()  # as launch.py does
     torch.set_num_threads(2)
     transformers.logging.set_verbosity_error()
     for shape in args.shapes.split(","):
-        depth, width = map(int, shape.split("x"))
-        theirs, writer = models(depth, width)
+        depth, width, vocab = map(int, shape.split("x"))
+        theirs, writer = models(depth, width, vocab)
         for batch in map(int, args.batches.split(",")):
             print(json.dumps({"shape": shape, "batch": batch, **measure(theirs, writer, batch, args)}), flush=True)
 
 
-def models(depth: int, width: int):
-    """A random GPT-2 of 50,257 tokens and 1,024 positions, theirs and ours."""
+def models(depth: int, width: int, vocab: int):
+    """A random GPT-2 of so many tokens and 1,024 positions, theirs and ours."""
     torch.manual_seed(0)
-    config = transformers.GPT2Config(n_layer=depth, n_embd=width, n_head=width // 64, eos_token_id=None)
+    shape = {"vocab_size": vocab, "n_layer": depth, "n_embd": width, "n_head": width // 64}
+    config = transformers.GPT2Config(**shape, bos_token_id=None, eos_token_id=None)
     theirs = transformers.GPT2LMHeadModel(config).eval()
     with tempfile.TemporaryDirectory() as folder:
         theirs.save_pretrained(folder)
@@ -50,7 +53,7 @@ def models(depth: int, width: int):
 
 
 def measure(theirs, writer: Writer, batch: int, args) -> dict:
-    prompts = np.random.default_rng(0).integers(0, 50257, (batch, PROMPT))
+    prompts = np.random.default_rng(0).integers(0, theirs.config.vocab_size, (batch, PROMPT))
     tokens = torch.tensor(prompts)
     mask = torch.ones_like(tokens)
 
@@ -82,9 +85,7 @@ def measure(theirs, writer: Writer, batch: int, args) -> dict:
         "same_tokens": same,
         "first_call_s": round(compiled, 1),
         "load": round(os.getloadavg()[0], 1),
-        "jax": jax.__version__,
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
+        "versions": [jax.__version__, torch.__version__, transformers.__version__],
     }
 
 

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 import optax
 
-from bigbase_jax import parallel
+from bigbase_jax import memory, parallel
 from bigbase_jax.models.decoder import Decoder
 from bigbase_jax.optim import Optimizer
 from bigbase_jax.tasks.language import CausalLanguageModel
@@ -24,6 +24,7 @@ for name, value in {"depth": 6, "width": 384, "heads": 6, "vocab": 65, "length":
 parser.add_argument("--dtype", default="float32")
 parser.add_argument("--llama", action="store_true", help="Llama's shape, with the same numbers")
 args = parser.parse_args()
+memory.keep_freed()  # as launch.py does
 
 LLAMA = {
     "positions": "rope",
@@ -62,7 +63,7 @@ batch = {
 spec = {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in batch.items()}
 mesh = parallel.make_mesh(1)
 params = jax.eval_shape(task.init, jax.random.key(0), spec)["params"]
-program = parallel.program(task, optimizer.transform(params, 1000), spec, mesh, seed=0, rate=optimizer.rate(1000))
+program = parallel.program(task, optimizer.transform(params, 1000), spec, mesh, numbers=optimizer.numbers(1000))
 state, batch = program.init(parallel.put(batch, mesh)), parallel.put(batch, mesh)
 step = program.step.lower(program.state, parallel.placed_batch(spec, mesh)).compile()
 

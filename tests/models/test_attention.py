@@ -115,8 +115,7 @@ def test_what_the_ring_keeps_for_the_gradient_does_not_grow_with_the_ring():
 
 def test_without_a_spread_length_the_program_is_that_of_one_device():
     x = inputs()[:3]
-    plain = jax.jit(lambda q, k, v: jax.nn.dot_product_attention(q, k, v)).trace(*x).jaxpr
-    assert str(jax.jit(lambda q, k, v: attention(q, k, v)).trace(*x).jaxpr) == str(plain)
+    plain = jax.jit(lambda q, k, v: attention(q, k, v)).trace(*x).jaxpr
     with spread(data=2, tensor=2):
         assert str(jax.jit(lambda q, k, v: attention(q, k, v)).trace(*x).jaxpr) == str(plain)
     with spread(sequence=2):
@@ -146,9 +145,30 @@ def test_a_bias_and_keys_of_another_sequence_over_a_spread_sequence():
     assert_same(run(attention, x, mask, sequence=4)[0], jax.device_get(value_and_grads(attention, x, mask)))
 
 
+@pytest.mark.parametrize("heads", [H, 2])
+@pytest.mark.parametrize("words", [{}, {"is_causal": True}, {"is_causal": True, "window": 70}, {"window": 3}])
+@pytest.mark.parametrize("masked", [False, True])
+def test_on_a_cpu_attention_by_blocks_is_that_of_jax(heads, words, masked):
+    shape, keys = (2, 256, H, 8), jax.random.split(jax.random.key(1), 6)
+    q, k, v, weight = (jax.random.normal(key, shape) for key in keys[:4])
+    k, v = k[:, :, :heads], v[:, :, :heads]
+    bias = jax.random.normal(keys[4], (1, H, 256, 256)) if masked else None
+    mask = jax.random.bernoulli(keys[5], 0.7, (2, 1, 256, 256)) | jnp.eye(256, dtype=bool) if masked else None
+    near = (words["window"] - 1, 0) if "window" in words else None
+    jaxs = functools.partial(
+        jax.nn.dot_product_attention, bias=bias, is_causal="is_causal" in words, local_window_size=near
+    )
+    ours = functools.partial(attention, bias=bias, **words)
+    assert "concatenate" in str(jax.make_jaxpr(ours)(q, k, v)) or "is_causal" not in words  # in several blocks
+    got = value_and_grads(lambda q, k, v, m: ours(q, k, v, m), (q, k, v, weight), mask)
+    want = value_and_grads(lambda q, k, v, m: jaxs(q, k, v, mask=m), (q, k, v, weight), mask)
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)
+
+
 def test_where_cudnn_does_not_take_the_shapes_the_plain_program_runs(monkeypatch):
     x = inputs(jnp.bfloat16)[:3]
-    plain = attention(*x, is_causal=True)
+    plain = jax.nn.dot_product_attention(*x, is_causal=True)
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")  # there is none: cuDNN's refuses to be traced
     np.testing.assert_array_equal(attention(*x, is_causal=True), plain)
 

@@ -6,9 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from meshes import assert_same, spread
 
 from bigbase_jax.models.decoder import Decoder
 from bigbase_jax.models.layers import ModelError
+from bigbase_jax.models.transformer import stack_blocks
 
 TINY = {"vocab_size": 11, "length": 8, "width": 16, "depth": 2, "heads": 2}
 LLAMA = {
@@ -78,6 +80,35 @@ def test_a_window_is_seen_through_by_as_many_blocks():
     assert (seen[reach] > 1e-6).all() and (seen[~reach] == 0).all()
 
 
+@pytest.mark.parametrize("scan", [False, True])
+def test_some_blocks_have_a_window_and_others_see_all(scan):
+    words = {"depth": 3, "window": 2, "scan": scan}
+    plain = {"depth": 3, "window": 2}
+    for windowed, steps in [((True,), 3), ((True, False), None)]:
+        seen = influence(*ready(**words, windowed=windowed))
+        reach = np.tri(8, dtype=bool) & ~np.tri(8, k=-steps - 1, dtype=bool) if steps else np.tri(8, dtype=bool)
+        assert (seen[reach] > 1e-7).all() and (seen[~reach] == 0).all()
+    a, variables = ready(**plain, windowed=(True, False))  # the middle block sees all
+    stacked = {"params": stack_blocks(variables["params"])}
+    tokens = jnp.arange(8)[None]
+    b = a.clone(scan=True, remat=True)
+    loss = lambda model: jax.jit(jax.value_and_grad(lambda v: jnp.sum(jnp.sin(model.apply(v, tokens)))))  # noqa: E731
+    (one, grad), (two, other) = loss(a)(variables), loss(b)(stacked)
+    np.testing.assert_allclose(one, two, rtol=1e-5)
+    assert_same(stack_blocks(grad["params"]), other["params"], 1e-4)
+    assert abs(loss(a.clone(windowed=(False, True)))(variables)[0] - one) > 1e-3  # which of them matters
+
+
+@pytest.mark.parametrize("shape", [{"sequence": 4}, {"pipeline": 2, "data": 2}, {"pipeline": 2, "sequence": 2}])
+def test_windows_of_some_blocks_over_devices(shape):
+    model, variables = ready(depth=4, window=2, windowed=(False, True), scan=True, pipeline_microbatches=2)
+    tokens = jax.random.randint(jax.random.key(0), (4, 8), 0, 11)
+    plain = jax.jit(model.apply)(variables, tokens)
+    with spread(**shape):
+        np.testing.assert_allclose(jax.jit(model.apply)(variables, tokens), plain, atol=1e-5, rtol=1e-5)
+    assert abs(jax.jit(model.clone(windowed=(True, False)).apply)(variables, tokens) - plain).max() > 1e-2
+
+
 @pytest.mark.parametrize("more", [{}, LLAMA], ids=["gpt2", "llama"])
 def test_nothing_of_another_packed_document_has_any_influence(more):
     segments = jnp.array([[1, 1, 1, 2, 2, 3, 0, 0]])
@@ -99,7 +130,11 @@ def test_a_packed_document_reads_as_it_does_alone():
     assert np.isfinite(np.asarray(logits)).all() and logits.dtype == jnp.float32
 
 
-@pytest.mark.parametrize("more", [{}, {**LLAMA, "window": 3}], ids=["gpt2", "llama"])
+@pytest.mark.parametrize(
+    "more",
+    [{}, {**LLAMA, "window": 3}, {**LLAMA, "window": 2, "windowed": (False, True)}],
+    ids=["gpt2", "llama", "windows of some blocks"],
+)
 def test_token_by_token_with_a_cache_is_the_whole_at_once(more):
     """Two sequences, of which the second begins two places later, in parts of 4, 1, 1 and 2 tokens."""
     model, variables = ready(**more)
@@ -175,6 +210,8 @@ def test_dropout_is_random_in_training_only():
         ({"norm": "batchnorm"}, "norm is 'batchnorm'; it is one of 'layernorm', 'rmsnorm'"),
         ({"positions": "rotary"}, "positions is 'rotary'; it is one of 'learned', 'rope'"),
         ({"window": 0}, "window is 0"),
+        ({"windowed": (True, False)}, "have a window=None; give both"),
+        ({"window": 3, "windowed": ()}, r"windowed=\(\) says"),
         ({"vocab_size": None}, "vocab_size is None"),
         ({"length": None}, "length is None"),
         ({"length": 3}, "a sequence of 4 tokens is longer than the 3 positions"),

@@ -32,6 +32,8 @@ LLAMA = {
 }
 LLAMA3 = {"rope_type": "llama3", "rope_theta": 500.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
 YARN = {"rope_type": "yarn", "rope_theta": 500.0, "factor": 4.0, "original_max_position_embeddings": 8}
+MIXED = {**LLAMA, "num_hidden_layers": 3, "sliding_window": 4, "head_dim": 4}
+KINDS = ["sliding_attention", "full_attention", "sliding_attention"]
 WINDOW = {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 0}
 VIT = {
     "hidden_size": 12,
@@ -67,8 +69,17 @@ CASES = {
     "mistral, no window": ("MistralForCausalLM", {**LLAMA, "sliding_window": None, "head_dim": 6}),
     "qwen2": ("Qwen2ForCausalLM", LLAMA),
     "qwen2, window, tied": ("Qwen2ForCausalLM", {**LLAMA, **WINDOW, "tie_word_embeddings": True}),
+    "qwen2, a window in the last two blocks": (
+        "Qwen2ForCausalLM",
+        {**MIXED, "use_sliding_window": True, "max_window_layers": 1},
+    ),
     "qwen3": ("Qwen3ForCausalLM", {**LLAMA, "head_dim": 8}),
     "qwen3, biases": ("Qwen3ForCausalLM", {**LLAMA, "head_dim": 8, "attention_bias": True, **WINDOW}),
+    "qwen3, a window in the outer blocks": (
+        "Qwen3ForCausalLM",
+        {**MIXED, "head_dim": 8, "use_sliding_window": True, "layer_types": KINDS},
+    ),
+    "ministral": ("MinistralForCausalLM", {**MIXED, "layer_types": KINDS}),
     "vit": ("ViTForImageClassification", VIT),
     "vit, another activation": ("ViTForImageClassification", {**VIT, "hidden_act": "relu", "layer_norm_eps": 1e-3}),
     "resnet, basic": (
@@ -124,6 +135,50 @@ def test_the_same_logits_and_back_to_the_same_bits(hf, random_model, tokens_BL, 
     again, same = load(tmp_path / "ours")
     assert again == model
     assert jax.tree.all(jax.tree.map(lambda a, b: np.array_equal(a, b), variables, same))
+
+
+def test_blocks_without_the_window_matter_and_a_stack_has_them_too(hf, random_model, tokens_BL, tmp_path):
+    words = {**MIXED, "use_sliding_window": True, "max_window_layers": 1}
+    theirs = random_model("Qwen2ForCausalLM", **words)
+    theirs.save_pretrained(tmp_path / "theirs")
+    model, variables = load(tmp_path / "theirs")
+    assert (model.window, model.windowed) == (4, (False, True, True))
+    want, given = logits_of(hf, theirs, tokens_BL)
+    stacked = {"params": stack_blocks(variables["params"])}
+    for scan in (model.clone(scan=True), model.clone(scan=True, remat=True)):
+        np.testing.assert_allclose(apply(scan, stacked, given), want, rtol=1e-4, atol=1e-4)
+    for other in (None, (True,)):
+        clone = model.clone(window=None if other is None else 4, windowed=other)
+        assert abs(apply(clone, variables, given) - want).max() > 0.1
+    decode = functools.partial(apply, model, method="decode", mutable=["cache"])
+    cache, first_B, parts = model.cache(2, 24), jnp.zeros(2, jnp.int32), []
+    for at in range(0, 23, 4):  # parts of 4 tokens, the last of 3
+        y_BlD, state = decode({**variables, "cache": cache}, given[:, at : at + 4], at, first_B)
+        cache = state["cache"]
+        parts.append(apply(model, variables, y_BlD, method="logits"))
+    np.testing.assert_allclose(np.concatenate(parts, 1), want, rtol=1e-4, atol=1e-4)
+
+    save(tmp_path / "ours", model, variables)
+    written = json.loads((tmp_path / "ours" / "config.json").read_text())
+    assert written["layer_types"] == theirs.config.layer_types
+    assert (written["use_sliding_window"], written["sliding_window"], written["max_window_layers"]) == (True, 4, 1)
+    del written["layer_types"]  # which older versions do not write
+    (tmp_path / "ours" / "config.json").write_text(json.dumps(written))
+    assert load(tmp_path / "ours")[0] == model
+
+
+def test_mistral_with_kinds_of_blocks_is_ministral(random_model, tmp_path):
+    random_model("MinistralForCausalLM", **{**MIXED, "layer_types": KINDS}).save_pretrained(tmp_path)
+    model, _ = load(tmp_path)
+    edit(tmp_path, model_type="mistral")  # as its authors published it; transformers' AutoModel takes it so too
+    assert load(tmp_path)[0] == model
+    for words, says in [
+        ({"layer_types": ["chunked_attention"] * 3}, "layer_types is 'chunked_attention'"),
+        ({"layer_types": KINDS[:2]}, "2 layer_types for num_hidden_layers=3"),
+    ]:
+        edit(tmp_path, **words)
+        with pytest.raises(UserError, match=says):
+            load(tmp_path)
 
 
 def random_variables(model, *args):

@@ -1,7 +1,7 @@
-"""Llama, Mistral, Qwen2 and Qwen3, as their ``ForCausalLM`` classes of transformers store them.
+"""Llama, Mistral, Ministral, Qwen2 and Qwen3, as their ``ForCausalLM`` classes of transformers store them.
 
-One table serves all four: Qwen2 has biases of queries, keys and values, Qwen3 norms of each head's queries and keys,
-and Mistral's queries may see a window.
+One table serves all five: Qwen2 has biases of queries, keys and values, Qwen3 norms of each head's queries and keys,
+and the queries of all but Llama may see a window, in all blocks (Mistral) or in some.
 """
 
 from __future__ import annotations
@@ -23,8 +23,10 @@ MODELS = (Decoder,)
 HEAD = r"^head(\.|$)"  # of tokens, or of a task that reads what the model gives
 TRANSFORMERS = True
 _ACTIVATIONS = {"silu": "silu", "gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh", "relu": "relu"}
+_KINDS = ("full_attention", "sliding_attention")
 _CLASSES = {
     "llama": "LlamaForCausalLM",
+    "ministral": "MinistralForCausalLM",
     "mistral": "MistralForCausalLM",
     "qwen2": "Qwen2ForCausalLM",
     "qwen3": "Qwen3ForCausalLM",
@@ -35,8 +37,9 @@ def from_config(config: Mapping[str, Any]) -> ConfigDict:
     """See ``Family``."""
     kind = config["model_type"]
     expect(config, pretraining_tp=1, partial_rotary_factor=1.0)
-    bias = kind == "qwen2" or bool(config.get("attention_bias", False) and kind != "mistral")
+    bias = kind == "qwen2" or bool(config.get("attention_bias", False) and kind not in ("mistral", "ministral"))
     theta, scaling = _rope(config)
+    window, windowed = _windows(config)
     return target(
         Decoder,
         vocab_size=config["vocab_size"],
@@ -60,7 +63,8 @@ def from_config(config: Mapping[str, Any]) -> ConfigDict:
         out_bias=bias and kind != "qwen2",
         mlp_bias=bool(config.get("mlp_bias", False)) and kind == "llama",
         qk_norm=kind == "qwen3",
-        window=_window(config),
+        window=window,
+        windowed=windowed,
         kernel_init="normal",
     )
 
@@ -76,40 +80,43 @@ def _rope(config: Mapping[str, Any]) -> tuple[float, dict[str, Any] | None]:
     return float(theta), words
 
 
-def _window(config: Mapping[str, Any]) -> int | None:
-    """How many positions a query sees; None: all.
+def _windows(config: Mapping[str, Any]) -> tuple[int | None, tuple[bool, ...] | None]:
+    """(how many positions a query sees, in which blocks), as ``Decoder.window`` and ``windowed``.
 
     Raises:
-      UserError: it differs between layers.
+      UserError: a block attends in another way, or there are not as many kinds as blocks.
     """
-    window = config.get("sliding_window")
-    if window is None or (config["model_type"].startswith("qwen") and not config.get("use_sliding_window")):
-        return None
-    depth, first = config["num_hidden_layers"], config.get("max_window_layers", 0)
-    kinds = config.get("layer_types")
-    if kinds is None and config["model_type"].startswith("qwen"):
-        kinds = ["full_attention"] * min(first, depth) + ["sliding_attention"] * max(depth - first, 0)
-    if kinds is not None and len(set(kinds)) > 1:
-        raise UserError(
-            f"config.json has layers of {' and '.join(sorted(set(kinds)))}; known here are those of one kind."
-        )
-    return None if kinds and kinds[0] == "full_attention" else window
+    family, depth, window = config["model_type"], config["num_hidden_layers"], config.get("sliding_window")
+    qwen = family.startswith("qwen")
+    if window is None or family == "llama" or (qwen and not config.get("use_sliding_window")):
+        return None, None
+    kinds = config.get("layer_types") or ["sliding_attention"] * depth
+    if qwen and not config.get("layer_types"):
+        kinds = [_KINDS[i >= config.get("max_window_layers", 28)] for i in range(depth)]
+    for kind in kinds:
+        lookup(dict.fromkeys(_KINDS), kind, "layer_types")
+    if len(kinds) != depth:
+        raise UserError(f"config.json has {len(kinds)} layer_types for num_hidden_layers={depth}.")
+    windowed = tuple(kind == _KINDS[True] for kind in kinds)
+    return (window if any(windowed) else None), (windowed if len(set(windowed)) > 1 else None)
 
 
 def to_config(model: Decoder, shapes: Shapes) -> dict[str, Any]:
     """See ``Family``."""
     need(model.positions == "rope", "Llama and its kin have rotary positions.")
     need(model.norm == "rmsnorm" and model.gated, "Llama and its kin have RMSNorm and gates.")
+    windows = model.style.windows(model.depth)
+    window, mixed = next((w for w in windows if w is not None), None), len(set(windows)) > 1
     if model.qk_norm:
         kind = "qwen3"
     elif model.qkv_bias and not model.out_bias:
         kind = "qwen2"
     else:
-        kind = "mistral" if model.window is not None and not model.qkv_bias else "llama"
+        kind = "llama" if window is None or model.qkv_bias else "ministral" if mixed else "mistral"
     G, K = model.style.sizes(model.width, model.heads)
     need(kind == "qwen2" or model.qkv_bias == model.out_bias, "Llama has biases of all of attention, or of none.")
     need(kind == "llama" or not model.mlp_bias, f"{kind} has no biases in its feed-forward layers.")
-    need(kind != "llama" or model.window is None, "Llama has no window.")
+    need(kind != "llama" or window is None, "Llama has no window.")
     need(kind != "qwen2" or model.width // model.heads == K, "Qwen2's heads are as wide as the model together.")
     theirs = {ours: name for name, ours in _ACTIVATIONS.items()}
     config: dict[str, Any] = {
@@ -131,13 +138,14 @@ def to_config(model: Decoder, shapes: Shapes) -> dict[str, Any]:
     }
     if kind == "llama":
         config |= {"attention_bias": model.qkv_bias, "mlp_bias": model.mlp_bias}
-    elif kind == "mistral":
-        config |= {"sliding_window": model.window}
+    elif kind in ("mistral", "ministral"):
+        config |= {"sliding_window": window}
     else:
-        config |= {"use_sliding_window": model.window is not None, "sliding_window": model.window}
-        config |= {"max_window_layers": 0 if model.window is not None else model.depth}
+        first = next((i for i, w in enumerate(windows) if w is not None), model.depth)
+        config |= {"use_sliding_window": first < model.depth, "sliding_window": window}
+        config |= {"max_window_layers": first}
         config |= {"attention_bias": model.qkv_bias} if kind == "qwen3" else {}
-    return config
+    return config | ({"layer_types": [_KINDS[w is not None] for w in windows]} if mixed else {})
 
 
 def table(model: Decoder) -> Table:
