@@ -30,12 +30,15 @@ from bigbase_jax import decoding, parallel, pretrained, verbs
 from bigbase_jax.build import parse_arg
 from bigbase_jax.core import UserError, Variables
 from bigbase_jax.data import chat_template
-from bigbase_jax.data.tokenizer import Tokenizer, TokenizerFile, encode, load
+from bigbase_jax.data.sources.parallel_text import Encoder, pair_facts
+from bigbase_jax.data.tokenizer import Tokenizer, TokenizerFile, encode, load, sides
+from bigbase_jax.models.encoder_decoder import EncoderDecoder
 from bigbase_jax.models.transformer import unstack_blocks
 from bigbase_jax.pretrained.start import is_run, merged, model_of
 from bigbase_jax.restored import facts, restore
 from bigbase_jax.rundir import RunDir
 from bigbase_jax.spelling import Speller
+from bigbase_jax.tasks.translation import Translation
 
 ROWS = 16
 """Prompts that are gone on with at once."""
@@ -452,7 +455,12 @@ def run(
             return _translate(workdir, prompts, step, out)
         writer, template = _of_run(RunDir(workdir), task, variables)
     else:
-        writer, template = _of_folder(workdir)
+        model, variables = pretrained.load(workdir)
+        if isinstance(model, EncoderDecoder):
+            if sample or stop or chat:
+                raise UserError("a translation is written as generation_config.json says; leave out --sample.")
+            return _translate_by_folder(workdir, model, variables, prompts, out)
+        writer, template = _of_folder(workdir, model, variables)
     asked: list[Any] = prompts
     if chat:
         if template is None or writer.tokenizer is None:
@@ -546,16 +554,55 @@ def _of_run(run_: RunDir, task: Any, variables: Variables) -> tuple[Writer, Any]
     return writer, None if template is None else chat_template.load(template)
 
 
-def _of_folder(path: str) -> tuple[Writer, Any]:
+def _of_folder(path: str, model: Any, variables: Variables) -> tuple[Writer, Any]:
     """Of a published model: its ends are those of ``generation_config.json`` and ``config.json``."""
-    model, variables = pretrained.load(path)
     tokenizer = TokenizerFile(path).fit(lambda: iter(()), lambda: iter(()), False)
     ends: set[int] = set()
-    for name in ("config.json", "generation_config.json"):
-        file = pathlib.Path(os.path.expanduser(path)) / name
-        found = json.loads(file.read_text()).get("eos_token_id") if file.is_file() else None
+    for config in _configs(path):
+        found = config.get("eos_token_id")
         ends |= set(found) if isinstance(found, list) else set() if found is None else {found}
     return Writer(model, variables, tuple(sorted(ends)), tokenizer), chat_template.read(path)
+
+
+def _configs(path: str) -> list[dict[str, Any]]:
+    """``config.json`` and ``generation_config.json`` of a published model."""
+    paths = [pathlib.Path(os.path.expanduser(path)) / name for name in ("config.json", "generation_config.json")]
+    return [json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {} for file in paths]
+
+
+def _translate_by_folder(path: str, model: EncoderDecoder, variables: Variables, prompts: list[str], out: Any) -> int:
+    """The translation of each prompt, a line each, by a published model, as its ``generation_config.json`` says."""
+    config, words = _configs(path)
+    words = {**config, **{key: value for key, value in words.items() if value is not None}}
+    source, target = sides(TokenizerFile(path).fit(lambda: iter(()), lambda: iter(()), True))
+    tokens = [encode(source, prompt) for prompt in prompts]
+    most = (words.get("max_length") or 512) - 1  # theirs counts the start token
+    facts = pair_facts(source, target, _rounded(max(map(len, tokens)) + 1, 16), most)
+    facts["start_id"] = words.get("decoder_start_token_id", facts["start_id"])
+    task = Translation(
+        model,
+        target.state(),
+        beams=words.get("num_beams") or 1,
+        length_penalty=words.get("length_penalty", 1.0),
+        max_length=most,
+        pad_id=facts["pad_id"],
+        start_id=facts["start_id"],
+        end_id=facts["end_id"],
+    )
+    translate, encoder = jax.jit(task.translate), Encoder(facts)
+    rows = max(ROWS // task.beams, 1)
+    for first in range(0, len(prompts), rows):
+        began, some = time.monotonic(), tokens[first : first + rows]
+        padded = some + some[-1:] * (min(rows, _rounded(len(prompts), 1)) - len(some))  # one shape, one compilation
+        examples = [encoder(tokens_S, None) for tokens_S in padded]
+        batch = {name: np.stack([example[name] for example in examples]) for name in task.inputs}
+        written_BM = np.asarray(translate(variables, batch))[: len(some)]
+        texts = task.present({"tokens": written_BM})["translation"].split("\n")
+        seconds = round(time.monotonic() - began, 3)
+        for prompt, text in zip(prompts[first : first + rows], texts, strict=True):
+            line = {"prompt": prompt, "text": text, "seconds": seconds}
+            print(json.dumps(line, ensure_ascii=False), flush=True, file=out)
+    return 0
 
 
 def _translate(workdir: str, prompts: list[str], step: int | None, out: Any) -> int:

@@ -621,13 +621,16 @@ def environment_lines() -> list[str]:
     ]
 
 
-def model_table(params: PyTree, flops_per_example: float | None = None, rows: int = 32) -> str:
+def model_table(
+    params: PyTree, flops_per_example: float | None = None, rows: int = 32, frozen: PyTree | None = None
+) -> str:
     """A table of a model's parameters, one line per module, alike neighbours (``block0``, ``block1``) in one.
 
     Args:
-      params: arrays, or anything with ``shape`` and ``dtype``.
+      params: those that are trained: arrays, or anything with ``shape`` and ``dtype``.
       flops_per_example: of the forward pass of one example, for the last line.
       rows: modules are shown to a depth of two, or of one where that gives more lines than this.
+      frozen: parameters that are not trained, which are counted alone; None or empty: there are none.
     """
     leaves = flatten(params)
     for depth in (2, 1):
@@ -639,16 +642,23 @@ def model_table(params: PyTree, flops_per_example: float | None = None, rows: in
         lines = _alike(groups)
         if len(lines) <= rows:
             break
-    total = sum(math.prod(leaf.shape) for leaf in leaves.values())
-    size = sum(math.prod(leaf.shape) * np.dtype(leaf.dtype).itemsize for leaf in leaves.values())
-    width = max([len(name) for name, _, _ in lines] + [len("module")])
-    counts = max([len(f"{count:,}") for _, count, _ in lines] + [len("parameters"), len(f"{total:,}")])
+    parts = {"trained": params, "frozen": frozen} if jax.tree.leaves(frozen) else {}
+    sizes = {name: _size(tree) for name, tree in {**parts, "total": (params, frozen)}.items()}
+    width = max(map(len, ["module", *(name for name, _, _ in lines), *sizes]))
+    counts = max(len("parameters"), len(f"{sizes['total'][0]:,}"))
     table = [f"{'module':<{width}}  {'parameters':>{counts}}  shapes"]
     table += [f"{name:<{width}}  {count:>{counts},}  {shapes}" for name, count, shapes in lines]
-    table += [f"{'total':<{width}}  {total:>{counts},}  {size / 1e6:,.2f} MB"]
+    table += [f"{name:<{width}}  {count:>{counts},}  {nbytes / 1e6:,.2f} MB" for name, (count, nbytes) in sizes.items()]
     if flops_per_example:
         table += [f"forward pass: {_engineering(flops_per_example)}FLOPs per example"]
     return "\n".join(table)
+
+
+def _size(params: PyTree) -> tuple[int, int]:
+    """How many numbers, and bytes."""
+    leaves = jax.tree.leaves(params)
+    count = sum(math.prod(leaf.shape) for leaf in leaves)
+    return count, sum(math.prod(leaf.shape) * np.dtype(leaf.dtype).itemsize for leaf in leaves)
 
 
 def _alike(groups: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, int, str]]:

@@ -1,8 +1,9 @@
 """The run folder: everything one run knows of itself, readable without the package.
 
 ``config.json`` the config as it was run; ``lineage.json`` where it comes from (command, commit, versions, devices,
-data); ``data.json`` what predicting needs to know of the data; ``metrics.jsonl`` the log; ``tensorboard/``;
-``checkpoints/STEP/``; ``eval-SPLIT.json`` and ``predictions-SPLIT.npz`` the last evaluation; ``report.html``.
+data); ``data.json`` what predicting needs to know of the data; ``start/`` what was kept of ``config.init_from``;
+``metrics.jsonl`` the log; ``tensorboard/``; ``checkpoints/STEP/``; ``eval-SPLIT.json`` and ``predictions-SPLIT.npz``
+the last evaluation; ``report.html``.
 """
 
 from __future__ import annotations

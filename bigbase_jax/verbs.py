@@ -36,13 +36,14 @@ def setup() -> None:
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
         jax.config.update("jax_compilation_cache_dir", os.path.join(base, "bigbase_jax", "xla"))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+    if not os.environ.get("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"):
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 
 def train(config: ConfigDict, workdir: str, name: str = "", observe: training.Observe | None = None) -> dict[str, Any]:
     """Trains, or goes on with the run in ``workdir``; then evaluates and writes the report. Returns the metrics."""
     setup()
-    config = pretrained.resolve(config)
+    config = pretrained.resolve(config, pretrained.kept(RunDir(workdir)))
     try:
         result = training.train(config, workdir, name, observe)
     except Diverged:
@@ -63,7 +64,7 @@ def evaluate(workdir: str, step: int | None = None, split: str | None = None) ->
     setup()
     run = RunDir(workdir)
     config = run.config()
-    data = build(config.data, _path="config.data").prepare(say)
+    data = build(pretrained.data_of(run, config), _path="config.data").prepare(say)
     mesh = _mesh(config)
     parallel.check_batch(data.eval_batch_size, mesh, what="config.data.eval_batch_size")
     if data.fingerprint() != run.read_json("lineage.json")["data"]["fingerprint"]:
@@ -146,9 +147,10 @@ def export(workdir: str, to: str = "safetensors", output: str | None = None, ste
     else:
         from bigbase_jax import adapt
 
-        if not isinstance(task, (adapt.LoRA, adapt.Frozen)):
+        wrapper = next((t for t in pretrained.chain(task) if isinstance(t, (adapt.LoRA, adapt.Frozen))), None)
+        if wrapper is None:
             raise UserError(f"the run in {run.path} trained all of its model; there is no adapter to write.")
-        adapt.save_adapter(folder, task, variables)
+        adapt.save_adapter(folder, wrapper, variables)
         names = sorted(path.name for path in folder.iterdir())
     return {"export": str(folder), "to": to, "step": step, "files": names}
 
@@ -162,7 +164,7 @@ def report(workdir: str) -> dict[str, Any]:
         task: Task = build(config.task, facts(run), _path="config.task")
         passages = getattr(task, "passages", None)
         if passages is None:
-            data = build(config.data, _path="config.data").prepare(lambda line: None)
+            data = build(pretrained.data_of(run, config), _path="config.data").prepare(lambda line: None)
             source = {name: data.source(name) for name in data.splits}
 
             def pictures(split: str, index: int) -> tuple[np.ndarray, str]:

@@ -350,6 +350,19 @@ def test_the_model_table_counts_and_joins_alike_blocks():
     assert len(model_table({f"a{i}": dict.fromkeys("pqr", block) for i in range(40)}).splitlines()) < 40
 
 
+def test_the_model_table_counts_what_is_frozen_by_itself():
+    trained = {"dense": {"lora_a": np.zeros((1000, 2), np.float32), "lora_b": np.zeros((2, 10), np.float32)}}
+    frozen = {"dense": {"kernel": jax.ShapeDtypeStruct((1000, 1000), jnp.bfloat16)}, "bias": np.zeros(10, np.float32)}
+    *_, first, second, third = model_table(trained, frozen=frozen).splitlines()
+    assert first.split() == ["trained", "2,020", "0.01", "MB"]
+    assert second.split() == ["frozen", "1,000,010", "2.00", "MB"]
+    assert third.split() == ["total", "1,002,030", "2.01", "MB"]
+    assert len({line.index(count) + len(count) for line, count in ((first, "2,020"), (third, "1,002,030"))}) == 1
+    for nothing in (None, {}):
+        lines = model_table(trained, frozen=nothing).splitlines()
+        assert lines[-1].split()[:2] == ["total", "2,020"] and "trained" not in lines[-2]
+
+
 def test_durations_read_as_on_a_clock():
     assert [duration(s) for s in (5, 135, 3735, 59.6)] == ["0:05", "2:15", "1:02:15", "1:00"]
 

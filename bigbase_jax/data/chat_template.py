@@ -148,8 +148,11 @@ def load(state: str) -> ChatTemplate:
     return ChatTemplate(**json.loads(state))
 
 
-def read(path: str) -> ChatTemplate | None:
+def read(path: str, origin: str | None = None) -> ChatTemplate | None:
     """The template in the folder of a published tokenizer, or of a file in Jinja; None where there is none.
+
+    Args:
+      origin: the folder that ``path`` is a copy of, after which the template is named; None: it is none.
 
     Raises:
       UserError: it cannot be read.
@@ -173,7 +176,7 @@ def read(path: str) -> ChatTemplate | None:
         text = value.get("content") if isinstance(value, dict) else value
         if name.endswith("_token") and isinstance(text, str):
             tokens[name] = text
-    return ChatTemplate(given, tokens, folder)
+    return ChatTemplate(given, tokens, os.path.expanduser(origin) if origin else folder)
 
 
 def encode(template: ChatTemplate, tokenizer: Tokenizer, messages: Sequence[Message]) -> Chat:

@@ -12,10 +12,12 @@ Axes: T tokens of a text, V entries of the vocabulary.
 
 from __future__ import annotations
 
+import base64
 import dataclasses
 import functools
 import json
 import os
+import pathlib
 import re
 import struct
 import unicodedata
@@ -41,6 +43,7 @@ ROLES: Mapping[str, tuple[str, ...]] = {
 }
 """Roles of special tokens, and what they are called: new ones by the first name, published ones by any, in order."""
 _BERT = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+_MARIAN = ("vocab.json", "source.spm", "target.spm")
 _NEVER = -1e4  # log-probability of a Unigram's byte pieces: the last resort
 
 Texts = Callable[[], Iterator[str]]
@@ -124,13 +127,17 @@ def load(state: str) -> Tokenizer:
 @functools.lru_cache(maxsize=4)
 def _load(state: str) -> Tokenizer:
     given = json.loads(state)
-    kind = given.pop("kind")
-    return Symbols(**given) if kind == "symbols" else Subword(**given)
+    return {"symbols": Symbols, "subword": Subword, "marian": Marian}[given.pop("kind")](**given)
 
 
 def encode(tokenizer: Tokenizer, text: str) -> np.ndarray:
     """The tokens of one text, i32[T]; raises UserError if it cannot be written with this vocabulary."""
     return tokenizer.encode_batch([text])[0][0]
+
+
+def sides(tokenizer: Tokenizer) -> tuple[Tokenizer, Tokenizer]:
+    """What a source is read with, and its translation: the same, unless it is Marian's, which has two sides."""
+    return (tokenizer.source if isinstance(tokenizer, Marian) else tokenizer), tokenizer
 
 
 def facts_of(tokenizer: Tokenizer) -> dict[str, Any]:
@@ -281,19 +288,7 @@ class Symbols:
         return tokens_T
 
     def encode_marked(self, text: str) -> tuple[np.ndarray, np.ndarray]:
-        names = "|".join(map(re.escape, self.marks))
-        tokens, counts = [], []
-        for part in re.split(f"({names})", text) if names else [text]:
-            if part in self.marks:
-                tokens.append(np.array([self.marks[part]], np.int32))
-                counts.append(np.array([len(part)], np.int32))
-            elif part:
-                tokens_T, counts_T = self.encode_batch([part])[0]
-                tokens.append(tokens_T)
-                counts.append(counts_T)
-        if not tokens:
-            return np.zeros(0, np.int32), np.zeros(0, np.int32)
-        return np.concatenate(tokens), np.concatenate(counts)
+        return _encode_marked(self, text)
 
     def layout(self, pair: bool) -> Layout:
         return _around(self.special, pair)
@@ -312,6 +307,22 @@ class Symbols:
         if self.special:
             given["special"] = list(self.special)
         return json.dumps({"kind": "symbols", **given}, ensure_ascii=False)
+
+
+def _encode_marked(tokenizer: Tokenizer, text: str) -> tuple[np.ndarray, np.ndarray]:
+    names = "|".join(map(re.escape, tokenizer.marks))
+    tokens, counts = [], []
+    for part in re.split(f"({names})", text) if names else [text]:
+        if part in tokenizer.marks:
+            tokens.append(np.array([tokenizer.marks[part]], np.int32))
+            counts.append(np.array([len(part)], np.int32))
+        elif part:
+            tokens_T, counts_T = tokenizer.encode_batch([part])[0]
+            tokens.append(tokens_T)
+            counts.append(counts_T)
+    if not tokens:
+        return np.zeros(0, np.int32), np.zeros(0, np.int32)
+    return np.concatenate(tokens), np.concatenate(counts)
 
 
 def _around(special: Mapping[str, int], pair: bool) -> Layout:
@@ -477,6 +488,99 @@ class Subword:
         return table_V
 
 
+class Marian:
+    """One side of the two SentencePiece files of a Marian model, whose pieces one ``vocab.json`` numbers (opus-mt).
+
+    A piece of the file that the vocabulary does not have is ``<unk>``, which has no text; a language in front of a text
+    (``>>fr<<``) is one token.
+
+    Attributes: see ``Tokenizer``.
+    """
+
+    continues = False
+    token_bytes: np.ndarray | None = None
+
+    def __init__(self, vocabulary: Mapping[str, int], models: Sequence[str], end: int | None):
+        """
+        Args:
+          vocabulary: of all pieces of both sides, ``<unk>`` and ``</s>``.
+          models: the source's ``.spm`` file in base64, and the target's where this is the target's side.
+          end: see ``Tokenizer``.
+        """
+        self._vocabulary, self._models, self.end = dict(vocabulary), list(models), end
+        self._tokenizer = _sentencepiece(_hugging_face(), base64.b64decode(models[-1]), False)
+        self._unknown = vocabulary["<unk>"]
+        self._names = {token: piece for piece, token in vocabulary.items()}
+        self.size = 1 + max(self._names)
+        self.special: Mapping[str, int] = {"sep": vocabulary["</s>"]}
+        if "<pad>" in vocabulary:
+            self.special = {**self.special, "pad": vocabulary["<pad>"]}
+        self._hidden = {self._unknown, *self.special.values()}
+        self.marks: Mapping[str, int] = {self._names[token]: token for token in self._hidden}
+        self._tokens = {piece: token for piece, token in vocabulary.items() if piece not in self.marks}
+
+    @functools.cached_property
+    def source(self) -> Tokenizer:
+        """The tokenizer of the source; itself, if it is that."""
+        return self if len(self._models) == 1 else Marian(self._vocabulary, self._models[:1], self.end)
+
+    def encode_batch(self, texts: Sequence[str]) -> list[tuple[np.ndarray, np.ndarray]]:
+        cuts = [text.find("<<") + 2 if text.startswith(">>") and "<<" in text else 0 for text in texts]
+        plain = [text[cut:] for text, cut in zip(texts, cuts, strict=True)]
+        found = []
+        for text, cut, rest, encoding in zip(texts, cuts, plain, self._tokenizer.encode_batch(plain), strict=True):
+            tokens = [self._tokens.get(piece, self._unknown) for piece in self._pieces(rest, encoding)]
+            counts_T = _bytes_by_offsets(rest, encoding)
+            if cut:
+                tokens = [self._tokens.get(text[:cut], self._unknown), *tokens]
+                counts_T = np.concatenate([np.array([len(text[:cut].encode())], np.int32), counts_T])
+            found.append((np.array(tokens, np.int32), counts_T))
+        return found
+
+    def _pieces(self, text: str, encoding: Any) -> list[str]:
+        """As SentencePiece gives them: the text itself where the file has no piece, which the vocabulary may have."""
+        unknown, normalizer = getattr(self._tokenizer.model, "unk_token", None), self._tokenizer.normalizer
+        if unknown not in encoding.tokens:  # which of a Unigram are such already
+            return encoding.tokens
+        text = normalizer.normalize_str(text) if normalizer else text
+        encoding = self._tokenizer.encode(text, add_special_tokens=False)  # for places in the normalised text
+        found = zip(encoding.tokens, encoding.offsets, strict=True)
+        return [text[slice(*place)] if piece == unknown else piece for piece, place in found]
+
+    def encode_marked(self, text: str) -> tuple[np.ndarray, np.ndarray]:
+        return _encode_marked(self, text)
+
+    def layout(self, pair: bool) -> Layout:
+        tokens = (FIRST, *([SECOND] if pair else []), self.special["sep"])
+        return Layout(tokens, (0,) * len(tokens))
+
+    def spelled(self) -> list[bytes]:
+        found = [b""] * self.size
+        for token, piece in self._names.items():
+            found[token] = b"" if token in self._hidden else piece.replace("▁", " ").encode()
+        return found
+
+    def decode(self, tokens: Iterable[int]) -> str:
+        pieces = [self._names[int(t)] for t in tokens if int(t) in self._names and int(t) not in self._hidden]
+        return self._tokenizer.decoder.decode(pieces).strip()
+
+    def pieces(self, tokens: Iterable[int]) -> list[str]:
+        return [self._names.get(int(t)) or f"<{t}>" for t in tokens]
+
+    def files(self) -> dict[str, bytes]:
+        """The contents of ``vocab.json``, ``source.spm`` and ``target.spm``."""
+        models = dict(zip(("source.spm", "target.spm"), map(base64.b64decode, self._models), strict=False))
+        return {"vocab.json": json.dumps(self._vocabulary, indent=2).encode(), **models}
+
+    def state(self) -> str:
+        return self._state
+
+    @functools.cached_property
+    def _state(self) -> str:
+        given = {"vocabulary": self._vocabulary, "models": self._models, "end": self.end}
+        return json.dumps({"kind": "marian", **given}, ensure_ascii=False)
+
+
 def _bytes_by_offsets(text: str, encoding: Any) -> np.ndarray:
     """i32[T]: a token stands for the text from the end of those before it to its own, the last one for the rest too."""
     byte_at = np.concatenate([[0], np.cumsum(_utf8_lengths(_codes(text)))])
@@ -631,8 +735,8 @@ class TokenizerFile:
     """A published tokenizer, with the special tokens that it has (``fit`` adds none but the end).
 
     Attributes:
-      path: a ``tokenizer.json`` of Hugging Face, a ``vocab.txt`` of BERT, a ``.model`` of SentencePiece, or a folder
-        with one of them (sought in this order).
+      path: a ``tokenizer.json`` of Hugging Face, a ``vocab.txt`` of BERT, a ``.model`` or ``.spm`` of SentencePiece; or
+        a folder with the three files of a Marian model (see ``sides``), or with one of those (sought in this order).
       lowercase: of a ``vocab.txt``: lower-case the text first; None: as ``tokenizer_config.json`` beside it says, or
         else if no entry of the vocabulary has a capital letter.
     """
@@ -645,12 +749,14 @@ class TokenizerFile:
         Raises:
           UserError: there is no such file, or it is not what its name says.
         """
-        path = self._file()
+        path, *more = self._files()
         hf = _hugging_face()
         try:
+            if more:
+                return _marian([path, *more], end)
             if path.endswith(".txt"):
                 tokenizer = self._wordpiece(hf, path)
-            elif path.endswith(".model"):
+            elif path.endswith((".model", ".spm")):
                 with open(path, "rb") as file:
                     tokenizer = _sentencepiece(hf, file.read())
             else:
@@ -658,28 +764,34 @@ class TokenizerFile:
         except UserError:
             raise
         except Exception as error:  # the library raises bare Exceptions
+            where = self.path if more else path
             raise UserError(
-                f"{path} is not a tokenizer that can be read: {str(error) or type(error).__name__}."
+                f"{where} is not a tokenizer that can be read: {str(error) or type(error).__name__}."
             ) from error
         return _finish(tokenizer, end)
 
-    def stamp(self) -> tuple[str, int, int]:
-        """Name, size in bytes and modification time in ns of the file; raises UserError if there is none."""
-        path = self._file()
-        stat = os.stat(path)
-        return os.path.basename(path), stat.st_size, stat.st_mtime_ns
+    def stamp(self) -> tuple[str | int, ...]:
+        """Name, size in bytes and modification time in ns of each file; raises UserError if there is none."""
+        stats = [(os.path.basename(path), os.stat(path)) for path in self._files()]
+        return tuple(value for name, stat in stats for value in (name, stat.st_size, stat.st_mtime_ns))
 
-    def _file(self) -> str:
+    def _files(self) -> list[str]:
         path = os.path.expanduser(self.path)
         if os.path.isfile(path):
-            return path
+            return [path]
         if not os.path.isdir(path):
             raise UserError(f"there is no tokenizer at {self.path}.")
         names = sorted(os.listdir(path))
+        if "source.spm" in names:
+            if "target_vocab.json" in names:
+                raise UserError(f"{self.path} has a vocabulary for each language; known here is one for both.")
+            if absent := [name for name in _MARIAN if name not in names]:
+                raise UserError(f"{self.path} has source.spm but no {' and no '.join(absent)}.")
+            return [os.path.join(path, name) for name in _MARIAN]
         for wanted in ("tokenizer.json", "vocab.txt", ".model"):
             for name in names:
                 if name == wanted or (wanted == ".model" and name.endswith(wanted)):
-                    return os.path.join(path, name)
+                    return [os.path.join(path, name)]
         raise UserError(f"{self.path} has no tokenizer.json, vocab.txt or *.model.")
 
     def _wordpiece(self, hf: Any, path: str) -> Any:
@@ -700,15 +812,32 @@ class TokenizerFile:
         return tokenizer
 
 
-def _sentencepiece(hf: Any, data: bytes) -> Any:
-    """The tokenizer in a ``.model`` (sentencepiece_model.proto), made as transformers' converter makes it."""
+def _marian(paths: Sequence[str], end: bool) -> Marian:
+    vocabulary, *models = (pathlib.Path(path).read_bytes() for path in paths)
+    pieces = json.loads(vocabulary)
+    for name in ("<unk>", "</s>"):
+        if name not in pieces:
+            raise UserError(f"{paths[0]} has no {name}.")
+    made = Marian(pieces, [base64.b64encode(m).decode() for m in models], pieces["</s>"] if end else None)
+    assert made.source  # which is read as well
+    return made
+
+
+def _sentencepiece(hf: Any, data: bytes, special: bool = True) -> Any:
+    """The tokenizer in a ``.model`` (sentencepiece_model.proto), made as transformers' converter makes it.
+
+    Without ``special``, its unknown and control pieces have no name, and no text holds them.
+    """
     model = _fields(data)
     pieces = [_fields(piece) for piece in model.get(1, [])]
     if not pieces:
         raise UserError("it holds no pieces.")
-    names = [piece[1][0].decode() for piece in pieces]
-    scores = [struct.unpack("<f", piece[2][0])[0] if 2 in piece else 0.0 for piece in pieces]
     kinds = [piece.get(3, [1])[0] for piece in pieces]  # 1 normal, 2 unknown, 3 control, 4 user-defined, 6 byte
+    names = [
+        piece[1][0].decode() if special or kind not in (2, 3) else f"\ufdd0{i}"  # which Unicode has given to nobody
+        for i, (piece, kind) in enumerate(zip(pieces, kinds, strict=True))
+    ]
+    scores = [struct.unpack("<f", piece[2][0])[0] if 2 in piece else 0.0 for piece in pieces]
     trainer, normalizer = (_fields(model[key][0]) if key in model else {} for key in (2, 3))
     unknown = kinds.index(2) if 2 in kinds else None
     byte_fallback = bool(trainer.get(35, [0])[0])
@@ -737,14 +866,15 @@ def _sentencepiece(hf: Any, data: bytes) -> Any:
     if normalizer.get(2, [b""])[0]:
         rules.append(hf.normalizers.Precompiled(normalizer[2][0]))
     if normalizer.get(4, [1])[0]:
-        rules += [hf.normalizers.Strip(), hf.normalizers.Replace(hf.Regex(" {2,}"), " ")]
+        rules += [hf.normalizers.Replace(hf.Regex(r"\A +| +\z"), ""), hf.normalizers.Replace(hf.Regex(" {2,}"), " ")]
     if rules:
         tokenizer.normalizer = hf.normalizers.Sequence(rules)
     prefix = "always" if normalizer.get(3, [1])[0] else "never"
     tokenizer.pre_tokenizer = hf.pre_tokenizers.Metaspace(prepend_scheme=prefix, split=trainer.get(3, [1])[0] == 1)
     joined = [hf.decoders.Replace("▁", " "), hf.decoders.ByteFallback(), hf.decoders.Fuse()]
     tokenizer.decoder = hf.decoders.Sequence(joined + ([hf.decoders.Strip(" ", 1, 0)] if prefix == "always" else []))
-    tokenizer.add_special_tokens([name for name, kind in zip(names, kinds, strict=True) if kind in (2, 3)])
+    if special:
+        tokenizer.add_special_tokens([name for name, kind in zip(names, kinds, strict=True) if kind in (2, 3)])
     return tokenizer
 
 

@@ -7,6 +7,7 @@ family of models, see ``families``.
 
 from bigbase_jax.pretrained.export import export
 from bigbase_jax.pretrained.folder import load, save
-from bigbase_jax.pretrained.start import initialise, resolve
+from bigbase_jax.pretrained.kept import data_of, keep, kept
+from bigbase_jax.pretrained.start import chain, initialise, resolve
 
-__all__ = ["export", "initialise", "load", "resolve", "save"]
+__all__ = ["chain", "data_of", "export", "initialise", "keep", "kept", "load", "resolve", "save"]

@@ -11,10 +11,13 @@ from ml_collections import ConfigDict
 from bigbase_jax.core import Task, Variables
 from bigbase_jax.data.tokenizer import load as load_tokenizer
 from bigbase_jax.pretrained.folder import save
+from bigbase_jax.pretrained.kept import kept
 from bigbase_jax.pretrained.start import is_run, merged, model_of
 from bigbase_jax.pretrained.tokenizers import ids
 from bigbase_jax.restored import facts
 from bigbase_jax.rundir import RunDir
+
+_PUBLISHED = ("tokenizer.json", "source.spm")
 
 
 def export(run: RunDir, config: ConfigDict, task: Task, variables: Variables, output: str | os.PathLike) -> list[str]:
@@ -36,7 +39,8 @@ def export(run: RunDir, config: ConfigDict, task: Task, variables: Variables, ou
     if known.get("tokenizer"):
         tokenizer = load_tokenizer(known["tokenizer"])
         about |= ids(tokenizer)
-        began = config.get("init_from")
-        if began and (pathlib.Path(began) / "tokenizer.json").is_file() and not is_run(began):
+        began = kept(run) or config.get("init_from")
+        folder = pathlib.Path(os.path.expanduser(began or ""))
+        if began and any((folder / name).is_file() for name in _PUBLISHED) and not is_run(began):
             tokenizer = began
     return save(output, model, merged(task, variables), tokenizer, about=about)

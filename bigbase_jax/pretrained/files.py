@@ -25,6 +25,7 @@ from bigbase_jax.core import UserError
 CONFIG = "config.json"
 SINGLE = "model.safetensors"
 PREPROCESSOR = "preprocessor_config.json"
+GENERATION = "generation_config.json"
 INDEX = "model.safetensors.index.json"
 TOKENIZER: tuple[str, ...] = (
     "tokenizer.json",
@@ -195,7 +196,7 @@ class Whole:
 
 def _is_ours(path: pathlib.Path) -> bool:
     """Whether ``save`` may have written it."""
-    names = (CONFIG, INDEX, "generation_config.json", PREPROCESSOR, *TOKENIZER)
+    names = (CONFIG, INDEX, GENERATION, PREPROCESSOR, *TOKENIZER)
     return path.is_file() and (path.name in names or (path.name.startswith("model") and path.suffix == ".safetensors"))
 
 

@@ -105,7 +105,8 @@ def save(
       path: the folder; one that this function wrote before is replaced.
       model: of a class that a family knows.
       variables: the model's own: ``{"params": ..., ...}``.
-      tokenizer: a ``data.tokenizer.Tokenizer``, or a folder whose tokenizer files are copied.
+      tokenizer: a ``data.tokenizer.Tokenizer``, or a folder whose tokenizer files are copied, with its
+        ``generation_config.json``.
       max_shard_bytes: a larger model has several files and an index.
       about: more keys for ``config.json`` (``id2label``).
 
@@ -152,7 +153,7 @@ def save(
 
 def _write_tokenizer(folder: pathlib.Path, tokenizer: Any) -> None:
     if isinstance(tokenizer, (str, os.PathLike)):
-        for name in files.TOKENIZER:
+        for name in (*files.TOKENIZER, files.GENERATION):
             source = pathlib.Path(os.path.expanduser(tokenizer)) / name
             if source.is_file():
                 shutil.copyfile(source, folder / name)
@@ -160,4 +161,4 @@ def _write_tokenizer(folder: pathlib.Path, tokenizer: Any) -> None:
     from bigbase_jax.pretrained.tokenizers import published
 
     for name, content in published(tokenizer).items():
-        (folder / name).write_text(content, encoding="utf-8")
+        (folder / name).write_bytes(content)

@@ -23,7 +23,7 @@ from bigbase_jax.data.tokenizer import load as load_tokenizer
 from bigbase_jax.log import say
 from bigbase_jax.models.transformer import unstack_blocks
 from bigbase_jax.pretrained import files, weights
-from bigbase_jax.pretrained.families import head_of
+from bigbase_jax.pretrained.families import adjust, head_of
 from bigbase_jax.pretrained.folder import describe, open_weights
 from bigbase_jax.restored import facts, restore
 from bigbase_jax.rundir import RunDir
@@ -80,11 +80,14 @@ def is_run(path: str | os.PathLike) -> bool:
 # --------------------------------------------------------------------------------------------------------- the config
 
 
-def resolve(config: ConfigDict) -> ConfigDict:
+def resolve(config: ConfigDict, instead: str | None = None) -> ConfigDict:
     """The config with the model that ``config.init_from`` holds, and what it reads: the tokenizer, or the mean and
     standard deviation of pictures, where the folder has them and the recipe has a place for them.
 
     Of the recipe's model those words stay that are in ``KEPT``. Without ``init_from`` the config is returned as it is.
+
+    Args:
+      instead: what a run has kept of that folder, to be read in its place; see ``kept``.
 
     Raises:
       UserError: the folder is neither that of published weights nor of a run, or the task has no model to replace.
@@ -98,18 +101,20 @@ def resolve(config: ConfigDict) -> ConfigDict:
         task = task.task
     if not isinstance(task.get("model"), ConfigDict):
         raise UserError(f"config.init_from needs a task with one model; {task.get('target')} has none.")
-    node, tokenizer = _of_run(path) if is_run(path) else _of_folder(path)
+    place = instead or path
+    node, tokenizer = _of_run(place) if is_run(place) else _of_folder(place)
     with node.ignore_type():
         for key in KEPT:
             if key in node and key in task.model:
                 node[key] = task.model[key]
     config.unlock()
     task.model = node
-    said = pathlib.Path(os.path.expanduser(path)) / files.PREPROCESSOR
+    said = pathlib.Path(os.path.expanduser(place)) / files.PREPROCESSOR
     if "mean" in task and "std" in task and said.is_file() and (given := files.read_json(said)).get("image_mean"):
         task.mean, task.std = tuple(given["image_mean"]), tuple(given["image_std"])
     dataset = config.data.get("dataset")
     if tokenizer is not None and isinstance(dataset, ConfigDict) and "tokenizer" in dataset:
+        tokenizer.path = path
         dataset.tokenizer = tokenizer
     config.lock()
     return config
@@ -121,6 +126,8 @@ def _of_folder(path: str) -> tuple[ConfigDict, ConfigDict | None]:
     try:
         tokenizer.stamp()
     except UserError:
+        if (pathlib.Path(os.path.expanduser(path)) / "source.spm").exists():  # of Marian's files, one is missing
+            raise
         return family.from_config(published), None
     return family.from_config(published), target(TokenizerFile, path=path)
 
@@ -177,7 +184,10 @@ def initialise(path: str, state: TrainState, task: Task, spec: Mapping[str, Any]
     variables = {"params": state.params, **state.model_state}
     flat = flatten(variables)
     home = next(iter(flat.values())).sharding
-    source = _run_weights(path, home.mesh) if is_run(path) else open_weights(path, describe(path)[0], model)
+    published = not is_run(path)
+    source = open_weights(path, describe(path)[0], model) if published else _run_weights(path, home.mesh)
+    if adjusted := adjust(model, source, spec, published):
+        say(f"init_from {path}: {adjusted}")
     wanted = flatten(jax.eval_shape(inner.init, jax.random.key(0), spec))
     found = weights.plan(source, wanted, head_of(model))
     place = next((t.place for t in chain(task) if hasattr(type(t), "place")), None)

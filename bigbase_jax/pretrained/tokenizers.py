@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from bigbase_jax.data.tokenizer import Subword, Symbols, Tokenizer
+from bigbase_jax.data.tokenizer import Marian, Subword, Symbols, Tokenizer
 
 _ROLES = {"cls": "cls_token", "sep": "sep_token", "pad": "pad_token", "mask": "mask_token", "start": "bos_token"}
 
 
-def published(tokenizer: Tokenizer) -> dict[str, str]:
-    """The contents of ``tokenizer.json`` and ``tokenizer_config.json``."""
+def published(tokenizer: Tokenizer) -> dict[str, bytes]:
+    """The contents of ``tokenizer.json``, or of the three files of Marian's, and of ``tokenizer_config.json``."""
+    if isinstance(tokenizer, Marian):
+        return {**tokenizer.files(), "tokenizer_config.json": _json({"tokenizer_class": "MarianTokenizer"})}
     if isinstance(tokenizer, Symbols):
         content = _of_symbols(tokenizer)
     else:
@@ -22,7 +24,7 @@ def published(tokenizer: Tokenizer) -> dict[str, str]:
     if tokenizer.end is not None:
         roles["eos_token"] = tokenizer.end
     config |= {name: tokenizer.pieces([token])[0] for name, token in roles.items()}
-    return {"tokenizer.json": content, "tokenizer_config.json": json.dumps(config, indent=2, ensure_ascii=False)}
+    return {"tokenizer.json": content.encode(), "tokenizer_config.json": _json(config)}
 
 
 def ids(tokenizer: Tokenizer) -> dict[str, int | None]:
@@ -32,6 +34,10 @@ def ids(tokenizer: Tokenizer) -> dict[str, int | None]:
         "eos_token_id": tokenizer.end,
         "pad_token_id": tokenizer.special.get("pad"),
     }
+
+
+def _json(value: dict[str, Any]) -> bytes:
+    return json.dumps(value, indent=2, ensure_ascii=False).encode()
 
 
 def _of_symbols(tokenizer: Symbols) -> str:

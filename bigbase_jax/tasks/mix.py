@@ -111,6 +111,12 @@ class Mix:
     def present(self, output: Mapping[str, np.ndarray]) -> dict[str, Any]:
         return self.task.present(output)
 
+    def __getattr__(self, name: str) -> Any:
+        """What else the task has: ``passages``, or the ``place`` and ``merge`` of an adapter."""
+        if name == "task" or name.startswith("__"):  # of an object that is being copied or unpickled
+            raise AttributeError(name)
+        return getattr(self.task, name)
+
 
 def _partner(x: jax.Array | np.ndarray) -> jax.Array:
     """Rows 2 i and 2 i + 1 exchanged."""

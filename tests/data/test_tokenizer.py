@@ -257,8 +257,8 @@ def test_a_vocab_txt_is_read(tmp_path, extra, lowers):
 
 
 @pytest.mark.parametrize("kind", ["unigram", "bpe"])
-@pytest.mark.parametrize("byte_fallback", [True, False])
-def test_a_sentencepiece_model_gives_its_own_librarys_tokens(tmp_path, kind, byte_fallback):
+@pytest.mark.parametrize(("byte_fallback", "rule"), [(True, "nmt_nfkc"), (False, "nmt_nfkc"), (False, "identity")])
+def test_a_sentencepiece_model_gives_its_own_librarys_tokens(tmp_path, kind, byte_fallback, rule):
     spm = pytest.importorskip("sentencepiece")
     model = io.BytesIO()
     spm.SentencePieceTrainer.train(
@@ -267,6 +267,7 @@ def test_a_sentencepiece_model_gives_its_own_librarys_tokens(tmp_path, kind, byt
         vocab_size=340 if byte_fallback else 84,
         model_type=kind,
         byte_fallback=byte_fallback,
+        normalization_rule_name=rule,
         character_coverage=1.0,
         hard_vocab_limit=False,
         minloglevel=2,
@@ -275,7 +276,8 @@ def test_a_sentencepiece_model_gives_its_own_librarys_tokens(tmp_path, kind, byt
     reference = spm.SentencePieceProcessor(model_proto=model.getvalue())
     read = fitted(TokenizerFile(str(tmp_path / "spiece.model")))
     assert read.pieces([read.end]) == ["</s>"] and read.size == reference.vocab_size()
-    for text in ("The lazy fox.", "明月照青天，不知何年。", "the  dog  sleeps", "quick 🦊 fox", "ﬁve Ｆｏｘ"):
+    odd = ("  \u3000the\t dog\n ", "\x0bthe\x0c")
+    for text in ("The lazy fox.", "明月照青天，不知何年。", "the  dog  sleeps", "quick 🦊 fox", "ﬁve Ｆｏｘ", *odd):
         assert encode(read, text).tolist() == reference.encode(text), text
         if reference.unk_id() not in reference.encode(text):  # which the library shows as ⁇, Hugging Face as <unk>
             assert read.decode(encode(read, text)) == reference.decode(reference.encode(text))

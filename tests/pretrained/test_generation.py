@@ -26,6 +26,13 @@ CASES = {
     "GPT2LMHeadModel": {"vocab_size": 61, "n_positions": 64, "n_embd": 12, "n_layer": 2, "n_head": 3},
     "LlamaForCausalLM": LLAMA,
     "MistralForCausalLM": {**LLAMA, "sliding_window": 5},
+    "Qwen2ForCausalLM": {
+        **LLAMA,
+        "num_hidden_layers": 3,
+        "use_sliding_window": True,
+        "sliding_window": 4,
+        "max_window_layers": 1,
+    },
     "Qwen3ForCausalLM": {**LLAMA, "head_dim": 8},
 }
 PROMPTS = [[3, 1, 4, 1, 5, 9, 2, 6], [27], [18, 28, 18]]
@@ -100,8 +107,8 @@ def test_beams(hf, pair, length_penalty, early_stopping):
 def test_the_verb_takes_a_published_folder(hf, random_model, tmp_path):
     theirs = random_model("LlamaForCausalLM", **{**LLAMA, "vocab_size": 257}, eos_token_id=256, bos_token_id=None)
     theirs.save_pretrained(tmp_path)
-    for name, text in published(Symbols(end=True)).items():
-        (tmp_path / name).write_text(text)
+    for name, content in published(Symbols(end=True)).items():
+        (tmp_path / name).write_bytes(content)
     out = io.StringIO()
     assert run(str(tmp_path), ["Once upon"], sample="max_new_tokens=12", out=out) == 0
     line = json.loads(out.getvalue())

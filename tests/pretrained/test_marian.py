@@ -50,7 +50,7 @@ def logits_of(hf, model):
 def made(hf, random_model, words):
     theirs = random_model("MarianMTModel", **words)
     with hf.torch.no_grad():
-        theirs.final_logits_bias.copy_(hf.torch.linspace(-1, 1, 61)[None])
+        theirs.final_logits_bias.copy_(hf.torch.linspace(-1, 1, theirs.config.vocab_size)[None])
         for side in (theirs.model.encoder, theirs.model.decoder):  # sinusoids, in whose place are random numbers
             side.embed_positions.weight.copy_(side.embed_positions.create_weight())
     return theirs

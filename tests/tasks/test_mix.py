@@ -1,11 +1,19 @@
 """Mixing is linear in pictures and labels, local to pairs, and touches nothing but the loss."""
 
+import copy
+import dataclasses
+import pickle
+
 import jax
 import numpy as np
 import pytest
 
-from bigbase_jax.core import UserError, add
+from bigbase_jax.adapt import LoRA, load_adapter, save_adapter
+from bigbase_jax.core import UserError, add, flatten
 from bigbase_jax.models.mlp import MLP
+from bigbase_jax.parallel import BASE
+from bigbase_jax.pretrained.start import chain
+from bigbase_jax.pretrained.start import merged as merged_by_all
 from bigbase_jax.tasks.classification import Classification
 from bigbase_jax.tasks.mix import Mix
 
@@ -100,6 +108,36 @@ def test_everything_else_is_the_tasks():
     host = {name: np.asarray(x) for name, x in outputs.items()}
     assert "per_class" in mix.report({**host, "label": batch["label"]})
     assert mix.present({name: x[0] for name, x in host.items()})["label"] in "012"
+
+
+def test_what_else_the_task_has_is_had_too(tmp_path):
+    @dataclasses.dataclass(frozen=True)
+    class Worth(Classification):
+        def passages(self, examples):
+            return [("title", [])]
+
+    mix = Mix(Worth(TASK.model), 0.2)
+    assert mix.passages({}) == [("title", [])] and mix.model is TASK.model
+    assert mix.one_hot(np.array([1])).tolist() == [[0, 1, 0]]
+    for absent in ("passages", "place", "merge", "task_"):
+        assert not hasattr(Mix(TASK, 0.2), absent)
+    assert pickle.loads(pickle.dumps(copy.deepcopy(Mix(TASK, 0.2)))) == Mix(TASK, 0.2)
+
+
+def test_an_adapter_may_be_inside(tmp_path):
+    batch, words = batch_of(), {"targets": "dense|head", "rank": 2}
+    inside, outside = Mix(LoRA(TASK, **words), 1.0), LoRA(Mix(TASK, 1.0), **words)
+    variables = outside.init(KEY, batch)
+    variables["params"] = jax.tree.map(lambda x: x + jax.random.normal(KEY, x.shape), variables["params"])
+    one, two = (task.loss(variables, batch, KEY)[0] for task in (inside, outside))
+    np.testing.assert_allclose(one, two, rtol=1e-6)
+    assert abs(one.total - Mix(TASK, 1.0).loss(VARIABLES, batch, KEY)[0].total) > 1e-3  # the adapter matters
+    name = next(iter(flatten(TASK.init(KEY, batch)["params"])))
+    assert inside.place(name) == outside.place(name) and inside.place(name)[0] == BASE
+    for merged in (inside.merge(variables), merged_by_all(inside, variables), merged_by_all(outside, variables)):
+        jax.tree.map(np.testing.assert_array_equal, merged, outside.merge(variables))
+    save_adapter(tmp_path, next(t for t in chain(inside) if isinstance(t, LoRA)), variables)
+    jax.tree.map(np.testing.assert_array_equal, load_adapter(tmp_path, outside, variables), variables)
 
 
 def test_mistakes_are_told():

@@ -123,8 +123,10 @@ class Conversations:
                 beside = chat_template.read(self.tokenizer.path)
                 found = dataclasses.replace(found, tokens=beside.tokens if beside else {})
             return found
-        own = chat_template.read(self.tokenizer.path) if isinstance(self.tokenizer, TokenizerFile) else None
-        return own or ChatTemplate()
+        if not isinstance(self.tokenizer, TokenizerFile):
+            return ChatTemplate()
+        origin = getattr(self.tokenizer, "origin", None)  # of a copy that a run has kept
+        return chat_template.read(self.tokenizer.path, origin) or ChatTemplate()
 
     def prepare(self, cache: pathlib.Path, limit_bytes: float, say: Callable[[str], None]) -> Chats:
         """Reads and tokenises the conversations, unless that is in the cache; see ``core.RawDataset``.

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 
 from bigbase_jax.core import Example, Source, UserError
-from bigbase_jax.data.sources.parallel_text import ROLES, Encoder, read_lines
+from bigbase_jax.data.sources.parallel_text import ROLES, Encoder, pair_facts, read_lines
 from bigbase_jax.data.sources.splits import digest
-from bigbase_jax.data.tokenizer import Characters, Tokenizer, encode
+from bigbase_jax.data.tokenizer import Characters, Tokenizer, encode, sides
 
 CHARACTERS = Characters()
 _SMALL = (
@@ -107,24 +107,16 @@ class NamedNumbers:
         def texts(*splits: str) -> Callable[[], Iterator[str]]:
             return lambda: (text for s in splits for n in drawn[s] for text in (str(n), in_words(n)))
 
-        tokenizer: Tokenizer = data.tokenizer.fit(texts("train"), texts("val", "test"), True, ROLES)
-        common = {"vocab_size": tokenizer.size, "tokenizer": tokenizer.state(), "end_id": tokenizer.end}
-        common["pad_id"] = tokenizer.special.get("pad", 0)
+        both = sides(data.tokenizer.fit(texts("train"), texts("val", "test"), True, ROLES))
         self.facts: Mapping[str, Any] = {
-            **common,
-            **{f"source_{name}": value for name, value in common.items()},
-            "target_vocab_size": tokenizer.size,
-            "start_id": tokenizer.special.get("start", tokenizer.special.get("pad", tokenizer.end)),
-            "source_length": data.source_length,
-            "target_length": data.target_length,
-            "length": max(data.source_length, data.target_length),
+            **pair_facts(*both, data.source_length, data.target_length),
             "shared": True,
             "source_language": "digits",
             "target_language": "en",
         }
         encoder = Encoder(self.facts)
         width = max(len(in_words(n)) for numbers in drawn.values() for n in numbers)
-        sources = {s: _Numbers(s, numbers, width, tokenizer, encoder, data) for s, numbers in drawn.items()}
+        sources = {s: _Numbers(s, numbers, width, both, encoder, data) for s, numbers in drawn.items()}
         if not all(map(len, sources.values())):
             raise UserError(f"no name fits target_length={data.target_length}; raise it, or take a tokenizer of words.")
         self.splits: Mapping[str, Source] = sources
@@ -150,13 +142,19 @@ class _Numbers:
     in_memory = "made anew each time"
 
     def __init__(
-        self, split: str, numbers: list[int], width: int, tokenizer: Tokenizer, encoder: Encoder, data: Numerals
+        self,
+        split: str,
+        numbers: list[int],
+        width: int,
+        both: tuple[Tokenizer, Tokenizer],
+        encoder: Encoder,
+        data: Numerals,
     ):
         self._split, self._width, self._encoder = split, width, encoder
         self._rows: list[tuple[np.ndarray, np.ndarray, str]] = []
         for n in numbers:
             name = in_words(n)
-            source_S, target_T = encode(tokenizer, str(n)), encode(tokenizer, name)
+            source_S, target_T = encode(both[0], str(n)), encode(both[1], name)
             if len(source_S) < data.source_length and len(target_T) < data.target_length:
                 self._rows.append((source_S, target_T, name))
 

@@ -47,7 +47,7 @@ from bigbase_jax.data.ragged import Ragged
 from bigbase_jax.data.rows import Row, checked, rows, text_of
 from bigbase_jax.data.sources.splits import digest, stratified, to_split_off
 from bigbase_jax.data.sources.text import key_of, plain_file
-from bigbase_jax.data.tokenizer import Subwords, Tokenizer, load
+from bigbase_jax.data.tokenizer import Subwords, Tokenizer, load, sides
 
 ROLES = ("pad", "start")
 """Special tokens that a tokenizer learned here has, beside the end."""
@@ -79,7 +79,8 @@ class ParallelText:
       root: a folder of files line by line; or a file or folder of tables or JSON (see ``rows``), with a column for each
         language, or both in one called "translation".
       source_language, target_language: as the files or columns are called.
-      tokenizer: fitted to both sides of the training text, or read (``TokenizerFile``).
+      tokenizer: fitted to both sides of the training text, or read (``TokenizerFile``); a Marian folder's reads each
+        side in its own way (``tokenizer.sides``).
       target_tokenizer: one of its own for the target, each then fitted to its side; None: the same for both.
       source_length, target_length: S and T, special tokens included.
       train, val, test: what the files of the split are called, where not after it (``test="test_2017_flickr"``).
@@ -128,13 +129,14 @@ class ParallelText:
         if found is None:
             say(f"data: reading {self.root} once, to tokenise it")
             survey = _Survey(self, sets)
-            sides = ("source", "target")
+            both = ("source", "target")
             if self.target_tokenizer is None:
-                source = target = self.tokenizer.fit(survey.texts("train", sides), survey.texts("", sides), True, ROLES)
+                fitted = self.tokenizer.fit(survey.texts("train", both), survey.texts("", both), True, ROLES)
+                source, target = sides(fitted)
             else:
                 source, target = (
                     spec.fit(survey.texts("train", (side,)), survey.texts("", (side,)), True, ROLES)
-                    for spec, side in zip((self.tokenizer, self.target_tokenizer), sides, strict=True)
+                    for spec, side in zip((self.tokenizer, self.target_tokenizer), both, strict=True)
                 )
             dtypes: dict[str, Any] = {"source": np.min_scalar_type(source.size - 1)}
             dtypes |= {"target": np.min_scalar_type(target.size - 1), "reference": "u1", "split": "u1"}
@@ -170,13 +172,7 @@ class Parallel:
         about = pairs_N.about
         source, target = load(about["source_tokenizer"]), load(about["target_tokenizer"])
         self.facts: Mapping[str, Any] = {
-            **_facts(source, "source_"),
-            **_facts(target, ""),
-            "target_vocab_size": target.size,
-            "start_id": target.special.get("start", target.special.get("pad", target.end)),
-            "source_length": data.source_length,
-            "target_length": data.target_length,
-            "length": max(data.source_length, data.target_length),
+            **pair_facts(source, target, data.source_length, data.target_length),
             "shared": data.target_tokenizer is None,
             "source_language": data.source_language,
             "target_language": data.target_language,
@@ -232,6 +228,19 @@ class Parallel:
     def read(self, path: str) -> list[Example]:
         """See ``read_lines``."""
         return read_lines(path, self.facts)
+
+
+def pair_facts(source: Tokenizer, target: Tokenizer, source_length: int, target_length: int) -> dict[str, Any]:
+    """The facts (see the top of this file) that ``Encoder`` and ``tasks.translation`` read."""
+    return {
+        **_facts(target, ""),
+        **_facts(source, "source_"),
+        "target_vocab_size": target.size,
+        "start_id": target.special.get("start", target.special.get("pad", target.end)),
+        "source_length": source_length,
+        "target_length": target_length,
+        "length": max(source_length, target_length),
+    }
 
 
 def _facts(tokenizer: Tokenizer, side: str) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 from bigbase_jax.build import suggest
 from bigbase_jax.core import UserError
 from bigbase_jax.pretrained.table import Table
+from bigbase_jax.pretrained.weights import Weights
 
 FAMILIES: Mapping[str, str] = {
     "bert": "bert",
@@ -23,6 +24,7 @@ FAMILIES: Mapping[str, str] = {
     "gpt2": "gpt2",
     "llama": "llama",
     "marian": "marian",
+    "ministral": "llama",
     "mistral": "llama",
     "qwen2": "llama",
     "qwen3": "llama",
@@ -39,7 +41,7 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 
 class Family(Protocol):
-    """What a family's module has.
+    """What a family's module has; it may have ``adjust`` as well (see the function of this name).
 
     Attributes:
       MODELS: the classes of ours that it speaks of.
@@ -113,6 +115,21 @@ def head_of(model: nn.Module) -> str:
     """``Family.HEAD`` of a model; of one that no family has, by the names that last layers have."""
     found = [load_family(name) for name in dict.fromkeys(FAMILIES.values())]
     return next((family.HEAD for family in found if type(model) in family.MODELS), r"^(head|fc|linear)(\.|$)")
+
+
+def adjust(model: nn.Module, weights: Weights, spec: Mapping[str, Any], published: bool) -> str | None:
+    """Makes weights fit inputs of another size than they were trained on, where the model's family knows how.
+
+    Args:
+      spec: shapes of a batch.
+      published: whether the weights are a published folder's; else they are a run's.
+
+    Returns:
+      What was done, for people; None: nothing.
+    """
+    found = [load_family(name) for name in dict.fromkeys(FAMILIES.values())]
+    hooks = [getattr(family, "adjust", None) for family in found if type(model) in family.MODELS]
+    return next((hook(model, weights, spec, published) for hook in hooks if hook), None)
 
 
 def expect(config: Mapping[str, Any], **values: Any) -> None:

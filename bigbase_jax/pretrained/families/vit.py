@@ -9,12 +9,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from ml_collections import ConfigDict
 
 from bigbase_jax.build import target
 from bigbase_jax.models.vit import ViT
 from bigbase_jax.pretrained.families import Shapes, classes, expect, lookup, need, side
 from bigbase_jax.pretrained.table import Entry, Table, conv, dense, heads, joined, norm, repeat
+from bigbase_jax.pretrained.weights import Weights
 
 MODELS = (ViT,)
 HEAD = r"^head\."
@@ -90,6 +92,46 @@ def table(model: ViT) -> Table:
         prefix="vit.",
         unread=(r"^vit\.pooler\.",),
     )
+
+
+def adjust(model: ViT, weights: Weights, spec: Mapping[str, Any], published: bool) -> str | None:
+    """See ``families.adjust``: resizes learned positions to the patches of pictures of another size.
+
+    As ``interpolate_pos_encoding`` of transformers: bicubic, the first token's apart. Weights are taken for those of
+    square pictures; where their number of patches is no square, or a run's is that of these pictures, nothing is done.
+    """
+    name, image = "params.position", spec.get("image")
+    if model.positions != "learned" or name not in weights.arrays or image is None:
+        return None
+    position_1LD, tokens = weights.arrays[name].astype(np.float32), int(model.pool == "cls")
+    patches, (height, width) = position_1LD.shape[1] - tokens, (size // model.patch for size in image.shape[1:3])
+    side = math.isqrt(patches)
+    same = (side, side) == (height, width) if published else patches == height * width
+    if side**2 != patches or same or not height * width:
+        return None
+    xp: Any = jnp if isinstance(position_1LD, jax.Array) else np  # the former perhaps spread over processes
+    grid_yxD = xp.reshape(position_1LD[0, tokens:], (side, side, -1))
+    grid_hwD = xp.einsum("hy,wx,yxd->hwd", bicubic(side, height), bicubic(side, width), grid_yxD)
+    resized_1LD = xp.concatenate([position_1LD[:, :tokens], xp.reshape(grid_hwD, (1, height * width, -1))], 1)
+    weights.arrays = {**weights.arrays, name: resized_1LD}
+    return f"positions of {side}x{side} patches are resized to {height}x{width}"
+
+
+def bicubic(count: int, wanted: int) -> np.ndarray:
+    """f32[wanted, count]: the share of each of ``count`` points in each of ``wanted`` ones on the same line.
+
+    Keys (1981) with a = -0.75 and without antialiasing, the outermost points going on beyond the ends, as torch's
+    ``interpolate(mode="bicubic", align_corners=False)``; ``jax.image.resize`` has a = -0.5, and leaves the points out.
+    """
+    at_w = (np.arange(wanted) + 0.5) * count / wanted - 0.5
+    shares_wc = np.zeros((wanted, count))
+    for tap in range(-1, 3):
+        point_w = np.floor(at_w) + tap
+        x = np.abs(at_w - point_w)
+        near, far = (1.25 * x - 2.25) * x * x + 1, ((-0.75 * x + 3.75) * x - 6) * x + 3
+        place_w = np.clip(point_w, 0, count - 1).astype(int)
+        np.add.at(shares_wc, (np.arange(wanted), place_w), np.where(x <= 1, near, far))
+    return shares_wc.astype(np.float32)
 
 
 def inputs(model: ViT, config: Mapping[str, Any]) -> tuple[Any, ...]:
