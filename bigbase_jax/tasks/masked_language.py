@@ -1,4 +1,4 @@
-"""Masked language modelling: hidden tokens, from those on both sides of them.
+"""Masked language modelling: hidden tokens, from those on both sides of them; and whether one text follows another.
 
 Axes: B examples of a batch, N examples of a split, L length, M the most hidden tokens of an example, D model width, V
 entries of the vocabulary, G guesses.
@@ -33,10 +33,15 @@ class MaskedLanguageModel:
     where tokens were hidden, and what they were; -1: nowhere, or not known. See ``data.transforms.mask_tokens``.
     Logits are computed for these M positions alone.
 
+    Where it learns to tell whether the second text of a pair follows the first (section 3.1), a batch also holds
+    ``next`` i32[B], 0 where it does and 1 where it does not; see ``data.sources.masked_text``.
+
     Attributes:
       model: a Linen module with the methods ``hidden`` and ``masked_logits``, which an attribute ``masked`` gives it
-        (``models.bert.Bert``): it is set, and the model's other heads are left out.
+        (``models.bert.Bert``), and ``next_logits`` (``next_sentence``): they are set, and the model's other heads are
+        left out.
       tokenizer: ``Tokenizer.state()``, to show tokens as text; None: tokens are shown as numbers.
+      next_sentence: learn ``next`` too. None: if the data has pairs.
 
     Raises:
       UserError: a model that cannot have such a head, or whose vocabulary is smaller than the tokenizer's.
@@ -44,6 +49,7 @@ class MaskedLanguageModel:
 
     model: nn.Module
     tokenizer: str | None = None
+    next_sentence: bool | None = None
 
     inputs: ClassVar[tuple[str, ...]] = ("tokens", "segments", "positions", "types", "at", "targets")
     batch_coupled: ClassVar[bool] = False
@@ -51,7 +57,8 @@ class MaskedLanguageModel:
     def __post_init__(self) -> None:
         if not hasattr(self.model, "masked"):
             raise UserError(f"{type(self.model).__name__} cannot guess hidden tokens; a model such as Bert can.")
-        heads: dict[str, Any] = {"masked": True, "pooled": False, "next_sentence": False, "num_classes": None}
+        heads: dict[str, Any] = {"masked": True, "pooled": False, "num_classes": None}
+        heads["next_sentence"] = bool(self.next_sentence)
         object.__setattr__(self, "model", self.model.clone(**heads))
         size = getattr(self.model, "vocab_size", None)
         if self.tokenizer is not None and size is not None and size < load(self.tokenizer).size:
@@ -65,28 +72,37 @@ class MaskedLanguageModel:
     def init(self, key: jax.Array, batch: Batch) -> Variables:
         """
         Raises:
-          UserError: the model does not fit the sequences.
+          UserError: the model does not fit the sequences, or there are no pairs of them.
         """
+        if self.next_sentence and "next" not in batch:
+            raise UserError("next_sentence needs pairs of texts; set config.data.dataset.next_sentence too.")
         one_1L = jnp.zeros((1, batch["tokens"].shape[1]), jnp.int32)
         with model_errors():
             return self.model.init(key, one_1L, one_1L, one_1L, one_1L)
 
     def loss(self, variables: Variables, batch: Batch, key: jax.Array) -> tuple[Sum, Variables]:
-        """Cross-entropy in nats; its weight is the number of hidden tokens."""
-        logp_BMV = self.log_probability(variables, batch, train=True, key=key)
+        """Cross-entropy in nats; its weight is the number of hidden tokens.
+
+        Devlin et al. add the mean over pairs to that over hidden tokens. Here each hidden token bears, beside its own
+        cross-entropy, that of ``next`` of its row: the same where all rows hide as many, and a plain sum over rows,
+        so exact with any padding, slices and devices.
+        """
+        logp_BMV, next_logp_B2 = self._log_probabilities(variables, batch, train=True, key=key)
         weight_BM = _known(batch) * batch["mask"][:, None]
-        return Sum(-jnp.sum(weight_BM * _of_targets(logp_BMV, batch)), jnp.sum(weight_BM)), {
-            name: x for name, x in variables.items() if name != "params"
-        }
+        total = -jnp.sum(weight_BM * _of_targets(logp_BMV, batch))
+        if next_logp_B2 is not None:
+            total -= jnp.sum(jnp.sum(weight_BM, 1) * _of_next(next_logp_B2, batch))
+        return Sum(total, jnp.sum(weight_BM)), {name: x for name, x in variables.items() if name != "params"}
 
     def predict(self, variables: Variables, inputs: Batch) -> Mapping[str, jax.Array]:
         """What was hidden, and the ``GUESSES`` most probable tokens.
 
         Returns:
           ``tokens`` i32[B,L] (-1: padding), ``at`` and ``target`` i32[B,M], ``hidden`` i32[B,1], how many; ``guess``
-          i32[B,M,G], ``guess_log_probability`` f32[B,M,G] and ``log_probability`` f32[B,M] of the target.
+          i32[B,M,G], ``guess_log_probability`` f32[B,M,G] and ``log_probability`` f32[B,M] of the target; with
+          ``next_sentence``, ``next_log_probability`` f32[B,2].
         """
-        logp_BMV = self.log_probability(variables, inputs)
+        logp_BMV, next_logp_B2 = self._log_probabilities(variables, inputs)
         guess_logp_BMG, guess_BMG = jax.lax.top_k(logp_BMV, min(GUESSES, logp_BMV.shape[-1]))
         at_BM = jnp.asarray(inputs["at"])
         return {
@@ -97,22 +113,39 @@ class MaskedLanguageModel:
             "guess": guess_BMG,
             "guess_log_probability": guess_logp_BMG,
             "log_probability": _known(inputs) * _of_targets(logp_BMV, inputs),
+            **({} if next_logp_B2 is None else {"next_log_probability": next_logp_B2}),
         }
 
     def metrics(self, outputs: Mapping[str, jax.Array], batch: Batch) -> Mapping[str, Sum]:
-        """``loss`` in nats per hidden token, and ``masked_accuracy``, the share of them guessed at once."""
+        """``loss`` in nats per hidden token, and ``masked_accuracy``, the share of them guessed at once.
+
+        With ``next_sentence``, ``loss`` is what is trained, of which ``masked_loss`` is the part of the hidden tokens;
+        ``next_loss`` and ``next_accuracy`` are means over pairs.
+        """
         known_BM = (outputs["target"] != NONE) * batch["mask"][:, None]
         right_BM = outputs["guess"][..., 0] == outputs["target"]
         count = jnp.sum(known_BM)
-        return {
+        found = {
             "loss": Sum(-jnp.sum(outputs["log_probability"] * known_BM), count),
             "masked_accuracy": Sum(jnp.sum(right_BM * known_BM), count),
         }
+        if not self.next_sentence:
+            return found
+        logp_B2, mask_B = outputs["next_log_probability"], jnp.asarray(batch["mask"])
+        nats_B, right_B = -_of_next(logp_B2, batch), jnp.argmax(logp_B2, -1) == batch["next"]
+        masked, pairs = found["loss"], jnp.sum(mask_B)
+        return {
+            **found,
+            "loss": Sum(masked.total + jnp.sum(jnp.sum(known_BM, 1) * nats_B), count),
+            "masked_loss": masked,
+            "next_loss": Sum(jnp.sum(nats_B * mask_B), pairs),
+            "next_accuracy": Sum(jnp.sum(right_B * mask_B), pairs),
+        }
 
-    def log_probability(
+    def _log_probabilities(
         self, variables: Variables, batch: Batch, train: bool = False, key: jax.Array | None = None
-    ) -> jax.Array:
-        """f32[B,M,V]: of each token at each hidden place; anything where there is none."""
+    ) -> tuple[jax.Array, jax.Array | None]:
+        """f32[B,M,V], of each token at each hidden place (anything where there is none), and f32[B,2], of ``next``."""
         words = (batch[name] for name in ("tokens", "segments", "positions", "types"))
         rngs = None if key is None else {"dropout": key}
         with model_errors():
@@ -120,12 +153,15 @@ class MaskedLanguageModel:
             at_BM1 = jnp.maximum(jnp.asarray(batch["at"]), 0)[..., None]
             y_BMD = jnp.take_along_axis(y_BLD, at_BM1, 1)
             logits_BMV: Any = self.model.apply(variables, y_BMD, method="masked_logits")
-        return jax.nn.log_softmax(logits_BMV)
+            if not self.next_sentence:
+                return jax.nn.log_softmax(logits_BMV), None
+            logits_B2: Any = self.model.apply(variables, y_BLD, method="next_logits")
+        return jax.nn.log_softmax(logits_BMV), jax.nn.log_softmax(logits_B2)
 
     # -- on the host -----------------------------------------------------------------------------------------------
 
     def report(self, examples: Mapping[str, np.ndarray]) -> Mapping[str, Any]:
-        """``perplexity``, the exponential of the mean loss, and ``hidden_tokens``, their number."""
+        """``perplexity``, the exponential of the mean loss of hidden tokens, and ``hidden_tokens``, their number."""
         count = int((examples["target"] != NONE).sum())
         nats = -float(examples["log_probability"].sum(dtype=np.float64))
         return {"perplexity": math.exp(min(nats / max(count, 1), 700.0)), "hidden_tokens": count}
@@ -190,3 +226,8 @@ def _of_targets(logp_BMV: jax.Array, batch: Batch) -> jax.Array:
     """f32[B,M]: the log-probability of what was hidden."""
     target_BM1 = jnp.maximum(jnp.asarray(batch["targets"]), 0)[..., None]
     return jnp.take_along_axis(logp_BMV, target_BM1, -1)[..., 0]
+
+
+def _of_next(logp_B2: jax.Array, batch: Batch) -> jax.Array:
+    """f32[B]: the log-probability of what is true of the second text."""
+    return jnp.take_along_axis(logp_B2, jnp.asarray(batch["next"])[:, None], -1)[:, 0]

@@ -7,7 +7,7 @@ import pytest
 
 from bigbase_jax.core import RawDataset, UserError
 from bigbase_jax.data.pipeline import Data
-from bigbase_jax.data.sources.masked_text import MaskedPythonReference, MaskedTextFiles
+from bigbase_jax.data.sources.masked_text import PASSES, MaskedPythonReference, MaskedTextFiles
 from bigbase_jax.data.tokenizer import Bytes, Subwords, TokenizerFile, load
 from bigbase_jax.data.transforms.mask_tokens import NONE, MaskTokens
 
@@ -146,6 +146,168 @@ def test_a_users_masks_are_what_is_asked(folder, tmp_path):
     (tmp_path / "d.txt").write_text(" \n")
     with pytest.raises(UserError, match="is empty"):
         data.read(str(tmp_path / "d.txt"))
+
+
+# --------------------------------------------------------------------------------------------------------------- pairs
+
+
+def story(d, words):
+    """A document of words and signs, of which no other document has a character."""
+    letters, sign = "abcdefghijklmnopqrstu"[3 * d : 3 * d + 3], "+-*/=<>"[d]
+    random = np.random.default_rng(d)
+    return sign.join("".join(random.choice(list(letters), random.integers(1, 6))) for _ in range(words))
+
+
+STORIES = [*(story(d, n) for d, n in enumerate((40, 12, 3, 25, 7, 9))), "z"]
+"""One has one token, and nothing to be cut."""
+
+
+def pairs_of(tmp_path, texts=STORIES, val=STORIES[:2], **words):
+    for name, given in (("train", texts), ("val", val)):
+        (tmp_path / f"{name}.jsonl").write_text("".join(f'{{"text": "{text}"}}\n' for text in given))
+    node = MaskedTextFiles(root=str(tmp_path), **{"tokenizer": Bytes(), "length": 32, "next_sentence": True, **words})
+    return node, node.prepare(tmp_path / "cache", 0, lambda line: None)
+
+
+def texts_in(example, facts):
+    """(the first text, the second) of an example that is laid out as it should be."""
+    tokens, types, segments = (example[name] for name in ("tokens", "types", "segments"))
+    n = int(segments.sum())
+    assert (segments == (np.arange(len(tokens)) < n)).all() and (tokens[n:] == facts["pad_id"]).all()
+    first, second = np.flatnonzero(tokens == facts["sep_id"])
+    assert tokens[0] == facts["cls_id"] and second == n - 1 and first > 1 and second > first + 1
+    np.testing.assert_array_equal(types, (np.arange(len(tokens)) > first) * segments)
+    np.testing.assert_array_equal(example["positions"], np.arange(len(tokens)) * segments)
+    special = np.isin(np.arange(len(tokens)), [0, first, *range(second, len(tokens))])
+    np.testing.assert_array_equal(example["words"] == 0, special)
+    assert (np.diff(example["words"][~special]) >= 0).all()
+    assert example["words"][first + 1] == example["words"][first - 1] + 1  # a word of the second text is another one
+    return bytes(tokens[1:first].tolist()).decode(), bytes(tokens[first + 1 : second].tolist()).decode()
+
+
+def test_half_of_the_second_texts_follow_and_half_are_of_another_document(tmp_path):
+    _, data = pairs_of(tmp_path)
+    assert data.facts["next_sentence"] and "of two documents" in data.description
+    for split, documents in (("train", STORIES), ("val", STORIES[:2])):
+        source = data.splits[split]
+        examples = [source[i] for i in range(len(source))]
+        labels = np.array([example["next"] for example in examples])
+        assert abs(labels.sum() - len(labels) / 2) <= 0.5 and examples[0]["next"].dtype == np.int32
+        filled, with_first = [], set()
+        for example, label in zip(examples, labels, strict=True):
+            first, second = texts_in(example, data.facts)
+            (d,) = [d for d, text in enumerate(documents) if first[0] in text]
+            (e,) = [e for e, text in enumerate(documents) if second[0] in text]
+            assert (d == e) == (label == 0) and first in documents[d] and second in documents[e]
+            assert label == 1 or first + second in documents[d]
+            filled.append(example["segments"].mean())
+            with_first.add(d)
+        assert source.fill == pytest.approx(np.mean(filled), abs=0.03)
+        assert with_first == {d for d, text in enumerate(documents) if len(text) > 1}
+    assert len(data.splits["train"]) % PASSES == 0
+    with pytest.raises(IndexError):
+        source[len(source)]
+
+
+def test_each_text_goes_as_often_with_its_own_as_with_another_in_new_cuts(tmp_path):
+    _, data = pairs_of(tmp_path)
+    source = data.splits["train"]
+    n = len(source) // PASSES
+    labels = np.array([source[i]["next"] for i in range(len(source))]).reshape(PASSES, n)
+    assert (labels.sum(0) == PASSES // 2).all() and (labels[0] != labels[1]).all()
+    cuts = {tuple(source[i]["types"]) for i in range(0, len(source), n)}
+    assert len(cuts) > 2
+    seen = {texts_in(source[i], data.facts)[1] for i in range(0, len(source), n) if source[i]["next"]}
+    assert len(seen) > 2  # of several documents
+
+
+def test_lengths_and_ends_do_not_tell_which_texts_belong_together(tmp_path):
+    rng = np.random.default_rng(0)
+    texts = [" ".join("w" * rng.integers(1, 8) for _ in range(rng.integers(2, 40))) for _ in range(300)]
+    _, data = pairs_of(tmp_path, texts, length=64)
+    source = data.splits["train"]
+    examples = [source[i] for i in range(len(source))]
+    label = np.array([example["next"] for example in examples]) == 1
+    for what in (
+        [example["segments"].sum() for example in examples],
+        [(example["types"] == 1).sum() for example in examples],
+        [texts_in(example, data.facts)[1].startswith(" ") for example in examples],
+        [example["words"].max() for example in examples],
+    ):
+        same, other = np.array(what)[~label], np.array(what)[label]
+        error = np.sqrt(same.var() / len(same) + other.var() / len(other))
+        assert abs(same.mean() - other.mean()) < 4 * error, (same.mean(), other.mean())
+        assert len(same) > 2000
+
+
+def test_pairs_are_a_function_of_seed_and_place(tmp_path):
+    def rows(**words):
+        node, data = pairs_of(tmp_path, **words)
+        return node, data, [data.splits["train"][i] for i in (*range(20), 3)]
+
+    node, data, first = rows()
+    _, again, second = rows()
+    for a, b in zip(first, second, strict=True):
+        assert all(np.array_equal(a[name], b[name]) for name in a)
+    assert all(np.array_equal(first[3][name], first[20][name]) for name in first[3])
+    _, other, third = rows(seed=1)
+    assert any(not np.array_equal(a["types"], b["types"]) for a, b in zip(first, third, strict=True))
+    _, plain = pairs_of(tmp_path, next_sentence=False)
+    prints = [d.fingerprint() for d in (data, again, other, plain)]
+    assert prints[0] == prints[1] and len(set(prints)) == 3
+    assert "next" not in plain.splits["train"][0] and "next_sentence" not in plain.facts
+
+    data = Data(node, 4, (MaskTokens(),), (MaskTokens(),), cache_limit_gb=0, seed=3).prepare(lambda line: None)
+    with data.train_batches(0) as stream:
+        batches = [next(stream) for _ in range(6)]
+    with data.train_batches(5) as stream:
+        resumed = next(stream)
+    assert all(np.array_equal(batches[5][name], resumed[name]) for name in resumed)
+    assert batches[0]["next"].shape == (4,) and batches[0]["next"].dtype == np.int32
+    hidden = [batch["types"][b, at] for batch in batches for b in range(4) for at in batch["at"][b] if at != NONE]
+    assert {0, 1} == set(hidden)  # in both texts
+
+
+def test_whole_words_are_hidden_in_both_texts_of_a_pair(tmp_path):
+    _, data = pairs_of(tmp_path)
+    source, rng = data.splits["train"], np.random.default_rng(0)
+    for i in range(40):
+        example = source[i]
+        at = MaskTokens()(example, rng)["at"]
+        hidden = example["words"][at[at != NONE]]
+        assert all((example["words"] == word).sum() == (hidden == word).sum() for word in hidden)
+
+
+def test_published_pairs_have_their_own_layout(tmp_path):
+    """RoBERTa's has two separators in the middle and one type."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+
+    specials = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+    letters = sorted({*"".join(STORIES)})
+    vocabulary = {piece: i for i, piece in enumerate([*specials, *letters])}
+    tokenizer = Tokenizer(models.BPE(vocabulary, [], unk_token="<unk>"))
+    tokenizer.add_special_tokens(specials)
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0), add_prefix_space=False)
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "text").mkdir()
+    _, data = pairs_of(tmp_path / "text", tokenizer=TokenizerFile(str(tmp_path / "tokenizer.json")))
+    example = data.splits["train"][0]
+    tokens = example["tokens"][example["segments"] > 0]
+    assert [int(t) for t in tokens if t < 5] == [0, 2, 2, 2] and tokens[0] == 0 and tokens[-1] == 2
+    assert (example["types"] == 0).all() and (example["tokens"][example["segments"] == 0] == 1).all()
+
+
+def test_too_few_documents_for_pairs_are_one_sentence(tmp_path):
+    with pytest.raises(UserError, match="train has 1 of two tokens or more; give it more documents"):
+        pairs_of(tmp_path, STORIES[:1])
+    with pytest.raises(UserError, match="val has 1 of two tokens or more"):
+        pairs_of(tmp_path, val=[STORIES[0], "x"])
+    _, data = pairs_of(tmp_path, ["ab", "cd"], ["ef", "gh"])
+    found = {texts_in(data.splits["train"][i], data.facts) for i in range(2 * PASSES)}
+    assert found == {("a", "b"), ("a", "d"), ("c", "d"), ("c", "b")}  # two letters are enough
+    with pytest.raises(UserError, match="length is 5; it must be at least 6"):
+        pairs_of(tmp_path, length=5)
 
 
 def test_learned_and_published_tokenizers(tmp_path):

@@ -16,6 +16,7 @@ from bigbase_jax.core import UserError
 from bigbase_jax.models.bert import Bert
 from bigbase_jax.models.transformer import stack_blocks
 from bigbase_jax.pretrained import load, save
+from bigbase_jax.tasks.masked_language import NONE, MaskedLanguageModel
 from bigbase_jax.tasks.text_classification import TextClassification
 
 BERT = {
@@ -101,6 +102,51 @@ def test_the_same_numbers_and_back_to_the_same_bits(hf, random_model, tmp_path, 
     again, same = load(tmp_path / "ours")
     assert again == model
     assert jax.tree.all(jax.tree.map(lambda a, b: np.array_equal(a, b), variables, same))
+
+
+@pytest.mark.parametrize("hidden", [(3, 3, 3), (1, 4, 2)], ids=str)
+def test_the_loss_of_pretraining_and_its_head(hf, random_model, tmp_path, hidden):
+    """BertForPreTraining's own loss where all rows hide as many tokens; else each pair has the weight of its tokens."""
+    theirs = random_model("BertForPreTraining", **BERT)
+    theirs.save_pretrained(tmp_path / "theirs")
+    model, variables = load(tmp_path / "theirs")
+    task = MaskedLanguageModel(model.clone(dropout=0.0), next_sentence=True)
+    random = np.random.RandomState(1)
+    segments = (np.arange(19) < np.array([[19], [12], [15]])).astype(np.int32)
+    tokens = np.where(segments > 0, random.randint(5, 61, (3, 19)), 0).astype(np.int32)
+    types = ((np.arange(19) > 6) * segments).astype(np.int32)
+    follow = np.array([0, 1, 1], np.int32)
+    at, targets = (np.full((3, 4), NONE, np.int32) for _ in range(2))
+    labels = np.full((3, 19), -100)
+    for b, n in enumerate(hidden):
+        at[b, :n] = np.sort(random.permutation(12)[:n])
+        targets[b, :n] = labels[b, at[b, :n]] = random.randint(5, 61, n)
+    batch = {"tokens": tokens, "segments": segments, "types": types, "at": at, "targets": targets, "next": follow}
+    batch |= {"positions": np.tile(np.arange(19, dtype=np.int32), (3, 1)), "mask": np.ones(3, np.float32)}
+    with hf.torch.no_grad():
+        words = {"attention_mask": segments, "token_type_ids": types, "labels": labels, "next_sentence_label": follow}
+        words = {name: hf.torch.tensor(x).long() for name, x in words.items()}
+        want = theirs(hf.torch.tensor(tokens).long(), **words)
+        pair_B = hf.torch.nn.functional.cross_entropy(
+            want.seq_relationship_logits, words["next_sentence_label"], reduction="none"
+        ).numpy()
+    with jax.default_matmul_precision("highest"):
+        (total, weight), _ = jax.jit(task.loss)(variables, batch, jax.random.key(0))
+        outputs = jax.jit(task.predict)(variables, batch)
+    assert weight == sum(hidden) and pair_B.std() > 0.05
+    mean = np.average(pair_B, weights=hidden)
+    np.testing.assert_allclose(total / weight, want.loss.numpy() - pair_B.mean() + mean, rtol=1e-4, atol=1e-4)
+    assert (abs(mean - pair_B.mean()) < 1e-6) == (len(set(hidden)) == 1)  # where it is theirs as it stands
+    found = {name: float(x.mean()) for name, x in task.metrics(outputs, batch).items()}
+    np.testing.assert_allclose(found["next_loss"], pair_B.mean(), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(found["masked_loss"], want.loss.numpy() - pair_B.mean(), rtol=1e-4, atol=1e-4)
+    right_B = want.seq_relationship_logits.numpy().argmax(-1) == follow  # class 0: it follows
+    np.testing.assert_allclose(found["next_accuracy"], right_B.mean(), rtol=1e-6)
+
+    save(tmp_path / "ours", task.model, variables)
+    back, about = hf.BertForPreTraining.from_pretrained(tmp_path / "ours", output_loading_info=True)
+    assert not any(about.values()), about
+    assert all(hf.torch.equal(x, back.state_dict()[name]) for name, x in theirs.state_dict().items())
 
 
 def test_a_model_without_its_pooler_has_a_fresh_one_and_a_head_without_place_is_said(

@@ -1,13 +1,17 @@
-"""Masked language modelling: the loss by hand, exact sums over padding, no logits but where they are asked, answers."""
+"""Masked language modelling: the loss by hand, exact sums over padding, no logits but where they are asked, answers;
+and of pairs of texts, which belong together."""
 
 import functools
+import json
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from test_launch import launch
 
+from bigbase_jax import parallel
 from bigbase_jax.core import Task, UserError, add
 from bigbase_jax.data.tokenizer import Symbols
 from bigbase_jax.models.bert import Bert
@@ -37,7 +41,7 @@ def batch_of(size, seed=0, masked=0):
 
 def ready(**more):
     task = MaskedLanguageModel(Bert(**TINY), **more)
-    shapes = jax.eval_shape(task.init, jax.random.key(0), batch_of(2))
+    shapes = jax.eval_shape(task.init, jax.random.key(0), (pairs_of if task.next_sentence else batch_of)(2))
     random = np.random.default_rng(0)
     return task, jax.tree.map(lambda x: jnp.float32(0.3 * random.normal(size=x.shape)), shapes)
 
@@ -149,6 +153,137 @@ def test_it_learns_what_is_hidden():
     assert sums["masked_accuracy"].mean() > 0.9
 
 
+# --------------------------------------------------------------------------------------------------------------- pairs
+
+
+def pairs_of(size, seed=0, masked=0):
+    """As ``batch_of``, a pair of texts in each row."""
+    batch, rng = batch_of(size, seed, masked), np.random.default_rng(seed)
+    types = np.tile([0] * 5 + [1] * 4 + [0] * 3, (size, 1)).astype(np.int32)
+    row = {"segments": jnp.minimum(batch["segments"], 1), "types": jnp.asarray(types)}
+    return {**batch, **row, "next": jnp.asarray(rng.integers(0, 2, size), jnp.int32)}
+
+
+def test_each_hidden_token_bears_the_loss_of_its_row():
+    task, variables = ready(next_sentence=True)
+    batch = pairs_of(3, masked=1)
+    (_, (total, weight)), _ = compiled(task)[0](variables["params"], batch)
+    words = [batch[name] for name in ("tokens", "segments", "positions", "types")]
+    found = jax.jit(task.model.apply)(variables, *words)
+    logp_BLV, next_logp_B2 = jax.nn.log_softmax(found["masked"]), jax.nn.log_softmax(found["next_sentence"])
+    chosen = [
+        float(logp_BLV[b, batch["at"][b, m], batch["targets"][b, m]] + next_logp_B2[b, batch["next"][b]])
+        for b in range(2)
+        for m in range(M)
+        if batch["at"][b, m] != NONE
+    ]
+    assert len(chosen) == weight == 4 + 3
+    np.testing.assert_allclose(total, -sum(chosen), rtol=1e-5)
+    inputs = {name: batch[name] for name in task.inputs}
+    np.testing.assert_allclose(compiled(task)[1](variables, inputs)["next_log_probability"], next_logp_B2, rtol=1e-5)
+
+
+def test_padded_rows_of_pairs_change_nothing():
+    task, variables = ready(next_sentence=True)
+    step, _ = compiled(task)
+    measure = jax.jit(lambda batch: task.metrics(task.predict(variables, batch), batch))
+    whole, padded = pairs_of(4, masked=1), pairs_of(4, masked=1)
+    padded["next"] = padded["next"].at[3].set(1 - padded["next"][3])
+    padded["tokens"] = padded["tokens"].at[3].set(5)
+    assert padded["next"][3] != whole["next"][3]
+    real = {name: x[:3] for name, x in whole.items()}
+    (_, found), gradient = step(variables["params"], padded)
+    for other in (whole, real):
+        (_, expected), gradients = step(variables["params"], other)
+        np.testing.assert_allclose(found, expected, rtol=1e-6)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), gradient, gradients)
+        jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5), measure(padded), measure(other))
+    assert measure(padded)["next_accuracy"].weight == 3 and jnp.abs(gradient["next"]["kernel"]).max() > 1e-3
+
+
+def test_slices_and_batches_of_pairs_add_up_exactly():
+    """Rows hide 4, 3, 2 and 1 tokens: a mean of means would give another gradient."""
+    task = MaskedLanguageModel(Bert(**TINY), next_sentence=True)
+    batch = pairs_of(8, masked=1)
+    mesh, tx = parallel.make_mesh(1), optax.sgd(1.0)
+    spec = {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in batch.items()}
+
+    def after(microbatches):
+        program = parallel.program(task, tx, spec, mesh, microbatches=microbatches)
+        state, sums = program.step(program.init(batch), parallel.put(jax.device_get(batch), mesh))
+        return state.params, sums["loss"]
+
+    (whole, loss), (sliced, again) = after(1), after(4)
+    fresh = jax.jit(task.init)(jax.random.key(0), batch)["params"]
+    assert jax.tree.structure(fresh) == jax.tree.structure(whole)
+    np.testing.assert_allclose(loss, again, rtol=1e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), whole, sliced)
+
+    task, variables = ready(next_sentence=True)
+    measure = jax.jit(lambda batch: task.metrics(task.predict(variables, batch), batch))
+    parts = [{name: x[i : i + 4] for name, x in batch.items()} for i in (0, 4)]
+    total, expected = add(*(measure(part) for part in parts)), measure(batch)
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5), total, expected)
+    (_, trained), _ = compiled(task)[0](variables["params"], batch)
+    np.testing.assert_allclose(expected["loss"], trained, rtol=1e-5)  # without dropout, as it is trained
+    assert expected["loss"].total > expected["masked_loss"].total + 1
+    outputs = compiled(task)[1](variables, batch)
+    logp_B = np.take_along_axis(outputs["next_log_probability"], np.asarray(batch["next"])[:, None], 1)[:7, 0]
+    np.testing.assert_allclose(expected["next_loss"].mean(), -logp_B.mean(), rtol=1e-5)
+    np.testing.assert_allclose(expected["next_accuracy"].mean(), (logp_B > np.log(0.5)).mean(), rtol=1e-6)
+
+
+def test_it_learns_which_texts_belong_together():
+    """Rows of two texts, of one repeated token each: the second follows if it has the same token, not the next one."""
+    task = MaskedLanguageModel(Bert(**TINY), next_sentence=True)
+    rng, tx = np.random.default_rng(0), optax.adam(1e-2)
+
+    def draw(size):
+        first_B, next_B = rng.integers(0, 3, size), rng.integers(0, 2, size)
+        types = np.tile(np.arange(L) >= L // 2, (size, 1)).astype(np.int32)
+        tokens = 1 + (first_B[:, None] + types * next_B[:, None]) % 3
+        at = np.full((size, 1), 2)
+        arrays = {"tokens": tokens, "segments": types * 0 + 1, "positions": types * 0 + np.arange(L), "types": types}
+        arrays |= {"at": at, "targets": np.take_along_axis(tokens, at, 1), "next": next_B}
+        return {"mask": jnp.ones(size), **{k: jnp.asarray(v, jnp.int32) for k, v in arrays.items()}}
+
+    @jax.jit
+    def step(params, opt, batch, key):
+        def loss(params):
+            total, _ = task.loss({"params": params}, batch, key)
+            return total.total / total.weight
+
+        updates, opt = tx.update(jax.grad(loss)(params), opt)
+        return optax.apply_updates(params, updates), opt
+
+    params = jax.jit(task.init)(jax.random.key(0), draw(2))["params"]
+    measure = jax.jit(lambda params, b: task.metrics(task.predict({"params": params}, b), b))
+    batch = draw(128)
+    assert measure(params, batch)["next_accuracy"].mean() < 0.7
+    opt = tx.init(params)
+    for i in range(200):
+        params, opt = step(params, opt, draw(32), jax.random.key(i))
+    assert measure(params, batch)["next_accuracy"].mean() > 0.95
+
+
+def test_the_recipe_with_pairs(tmp_path):
+    """Trained, evaluated again to the same numbers, and asked for a hidden word in a single text."""
+    run = f"--workdir={tmp_path / 'run'}"
+    result, _, said = launch("--config=configs/bert.py:tiny,next_sentence", run)
+    assert {"masked_loss", "next_loss", "next_accuracy", "masked_accuracy", "perplexity"} <= set(result)
+    assert 0 < result["next_accuracy"] < 1 and result["loss"] > result["masked_loss"]
+    np.testing.assert_allclose(np.log(result["perplexity"]), result["masked_loss"], rtol=1e-5)
+    assert "with two texts each" in said
+    kept = np.load(tmp_path / "run" / "predictions-test.npz")
+    assert kept["next_log_probability"].shape == (len(kept["next"]), 2)
+    assert launch("--mode=eval", run)[0] == result
+    (tmp_path / "a.txt").write_text("the [MASK] statement")
+    answer, _, _ = launch("--mode=predict", run, f"--input={tmp_path / 'a.txt'}")
+    assert len(answer["hidden"]) == 1
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert config["data"]["dataset"]["next_sentence"] and config["task"]["next_sentence"] is None
+
+
 def test_what_users_read():
     tokenizer = Symbols("abcdefghijkl", fallback=False, special=("pad", "cls", "sep", "mask"))
     task, variables = ready(tokenizer=tokenizer.state())
@@ -183,5 +318,7 @@ def test_mistakes_are_named():
     task = MaskedLanguageModel(Bert(**{**TINY, "length": 4}))
     with pytest.raises(UserError, match="12 tokens is longer than the 4 positions"):
         task.init(jax.random.key(0), batch_of(2))
+    with pytest.raises(UserError, match=r"set config\.data\.dataset\.next_sentence too"):
+        MaskedLanguageModel(Bert(**TINY), next_sentence=True).init(jax.random.key(0), batch_of(2))
     task = MaskedLanguageModel(Bert(**TINY, num_classes=3, pooled=True))
     assert task.model.masked and task.model.num_classes is None and not task.model.has_pooler
