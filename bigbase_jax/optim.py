@@ -2,10 +2,14 @@
 
 The chain is: clip by global norm -> (weight decay, for algorithms without their own) -> the algorithm at the schedule's
 rate -> one rate per parameter group. Frozen parameters keep no optimizer state.
+
+Learning rate, weight decay and clip norm are no part of the compiled program: they live in the optimizer's state
+(``optax.inject_hyperparams``), so that runs which differ in nothing else share one program.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import inspect
@@ -14,10 +18,14 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
+from optax.schedules import StatefulSchedule
 
 from bigbase_jax.core import PyTree, UserError, flatten
 
+Number = float | jax.Array
+_DECAY = ("weight_decay", "weight_decay_rate")
 _RATE = ("peak_value", "init_value", "value")
 _LENGTH = ("decay_steps", "transition_steps")
 
@@ -49,51 +57,86 @@ class Optimizer:
     clip_norm: float | None = None
     groups: tuple[tuple[str, float], ...] = ()
 
-    def rate(self, total_steps: int) -> optax.Schedule:
-        """step (i32[], 0-based) -> learning rate (f32[])."""
+    def rate(self, total_steps: int, peak: Number | None = None) -> optax.Schedule:
+        """step (i32[], 0-based) -> learning rate (f32[]); ``peak`` in place of ``learning_rate``, also traced."""
+        peak = self.learning_rate if peak is None else peak
         warmup = round(self.warmup * total_steps) if 0 < self.warmup < 1 else int(self.warmup)
         if not 0 <= warmup <= total_steps:
             raise UserError(f"config.optim.warmup is {warmup} steps, but the run has only {total_steps}.")
         if self.schedule is None:
-            after: optax.Schedule = optax.constant_schedule(self.learning_rate)
+            after: optax.Schedule = optax.constant_schedule(peak)
         else:
-            fill = {_RATE: self.learning_rate, _LENGTH: max(total_steps - warmup, 1)}
+            fill = {_RATE: peak, _LENGTH: max(total_steps - warmup, 1)}
             after = self.schedule(**_fill(self.schedule, fill))
         if not warmup:
             return after
-        return optax.join_schedules([optax.linear_schedule(0.0, self.learning_rate, warmup), after], [warmup])
+        return optax.join_schedules([optax.linear_schedule(0.0, peak, warmup), after], [warmup])
 
-    def transform(self, params: PyTree, total_steps: int) -> optax.GradientTransformation:
+    def numbers(self, total_steps: int) -> dict[str, float]:
+        """Which of ``learning_rate``, ``weight_decay`` and ``clip_norm`` runs of one compiled program may differ in.
+
+        What changes the program is left out: a weight decay of 0 where the algorithm has none of its own, so that 0 and
+        more than 0 are two programs; a clip norm of None; and a rate that its schedule compares or converts in Python,
+        as ``optax.warmup_cosine_decay_schedule`` does (``optax.cosine_decay_schedule`` after ``warmup`` does not).
+        """
+        found: dict[str, float | None] = {"clip_norm": self.clip_norm}
+        if self.weight_decay or self._own_decay() is not None:
+            found["weight_decay"] = self.weight_decay
+        with contextlib.suppress(jax.errors.JAXTypeError):
+            jax.eval_shape(lambda peak: self.rate(total_steps, peak)(jnp.int32(0)), jnp.float32(self.learning_rate))
+            found["learning_rate"] = self.learning_rate
+        return {name: float(value) for name, value in found.items() if value is not None}
+
+    def transform(self, params: PyTree, total_steps: int) -> optax.GradientTransformationExtraArgs:
         """The optax transformation for these parameters (arrays or shapes).
+
+        Its ``init`` takes other values of ``numbers`` as keywords, also traced ones; its ``update`` goes by those that
+        the state holds. ``state.hyperparams["learning_rate"]`` is the rate of the last update.
 
         Raises:
           UserError: a regex is invalid or matches nothing, a parameter is in no group, or an argument does not fit.
         """
-        chain = []
-        if self.clip_norm is not None:
-            chain.append(optax.clip_by_global_norm(self.clip_norm))
-        if not self.groups:
-            return optax.chain(*chain, self._algorithm(total_steps, 1.0))
-        labels = self._labels(params)
-        transforms: dict[str, optax.GradientTransformation] = {
-            pattern: self._algorithm(total_steps, factor) if factor else optax.set_to_zero()
-            for pattern, factor in self.groups
-        }
-        return optax.chain(*chain, optax.partition(transforms, labels))
+        labels = self._labels(params) if self.groups else None
 
-    def _algorithm(self, total_steps: int, factor: float) -> optax.GradientTransformation:
-        schedule = self.rate(total_steps)
-        rate = schedule if factor == 1.0 else lambda step: factor * schedule(step)
+        def chain(
+            learning_rate: Number, weight_decay: Number | None = None, clip_norm: Number | None = None
+        ) -> optax.GradientTransformation:
+            clip = [] if clip_norm is None else [optax.clip_by_global_norm(clip_norm)]
+            if labels is None:
+                return optax.chain(*clip, self._algorithm(learning_rate, weight_decay))
+            transforms: dict[str, optax.GradientTransformation] = {
+                pattern: self._algorithm(factor * learning_rate, weight_decay) if factor else optax.set_to_zero()
+                for pattern, factor in self.groups
+            }
+            return optax.chain(*clip, optax.partition(transforms, labels))
+
+        def made(**others: Number) -> optax.GradientTransformationExtraArgs:
+            numbers: dict[str, Any] = {**self.numbers(total_steps), **others}
+            rate: Any = self.rate(total_steps)
+            if "learning_rate" in numbers:
+                rate = _Scheduled(functools.partial(self.rate, total_steps), numbers.pop("learning_rate"))
+            return optax.inject_hyperparams(chain, hyperparam_dtype=jnp.float32)(rate, **numbers)
+
+        return optax.GradientTransformationExtraArgs(
+            lambda params, **others: made(**others).init(params), made().update
+        )
+
+    def _own_decay(self) -> str | None:
+        """The algorithm's argument for weight decay."""
+        takes = inspect.signature(self.algorithm).parameters
+        return next((name for name in _DECAY if name in takes), None)
+
+    def _algorithm(self, rate: Number, weight_decay: Number | None) -> optax.GradientTransformation:
         takes = inspect.signature(self.algorithm).parameters
         mask = functools.partial(_matches, pattern=self.decay_mask)
         kwargs: dict[str, Any] = {"learning_rate": rate}
         decay = []
-        own = next((n for n in ("weight_decay", "weight_decay_rate") if n in takes), None)
+        own = self._own_decay()
         if own is not None:
-            kwargs[own] = self.weight_decay
+            kwargs[own] = weight_decay
             kwargs.update({n: mask for n in ("mask", "weight_decay_mask") if n in takes})
-        elif not isinstance(self.weight_decay, (int, float)) or self.weight_decay:  # a population's is traced
-            decay = [optax.add_decayed_weights(self.weight_decay, mask)]
+        elif weight_decay is not None:
+            decay = [optax.add_decayed_weights(weight_decay, mask)]
         return optax.chain(*decay, self.algorithm(**kwargs))
 
     def _labels(self, params: PyTree) -> PyTree:
@@ -109,6 +152,23 @@ class Optimizer:
         if unused:
             raise UserError(f"config.optim.groups: {unused[0]!r} matches no parameter; names look like {names[0]!r}.")
         return jax.tree.unflatten(jax.tree.structure(params), [first[name] for name in names])
+
+
+@dataclasses.dataclass(frozen=True)
+class _Scheduled(StatefulSchedule):
+    """A schedule whose peak lives in the optimizer's state."""
+
+    rate: Callable[[Number], optax.Schedule]
+    peak: Number
+
+    def init(self) -> dict[str, jax.Array]:
+        return {"peak": jnp.asarray(self.peak, jnp.float32), "count": jnp.int32(0)}
+
+    def update(self, state: dict[str, jax.Array], **_: Any) -> dict[str, jax.Array]:
+        return {**state, "count": optax.safe_increment(state["count"])}
+
+    def __call__(self, state: dict[str, jax.Array], **_: Any) -> jax.Array:
+        return jnp.asarray(self.rate(state["peak"])(state["count"]), jnp.float32)
 
 
 def _fill(fn: Callable[..., Any], values: Mapping[tuple[str, ...], Any]) -> dict[str, Any]:

@@ -355,7 +355,8 @@ class Program(NamedTuple):
 
     Attributes:
       state: shapes of the training state, each with its sharding.
-      init: ``batch -> state``: a fresh state, born where it lives, never whole on one device.
+      init: ``batch -> state``: a fresh state, born where it lives, never whole on one device. What ``init.lower``
+        compiles takes the seed and the numbers before the batch.
       step: ``(state, batch) -> (state, sums)``: one update; the state's buffers are donated. Both are jitted and have
         ``lower``.
     """
@@ -372,13 +373,13 @@ def program(
     mesh: Mesh,
     *,
     seed: int = 0,
+    numbers: Mapping[str, float] | None = None,
     sharding: Sequence[Rule] = (),
     mode: str = "jit",
     microbatches: int = 1,
     ema_decay: float | None = None,
-    rate: optax.Schedule | None = None,
 ) -> Program:
-    """The state and the steps of a run.
+    """The state and the steps of a run. The seed and the numbers are no part of the compiled programs.
 
     Args:
       task: what is trained.
@@ -386,28 +387,33 @@ def program(
       spec: shapes of the global batch.
       mesh: of ``make_mesh``.
       seed: of the parameters and of the run's randomness.
+      numbers: of ``optim.Optimizer.numbers``: keywords of ``tx.init``.
       sharding: see ``shardings``.
-      mode, microbatches, ema_decay, rate: see ``train_step``.
+      mode, microbatches, ema_decay: see ``train_step``.
 
     Raises:
       UserError: whatever ``shardings`` and ``train_step`` refuse.
     """
 
-    def init(batch: Batch) -> TrainState:
-        return init_state(task, tx, batch, seed, ema_decay is not None)
+    def init(seed: jax.Array, numbers: Mapping[str, jax.Array], batch: Batch) -> TrainState:
+        return init_state(task, tx, batch, seed, ema_decay is not None, numbers)
 
+    # As ``jax.random.key`` does with an int: of a larger one the lower 32 bits count.
+    own = (np.asarray(seed).astype(np.int32), {name: np.float32(x) for name, x in (numbers or {}).items()})
     with _InMesh(None, mesh).entered():  # where a model that does not fit the mesh says so
-        shapes = jax.eval_shape(init, dict(spec))
+        shapes = jax.eval_shape(init, *own, dict(spec))
     homes = shardings(shapes, mesh, sharding)
-    step = train_step(task, tx, mesh, homes, mode, microbatches, ema_decay, rate)
-    return Program(placed(shapes, homes), _InMesh(jax.jit(init, out_shardings=homes), mesh), step)
+    step = train_step(task, tx, mesh, homes, mode, microbatches, ema_decay)
+    return Program(placed(shapes, homes), _InMesh(jax.jit(init, out_shardings=homes), mesh, first=own), step)
 
 
 class _InMesh:
-    """A jitted function that is traced where models find the mesh and the meaning of their axes."""
+    """A jitted function that is traced where models find the mesh and the meaning of their axes.
 
-    def __init__(self, jitted: Any, mesh: Mesh, rules: tuple = LOGICAL):
-        self._jitted, self._mesh, self._rules = jitted, mesh, rules
+    Its first arguments may be given once."""
+
+    def __init__(self, jitted: Any, mesh: Mesh, rules: tuple = LOGICAL, first: tuple = ()):
+        self._jitted, self._mesh, self._rules, self._first = jitted, mesh, rules, first
 
     @contextlib.contextmanager
     def entered(self) -> Iterator[None]:
@@ -416,21 +422,30 @@ class _InMesh:
 
     def __call__(self, *args: Any) -> Any:
         with self.entered():
-            return self._jitted(*args)
+            return self._jitted(*self._first, *args)
 
     def lower(self, *args: Any) -> Any:
         """``jax.stages.Lowered`` for arrays or shapes."""
         with self.entered():
-            return self._jitted.lower(*args)
+            return self._jitted.lower(*self._first, *args)
 
 
-def init_state(task: Task, tx: optax.GradientTransformation, batch: Batch, seed: int, ema: bool) -> TrainState:
-    """A fresh state; trace it under ``jax.jit`` with ``out_shardings`` so that it is born where it lives."""
+def init_state(
+    task: Task,
+    tx: optax.GradientTransformation,
+    batch: Batch,
+    seed: int | jax.Array,
+    ema: bool,
+    numbers: Mapping[str, Any] | None = None,
+) -> TrainState:
+    """A fresh state; trace it under ``jax.jit`` with ``out_shardings`` so that it is born where it lives.
+
+    ``numbers`` are keywords of ``tx.init`` (``optim.Optimizer.numbers``)."""
     init_key, key = jax.random.split(jax.random.key(seed))
     variables = dict(task.init(init_key, batch))
     params = variables.pop("params")
     average = jax.tree.map(jnp.copy, {"params": params, **variables}) if ema else None
-    return TrainState(jnp.int32(0), params, variables, tx.init(params), average, key)
+    return TrainState(jnp.int32(0), params, variables, tx.init(params, **(numbers or {})), average, key)
 
 
 def loss_and_grads(
@@ -488,10 +503,10 @@ def apply_gradients(
     grads: PyTree,
     model_state: PyTree,
     ema_decay: float | None,
-    rate: optax.Schedule | None,
 ) -> tuple[TrainState, dict[str, Sum]]:
     """Divides by the weight, updates parameters and moving average; returns the new state and what to log.
 
+    The learning rate is logged where the optimizer's state shows it, as that of ``optax.inject_hyperparams`` does.
     ``model_state`` is what has changed of it; the rest stays as it is, in the moving average too.
     The average's decay is warmed up as ``min(decay, (1 + t) / (10 + t))``, so that the random start is forgotten.
     """
@@ -510,8 +525,9 @@ def apply_gradients(
         ema = {**ema, **jax.tree.map(lambda old, new: old + (1 - decay) * (new - old), past, moved)}
     one = jnp.float32(1)
     sums = {"loss": Sum(jnp.sum(loss.total), weight), "grad_norm": Sum(norm, one)}
-    if rate is not None:
-        sums["learning_rate"] = Sum(jnp.asarray(rate(state.step), jnp.float32), one)
+    shown = getattr(opt_state, "hyperparams", {})
+    if "learning_rate" in shown:
+        sums["learning_rate"] = Sum(shown["learning_rate"], one)
     model_state = {**state.model_state, **model_state}
     return TrainState(state.step + 1, params, model_state, opt_state, ema, state.key), sums
 
@@ -524,7 +540,6 @@ def train_step(
     mode: str = "jit",
     microbatches: int = 1,
     ema_decay: float | None = None,
-    rate: optax.Schedule | None = None,
 ) -> Any:
     """The compiled training step ``(state, batch) -> (state, sums)``; the state's buffers are donated.
 
@@ -537,7 +552,6 @@ def train_step(
         statistics over all devices, and random masks differ from those of "jit".
       microbatches: slices of the batch whose gradients are accumulated before the update.
       ema_decay: decay of the moving average of the parameters; None: the state has none.
-      rate: the learning-rate schedule, only to be logged.
 
     Raises:
       UserError: the loss couples examples of a batch, which neither slicing nor shard_map can honour, or shard_map on
@@ -589,7 +603,7 @@ def train_step(
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Sum]]:
         loss, grads, model_state = gradient(state, batch, jax.random.fold_in(state.key, state.step))
-        return apply_gradients(state, tx, loss, grads, model_state, ema_decay, rate)
+        return apply_gradients(state, tx, loss, grads, model_state, ema_decay)
 
     everywhere, rows = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec(BATCH))
     if mode == "jit":

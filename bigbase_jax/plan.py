@@ -260,11 +260,11 @@ class Planner:
             self.spec,
             mesh,
             seed=config.seed,
+            numbers=optimizer.numbers(total),
             sharding=loop.sharding,
             mode=loop.parallel,
             microbatches=loop.microbatches,
             ema_decay=loop.ema_decay,
-            rate=optimizer.rate(total),
         )
         return program, mesh
 

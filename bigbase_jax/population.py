@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 import optax
 from ml_collections import ConfigDict
 
@@ -30,13 +30,12 @@ from bigbase_jax.log import say
 from bigbase_jax.optim import Optimizer
 
 _NUMBERS = ("learning_rate", "weight_decay", "clip_norm")
-"""What of an optimizer may differ between members: none of it changes the program."""
-Transform = Callable[[Mapping[str, Any]], optax.GradientTransformation]
+"""What of an optimizer may differ between members."""
 
 
 def program(
     task: Task,
-    transform: Transform,
+    tx: optax.GradientTransformation,
     seeds: Sequence[int],
     numbers: Mapping[str, Sequence[float]] | None = None,
     *,
@@ -48,9 +47,9 @@ def program(
 
     Args:
       task: what is trained.
-      transform: a member's numbers, each f32[], to its optax transformation.
+      tx: of ``optim.Optimizer.transform``.
       seeds: of each member.
-      numbers: name -> one value for each member.
+      numbers: name, of ``optim.Optimizer.numbers``, -> one value for each member.
       microbatches, ema_decay: as in ``parallel.program``.
       at_once: how many members a step computes side by side, the rest after them in the same program; None: all. A
         processor, whose caches are small, is fastest with 1.
@@ -58,30 +57,25 @@ def program(
     Returns:
       Functions of states and sums whose every array has a leading axis S; the step donates the state's buffers.
     """
-    own = {name: jnp.asarray(values, jnp.float32) for name, values in (numbers or {}).items()}
-    each = jnp.asarray(seeds, jnp.int32)
+    own = {name: np.asarray(values, np.float32) for name, values in (numbers or {}).items()}
+    each = np.asarray(seeds).astype(np.int32)
 
     def init(seed: jax.Array, own: Mapping[str, jax.Array], batch: Batch) -> TrainState:
-        return parallel.init_state(task, transform(own), batch, seed, ema_decay is not None)  # type: ignore[arg-type]
+        return parallel.init_state(task, tx, batch, seed, ema_decay is not None, own)
 
-    def step(state: TrainState, own: Mapping[str, jax.Array], batch: Batch) -> tuple[TrainState, dict[str, Sum]]:
+    def step(batch: Batch, state: TrainState) -> tuple[TrainState, dict[str, Sum]]:
         key = jax.random.fold_in(state.key, state.step)
         loss, grads, model_state = parallel.loss_and_grads(task, state, batch, key, microbatches)
-        return parallel.apply_gradients(state, transform(own), loss, grads, model_state, ema_decay, None)
+        return parallel.apply_gradients(state, tx, loss, grads, model_state, ema_decay)
 
-    def all_steps(state: TrainState, own: Mapping[str, jax.Array], batch: Batch) -> Any:
+    def all_steps(state: TrainState, batch: Batch) -> Any:
+        one = functools.partial(step, batch)
         if at_once is None or at_once >= len(seeds):
-            return jax.vmap(step, in_axes=(0, 0, None))(state, own, batch)
-        one = functools.partial(_spread, step, batch)
-        return jax.lax.map(one, (state, own), batch_size=at_once if at_once > 1 else None)
+            return jax.vmap(one)(state)
+        return jax.lax.map(one, state, batch_size=at_once if at_once > 1 else None)
 
     all_init = jax.jit(jax.vmap(init, in_axes=(0, 0, None)))
-    all_step = jax.jit(all_steps, donate_argnums=0)
-    return lambda batch: all_init(each, own, batch), lambda state, batch: all_step(state, own, batch)
-
-
-def _spread(step: Callable[..., Any], batch: Batch, one: tuple[TrainState, Mapping[str, jax.Array]]) -> Any:
-    return step(*one, batch)
+    return lambda batch: all_init(each, own, batch), jax.jit(all_steps, donate_argnums=0)
 
 
 def member(state: TrainState, index: int) -> TrainState:
@@ -122,7 +116,8 @@ def train(
       at_once: see ``program``; None: all, but one on a processor.
 
     Raises:
-      UserError: numbers that are no optimizer's or are not as many as seeds, or a recipe that starts from weights.
+      UserError: numbers that are no optimizer's, that its schedule does not allow to differ, or that are not as many as
+        seeds, or a recipe that starts from weights.
     """
     for name, values in (numbers or {}).items():
         if name not in _NUMBERS:
@@ -140,14 +135,17 @@ def train(
     with contextlib.closing(data.train_batches(0, parallel.host(mesh))) as batches:
         first = next(batches)
     shapes: PyTree = jax.eval_shape(task.init, jax.random.key(0), first)["params"]
-
-    def transform(own: Mapping[str, Any]) -> optax.GradientTransformation:
-        return dataclasses.replace(optimizer, **own).transform(shapes, total)
+    largest: dict[str, Any] = {name: max(values) for name, values in (numbers or {}).items()}
+    optimizer = dataclasses.replace(optimizer, **largest)
+    free = optimizer.numbers(total)
+    own = {name: values for name, values in (numbers or {}).items() if name in free or len(set(values)) > 1}
+    for name in own.keys() - free.keys():
+        raise UserError(f"this recipe's config.optim.schedule does not allow members to differ in {name}.")
 
     if at_once is None and jax.default_backend() == "cpu":
         at_once = 1
     how = {"microbatches": loop.microbatches, "ema_decay": loop.ema_decay, "at_once": at_once}
-    init, step = program(task, transform, seeds, numbers, **how)
+    init, step = program(task, optimizer.transform(shapes, total), seeds, own, **how)
     state = init(first)
     stream = parallel.prefetch(data.train_batches(0, parallel.host(mesh)), mesh)
     with contextlib.closing(stream):

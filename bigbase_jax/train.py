@@ -125,7 +125,7 @@ def train(config: ConfigDict, workdir: str, name: str = "", observe: Observe | N
     loop: Loop = build(config.train, _path="config.train")
     optimizer: Optimizer = build(config.optim, _path="config.optim")
     mesh = parallel.make_mesh(loop.devices, loop.mesh)
-    data: Prepared = build(config.data, _path="config.data").prepare(say)
+    data: Prepared = build(pretrained.data_of(run, config), _path="config.data").prepare(say)
     task: Task = build(config.task, data.facts, _path="config.task")
     parallel.check_batch(data.batch_size, mesh, loop.microbatches)
     parallel.check_batch(data.eval_batch_size, mesh, what="config.data.eval_batch_size")
@@ -135,6 +135,7 @@ def train(config: ConfigDict, workdir: str, name: str = "", observe: Observe | N
         )
     fingerprint = data.fingerprint()
     run.create(config, fingerprint)
+    pretrained.keep(run, config)
     with contextlib.closing(data.train_batches(0, parallel.host(mesh))) as batches:
         first = next(batches)
     spec = {k: jax.ShapeDtypeStruct((data.batch_size, *v.shape[1:]), v.dtype) for k, v in first.items()}
@@ -158,11 +159,11 @@ def train(config: ConfigDict, workdir: str, name: str = "", observe: Observe | N
         spec,
         mesh,
         seed=config.seed,
+        numbers=optimizer.numbers(total),
         sharding=loop.sharding,
         mode=loop.parallel,
         microbatches=loop.microbatches,
         ema_decay=loop.ema_decay,
-        rate=optimizer.rate(total),
     )
     state, progress = _restore(checkpoints, program.state)
     if state is None:
@@ -172,7 +173,8 @@ def train(config: ConfigDict, workdir: str, name: str = "", observe: Observe | N
     start = int(state.step)
     done = start >= total or progress.get("stopped", False)
     forward = jax.jit(task.predict).lower(program.state.variables(), {name: spec[name] for name in task.inputs})
-    table = model_table(state.params, parallel.flops(forward) / data.batch_size)
+    frozen = state.model_state.get(parallel.BASE)
+    table = model_table(state.params, parallel.flops(forward) / data.batch_size, frozen=frozen)
     for line in [*environment_lines(), *data.summary(), table]:
         say(line)
 

@@ -7,7 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import toys
 
+from bigbase_jax import parallel
 from bigbase_jax.build import build, deferred, target
 from bigbase_jax.core import UserError
 from bigbase_jax.optim import Optimizer
@@ -99,3 +101,133 @@ def test_frozen_parameters_keep_no_optimizer_state():
 def test_a_warmup_longer_than_the_run_is_refused():
     with pytest.raises(UserError, match="warmup is 20 steps, but the run has only 10"):
         Optimizer(0.1, warmup=20).rate(10)
+
+
+# ---------------------------------------------------------------------------- numbers that are no part of the program
+
+TASK = toys.Regression(toys.Net())
+BATCH = jax.device_get(toys.regression_batch(8))
+SPEC = jax.eval_shape(lambda x: x, BATCH)
+SHAPES = jax.eval_shape(TASK.init, jax.random.key(0), BATCH)["params"]
+MASK = {"hidden": {"kernel": True, "bias": False}, "out": {"kernel": True, "bias": False}}
+STEPS = 6
+
+
+def started(tx, seed, numbers=None, **how):
+    """(program, batch, text of its step, text of its init)."""
+    mesh = parallel.make_mesh(1)
+    program = parallel.program(TASK, tx, SPEC, mesh, seed=seed, numbers=numbers, **how)
+    batch = parallel.put(BATCH, mesh)
+    return program, batch, program.step.lower(program.state, batch).as_text(), program.init.lower(batch).as_text()
+
+
+def run(program, batch):
+    state, rates = program.init(batch), []
+    for _ in range(STEPS):
+        state, sums = program.step(state, batch)
+        rates.append(float(sums["learning_rate"].mean()) if "learning_rate" in sums else None)
+    return jax.device_get(state), rates
+
+
+def cosine(rate):
+    warm = optax.linear_schedule(0, rate, 2)
+    return optax.join_schedules([warm, optax.cosine_decay_schedule(rate, STEPS - 2)], [2])
+
+
+def adamw(rate, decay, clip):
+    return optax.chain(optax.clip_by_global_norm(clip), optax.adamw(rate, weight_decay=decay, mask=MASK))
+
+
+def grouped(rate, decay, clip):
+    def slower(step):
+        return 0.5 * rate(step)
+
+    labels = {"hidden": {"kernel": "slow", "bias": "frozen"}, "out": {"kernel": "full", "bias": "full"}}
+    parts = {
+        "slow": optax.adamw(slower, weight_decay=decay, mask=lambda params: MASK),
+        "full": optax.adamw(rate, weight_decay=decay, mask=lambda params: MASK),
+        "frozen": optax.set_to_zero(),
+    }
+    return optax.chain(optax.clip_by_global_norm(clip), optax.partition(parts, labels))
+
+
+def sgd(rate, decay, clip):
+    l2 = optax.add_decayed_weights(decay, MASK)
+    return optax.chain(optax.clip_by_global_norm(clip), l2, optax.sgd(rate, momentum=0.9))
+
+
+@pytest.mark.parametrize(
+    ("by_hand", "algorithm", "schedule", "groups", "how"),
+    [
+        (adamw, optax.adamw, optax.cosine_decay_schedule, (), {"ema_decay": 0.9}),
+        (sgd, functools.partial(optax.sgd, momentum=0.9), None, (), {"microbatches": 2}),
+        (
+            grouped,
+            optax.adamw,
+            optax.cosine_decay_schedule,
+            (("hidden.bias", 0.0), ("hidden", 0.5), (".*", 1.0)),
+            {"mode": "shard_map"},
+        ),
+    ],
+    ids=["adamw", "sgd", "groups"],
+)
+def test_rate_decay_clip_and_seed_are_no_part_of_the_program(by_hand, algorithm, schedule, groups, how):
+    """One text of step and init for all values; each run is that of optax with constants, also its logged rate."""
+    texts, ends = [], []
+    for rate, decay, clip, seed in ((0.1, 0.3, 0.5, 1), (0.03, 0.01, 0.2, 7)):
+        warmup = 2 if schedule else 0
+        optimizer = Optimizer(rate, algorithm, schedule, warmup, decay, clip_norm=clip, groups=groups)
+        tx, numbers = optimizer.transform(SHAPES, STEPS), optimizer.numbers(STEPS)
+        assert numbers == {"learning_rate": rate, "weight_decay": decay, "clip_norm": clip}
+        program, batch, *text = started(tx, seed, numbers, **how)
+        state, rates = run(program, batch)
+        constant = cosine(rate) if schedule else optax.constant_schedule(rate)
+        np.testing.assert_allclose(rates, [constant(step) for step in range(STEPS)], rtol=1e-6)
+        plain, batch, *plain_text = started(by_hand(constant, decay, clip), seed, **how)
+        same(state.params, run(plain, batch)[0].params)
+        texts.append((*text, *plain_text))
+        ends.append(state.params["out"]["kernel"])
+    assert np.abs(ends[0] - ends[1]).max() > 1e-2
+    assert texts[0][2] != texts[1][2], "constants are part of the text"
+    assert texts[0][:2] == texts[1][:2]
+
+
+def test_a_decay_of_zero_is_another_program_only_where_the_algorithm_has_none_of_its_own():
+    for algorithm, differs in ((optax.sgd, True), (optax.adamw, False)):
+        found = []
+        for decay in (0.0, 0.1):
+            optimizer = Optimizer(0.1, algorithm, weight_decay=decay)
+            found.append((optimizer.numbers(STEPS), started(optimizer.transform(SHAPES, STEPS), 0)[2]))
+        assert ("weight_decay" not in found[0][0]) == differs and "weight_decay" in found[1][0]
+        assert (found[0][1] != found[1][1]) == differs
+
+
+def test_a_rate_that_its_schedule_compares_in_python_stays_in_the_program():
+    schedule = functools.partial(optax.warmup_cosine_decay_schedule, warmup_steps=2)
+    optimizer = Optimizer(0.1, optax.sgd, schedule)
+    assert optimizer.numbers(STEPS) == {}
+    program, batch, *_ = started(optimizer.transform(SHAPES, STEPS), 0, {})
+    state, rates = run(program, batch)
+    rate = optax.warmup_cosine_decay_schedule(0.0, 0.1, 2, STEPS)
+    np.testing.assert_allclose(rates, [rate(step) for step in range(STEPS)], rtol=1e-6)
+    same(state.params, run(*started(optax.sgd(rate), 0)[:2])[0].params)
+
+
+@pytest.mark.parametrize("seed", [0, 5, -1, 2**31 + 5, 2**40 + 3])
+def test_a_seed_that_is_an_argument_gives_the_key_that_jax_gives(seed):
+    program, batch, *_ = started(optax.sgd(0.1), seed)
+    key = jax.random.split(jax.random.key(seed))[1]
+    assert (jax.random.key_data(program.init(batch).key) == jax.random.key_data(key)).all()
+
+
+def test_steps_leave_the_numbers_of_the_next_start_alone():
+    """The step may overwrite the state's buffers, which must not be those of the arguments of ``init``."""
+    optimizer = Optimizer(0.1, weight_decay=0.2, clip_norm=0.3)
+    program, batch, *_ = started(optimizer.transform(SHAPES, STEPS), 3, optimizer.numbers(STEPS))
+    first, _ = run(program, batch)
+    again, _ = run(program, batch)
+    jax.tree.map(np.testing.assert_array_equal, first.opt_state.hyperparams, again.opt_state.hyperparams)
+    jax.tree.map(np.testing.assert_array_equal, first.params, again.params)
+    assert dict(first.opt_state.hyperparams) == pytest.approx(
+        {"learning_rate": 0.1, "weight_decay": 0.2, "clip_norm": 0.3}
+    )

@@ -1,5 +1,6 @@
 """A population: each member is what its own run is."""
 
+import dataclasses
 import importlib.util
 import pathlib
 
@@ -11,6 +12,7 @@ import toys
 
 from bigbase_jax import parallel, population
 from bigbase_jax import train as training
+from bigbase_jax.build import deferred
 from bigbase_jax.checkpoint import Checkpoints
 from bigbase_jax.core import UserError, flatten
 from bigbase_jax.optim import Optimizer
@@ -69,18 +71,16 @@ def test_states_averages_and_numbers_are_each_members_own(algorithm, numbers, at
     """Against ``parallel.program``, for a task with BatchNorm, a schedule, clipping and microbatches."""
     seeds = (4, 4, 7)
     optimizer = Optimizer(0.05, algorithm, optax.cosine_decay_schedule, warmup=2, weight_decay=0.2, clip_norm=0.5)
-
-    def transform(own):
-        return Optimizer(**{**vars(optimizer), **own}).transform(SHAPES, len(BATCHES))
-
+    total = len(BATCHES)
     how = {"microbatches": 2, "ema_decay": 0.9}
-    init, step = population.program(TASK, transform, seeds, numbers, **how, at_once=at_once)
+    init, step = population.program(TASK, optimizer.transform(SHAPES, total), seeds, numbers, **how, at_once=at_once)
     state = init(BATCHES[0])
     for batch in BATCHES:
         state, sums = step(state, batch)
     assert state.step.tolist() == [5, 5, 5] and sums["loss"].total.shape == (3,)
     for index in (0, 2):
-        tx = transform({name: values[index] for name, values in numbers.items()})
+        own = dataclasses.replace(optimizer, **{name: values[index] for name, values in numbers.items()})
+        tx = own.transform(SHAPES, total)
         spec = jax.eval_shape(lambda x: x, BATCHES[0])
         program = parallel.program(TASK, tx, spec, parallel.make_mesh(1), seed=seeds[index], **how)
         alone = program.init(BATCHES[0])
@@ -99,6 +99,10 @@ def test_what_cannot_differ_is_refused():
         population.train(recipe(), (0, 1), {"momentum": (0.1, 0.2)})
     with pytest.raises(UserError, match="needs as many values of learning_rate, not 3"):
         population.train(recipe(), (0, 1), {"learning_rate": (0.1, 0.2, 0.3)})
+    fixed = recipe()
+    fixed.optim.schedule = deferred(optax.warmup_cosine_decay_schedule, warmup_steps=1)
+    with pytest.raises(UserError, match="schedule does not allow members to differ in learning_rate"):
+        population.train(fixed, (0, 1), {"learning_rate": (0.1, 0.2)})
     started = recipe()
     started.init_from = "somewhere"
     with pytest.raises(UserError, match="random weights"):

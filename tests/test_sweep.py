@@ -538,6 +538,63 @@ from bigbase_jax.sweep import Sweep, log_uniform
 def sweep():
     return Sweep(metric="accuracy", space={"optim.learning_rate": log_uniform(0.01, 1.0)}, trials=3)
 """
+
+
+@pytest.fixture
+def cache_events(tmp_path, monkeypatch):
+    """Names of what JAX's compilation cache, a fresh one that keeps everything, is asked for and finds."""
+    import jax
+    from jax.experimental.compilation_cache import compilation_cache
+
+    before = {
+        name: jax.config.values[name]
+        for name in ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
+    }
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "xla"))
+    monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path / "xla"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    compilation_cache.reset_cache()  # which has remembered the options
+    events = []
+
+    def listen(event, **_):
+        if event.startswith("/jax/compilation_cache/"):
+            events.append(event.rpartition("/")[2])
+
+    jax.monitoring.register_event_listener(listen)
+    yield events
+    jax.monitoring.unregister_event_listener(listen)
+    for name, value in before.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+
+
+def test_trials_that_differ_in_numbers_share_one_compiled_program(tmp_path, cache_events):
+    """All that the later trials of a worker ask of the compiler is in its cache."""
+    from bigbase_jax import verbs
+
+    config = CONFIG.copy_and_resolve_references()
+    config.train.writers = ()
+    names = ("optim.learning_rate", "optim.weight_decay", "seed")
+    trials = ((0.1, 0.01, 0), (0.5, 0.1, 1), (0.02, 0.3, 2))
+    sweep = Sweep("accuracy", fixed=[dict(zip(names, values, strict=True)) for values in trials])
+    asked = []
+
+    def execute(*args):
+        cache_events.clear()
+        result = verbs.train(*args)
+        asked.append((cache_events.count("compile_requests_use_cache"), cache_events.count("cache_hits")))
+        return result
+
+    study = Study(sweep, config, tmp_path / "s")
+    assert worker.work(study, config, execute) == 0
+    assert asked[0][0] > asked[0][1] >= 0, "the first compiles"
+    for requests, hits in asked[1:]:
+        assert requests == hits >= 2, "the later ones take what it has compiled: init, step"
+    weights = {arrays(tmp_path / "s" / f"trial-{i:04d}")["params.head.kernel"] for i in range(3)}
+    assert len(weights) == 3
+
+
 LONG = ("--config.train.steps=240", "--config.train.eval_every=40", "--config.train.writers=()")
 
 

@@ -48,14 +48,13 @@ def measure(config, devices, steps):
     program, mesh = planner.program(choice)
     batch_shapes = parallel.placed_batch(planner.spec, mesh)
     step = program.step.lower(program.state, batch_shapes).compile()
-    init = program.init.lower(batch_shapes).compile()
 
     rows = {name: np.zeros(x.shape, x.dtype) for name, x in planner.spec.items()}
-    jax.block_until_ready(init(parallel.put(rows, mesh)))  # once for nothing: the runtime's threads and code are there
+    jax.block_until_ready(program.init(parallel.put(rows, mesh)))  # once for nothing: threads and code are there
     settle()
     before = resident("VmRSS")
     batches = [parallel.put(rows, mesh) for _ in range(1 + PREFETCHED)]
-    state = init(batches[0])
+    state = program.init(batches[0])
     seconds, peaks = [], []
     for _ in range(steps):
         jax.block_until_ready(state)

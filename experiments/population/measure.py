@@ -47,13 +47,10 @@ def of_steps(config, members: int, steps: int, rounds: int) -> dict[str, float]:
     with contextlib.closing(data.train_batches(0, parallel.host(mesh))) as stream:
         ready = [parallel.put(batch, mesh) for batch in itertools.islice(stream, 32)]
     shapes = jax.eval_shape(task.init, jax.random.key(0), ready[0])["params"]
-
-    def transform(own):
-        return optimizer.transform(shapes, 10**6)
-
-    init, together = population.program(task, transform, range(members))
-    _, in_turn = population.program(task, transform, range(members), at_once=1)
-    alone = parallel.program(task, transform({}), jax.eval_shape(lambda x: x, ready[0]), mesh)
+    tx = optimizer.transform(shapes, 10**6)
+    init, together = population.program(task, tx, range(members))
+    _, in_turn = population.program(task, tx, range(members), at_once=1)
+    alone = parallel.program(task, tx, jax.eval_shape(lambda x: x, ready[0]), mesh)
     ways = {"together": together, "in_turn": in_turn, "alone": alone.step}
     states = {"together": init(ready[0]), "in_turn": init(ready[0]), "alone": alone.init(ready[0])}
     least: dict[str, float] = {}
