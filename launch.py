@@ -100,7 +100,7 @@ def _verb(mode: str, workdir: str) -> int:
     elif mode == "compare":
         from bigbase_jax import compare
 
-        result = compare.run(_WORKDIR.value or (), _OUTPUT.value, _SPLIT.value)
+        result = compare.run(_WORKDIR.value or (), _OUTPUT.value, _SPLIT.value, **command_line.comparing())
     elif mode == "export":
         result = verbs.export(workdir, _TO.value, _OUTPUT.value, _STEP.value)
     else:

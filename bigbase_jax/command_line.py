@@ -26,7 +26,9 @@ _PRICE = flags.DEFINE_float("price", None, "plan: US dollars per device and hour
 _SEARCH = flags.DEFINE_bool("search", False, "plan: try meshes, microbatches and remat policies, fastest first.")
 _SWEEP = flags.DEFINE_string("sweep", None, "train: a file that declares a search over keys of the recipe.")
 _WORKERS = flags.DEFINE_integer("workers", 1, "sweep: processes on this machine, each with devices of its own.")
-_STORAGE = flags.DEFINE_string("sweep_storage", None, "sweep: a database's URL; default: a file in the sweep's folder.")
+_STORAGE = flags.DEFINE_string(
+    "sweep_storage", None, "sweep, compare: a database's URL; default: a file in the sweep's folder."
+)
 _INDEX = flags.DEFINE_integer("sweep_index", None, "sweep: run this trial alone, as one of an array of jobs.")
 
 
@@ -38,6 +40,11 @@ def generation() -> dict[str, Any]:
 def planning() -> dict[str, Any]:
     """What the command line says of ``plan.run``'s arguments."""
     return {"topology_name": _TOPOLOGY.value, "price": _PRICE.value, "search": _SEARCH.value}
+
+
+def comparing() -> dict[str, Any]:
+    """What the command line says of ``compare.run``'s arguments."""
+    return {"storage": _STORAGE.value}
 
 
 def sweeping() -> dict[str, Any]:

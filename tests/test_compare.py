@@ -438,6 +438,78 @@ def test_a_study_says_how_its_trials_ended_and_which_settings_matter(tmp_path):
     assert "trial-0004 failed: out of memory" in said
 
 
+def make_stored_sweep(folder, url):
+    """A sweep whose study is in a database: twelve trials, of which one failed."""
+    from ml_collections import ConfigDict
+    from optuna.trial import TrialState
+
+    from bigbase_jax.sweep import Sweep, choice, log_uniform
+    from bigbase_jax.sweep.study import Study
+
+    space = {"optim.learning_rate": log_uniform(1e-3, 1.0), "task.model.width": choice(16, 32)}
+    study = Study(Sweep("accuracy", space=space, trials=12, sampler="random"), ConfigDict(), folder, url)
+    for number in range(12):
+        claim = study.claim()
+        values = study.sweep.overrides(claim.trial)
+        if number == 4:
+            claim.finish(TrialState.FAIL, reason="out of memory")
+            (folder / "trial-0004").mkdir()
+            continue
+        claim.finish(TrialState.COMPLETE, values["optim.learning_rate"])
+        rate, width = values["optim.learning_rate"], values["task.model.width"]
+        make_run(study.path(number), rate=rate, width=width, skill=1 + 3 * rate)
+    return study
+
+
+def test_a_study_in_a_database_is_read_where_the_sweep_left_word_or_where_one_is_told(tmp_path, monkeypatch):
+    pytest.importorskip("optuna")
+    folder, database = tmp_path / "sweep", tmp_path / "elsewhere" / "study.db"
+    database.parent.mkdir()
+    monkeypatch.chdir(database.parent)
+    make_stored_sweep(folder, "sqlite:///study.db")
+    monkeypatch.chdir(tmp_path)  # it was a relative path
+    found = compared(folder)
+    assert "fANOVA of optuna" in found.importance.method
+    assert next(iter(found.importance.shares)) == "optim.learning_rate"
+    assert "trial-0004 failed: out of memory" in "\n".join(found.notes)
+
+    database.rename(tmp_path / "moved.db")
+    compare.studies._opened.cache_clear()  # as another process
+    found = compared(folder)
+    said = "\n".join(found.notes)
+    assert f"which does not give it: there is no file {database}; --sweep_storage=URL may" in said
+    assert not database.exists() and "random forest" in found.importance.method
+    assert "trial-0004 is empty" in said
+    found = compared(folder, storage=f"sqlite:///{tmp_path / 'moved.db'}")
+    assert "fANOVA of optuna" in found.importance.method and "trial-0004 failed" in "\n".join(found.notes)
+    with pytest.raises(UserError, match="--sweep_storage does not give the study 'sweep' of .*: there is no file"):
+        compared(folder, storage=f"sqlite:///{tmp_path / 'none.db'}")
+    assert not (tmp_path / "none.db").exists()
+    (tmp_path / "other.db").touch()
+    with pytest.raises(UserError, match="it does not open"):
+        compared(folder, storage=f"sqlite:///{tmp_path / 'other.db'}")
+
+    folder.rename(tmp_path / "renamed")  # its study keeps its name
+    found = compared(tmp_path / "renamed", storage=f"sqlite:///{tmp_path / 'moved.db'}")
+    assert "fANOVA of optuna" in found.importance.method
+
+
+@pytest.mark.parametrize(
+    ("url", "kept"),
+    [
+        ("postgresql://anna:s3cret@host:5432/sweeps", "postgresql://host:5432/sweeps"),
+        ("mysql+pymysql://anna:p%40ss@host/sweeps?password=s3cret&user=anna", "mysql+pymysql://host/sweeps"),
+        ("sqlite:////data/study.db", "sqlite:////data/study.db"),
+        ("/data/journal", "/data/journal"),
+    ],
+)
+def test_no_secret_of_a_storage_is_kept(url, kept):
+    pytest.importorskip("optuna")
+    from bigbase_jax.sweep.study import without_secrets
+
+    assert without_secrets(url) == kept
+
+
 def test_a_sweep_is_ranked_by_what_it_searched_for(tmp_path):
     make_sweep(tmp_path, 5)
     by_accuracy = [g.name for g in compared(tmp_path).groups]

@@ -33,7 +33,9 @@ OUTPUT = "comparison"
 """The default folder, below the current one."""
 
 
-def run(workdirs: Sequence[str], output: str | None = None, split: str | None = None) -> dict[str, Any]:
+def run(
+    workdirs: Sequence[str], output: str | None = None, split: str | None = None, storage: str | None = None
+) -> dict[str, Any]:
     """Compares runs, prints the tables on stdout, and writes ``comparison.html`` and three CSV files.
 
     Args:
@@ -41,6 +43,7 @@ def run(workdirs: Sequence[str], output: str | None = None, split: str | None = 
         others are tested against; of one sweep, the run that is best on the validation split.
       output: the folder to write; None: ``comparison`` in the current one.
       split: of the evaluations; None: test, or what most runs were evaluated on.
+      storage: where the study of a sweep is, if not in its folder; None: where the sweep left word that it is.
 
     Returns:
       Where the files are, and the tests in short.
@@ -48,7 +51,7 @@ def run(workdirs: Sequence[str], output: str | None = None, split: str | None = 
     Raises:
       UserError: no run at all, none evaluated on ``split``, or a folder that cannot be written.
     """
-    found = compare(workdirs, split)
+    found = compare(workdirs, split, storage=storage)
     for note in said_once(found.notes):
         say(note)
     folder = pathlib.Path(output or OUTPUT)
@@ -64,9 +67,15 @@ def run(workdirs: Sequence[str], output: str | None = None, split: str | None = 
     return {"comparison": str(folder / "comparison.html"), **tables.summary(found)}
 
 
-def compare(workdirs: Sequence[str], split: str | None = None, resamples: int = RESAMPLES, seed: int = 0) -> Comparison:
+def compare(
+    workdirs: Sequence[str],
+    split: str | None = None,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+    storage: str | None = None,
+) -> Comparison:
     """What ``run`` shows."""
-    runs, sweeps, notes = load(workdirs)
+    runs, sweeps, notes = load(workdirs, storage)
     split = choose_split(runs, split)
     goal = goal_of(runs, sweeps)
     by_rank = len(sweeps) == 1 and all(run.sweep is not None for run in runs)
@@ -92,7 +101,7 @@ def compare(workdirs: Sequence[str], split: str | None = None, resamples: int = 
             for run in runs
             if run.finished and (value := goal.value(run)) is not None
         ]
-        matters = weigh(trials, sweeps)
+        matters = weigh(trials, sweeps, storage)
     return Comparison(groups, by_rank, split, metrics, measured, pairs, differing, goal, matters, notes)
 
 

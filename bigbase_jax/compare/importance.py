@@ -32,17 +32,20 @@ class Importance:
     shares: dict[str, float]
 
 
-def weigh(trials: Sequence[tuple[Mapping[str, Any], float]], folders: Sequence[pathlib.Path]) -> Importance | str:
+def weigh(
+    trials: Sequence[tuple[Mapping[str, Any], float]], folders: Sequence[pathlib.Path], storage: str | None = None
+) -> Importance | str:
     """The importance of settings, or the sentence why it is not known.
 
     Args:
       trials: (the settings that differ between trials, the goal's value) of each.
       folders: of the sweep, in which an optuna study may lie.
+      storage: where it is otherwise; see ``studies``.
     """
     if len(trials) < FEWEST:
         return f"The importance of settings needs at least {FEWEST} trials with a validated goal, not {len(trials)}."
     for folder in folders:
-        found = _of_study(folder, {name for design, _ in trials for name in design})
+        found = _of_study(folder, storage, {name for design, _ in trials for name in design})
         if found is not None:
             return found
     return of_forest(trials)
@@ -85,9 +88,9 @@ def encoded(values: Sequence[Any]) -> np.ndarray:
     return np.asarray([places[word] for word in words], np.float64)
 
 
-def _of_study(folder: pathlib.Path, names: Collection[str]) -> Importance | None:
+def _of_study(folder: pathlib.Path, storage: str | None, names: Collection[str]) -> Importance | None:
     """fANOVA (Hutter, Hoos & Leyton-Brown 2014) by optuna; None without a study of enough trials of these settings."""
-    for study in studies(folder):
+    for study in studies(folder, storage):
         import optuna
 
         complete = study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.COMPLETE,))

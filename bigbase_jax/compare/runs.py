@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from bigbase_jax.build import suggest
-from bigbase_jax.compare.studies import endings, objective, trial_number
+from bigbase_jax.compare.studies import endings, objective, trial_number, unread
 from bigbase_jax.core import UserError
 from bigbase_jax.log import read_rows
 from bigbase_jax.page import SPLITS, finite
@@ -158,14 +158,17 @@ def goal_of(runs: Sequence[Run], sweeps: Sequence[pathlib.Path] = ()) -> Goal | 
 # ----------------------------------------------------------------------------------------------------- finding
 
 
-def load(workdirs: Sequence[str]) -> tuple[list[Run], list[pathlib.Path], list[str]]:
+def load(workdirs: Sequence[str], storage: str | None = None) -> tuple[list[Run], list[pathlib.Path], list[str]]:
     """The runs that folders and patterns name, in that order; those of a folder of runs by their names.
+
+    Args:
+      storage: see ``studies``.
 
     Returns:
       The runs; the folders that held several; and a sentence for each that cannot be used, or only in part.
 
     Raises:
-      UserError: there is no run at all.
+      UserError: there is no run at all, or ``storage`` does not give a sweep's study.
     """
     found: list[tuple[pathlib.Path, int | None]] = []
     sweeps: list[pathlib.Path] = []
@@ -185,7 +188,8 @@ def load(workdirs: Sequence[str]) -> tuple[list[Run], list[pathlib.Path], list[s
                 notes.append(f"{given} {what}.")
             else:
                 sweeps.append(path)
-                ended |= {(path, number): ending for number, ending in endings(path).items()}
+                ended |= {(path, number): ending for number, ending in endings(path, storage).items()}
+                notes += [sentence] if (sentence := unread(path, storage)) else []
                 notes += _empty_children(path, below, ended)
             found += [(p, i) for p in below]
     seen: dict[pathlib.Path, tuple[pathlib.Path, int | None]] = {}

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib.util
 import json
+import os
 import pathlib
 import re
 from collections.abc import Iterator
 from typing import Any
+
+from bigbase_jax.core import UserError
 
 _TRIAL = re.compile(r"trial-(\d+)")
 
@@ -22,11 +26,21 @@ def objective(folder: pathlib.Path) -> tuple[str, bool] | None:
         return None
 
 
-def studies(folder: pathlib.Path) -> list[Any]:
-    """The studies of the journals in a folder, those with the most trials first; none without optuna."""
-    paths = list(_journals(folder))
-    if not paths or importlib.util.find_spec("optuna") is None:
+def studies(folder: pathlib.Path, storage: str | None = None) -> list[Any]:
+    """The studies of the journals in a folder, those with the most trials first; none without optuna.
+
+    Args:
+      storage: where the study is if the folder has no journal; None: where the sweep left word that it is.
+
+    Raises:
+      UserError: ``storage`` does not open, or has no such study; what the folder names may be gone.
+    """
+    if importlib.util.find_spec("optuna") is None:
         return []
+    paths = list(_journals(folder))
+    if not paths:
+        found, _ = _elsewhere(folder, storage)
+        return found
     import optuna
     from optuna.storages import JournalStorage
     from optuna.storages.journal import JournalFileBackend
@@ -35,16 +49,62 @@ def studies(folder: pathlib.Path) -> list[Any]:
     found = []
     for path in paths:
         with contextlib.suppress(Exception):  # a journal of another version, say: the runs are compared without it
-            storage = JournalStorage(JournalFileBackend(str(path)))
-            names = [summary.study_name for summary in optuna.get_all_study_summaries(storage)]
-            found += [optuna.load_study(study_name=name, storage=storage) for name in names]
+            journal = JournalStorage(JournalFileBackend(str(path)))
+            names = [summary.study_name for summary in optuna.get_all_study_summaries(journal)]
+            found += [optuna.load_study(study_name=name, storage=journal) for name in names]
     return sorted(found, key=lambda study: -len(study.get_trials(deepcopy=False)))
 
 
-def endings(folder: pathlib.Path) -> dict[int, str]:
-    """How trials that were pruned or failed ended, by their numbers, in words."""
+def unread(folder: pathlib.Path, storage: str | None = None) -> str | None:
+    """The sentence for a sweep whose study is not in its folder and does not open; see ``studies``."""
+    if importlib.util.find_spec("optuna") is None or any(_journals(folder)):
+        return None
+    return _elsewhere(folder, storage)[1]
+
+
+def _elsewhere(folder: pathlib.Path, storage: str | None) -> tuple[list[Any], str | None]:
+    """The study of a sweep without a journal, and why there is none."""
+    try:
+        word = json.loads((folder / "storage.json").read_text(encoding="utf-8"))
+        remembered, name = str(word["storage"]), str(word["study"])
+    except (OSError, ValueError, KeyError, TypeError):
+        remembered, name = None, folder.resolve().name
+    if not (url := storage or remembered):
+        return [], None
+    study, why = _opened(url, name)
+    if study is not None:
+        return [study], None
+    if storage:
+        raise UserError(f"--sweep_storage does not give the study {name!r} of {folder}: {why}.")
+    return [], f"the study of {folder} is in {url}, which does not give it: {why}; --sweep_storage=URL may."
+
+
+@functools.lru_cache
+def _opened(url: str, name: str) -> tuple[Any, str]:
+    """The study, which reads its storage anew when it is asked; else None and why."""
+    import optuna
+    from optuna.storages import JournalStorage, RDBStorage
+    from optuna.storages.journal import JournalFileBackend
+
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    path = url.partition(":///")[2].partition("?")[0] if url.startswith("sqlite") else "" if "://" in url else url
+    if path and not os.path.exists(path):  # either would make it
+        return None, f"there is no file {path}"
+    try:
+        storage: Any = (
+            RDBStorage(url, skip_table_creation=True) if "://" in url else JournalStorage(JournalFileBackend(url))
+        )
+        return optuna.load_study(study_name=name, storage=storage), ""
+    except KeyError:
+        return None, "it has no such study"
+    except Exception as error:  # whatever a driver raises; its words may hold the password
+        return None, f"it does not open ({type(error).__name__})"
+
+
+def endings(folder: pathlib.Path, storage: str | None = None) -> dict[int, str]:
+    """How trials that were pruned or failed ended, by their numbers, in words; see ``studies``."""
     found: dict[int, str] = {}
-    for study in studies(folder)[:1]:
+    for study in studies(folder, storage)[:1]:
         for trial in study.get_trials(deepcopy=False):
             if trial.state.name in ("PRUNED", "FAIL"):
                 word = "pruned" if trial.state.name == "PRUNED" else "failed"

@@ -7,7 +7,20 @@ family of models, see ``families``.
 
 from bigbase_jax.pretrained.export import export
 from bigbase_jax.pretrained.folder import load, save
-from bigbase_jax.pretrained.kept import data_of, keep, kept
+from bigbase_jax.pretrained.kept import absent, data_of, keep, keep_by_sweep, kept, kept_by_sweep
 from bigbase_jax.pretrained.start import chain, initialise, resolve
 
-__all__ = ["chain", "data_of", "export", "initialise", "keep", "kept", "load", "resolve", "save"]
+__all__ = [
+    "absent",
+    "chain",
+    "data_of",
+    "export",
+    "initialise",
+    "keep",
+    "keep_by_sweep",
+    "kept",
+    "kept_by_sweep",
+    "load",
+    "resolve",
+    "save",
+]

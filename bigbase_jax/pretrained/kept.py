@@ -70,21 +70,56 @@ def keep(run: RunDir, config: ConfigDict) -> None:
     if run.begun or jax.process_index():
         return
     path, place = config.get("init_from"), run.path / "start"
+    shutil.rmtree(place, ignore_errors=True)  # of a start that had a mistake
+    if path:
+        _copy(path, place)
+
+
+def _copy(path: str, place: pathlib.Path) -> None:
+    """The small files of ``path``; the folder ``place`` appears when it is whole."""
+    origin, partial = pathlib.Path(os.path.expanduser(path)), place.with_name(f".{place.name}.{os.getpid()}.tmp")
     try:
-        shutil.rmtree(place, ignore_errors=True)  # of a start that had a mistake
-        if not path:
-            return
-        origin = pathlib.Path(os.path.expanduser(path))
-        place.mkdir()
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
         names = set(_OF_A_RUN if is_run(path) else _OF_A_FOLDER)
         if not is_run(path):
-            files.write_json(place / files.CONFIG, describe(path)[1])
+            files.write_json(partial / files.CONFIG, describe(path)[1])
             names |= {name for name in os.listdir(origin) if name.endswith(".model")} if origin.is_dir() else set()
         for name in names:
             if (origin / name).is_file():
-                shutil.copy2(origin / name, place / name)  # with its time, which caches look at
+                shutil.copy2(origin / name, partial / name)  # with its time, which caches look at
+        os.replace(partial, place)
     except OSError as error:
-        raise UserError(f"cannot write {place}: {disk_error(error) or error}.") from error
+        shutil.rmtree(partial, ignore_errors=True)
+        if not place.is_dir():  # else another process was first
+            raise UserError(f"cannot write {place}: {disk_error(error) or error}.") from error
+
+
+def absent(config: ConfigDict) -> str | None:
+    """The sentence for a ``config.init_from`` that is gone; None: it is there, or there is none."""
+    path = config.get("init_from")
+    if not path or os.path.exists(os.path.expanduser(path)):
+        return None
+    return (
+        f"config.init_from={path!r} is gone, and what has not begun needs its weights; put it back, and the same "
+        "command goes on."
+    )
+
+
+def kept_by_sweep(folder: pathlib.Path, config: ConfigDict) -> str | None:
+    """What a sweep has kept of ``config.init_from``, where that is gone; see ``kept``."""
+    place = folder / "start"
+    return str(place) if absent(config) and place.is_dir() else None
+
+
+def keep_by_sweep(folder: pathlib.Path, config: ConfigDict) -> None:
+    """Copies what ``kept_by_sweep`` is to hold, at the first start.
+
+    Raises:
+      UserError: the disk refuses.
+    """
+    if config.get("init_from") and not absent(config) and not (folder / "start").is_dir():
+        _copy(config.init_from, folder / "start")
 
 
 def data_of(run: RunDir, config: ConfigDict) -> ConfigDict:

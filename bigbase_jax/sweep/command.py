@@ -73,7 +73,8 @@ def run(
     from bigbase_jax.sweep import study as studies
     from bigbase_jax.sweep import worker
 
-    config = pretrained.resolve(config)
+    folder = pathlib.Path(workdir or default_folder(path))
+    config = pretrained.resolve(config, pretrained.kept_by_sweep(folder, config))
     space.check(sweep, config, studies.drawn(sweep))
     if index is not None and not 0 <= index < sweep.count():
         last = sweep.count() - 1
@@ -81,7 +82,8 @@ def run(
     if workers < 1:
         raise UserError(f"--workers={workers} is no number of processes; it must be at least 1.")
     places = _places(workers) if index is None else []
-    study = studies.Study(sweep, config, workdir or default_folder(path), storage, lost_after)
+    study = studies.Study(sweep, config, folder, storage, lost_after)
+    pretrained.keep_by_sweep(folder, config)
     if _WORKER in os.environ or index is not None:
         from bigbase_jax import verbs
 

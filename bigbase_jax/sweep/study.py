@@ -26,7 +26,7 @@ import socket
 import threading
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import optuna
@@ -40,6 +40,8 @@ from bigbase_jax.rundir import MACHINERY, as_json, differing
 from bigbase_jax.sweep.space import Sweep
 
 JOURNAL = "study.jsonl"
+STORAGE = "storage.json"
+"""Where the study is, if not in the journal."""
 _JUDGEMENT = re.compile(r"sweep\.(metric|pruner|objective)\b")
 """What of a sweep may change as long as no trial was judged by it."""
 _TRIES = 5  # to open a database that others open too
@@ -169,6 +171,19 @@ def _hidden(url: str) -> str:
     return re.sub(r"(://[^:/@]*):[^@]*@", r"\1:***@", url)
 
 
+def without_secrets(url: str) -> str:
+    """Without user, password and options; a path, that of SQLite too, is made absolute."""
+    if "://" not in url:
+        return os.path.abspath(url)
+    from sqlalchemy.engine import URL, make_url
+
+    given = make_url(url)
+    database = given.database
+    if given.get_backend_name() == "sqlite" and database:
+        database = os.path.abspath(database)
+    return URL.create(given.drivername, host=given.host, port=given.port, database=database).render_as_string()
+
+
 @contextlib.contextmanager
 def answering(what: str) -> Iterator[None]:
     """A storage that fails in the middle ends the worker, not the trial."""
@@ -277,6 +292,8 @@ class Study:
         self.me = {"machine": machine(), "process": os.getpid(), "token": secrets.token_hex(4)}
         self._heard: dict[int, tuple[Any, float]] = {}  # trial -> what was last seen of its worker, and when that came
         storage = _storage(url or str(self.folder / JOURNAL))
+        if url:
+            self._remember(url)
         direction = "maximize" if sweep.mode == "max" else "minimize"
         with answering("it is opened"):
             self.optuna = optuna.create_study(
@@ -289,6 +306,14 @@ class Study:
             self._agree("config", as_json(config))
             for _ in range(sweep.count() - len(self.optuna.get_trials(deepcopy=False))):  # too many do no harm
                 self.optuna.add_trial(optuna.trial.create_trial(state=TrialState.WAITING))
+
+    def _remember(self, url: str) -> None:
+        """Says in the folder where the study is, without secrets, for those who only read it."""
+        with _writing(self.folder / STORAGE):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            partial = self.folder / f".{STORAGE}.{os.getpid()}.tmp"
+            partial.write_text(json.dumps({"storage": without_secrets(url), "study": self.name}) + "\n")
+            os.replace(partial, self.folder / STORAGE)
 
     def _agree(self, what: str, here: dict[str, Any]) -> None:
         there = self.optuna.user_attrs.get(what)
@@ -320,16 +345,17 @@ class Study:
         """What is known of a trial."""
         return next(trial for trial in self.trials() if trial.number == number)
 
-    def claim(self, number: int | None = None) -> Claim | None:
+    def claim(self, number: int | None = None, may: Callable[[FrozenTrial], bool] | None = None) -> Claim | None:
         """A trial to run: one whose worker is gone, or else the next that waits.
 
         Args:
           number: only this one.
+          may: only those of which this is true.
 
         Returns:
           None: there is none at the moment. ``finished`` says whether there may be later.
         """
-        trials = [t for t in self.trials() if number in (None, t.number)]
+        trials = [t for t in self.trials() if number in (None, t.number) and (may is None or may(t))]
         running = [t for t in trials if t.state == TrialState.RUNNING]
         waiting = [t for t in trials if t.state == TrialState.WAITING]
         for trial in [*running, *waiting]:

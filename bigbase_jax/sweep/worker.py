@@ -23,13 +23,14 @@ from types import FrameType
 from typing import Any
 
 from ml_collections import ConfigDict
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 
-from bigbase_jax import distributed
+from bigbase_jax import distributed, pretrained
 from bigbase_jax.build import suggest
 from bigbase_jax.checkpoint import disk_error
 from bigbase_jax.core import UserError
 from bigbase_jax.log import read_rows
+from bigbase_jax.rundir import RunDir
 from bigbase_jax.sweep import space
 from bigbase_jax.sweep.space import Sweep
 from bigbase_jax.sweep.study import Claim, Stop, Study
@@ -70,10 +71,14 @@ def work(study: Study, config: ConfigDict, execute: Execute, only: int | None = 
     try:
         with _Pulse(study.lost_after / 6, parent) as pulse:
             while True:
-                claim = study.claim(only)
+                gone = pretrained.absent(config)
+                claim = study.claim(only, functools.partial(_begun, study) if gone else None)
                 if claim is None:
-                    if study.finished() if only is None else study.get(only).state.is_finished():
+                    left = [t for t in study.trials() if only in (None, t.number) and not t.state.is_finished()]
+                    if not left:
                         return 0
+                    if gone and not any(_begun(study, trial) for trial in left):
+                        raise Stop(gone)
                     time.sleep(_POLL)
                     continue
                 with pulse.beating(claim):
@@ -89,6 +94,17 @@ def work(study: Study, config: ConfigDict, execute: Execute, only: int | None = 
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _place(study: Study, number: int, seed: int) -> pathlib.Path:
+    """The folder of a run."""
+    return study.path(number) / f"seed-{seed}" if study.sweep.seeds > 1 else study.path(number)
+
+
+def _begun(study: Study, trial: FrozenTrial) -> bool:
+    """Whether the run that a trial goes on with has weights of its own."""
+    seed = next((i for i in range(study.sweep.seeds) if str(i) not in trial.user_attrs.get("values", {})), None)
+    return seed is None or RunDir(_place(study, trial.number, seed)).begun
 
 
 def _interrupt(number: int, _: FrameType | None) -> None:
@@ -107,7 +123,10 @@ def _run(claim: Claim, study: Study, config: ConfigDict, execute: Execute) -> in
         for index in range(sweep.seeds):
             if str(index) in values:
                 continue
-            place = folder / f"seed-{index}" if sweep.seeds > 1 else folder
+            place = _place(study, claim.number, index)
+            if pretrained.absent(config) and not RunDir(place).begun:
+                claim.release()
+                return None
             observe = functools.partial(_observe, claim, sweep, place, index)
             with _output(folder / OUTPUT):
                 try:
