@@ -78,6 +78,11 @@ def words(size=4):
     return {name: jnp.asarray(x) for name, x in {**batch, "mask": np.ones(size, np.float32)}.items()}
 
 
+def some_slow(names, *slow):
+    """The names as parameters, some of which are left to ``-m slow``: each compiles programs of its own."""
+    return [pytest.param(name, marks=pytest.mark.slow) if name in slow else name for name in names]
+
+
 DECODER = {"vocab_size": 11, "length": 8, "width": 16, "depth": 2, "heads": 2}
 CASES = {
     "everything": (LoRA(vit(), 3, targets="."), pictures()),
@@ -113,7 +118,7 @@ def inputs_of(task, batch):
     return {name: batch[name] for name in task.inputs}
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", some_slow(CASES, "everything", "scanned again"))
 def test_an_adapted_model_starts_as_its_base_and_merges_into_a_plain_one(case):
     """Also: its gradient is that of the model whose kernels hold the products."""
     task, batch = CASES[case]
@@ -298,7 +303,7 @@ def plain():
     return {scan: trained(LoRA(vit(scan=scan), 3, also="^head"), 1) for scan in (False, True)}
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", some_slow(FORMS, "tensor", "fsdp by hand"))
 def test_every_form_of_the_step_trains_adapters_alike_and_leaves_the_base(form, plain):
     scan = form == "pipeline"
     _, want, losses = plain[scan]
@@ -316,8 +321,12 @@ def test_every_form_of_the_step_trains_adapters_alike_and_leaves_the_base(form, 
     assert len(spread) >= (8 if "shape" in FORMS[form] else 0)
 
 
-@pytest.mark.parametrize("how", [{"remat": True}, {"scan": True, "remat": True}], ids=["lifted", "scanned"])
-def test_dropout_is_the_same_on_more_devices(how):
+HOW = {"lifted": {"remat": True}, "scanned": {"scan": True, "remat": True}}
+
+
+@pytest.mark.parametrize("case", some_slow(HOW, "lifted"))
+def test_dropout_is_the_same_on_more_devices(case):
+    how = HOW[case]
     task = LoRA(vit(**how), 3, targets="attention|mlp", dropout=0.3)
     _, one, losses = trained(task, 1, tx=optax.sgd(0.1))
     _, more, other = trained(task, 4, tx=optax.sgd(0.1), shape={"fsdp": 2}, sharding=("fsdp:16",))
