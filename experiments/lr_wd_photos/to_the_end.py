@@ -1,6 +1,6 @@
 """The same settings as ``sweep.py``, each trained to its end: what stopping early saves, and what it misses.
 
-python launch.py --config=configs/catdog.py:data=folder,root=DIR --sweep=experiments/lr_wd_photos/to_the_end.py --workers=N
+python launch.py --config=configs/catdog.py:data=folder,root=DIR --sweep=experiments/lr_wd_photos/to_the_end.py
 """
 
 import dataclasses
