@@ -11,6 +11,7 @@ from test_launch import arrays
 from test_sweep import Fake
 
 from bigbase_jax import pretrained, verbs
+from bigbase_jax.build import target
 from bigbase_jax.core import UserError
 from bigbase_jax.models.resnet import CifarResNet
 from bigbase_jax.sweep import Sweep, command, worker
@@ -92,3 +93,18 @@ def test_of_several_seeds_those_that_have_not_begun_wait(weights, tmp_path):
     shutil.move(away, weights)
     assert worker.work(study, config, fake) == 0
     assert study.get(0).state.name == "COMPLETE" and list(study.get(0).user_attrs["values"]) == ["0", "1"]
+
+
+def test_a_sweep_does_not_try_models_where_the_weights_say_what_the_model_is(weights, tmp_path):
+    def swept(key, value):
+        (tmp_path / "sweep.py").write_text(
+            FILE.replace("optim.learning_rate", key).replace("(0.01, 0.1)", f"({value},)")
+        )
+        config = recipe(weights)
+        config.task.model = target(CifarResNet)
+        return command.run(config, str(tmp_path / "sweep.py"), str(tmp_path / "runs"), index=7)
+
+    with pytest.raises(UserError, match=r"varies task\.model\.width, which config\.init_from decides"):
+        swept("task.model.width", 16)
+    with pytest.raises(UserError, match="sweep_index=7"):  # the next thing that is looked at
+        swept("task.model.dtype", "'bfloat16'")

@@ -75,7 +75,10 @@ def run(
 
     folder = pathlib.Path(workdir or default_folder(path))
     config = pretrained.resolve(config, pretrained.kept_by_sweep(folder, config))
-    space.check(sweep, config, studies.drawn(sweep))
+    drawn = studies.drawn(sweep)
+    space.check(sweep, config, drawn)
+    if config.get("init_from"):
+        space.refuse_of_the_model(sweep, pretrained.KEPT, drawn)
     if index is not None and not 0 <= index < sweep.count():
         last = sweep.count() - 1
         raise UserError(f"--sweep_index={index} is not one of the {last + 1} trials, from 0 to {last}.")

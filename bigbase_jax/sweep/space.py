@@ -370,6 +370,21 @@ def check(sweep: Sweep, config: ConfigDict, drawn: Sequence[Mapping[str, Any]] =
     seeds(sweep, config, 0)
 
 
+def refuse_of_the_model(sweep: Sweep, free: Sequence[str], drawn: Sequence[Mapping[str, Any]] = ()) -> None:
+    """For a recipe that begins from trained weights, which say what the model is, but for the words in ``free``.
+
+    Raises:
+      UserError: the sweep wants to try another model.
+    """
+    for key in itertools.chain(*sweep.examples(), *drawn):
+        parts = key.removeprefix("config.").split(".")
+        if parts[0] == "task" and "model" in parts and parts[-1] not in free:
+            raise UserError(
+                f"the sweep varies {key}, which config.init_from decides; leave out one of them, or vary "
+                f"{', '.join(free[:-1])} or {free[-1]}."
+            )
+
+
 def seeds(sweep: Sweep, config: ConfigDict, index: int) -> ConfigDict:
     """The config of the ``index``-th seed of a setting.
 
