@@ -14,6 +14,11 @@ _LARGE = 32 * 2**20  # the most that glibc takes; larger blocks would also leave
 _PAD = 64 * 2**20
 
 
+def has_accelerators() -> bool:
+    """Whether a driver shows GPUs or TPUs, which JAX is not to be asked yet."""
+    return any(next(pathlib.Path("/dev").glob(pattern), None) for pattern in _ACCELERATORS)
+
+
 def keep_freed() -> bool:
     """Lets this process keep the memory that it frees in blocks of up to 32 MiB, on a machine without accelerators.
 
@@ -27,7 +32,7 @@ def keep_freed() -> bool:
     """
     if any(name.startswith("MALLOC_") for name in os.environ) or not sys.platform.startswith("linux"):
         return False
-    if any(next(pathlib.Path("/dev").glob(pattern), None) for pattern in _ACCELERATORS):
+    if has_accelerators():
         return False
     try:
         mallopt = ctypes.CDLL(None).mallopt

@@ -56,12 +56,11 @@ def attention(
     """
     local = look_up(SEQUENCE_ATTENTION, sequence_attention, "sequence_attention")
     length = mesh_axes("length")
-    if window is not None and not isinstance(window, int):
+    whole = not length or bias is not None or q_BLHK.shape[1] != k_BSGK.shape[1]
+    if window is not None and not (whole and isinstance(window, int)):
         mask, window = near(mask, jnp.arange(q_BLHK.shape[1]), jnp.arange(k_BSGK.shape[1]), window), None
-    if not length or bias is not None or q_BLHK.shape[1] != k_BSGK.shape[1]:
+    if whole:
         return _whole(q_BLHK, k_BSGK, v_BSGK, mask, bias, is_causal, window)
-    if window is not None:
-        mask = near(mask, jnp.arange(q_BLHK.shape[1]), jnp.arange(k_BSGK.shape[1]), window)
     shared = q_BLHK.shape[2] // k_BSGK.shape[2]
     k_BLHK, v_BLHK = (jnp.repeat(x, shared, 2) for x in (k_BSGK, v_BSGK))
     B, L, H, _ = q_BLHK.shape
@@ -99,8 +98,8 @@ def _whole(q: Array, k: Array, v: Array, mask: Any, bias: Any, is_causal: bool, 
     """Attention where a device holds whole sequences, or the compiler sees to it."""
     if platform() == "cpu":
         return _by_blocks(q, k, v, mask, bias, is_causal, window)
-    near = None if window is None else (window - 1, 0)
-    words = {"mask": mask, "bias": bias, "is_causal": is_causal, "local_window_size": near}
+    size = None if window is None else (window - 1, 0)
+    words = {"mask": mask, "bias": bias, "is_causal": is_causal, "local_window_size": size}
 
     def plain(q: Array, k: Array, v: Array) -> Array:
         return jax.nn.dot_product_attention(q, k, v, **words)

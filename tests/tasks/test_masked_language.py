@@ -105,6 +105,13 @@ def test_metrics_add_up_over_batches():
     np.testing.assert_allclose(np.log(report["perplexity"]), measure(whole)["loss"].mean(), rtol=1e-5)
 
 
+def one_segment(arrays):
+    """A batch of rows that are one segment from end to end."""
+    shape = arrays["tokens"].shape
+    arrays = {**arrays, "segments": np.ones(shape), "positions": np.tile(np.arange(L), (shape[0], 1))}
+    return {"mask": jnp.ones(shape[0]), **{k: jnp.asarray(v, jnp.int32) for k, v in arrays.items()}}
+
+
 def test_logits_exist_for_hidden_tokens_alone():
     task, variables = ready()
     batch = batch_of(3)
@@ -126,10 +133,8 @@ def test_it_learns_what_is_hidden():
         tokens = np.repeat(token_B1, L, 1)
         at = np.sort(np.argsort(rng.random((size, L)), 1)[:, :2], 1)
         np.put_along_axis(tokens, at, 0, 1)
-        zeros = np.zeros((size, L), np.int32)
-        arrays = {"tokens": tokens, "segments": zeros + 1, "positions": zeros + np.arange(L), "types": zeros}
-        arrays |= {"at": at, "targets": np.repeat(token_B1, 2, 1)}
-        return {"mask": jnp.ones(size), **{k: jnp.asarray(v, jnp.int32) for k, v in arrays.items()}}
+        types = np.zeros((size, L), np.int32)
+        return one_segment({"tokens": tokens, "types": types, "at": at, "targets": np.repeat(token_B1, 2, 1)})
 
     @jax.jit
     def step(params, opt, batch, key):
@@ -243,9 +248,8 @@ def test_it_learns_which_texts_belong_together():
         types = np.tile(np.arange(L) >= L // 2, (size, 1)).astype(np.int32)
         tokens = 1 + (first_B[:, None] + types * next_B[:, None]) % 3
         at = np.full((size, 1), 2)
-        arrays = {"tokens": tokens, "segments": types * 0 + 1, "positions": types * 0 + np.arange(L), "types": types}
-        arrays |= {"at": at, "targets": np.take_along_axis(tokens, at, 1), "next": next_B}
-        return {"mask": jnp.ones(size), **{k: jnp.asarray(v, jnp.int32) for k, v in arrays.items()}}
+        targets = np.take_along_axis(tokens, at, 1)
+        return one_segment({"tokens": tokens, "types": types, "at": at, "targets": targets, "next": next_B})
 
     @jax.jit
     def step(params, opt, batch, key):
