@@ -14,6 +14,8 @@ from bigbase_jax import hlo, parallel, topology
 from bigbase_jax.models.vit import ViT
 from bigbase_jax.tasks.classification import Classification
 
+pytestmark = pytest.mark.usefixtures("optimized")
+
 SUMS = 8  # bytes of the loss: its total and its weight
 
 

@@ -14,6 +14,8 @@ from bigbase_jax.models.cnn import ConvNet
 from bigbase_jax.models.vit import ViT
 from bigbase_jax.tasks.classification import Classification
 
+pytestmark = pytest.mark.usefixtures("optimized")
+
 ROWS = 16
 VIT = ViT(num_classes=3, patch=8, width=16, depth=1, heads=2, pool="gap")
 STACK = VIT.clone(depth=4, scan=True, pipeline_microbatches=2)

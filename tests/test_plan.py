@@ -14,6 +14,8 @@ from bigbase_jax import parallel, plan, topology
 from bigbase_jax.chips import CHIPS, GIB, PLANNED, Chip
 from bigbase_jax.core import UserError
 
+pytestmark = pytest.mark.usefixtures("optimized")
+
 ROOT = pathlib.Path(__file__).parents[1]
 RECIPES = sorted(path.stem for path in (ROOT / "configs").glob("*.py"))
 needs_libtpu = pytest.mark.skipif(

@@ -531,6 +531,19 @@ def test_the_table_and_the_rows(tmp_path):
     assert json.loads(json.dumps(rows)) == rows
 
 
+def test_the_rows_show_only_what_was_chosen(tmp_path):
+    space = {"optim.learning_rate": choice(0.1, 1.0), "train.steps": choice(same=4), "seed": choice(3)}
+    branches = {0.1: {"data.seed": choice(1)}, 1.0: {"data.seed": choice(2)}}
+    sweep = Sweep("accuracy", space=space, conditional={"optim.learning_rate": branches}, sampler="grid")
+    study = swept(tmp_path / "s", sweep)
+    rows = [command._row(study, trial) for trial in study.trials()]
+    assert [row["settings"] for row in rows] == [
+        {"optim.learning_rate": 0.1, "data.seed": 1},
+        {"optim.learning_rate": 1.0, "data.seed": 2},
+    ]
+    assert all(row["overrides"]["train.steps"] == 4 and row["overrides"]["seed"] == 3 for row in rows)
+
+
 # ----------------------------------------------------------------------------------------------------------- end to end
 
 FILE = """

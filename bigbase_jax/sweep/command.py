@@ -310,7 +310,7 @@ class _Parent:
                 starts = (trial.user_attrs.get("worker") or {}).get("starts", 1)
                 free = (trial.user_attrs.get("worker") or {}).get("free")
                 line += "set down " if free else "" if starts == 1 else f"start {starts} "
-                line += "  ".join(f"{key}={value}" for key, value in _settings(trial).items())
+                line += "  ".join(f"{key}={value}" for key, value in _settings(self._study.sweep, trial).items())
             else:
                 self._deaths = 0
                 line += f"{self._study.sweep.metric} {row['value']:.4g}  " if row["value"] is not None else ""
@@ -357,9 +357,11 @@ def _best(sweep: Sweep, trials: list[Any]) -> Any:
     return (max if sweep.mode == "max" else min)(complete, key=lambda t: t.value, default=None)
 
 
-def _settings(trial: Any) -> dict[str, Any]:
-    """What was drawn, under short values: numbers and the names of choices; else the overrides."""
-    params = trial.params if space.SETTING not in trial.params else trial.user_attrs.get("overrides", {})
+def _settings(sweep: Sweep, trial: Any) -> dict[str, Any]:
+    """What was chosen, under short values: numbers and the names of choices; else the overrides."""
+    params = {key: value for name, value in trial.params.items() if not sweep.fixes(key := space.key_of(name))}
+    if space.SETTING in trial.params:
+        params = trial.user_attrs.get("overrides", {})
     return {key: float(f"{value:.4g}") if isinstance(value, float) else value for key, value in params.items()}
 
 
@@ -372,7 +374,7 @@ def _row(study: Study, trial: Any) -> dict[str, Any]:
         "state": names[trial.state.name],
         "value": trial.value if trial.state.name in ("COMPLETE", "PRUNED") else None,
         "folder": str(study.path(trial.number)),
-        "settings": _settings(trial),
+        "settings": _settings(study.sweep, trial),
         **{key: trial.user_attrs[key] for key in kept if key in trial.user_attrs},
         "evaluations": len(trial.intermediate_values),
     }

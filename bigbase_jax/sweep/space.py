@@ -33,6 +33,7 @@ from bigbase_jax.core import UserError
 SAMPLERS = ("grid", "random", "tpe", "cmaes")
 PRUNERS = ("median", "asha", "hyperband")
 OBJECTIVES = ("mean", "bound")
+_WHERE = " where "  # between a key and the choice that gives it this domain
 SETTING = "setting"
 """The name under which Optuna knows the place in a ``fixed`` list."""
 _PLAIN = (bool, int, float, str, type(None))
@@ -73,6 +74,10 @@ class Numbers:
         kind = int if self.whole else float
         return [(kind(end), kind(end)) for end in dict.fromkeys((self.low, self.high))]
 
+    def labels(self) -> tuple[Any, ...]:
+        """What tells the domain from others."""
+        return (self.low,) if self.low == self.high else (self.low, self.high, self.step, self.log, self.whole)
+
     def points(self) -> list[tuple[Any, Any]] | None:
         """(value, label) of everything in it; None: too many."""
         if self.log or (self.step is None and not self.whole):
@@ -102,6 +107,10 @@ class Choice:
         return [(value, label) for label, value in self.options]
 
     points = examples
+
+    def labels(self) -> tuple[Any, ...]:
+        """What tells the domain from others, as Optuna sees it."""
+        return tuple(label for label, _ in self.options)
 
 
 Domain = Numbers | Choice
@@ -234,6 +243,11 @@ class Sweep:
             for branch in branches.values():
                 yield from branch.items()
 
+    def fixes(self, key: str) -> bool:
+        """Whether nothing is chosen for a key: all trials that have it give it the same label."""
+        labels = {label for known, domain in self.domains() if known == key for label in domain.labels()}
+        return len(labels) == 1
+
     def listed(self) -> list[dict[str, Any]] | None:
         """The label of each name for every trial, where these are listed in advance: a grid, a fixed list."""
         if self.fixed:
@@ -247,13 +261,17 @@ class Sweep:
             return
         key, *rest = space
         for _, label in space[key].points():
-            inner = {**{k: space[k] for k in rest}, **self._branch(key, label)}
+            inner = {**{k: space[k] for k in rest}, **self._branch(key_of(key), label)}
             for others in self._grid(inner):
                 yield {key: label, **others}
 
     def _branch(self, key: str, label: Any) -> Space:
+        """What a label of ``key`` opens, by the name under which Optuna knows it: the key, unless another branch has
+        another domain for the same key, which Optuna takes for a change of mind."""
         branches = self.conditional.get(key, {})
-        return next((branch for known, branch in branches.items() if str(known) == str(label)), {})
+        branch = next((branch for known, branch in branches.items() if str(known) == str(label)), {})
+        alike = {inner: len({d.labels() for k, d in self.domains() if k == inner}) == 1 for inner in branch}
+        return {k if alike[k] else f"{k}{_WHERE}{key}={label}": domain for k, domain in branch.items()}
 
     def count(self) -> int:
         """How many settings are tried."""
@@ -272,8 +290,9 @@ class Sweep:
         found: dict[str, Any] = {}
         queue = [dict(self.space)]
         while queue:
-            for key, domain in queue.pop(0).items():
-                found[key], label = domain.ask(trial, key)
+            for name, domain in queue.pop(0).items():
+                key = key_of(name)
+                found[key], label = domain.ask(trial, name)
                 queue.append(dict(self._branch(key, label)))
         return found
 
@@ -285,7 +304,8 @@ class Sweep:
                 others = {k: d.examples()[0][0] for k, d in self.space.items() if k != key}
                 yield from ({**others, **some} for some in self._examples(key, domain))
 
-    def _examples(self, key: str, domain: Domain) -> Iterator[dict[str, Any]]:
+    def _examples(self, name: str, domain: Domain) -> Iterator[dict[str, Any]]:
+        key = key_of(name)
         for value, label in domain.examples():
             yield {key: value}
             for inner, inner_domain in self._branch(key, label).items():
@@ -300,6 +320,11 @@ class Sweep:
             if not isinstance(found[name], (str, type(None))):
                 found[name] = getattr(found[name], "__qualname__", type(found[name]).__qualname__)
         return json.loads(json.dumps(plain(found), default=str))
+
+
+def key_of(name: str) -> str:
+    """The key of the config that Optuna's ``name`` is a value for."""
+    return name.partition(_WHERE)[0]
 
 
 def plain(value: Any) -> Any:

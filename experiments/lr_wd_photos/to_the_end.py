@@ -1,6 +1,7 @@
-"""The same settings as ``sweep.py``, each trained to its end: what stopping early saves, and what it misses.
+"""The first of the settings that ``sweep.py`` draws, each trained to its end: random search.
 
-python launch.py --config=configs/catdog.py:data=folder,root=DIR --sweep=experiments/lr_wd_photos/to_the_end.py
+TRIALS=N python launch.py --config=configs/catdog.py:data=folder,root=DIR \\
+    --sweep=experiments/lr_wd_photos/to_the_end.py
 """
 
 import dataclasses

@@ -88,7 +88,7 @@ def test_mistakes_are_told():
         ConvNet(2).init(jax.random.key(0), jnp.zeros((1, 4, 9, 1)))
 
 
-def test_no_gradient_is_lost_where_the_pool_is_fused_with_a_batchnorm():
+def test_no_gradient_is_lost_where_the_pool_is_fused_with_a_batchnorm(optimized):
     """The compiled gradient is that of one operation after the other, whatever the rounding (see ``_larger``)."""
     model = ConvNet(num_classes=3, stages=(4,), dense=16, norm=True)
     x = jax.random.normal(jax.random.key(0), (16, 16, 16, 3))
