@@ -531,6 +531,7 @@ def test_the_forest_finds_what_matters():
     found = importance.of_forest(trials)
     assert list(found.shares)[:2] == ["rate", "kind"] and found.shares["noise"] < 0.1 and "same" not in found.shares
     assert "at least 8 trials" in importance.weigh(trials[:3], [])
+    assert "not 2" in importance.weigh([({"a": i % 2}, float(i)) for i in range(20)], [])  # seeds are no settings
     assert "are the same" in importance.of_forest([({"a": 1}, 2.0)] * 9)
     assert list(importance.encoded([None, "a", 3, None])) == [2, 0, 1, 2]
 

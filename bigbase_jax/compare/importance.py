@@ -15,7 +15,7 @@ import numpy as np
 from bigbase_jax.compare.studies import studies
 
 FEWEST = 8
-"""Trials below which nothing is said."""
+"""Different settings below which nothing is said, however many seeds each has."""
 _REPEATS = 10
 
 
@@ -42,8 +42,9 @@ def weigh(
       folders: of the sweep, in which an optuna study may lie.
       storage: where it is otherwise; see ``studies``.
     """
-    if len(trials) < FEWEST:
-        return f"The importance of settings needs at least {FEWEST} trials with a validated goal, not {len(trials)}."
+    settings = len({json.dumps(design, sort_keys=True, default=str) for design, _ in trials})
+    if settings < FEWEST:
+        return f"The importance of settings needs at least {FEWEST} trials with a validated goal, not {settings}."
     for folder in folders:
         found = _of_study(folder, storage, {name for design, _ in trials for name in design})
         if found is not None:

@@ -36,7 +36,7 @@ def read(trial):
     return {
         "name": NAMES[config["task"]["model"]["target"].rpartition(":")[2]],
         "accuracy": [100 * json.loads((f / "eval-test.json").read_text())["accuracy"] for f in folders],
-        "seconds": statistics.fmean(seconds),
+        "seconds": min(seconds),
         "parameters": re.search(r"^total +([\d,]+)", said, re.MULTILINE)[1],
         "flops": re.search(r"forward pass: (.+) per example", said)[1],
     }
