@@ -542,6 +542,13 @@ def test_the_rows_show_only_what_was_chosen(tmp_path):
         {"optim.learning_rate": 1.0, "data.seed": 2},
     ]
     assert all(row["overrides"]["train.steps"] == 4 and row["overrides"]["seed"] == 3 for row in rows)
+    listed = Sweep("accuracy", fixed=[{"train.steps": 4, "seed": 0}, {"train.steps": 4, "seed": 1, "data.seed": 2}])
+    study = swept(tmp_path / "f", listed)
+    rows = [command._row(study, trial) for trial in study.trials()]
+    assert [row["settings"] for row in rows] == [{"seed": 0}, {"seed": 1, "data.seed": 2}]
+    rows[0]["settings"]["seed"] = [{"target": "a.name:OfSomething", "size": 64}] * 3
+    line = list(command.table(rows, "accuracy"))[1]
+    assert "[{'target': 'a.name:OfSomething'" in line and line.endswith("...") and len(line) < 80
 
 
 # ----------------------------------------------------------------------------------------------------------- end to end

@@ -35,6 +35,7 @@ _WORKER = "BIGBASE_SWEEP_WORKER"  # tells a worker its parent's process number
 _PATIENCE = 60.0  # seconds for workers to end after a signal, before they are killed
 _DEATHS = 5  # of workers in a row, without a trial that ends, after which the sweep stops
 _SHOWN = 20  # rows of the final table
+_BRIEF = 40  # characters of a value in a line
 
 
 def default_folder(path: str) -> str:
@@ -310,7 +311,7 @@ class _Parent:
                 starts = (trial.user_attrs.get("worker") or {}).get("starts", 1)
                 free = (trial.user_attrs.get("worker") or {}).get("free")
                 line += "set down " if free else "" if starts == 1 else f"start {starts} "
-                line += "  ".join(f"{key}={value}" for key, value in _settings(self._study.sweep, trial).items())
+                line += "  ".join(f"{key}={_brief(value)}" for key, value in row["settings"].items())
             else:
                 self._deaths = 0
                 line += f"{self._study.sweep.metric} {row['value']:.4g}  " if row["value"] is not None else ""
@@ -359,10 +360,15 @@ def _best(sweep: Sweep, trials: list[Any]) -> Any:
 
 def _settings(sweep: Sweep, trial: Any) -> dict[str, Any]:
     """What was chosen, under short values: numbers and the names of choices; else the overrides."""
-    params = {key: value for name, value in trial.params.items() if not sweep.fixes(key := space.key_of(name))}
-    if space.SETTING in trial.params:
-        params = trial.user_attrs.get("overrides", {})
-    return {key: float(f"{value:.4g}") if isinstance(value, float) else value for key, value in params.items()}
+    params = trial.params if space.SETTING not in trial.params else trial.user_attrs.get("overrides", {})
+    chosen = {key: value for name, value in params.items() if not sweep.fixes(key := space.key_of(name))}
+    return {key: float(f"{value:.4g}") if isinstance(value, float) else value for key, value in chosen.items()}
+
+
+def _brief(value: Any) -> str:
+    """A value, such as a list of transforms, in as many characters as a line has for it."""
+    text = str(value)
+    return text if len(text) <= _BRIEF else f"{text[: _BRIEF - 3]}..."
 
 
 def _row(study: Study, trial: Any) -> dict[str, Any]:
@@ -389,7 +395,7 @@ def table(rows: list[dict[str, Any]], metric: str) -> Iterator[str]:
     for row in rows:
         value = "" if row["value"] is None else f"{row['value']:.5g}"
         std = [f"{row['std']:.2g}" if "std" in row else ""] if several else []
-        settings = (str(row["settings"].get(key, "")) for key in keys)
+        settings = (_brief(row["settings"].get(key, "")) for key in keys)
         cells.append([str(row["trial"]), row["state"], value, *std, *settings])
     widths = [max(len(line[i]) for line in cells) for i in range(len(head))]
     for line in cells:

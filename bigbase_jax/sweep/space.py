@@ -244,7 +244,11 @@ class Sweep:
                 yield from branch.items()
 
     def fixes(self, key: str) -> bool:
-        """Whether nothing is chosen for a key: all trials that have it give it the same label."""
+        """Whether nothing is chosen for a key: all trials that have it give it the same label, or the same value where
+        they are listed."""
+        if self.fixed:
+            values = [json.dumps(plain(some[key]), sort_keys=True, default=str) for some in self.fixed if key in some]
+            return len(self.fixed) > 1 and len(values) == len(self.fixed) and len(set(values)) == 1
         labels = {label for known, domain in self.domains() if known == key for label in domain.labels()}
         return len(labels) == 1
 

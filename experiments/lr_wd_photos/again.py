@@ -1,4 +1,4 @@
-"""What each search found best, and the recipe's own setting, with three seeds each.
+"""What each search found best, and the recipe's own setting, with SEEDS=3 seeds each.
 
 FOUND=runs/lr_wd_photos:runs/lr_wd_photos-to_the_end python launch.py \\
     --config=configs/catdog.py:data=folder,root=DIR --sweep=experiments/lr_wd_photos/again.py --workers=N
@@ -31,6 +31,6 @@ def sweep() -> Sweep:
             {**study["SETTING"], **setting, "data.train_transforms": transforms[setting["data.train_transforms"]]}
             for setting in settings
         ],
-        seeds=3,
+        seeds=int(os.environ.get("SEEDS", "3")),
         seed_keys=("seed", "data.seed"),
     )

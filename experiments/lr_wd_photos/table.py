@@ -40,7 +40,9 @@ def described(values, transforms):
 
 def main(asha, random, again, figure="search.png"):
     plot, (left, right) = plt.subplots(1, 2, figsize=(10, 3.8))
-    print("| search | settings | to their end | steps | core-minutes | best of validation | its learning rate | decay | augmentation |")
+    print(
+        "| search | settings | to the end | steps | core-minutes | best in validation | its rate | decay | pictures |"
+    )
     print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
     for name, folder, colour in (("ASHA", asha, "C0"), ("random", random, "C1")):
         found = trials(folder)
@@ -54,7 +56,7 @@ def main(asha, random, again, figure="search.png"):
         )
         for row, points in found:
             strong = row["trial"] == best["trial"]
-            left.plot(*zip(*points, strict=True), color=colour, alpha=1 if strong else 0.3, lw=2 if strong else 1)
+            left.plot(*zip(*points, strict=True), ".-", color=colour, alpha=1 if strong else 0.3, lw=2 if strong else 1)
         left.plot([], [], color=colour, label=f"{name} (strong: its best)")
     left.set(xlabel="step", ylabel="validation accuracy, %")
     left.legend()
