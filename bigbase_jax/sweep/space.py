@@ -164,7 +164,8 @@ class Sweep:
         best checkpoint by this metric (``config.train.best_metric``), otherwise its last.
       mode: "max" or "min".
       space: key of the config -> domain.
-      conditional: key -> label of its choice -> further keys that exist only then.
+      conditional: key -> label of its choice -> further keys that exist only then; another label may give the same key
+        another domain.
       suggest: instead of a space, a function of Optuna's trial that returns the overrides by key: for spaces that no
         table describes.
       fixed: instead of a space, the overrides of each trial, in order.
