@@ -462,6 +462,37 @@ def make_stored_sweep(folder, url):
     return study
 
 
+def test_of_one_sweep_what_differs_is_what_it_chose(tmp_path):
+    pytest.importorskip("optuna")
+    from ml_collections import ConfigDict
+    from optuna.trial import TrialState
+
+    from bigbase_jax.sweep import Sweep, choice
+    from bigbase_jax.sweep.study import Study
+
+    space = {"optim.learning_rate": choice(0.1, 1.0), "task.model": choice(narrow=8, wide=64), "train": choice(same=1)}
+    branches = {"narrow": {"optim.momentum": choice(0.5)}, "wide": {"optim.momentum": choice(own=0.9)}}
+    sweep = Sweep("accuracy", space=space, conditional={"task.model": branches}, sampler="grid")
+    study = Study(sweep, ConfigDict(), tmp_path / "sweep")
+    for number in range(4):
+        claim = study.claim()
+        values = sweep.overrides(claim.trial)
+        claim.finish(TrialState.COMPLETE, values["optim.learning_rate"])
+        rate, width, momentum = (values[key] for key in ("optim.learning_rate", "task.model", "optim.momentum"))
+        make_run(study.path(number), rate=rate, width=width, momentum=momentum)
+    found = compared(tmp_path / "sweep")
+    assert set(found.varied) == {"optim.learning_rate", "task.model", "optim.momentum"}
+    rows = sorted(
+        zip(*(found.varied[key] for key in ("task.model", "optim.learning_rate", "optim.momentum")), strict=True)
+    )
+    assert rows == [("narrow", 0.1, 0.5), ("narrow", 1.0, 0.5), ("wide", 0.1, "own"), ("wide", 1.0, "own")]
+    text = Page(compare.page.render(found)).words
+    assert "They differ in learning_rate, momentum, model" in text and "narrow" in text
+    assert "task.model" in tables.csv_files(found)["runs.csv"].splitlines()[0]
+    shutil.copytree(study.path(0), tmp_path / "alone")  # names of a sweep mean nothing outside of it
+    assert "task.model.width" in compared(tmp_path / "sweep", tmp_path / "alone").varied
+
+
 def test_a_study_in_a_database_is_read_where_the_sweep_left_word_or_where_one_is_told(tmp_path, monkeypatch):
     pytest.importorskip("optuna")
     folder, database = tmp_path / "sweep", tmp_path / "elsewhere" / "study.db"

@@ -97,7 +97,7 @@ def compare(
     if len(groups) > 2 and goal is not None:
         varied = [path for part, rows in differing.items() if part != "origin" for path in rows]
         trials = [
-            ({path: run.settings.get(path) for path in varied}, value)
+            ({path: run.shown.get(path) for path in varied}, value)
             for run in runs
             if run.finished and (value := goal.value(run)) is not None
         ]

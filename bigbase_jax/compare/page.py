@@ -474,7 +474,7 @@ def _parallel(found: Comparison) -> str:
     short = short_names(paths)
     axes = []
     for path in paths:
-        values = [run.settings.get(path, ABSENT) for _, run, _ in trials]
+        values = [run.shown.get(path, ABSENT) for _, run, _ in trials]
         numbers = [x for value in values if (x := finite(value)) is not None]
         all_numbers = len(numbers) == len(values)
         axes.append(_number_axis(short[path], numbers) if all_numbers else _word_axis(short[path], values))
@@ -491,7 +491,7 @@ def _parallel(found: Comparison) -> str:
     out = [f'<svg class="parallel" viewBox="0 0 {width} {height}" role="img" aria-label="Parallel coordinates">']
     ranked = sorted(trials, key=lambda trial: trial[2], reverse=not goal.lower)
     for place, (i, run, value) in reversed(list(enumerate(ranked))):  # the best on top
-        row = [run.settings.get(path, ABSENT) for path in paths] + [value]
+        row = [run.shown.get(path, ABSENT) for path in paths] + [value]
         row += [run.scalars(split).get(goal.metric)] * (len(axes) - len(row))
         ys = [None if (at := axis.place(x)) is None else low_y - at * tall for axis, x in zip(axes, row, strict=True)]
         points = " ".join(f"{x:.1f},{y:.1f}" for x, y in zip(xs, ys, strict=True) if y is not None)

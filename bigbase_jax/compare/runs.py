@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from bigbase_jax.build import suggest
-from bigbase_jax.compare.studies import endings, objective, trial_number, unread
+from bigbase_jax.compare.studies import choices, endings, objective, trial_number, unread
 from bigbase_jax.core import UserError
 from bigbase_jax.log import read_rows
 from bigbase_jax.page import SPLITS, finite
@@ -44,6 +44,7 @@ class Run:
       lineage, rows: of ``lineage.json`` and ``metrics.jsonl``.
       evals: of ``eval-SPLIT.json``, by split.
       state: in words.
+      chosen: what a sweep chose for it, by key of the config; {}: unknown, or it is not of one sweep alone.
     """
 
     path: pathlib.Path
@@ -54,6 +55,7 @@ class Run:
     rows: list[dict[str, Any]]
     evals: dict[str, dict[str, Any]]
     state: str
+    chosen: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
     def finished(self) -> bool:
@@ -67,6 +69,14 @@ class Run:
     def design(self) -> dict[str, Any]:
         """The settings but for the seeds."""
         return {name: value for name, value in self.settings.items() if name not in SEEDS}
+
+    @property
+    def shown(self) -> dict[str, Any]:
+        """The settings but for the seeds; what a sweep chose goes by the name that it has there."""
+        rest = {
+            path: value for path, value in self.design.items() if not any(_within(path, key) for key in self.chosen)
+        }
+        return rest | {key: value for key, value in self.chosen.items() if key not in SEEDS}
 
     @property
     def origin(self) -> dict[str, Any]:
@@ -127,6 +137,11 @@ class Goal:
         if best == (self.metric, "min" if self.lower else "max"):
             return min(values) if self.lower else max(values)
         return values[-1]
+
+
+def _within(path: str, key: str) -> bool:
+    """Whether a setting belongs to a key of the config."""
+    return path.startswith(key) and path[len(key) : len(key) + 1] in ("", ".", "[")
 
 
 def lower_is_better(metric: str) -> bool:
@@ -198,7 +213,7 @@ def load(workdirs: Sequence[str], storage: str | None = None) -> tuple[list[Run]
             notes.append(f"{path} is named twice; it counts once.")
         seen.setdefault(path.resolve(), (path, sweep))
     names = _names(list(seen))
-    runs = []
+    runs, pruned = [], []
     for name, (path, sweep) in zip(names, seen.values(), strict=True):
         run = read(path, name, sweep, _ending(path, ended))
         if isinstance(run, str):
@@ -207,11 +222,18 @@ def load(workdirs: Sequence[str], storage: str | None = None) -> tuple[list[Run]
         if not run.rows and not run.evals:
             notes.append(f"{name} has neither a log nor an evaluation ({run.state}); it is left out.")
             continue
-        if not run.evals:
+        if not run.evals and run.state.startswith("pruned"):
+            pruned.append(f"{name} has not been evaluated ({run.state})")
+        elif not run.evals:
             notes.append(f"{name} has not been evaluated ({run.state}); only its settings and curves are shown.")
         elif not run.finished:
             notes.append(f"{name}: {run.state}; its evaluation is of a checkpoint before the end.")
         runs.append(run)
+    if pruned:
+        many = f"{len(pruned)} runs were pruned and have not been evaluated; only their settings and curves are shown."
+        notes.append(f"{pruned[0]}; only its settings and curves are shown." if len(pruned) == 1 else many)
+    if len(sweeps) == 1 and all(run.sweep is not None for run in runs):
+        runs = _with_choices(runs, sweeps[0], storage)
     if not runs:
         said = " ".join(notes) if notes else "give --workdir once for each run, or the folder of a sweep."
         raise UserError(f"there is no run to compare: {said}")
@@ -258,6 +280,22 @@ def _ending(path: pathlib.Path, ended: Mapping[tuple[pathlib.Path, int], str]) -
         if path.is_relative_to(folder) and trial_number(path, folder) == number:
             return ending
     return None
+
+
+def _with_choices(runs: Sequence[Run], folder: pathlib.Path, storage: str | None) -> list[Run]:
+    """The runs of one sweep with what was chosen for each, if that is known of all and names keys of their configs.
+
+    A key with one choice only, even if that exists for some runs alone, follows from the others: it counts as the same
+    in all.
+    """
+    found = choices(folder, storage)
+    chosen = [found.get(number, {}) if (number := trial_number(run.path, folder)) is not None else {} for run in runs]
+    for run, mine in zip(runs, chosen, strict=True):
+        if not mine or not all(any(_within(path, key) for path in run.settings) for key in mine):
+            return list(runs)
+    labels = {key: [mine[key] for mine in chosen if key in mine] for key in _union(chosen)}
+    alike = {key: values[0] for key, values in labels.items() if all(value == values[0] for value in values)}
+    return [dataclasses.replace(run, chosen=alike | mine) for run, mine in zip(runs, chosen, strict=True)]
 
 
 def _empty_children(
@@ -364,7 +402,7 @@ def _shared_name(names: Sequence[str]) -> str:
 def differences(groups: Sequence[Group]) -> dict[str, dict[str, list[Any]]]:
     """What differs between groups: part of the config (or "origin") -> path -> a value for each group."""
     found: dict[str, dict[str, list[Any]]] = {}
-    designs = [group.runs[0].design for group in groups]
+    designs = [group.runs[0].shown for group in groups]
     for path in _union(designs):
         values = [design.get(path, ABSENT) for design in designs]
         if any(value != values[0] for value in values):

@@ -113,6 +113,16 @@ def endings(folder: pathlib.Path, storage: str | None = None) -> dict[int, str]:
     return found
 
 
+def choices(folder: pathlib.Path, storage: str | None = None) -> dict[int, dict[str, Any]]:
+    """What the study has chosen for each trial: a number, or the name of a choice, by key of the config; see
+    ``studies``."""
+    found: dict[int, dict[str, Any]] = {}
+    for study in studies(folder, storage)[:1]:
+        for trial in study.get_trials(deepcopy=False):
+            found[trial.number] = {name.partition(" ")[0]: value for name, value in trial.params.items()}
+    return found
+
+
 def trial_number(path: pathlib.Path, folder: pathlib.Path) -> int | None:
     """The number of the trial whose folder ``path`` is, or is in."""
     match = _TRIAL.fullmatch(path.relative_to(folder).parts[0]) if path != folder else None

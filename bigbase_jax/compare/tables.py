@@ -210,7 +210,9 @@ def csv_files(found: Comparison) -> dict[str, str]:
         for run in g.runs:
             scalars = run.scalars(found.split) if found.split else {}
             row: dict[str, Any] = {"run": run.name, "group": g.name, "path": str(run.path), "state": run.state}
-            row |= {name: run.settings.get(name) for name in (*seeds, *found.varied)}
+            row |= {name: run.settings.get(name) for name in seeds} | {
+                name: run.shown.get(name) for name in found.varied
+            }
             row |= {f"val/{found.goal.metric}": found.goal.value(run)} if found.goal else {}
             runs.append(row | {f"{found.split}/{name}": scalars.get(name) for name in found.metrics})
     groups = [
