@@ -8,8 +8,8 @@ python launch.py --mode=predict --workdir=runs/lm --input=FILE                 h
 The loss is in nats per token; bits per byte compare across tokenizers. size=nano, the default, is nanoGPT's published
 setting for a CPU (4 blocks, 128 wide, 64 tokens, batch 12, 2,000 steps), which reports a validation loss of 1.88 on the
 characters of tiny Shakespeare. Measured on two cores of an AMD EPYC (experiments/char_lm): 1.807 in two minutes.
-size=baby is nanoGPT's setting for one GPU (6 blocks, 384 wide, 256 tokens, batch 64, 5,000 steps; 1.4697), not measured
-here.
+size=baby is nanoGPT's setting for one GPU (6 blocks, 384 wide, 256 tokens, batch 64, 5,000 steps; 1.4697); on the same
+two cores, 1,500 steps of 16 without dropout reach 1.557 in 39 minutes.
 """
 
 from typing import NamedTuple
