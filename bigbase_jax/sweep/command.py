@@ -306,11 +306,11 @@ class _Parent:
                 continue
             self._seen[trial.number] = state
             row = _row(self._study, trial)
-            line = f"trial {trial.number:4d}  {row['state']:<8}  "
-            if row["state"] == "running":
-                starts = (trial.user_attrs.get("worker") or {}).get("starts", 1)
-                free = (trial.user_attrs.get("worker") or {}).get("free")
-                line += "set down " if free else "" if starts == 1 else f"start {starts} "
+            owner = trial.user_attrs.get("worker") or {}
+            running = row["state"] == "running"
+            line = f"trial {trial.number:4d}  {'stopped' if running and owner.get('free') else row['state']:<8}  "
+            if running:
+                line += f"start {owner['starts']} " if owner.get("starts", 1) > 1 else ""
                 line += "  ".join(f"{key}={_brief(value)}" for key, value in row["settings"].items())
             else:
                 self._deaths = 0
