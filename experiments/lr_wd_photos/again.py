@@ -2,6 +2,8 @@
 
 FOUND=runs/lr_wd_photos:runs/lr_wd_photos-to_the_end python launch.py \\
     --config=configs/catdog.py:data=folder,root=DIR --sweep=experiments/lr_wd_photos/again.py --workers=N
+
+LIKE=at_length.py does so at the recipe's own size and length, for what that search has found.
 """
 
 import json
@@ -16,7 +18,7 @@ RECIPE = {"optim.learning_rate": 1e-3, "optim.weight_decay": 0.05, "data.train_t
 
 
 def sweep() -> Sweep:
-    study = runpy.run_path(str(pathlib.Path(__file__).with_name("sweep.py")))
+    study = runpy.run_path(str(pathlib.Path(__file__).with_name(os.environ.get("LIKE", "sweep.py"))))
     settings = [RECIPE]
     for folder in os.environ["FOUND"].split(":"):
         found = json.loads((pathlib.Path(folder) / "summary.json").read_text())["best"]
