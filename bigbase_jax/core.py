@@ -158,7 +158,10 @@ class Dataset(Protocol):
     description: str
 
     def fingerprint(self) -> str:
-        """A short digest that changes when the data changes (names, sizes and times of files; contents if cheap)."""
+        """A short digest that changes when the data changes (names, sizes and times of files; contents if cheap).
+
+        Where the same examples can be encoded in several ways (by another tokenizer), and their scores compared all the
+        same, a method ``examples()`` may give the digest of the examples alone."""
         ...
 
     def read(self, path: str) -> Example | Sequence[Example]:

@@ -61,8 +61,9 @@ class Page(html.parser.HTMLParser):
 
 
 def make_run(
-    folder, seed=0, skill=1.0, rate=0.1, width=16, state="finished", fingerprint="f1", labels=0, evaluated=True, **more
-):
+    folder, seed=0, skill=1.0, rate=0.1, width=16, state="finished", fingerprint="f1", labels=0, evaluated=True,
+    examples=None, **more
+):  # fmt: skip
     """A run as its files tell it: a classifier of 3 classes on N examples, the better the more ``skill``."""
     folder.mkdir(parents=True, exist_ok=True)
     write = lambda name, value: (folder / name).write_text(json.dumps(value))  # noqa: E731
@@ -74,6 +75,7 @@ def make_run(
         "train": {"best_metric": "accuracy", "best_mode": "max"},
     })  # fmt: skip
     lineage = {"git_commit": "c0ffee", "versions": {"jax": "0.10"}, "data": {"fingerprint": fingerprint}}
+    lineage["data"] |= {} if examples is None else {"examples": examples}
     write("lineage.json", lineage | ({"finished": "2026-01-02T03:04:05+00:00"} if state == "finished" else {}))
     label_N = np.random.default_rng(labels).integers(0, 3, N)
     shared_NK = np.random.default_rng(labels + 1).normal(size=(N, 3))  # what is hard is hard for all
@@ -593,6 +595,17 @@ def test_runs_of_different_data_are_shown_but_none_is_called_the_best(tmp_path):
     words = Page(compare.page.render(found)).words
     assert "none is called the best" in words and "1 setting that only some of them have" in words
     assert tables.csv_files(found)["pairs.csv"].startswith("baseline,group,metric")
+
+
+def test_the_same_examples_are_compared_however_they_were_encoded(tmp_path):
+    make_run(tmp_path / "a", fingerprint="read by words", examples="e1")
+    make_run(tmp_path / "b", skill=2.0, fingerprint="read by bytes", examples="e1", width=8)
+    found = compared(tmp_path / "a", tmp_path / "b")
+    assert {pair.metric for pair in found.pairs} == {"accuracy", "loss"} and found.notes == []
+    assert tables.best(found, "accuracy") == ["b"]
+    make_run(tmp_path / "b", skill=2.0, fingerprint="read by bytes", examples="e2", width=8)
+    found = compared(tmp_path / "a", tmp_path / "b")
+    assert found.pairs == [] and "different data (fingerprints e1 and e2)" in found.notes[0]
 
 
 def test_csv_files_hold_what_was_measured(tmp_path):

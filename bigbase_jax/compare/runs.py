@@ -85,8 +85,15 @@ class Run:
 
     @property
     def fingerprint(self) -> str | None:
+        """Of the data as the model saw it."""
         data = self.lineage.get("data")
         return data.get("fingerprint") if isinstance(data, dict) else None
+
+    @property
+    def examples(self) -> str | None:
+        """The fingerprint of the examples, however they were encoded."""
+        data = self.lineage.get("data")
+        return data.get("examples", self.fingerprint) if isinstance(data, dict) else None
 
     def curve(self, kind: str, metric: str, split: str | None = None) -> list[tuple[float, float]]:
         """(step, value) of the log where both are numbers."""

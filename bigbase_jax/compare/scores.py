@@ -46,20 +46,20 @@ class Scored:
     Attributes:
       scores: by metric.
       number: N.
-      fingerprint: of the data.
+      examples: the fingerprint of the data, however it was encoded.
       labels, places: digests of what is to be predicted, and of which examples of the split they are.
     """
 
     scores: dict[str, Score]
     number: int
-    fingerprint: str | None
+    examples: str | None
     labels: str
     places: str
 
     @property
     def same_as(self) -> tuple[int, str | None, str, str]:
         """Equal for evaluations on the same examples."""
-        return (self.number, self.fingerprint, self.labels, self.places)
+        return (self.number, self.examples, self.labels, self.places)
 
 
 def read(run: Run, split: str) -> Scored | str:
@@ -92,7 +92,7 @@ def read(run: Run, split: str) -> Scored | str:
     return Scored(
         {name: Score(total[order_N], weight[order_N]) for name, (total, weight) in scores.items()},
         number,
-        run.fingerprint,
+        run.examples,
         _digest(labels[order_N]),
         _digest(index_N[order_N]),
     )
@@ -134,13 +134,13 @@ def _scores(arrays: dict[str, np.ndarray]) -> tuple[int, dict[str, Score], np.nd
 
 def why_not_the_same(a: Run, b: Run, scored_a: Scored, scored_b: Scored) -> str | None:
     """The sentence why two evaluations are not of the same examples; None where they are."""
-    if scored_a.fingerprint is None or scored_b.fingerprint is None:
-        which = a.name if scored_a.fingerprint is None else b.name
+    if scored_a.examples is None or scored_b.examples is None:
+        which = a.name if scored_a.examples is None else b.name
         return f"the lineage of {which} does not say which data it was evaluated on."
-    if scored_a.fingerprint != scored_b.fingerprint:
+    if scored_a.examples != scored_b.examples:
         return (
-            f"{a.name} and {b.name} were evaluated on different data (fingerprints {scored_a.fingerprint} and "
-            f"{scored_b.fingerprint})."
+            f"{a.name} and {b.name} were evaluated on different data (fingerprints {scored_a.examples} and "
+            f"{scored_b.examples})."
         )
     if scored_a.number != scored_b.number:
         return f"{a.name} was evaluated on {scored_a.number:,} examples and {b.name} on {scored_b.number:,}."

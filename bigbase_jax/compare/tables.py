@@ -69,7 +69,7 @@ def measured_text(found: Measured | None, metric: str) -> str:
 
 def different_data(found: Comparison) -> bool:
     """Whether the evaluations are not all of the same data."""
-    return len({run.fingerprint for run in found.runs if found.split in run.evals}) > 1
+    return len({run.examples for run in found.runs if found.split in run.evals}) > 1
 
 
 def best(found: Comparison, metric: str) -> list[str]:

@@ -228,8 +228,22 @@ class Prepared:
 
     def fingerprint(self) -> str:
         """A digest of the data that is used: the dataset's own and which examples are left out."""
+        return self._used(self.data.dataset.fingerprint())
+
+    def lineage(self) -> dict[str, Any]:
+        """What a run notes of its data: ``description``, ``fingerprint``, ``splits`` with their sizes, and the
+        fingerprint of its ``examples``, however they are encoded."""
+        dataset = self.data.dataset
+        return {
+            "description": self.description,
+            "fingerprint": self.fingerprint(),
+            "examples": self._used(getattr(dataset, "examples", dataset.fingerprint)()),
+            "splits": dict(self.splits),
+        }
+
+    def _used(self, fingerprint: str) -> str:
         bad = {name: [i for i, _ in bad] for name, bad in sorted(self.bad.items())}
-        return hashlib.sha256(json.dumps([self.data.dataset.fingerprint(), bad]).encode()).hexdigest()[:16]
+        return hashlib.sha256(json.dumps([fingerprint, bad]).encode()).hexdigest()[:16]
 
     def num_examples(self, split: str = "train") -> int:
         """Readable examples of a split; raises UserError if there is no such split."""

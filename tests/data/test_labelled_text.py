@@ -218,11 +218,13 @@ def test_the_second_start_reads_no_rows_and_what_matters_makes_another_cache(tmp
             assert "30 different values" in str(error)
             continue
         assert said and other.fingerprint() != kept.fingerprint()
+        assert (other.examples() == kept.examples()) == ("tokenizer" in change)
     monkeypatch.setattr(Labelled, "fingerprint", lambda self: "")
     monkeypatch.setattr("bigbase_jax.data.sources.labelled_text.rows", None)
     again, said = prepare(tmp_path, root=root, tokenizer=Subwords("wordpiece", 60))
     assert said == [] and again.facts == first.facts and again.description == first.description
     shorter, said = prepare(tmp_path, root=root, length=8)  # of the same tokens
+    assert shorter.examples() == kept.examples()
     assert said == [] and shorter.splits["val"][0]["tokens"].shape == (8,)
     next(folders[0].glob("first.bin")).write_bytes(b"")
     with pytest.raises(TypeError):  # it would read again

@@ -277,7 +277,9 @@ def test_unreadable_examples_are_left_out_and_counted(prepare, limit):
     kept = np.array([0, 1, 2, 4, 5, 6, 7, 9])
     for b in batches:
         np.testing.assert_array_equal(b["image"][:, 0, 0, 0], kept[b["index"]])
-    assert data.fingerprint() != prepare(on_bad_example="skip", cache_limit_gb=limit).fingerprint()
+    whole = prepare(on_bad_example="skip", cache_limit_gb=limit)
+    assert data.fingerprint() != whole.fingerprint()
+    assert data.lineage()["examples"] != whole.lineage()["examples"]
 
 
 def test_a_split_without_any_readable_example_is_refused(prepare):
