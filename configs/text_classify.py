@@ -11,9 +11,9 @@ python launch.py --mode=predict --workdir=runs/text_classify --input=FILE      t
 beside each block's queries and values, and the head; last the last of the blocks of ``size``, and the head; probe the
 head.
 
-Measured on two cores of an AMD EPYC (experiments/sst2): SST-2 from scratch, 80.8 % of the test sentences in 125
-core-seconds with root=DIR,length=40,vocab=8192. The docstrings, seven subjects: 72.6 % in 95 core-seconds, and 81.8 %
-in 15 by model=bow, which 2,700 texts suit better.
+Measured on two cores of an AMD EPYC (experiments/sst2): SST-2 from scratch, 79.9 % of the test sentences (three seeds)
+in 125 core-seconds, with root=DIR,length=40,vocab=8192. The docstrings, seven subjects: 72.6 % in 95 core-seconds, and
+81.8 % in 15 by model=bow, which 2,700 texts suit better.
 """
 
 from typing import NamedTuple
