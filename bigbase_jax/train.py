@@ -133,7 +133,8 @@ def train(config: ConfigDict, workdir: str, name: str = "", observe: Observe | N
         raise UserError(
             f"config.train.best_metric={loop.best_metric!r} needs a validation split, and this data has none."
         )
-    run.create(config, data.fingerprint())
+    about = data.lineage()
+    run.create(config, about["fingerprint"])
     pretrained.keep(run, config)
     with contextlib.closing(data.train_batches(0, parallel.host(mesh))) as batches:
         first = next(batches)
@@ -141,7 +142,7 @@ def train(config: ConfigDict, workdir: str, name: str = "", observe: Observe | N
     run.write_json(
         "data.json", {"facts": data.facts, "batch": {k: [list(s.shape), str(s.dtype)] for k, s in spec.items()}}
     )
-    run.write_lineage(mesh.size, data.lineage())
+    run.write_lineage(mesh.size, about)
     total = loop.total_steps(data.steps_per_epoch)
     eval_every = loop.eval_every or data.steps_per_epoch
     checkpoint_every = loop.checkpoint_every or eval_every

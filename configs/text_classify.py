@@ -12,7 +12,7 @@ beside each block's queries and values, and the head; last the last of the block
 head.
 
 Measured on two cores of an AMD EPYC (experiments/sst2): SST-2 from scratch, 79.9 % of the test sentences (three seeds)
-in 125 core-seconds, with root=DIR,length=40,vocab=8192. The docstrings, seven subjects: 72.6 % in 95 core-seconds, and
+in 120 core-seconds, with root=DIR,length=40,vocab=8192. The docstrings, seven subjects: 72.6 % in 95 core-seconds, and
 81.8 % in 15 by model=bow, which 2,700 texts suit better.
 """
 

@@ -234,10 +234,12 @@ class Prepared:
         """What a run notes of its data: ``description``, ``fingerprint``, ``splits`` with their sizes, and the
         fingerprint of its ``examples``, however they are encoded."""
         dataset = self.data.dataset
+        fingerprint = dataset.fingerprint()
+        examples = dataset.examples() if hasattr(dataset, "examples") else fingerprint
         return {
             "description": self.description,
-            "fingerprint": self.fingerprint(),
-            "examples": self._used(getattr(dataset, "examples", dataset.fingerprint)()),
+            "fingerprint": self._used(fingerprint),
+            "examples": self._used(examples),
             "splits": dict(self.splits),
         }
 
