@@ -3,9 +3,12 @@ with."""
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Sequence
 from typing import Any
 
 import jax
+from jax.sharding import NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from bigbase_jax import parallel
@@ -22,7 +25,9 @@ def facts(run: RunDir) -> dict[str, Any]:
 
 
 def restore(run: RunDir, config: ConfigDict, mesh: Any, step: int | None = None) -> tuple[Task, Variables, int]:
-    """The task of a run and the variables of one of its checkpoints, spread over ``mesh`` as its axes ask for.
+    """The task of a run and the variables of one of its checkpoints, spread over ``mesh`` as ``train.sharding`` says.
+
+    Where its rules do not fit this mesh, they are spread as its axes ask for; where that does not fit, they stay whole.
 
     Args:
       step: which; None: the best where the run tracked one, else the last.
@@ -40,9 +45,16 @@ def restore(run: RunDir, config: ConfigDict, mesh: Any, step: int | None = None)
     kept = run.read_json("data.json")
     spec = {key: jax.ShapeDtypeStruct(tuple(shape), dtype) for key, (shape, dtype) in kept["batch"].items()}
     variables = dict(jax.eval_shape(task.init, jax.random.key(0), spec))
-    abstract = parallel.placed(variables, parallel.shardings(variables, mesh))
+    abstract = parallel.placed(variables, _shardings(variables, mesh, config.train.sharding))
     if config.train.ema_decay is not None:
         return task, checkpoints.restore({"ema": abstract}, step)["ema"], step
     params = abstract.pop("params")
     loaded = checkpoints.restore({"params": params, "model_state": abstract}, step)
     return task, {"params": loaded["params"], **loaded["model_state"]}, step
+
+
+def _shardings(variables: Variables, mesh: Any, rules: Sequence[parallel.Rule]) -> Any:
+    for attempt in (rules, ()):
+        with contextlib.suppress(UserError):
+            return parallel.shardings(variables, mesh, attempt)
+    return jax.tree.map(lambda _: NamedSharding(mesh, PartitionSpec()), variables)

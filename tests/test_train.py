@@ -8,11 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from bigbase_jax import parallel, verbs
 from bigbase_jax import train as training
-from bigbase_jax import verbs
 from bigbase_jax.checkpoint import Checkpoints
-from bigbase_jax.core import UserError
+from bigbase_jax.core import UserError, flatten
 from bigbase_jax.log import Diverged
+from bigbase_jax.restored import restore
+from bigbase_jax.rundir import RunDir
 from bigbase_jax.train import Loop
 
 
@@ -110,3 +112,25 @@ def test_data_that_changed_under_a_run_is_refused(tmp_path):
     (tmp_path / "lineage.json").write_text(json.dumps(lineage))
     with pytest.raises(UserError, match="data changed since"):
         training.train(config, str(tmp_path))
+
+
+def test_a_run_is_restored_where_its_rules_say_and_whole_where_they_do_not_fit(tmp_path):
+    rules = (("head.kernel$", (None, "tensor")), "fsdp:1")
+    config = recipe(devices=8, sharding=rules)
+    config.train.mesh.update(tensor=2, fsdp=2)
+    result = training.train(config, str(tmp_path))
+    evaluated = verbs.evaluate(str(tmp_path))
+    assert evaluated["accuracy"] == result["accuracy"]
+
+    def head(mesh):
+        _, variables, _ = restore(RunDir(tmp_path), RunDir(tmp_path).config(), mesh)
+        found = flatten(variables)["params.head.kernel"]
+        return found.sharding.spec, np.asarray(found)
+
+    P = jax.sharding.PartitionSpec
+    spec, trained = head(parallel.make_mesh(8, parallel.MeshShape(tensor=2, fsdp=2)))
+    assert spec == P(None, "tensor")
+    for devices, shape, expected in ((1, {}, P(None, "tensor")), (8, {"tensor": 8, "data": 1}, P())):
+        spec, same = head(parallel.make_mesh(devices, parallel.MeshShape(**shape)))  # 8 do not divide two classes
+        assert spec == expected
+        np.testing.assert_array_equal(same, trained)
