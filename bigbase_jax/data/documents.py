@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from bigbase_jax.build import suggest
 from bigbase_jax.core import UserError
 from bigbase_jax.data.files import TABLES, File, kind_of, list_files, one_file, one_sentence, split_of
-from bigbase_jax.data.rows import checked, json_values, lines_of_table, rows_of_columns, text_of
+from bigbase_jax.data.rows import CELLS, checked, json_values, lines_of_table, rows_of_columns, text_of
 
 __all__ = ["Document", "File", "Format", "list_files", "one_file", "split_of"]
 
@@ -66,7 +66,7 @@ class Format:
         """
         with one_sentence(file, self.encoding):
             kind = kind_of(file.name)
-            if kind in (".csv", ".tsv"):
+            if kind in TABLES and kind in CELLS:
                 yield from self._table(file)
             elif kind in (".parquet", ".arrow"):
                 yield from self._columnar(file)

@@ -17,7 +17,7 @@ import sys
 import zipfile
 import zlib
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from bigbase_jax.build import suggest
@@ -25,9 +25,19 @@ from bigbase_jax.core import UserError
 
 PLAIN = frozenset({".txt", ".text", ".md", ".rst"})
 """Suffixes of plain text."""
-TABLES = frozenset({".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".arrow"})
+TABLES = frozenset({".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".xlsx", ".parquet", ".arrow"})
 """Suffixes of what has rows."""
 _PACKED = (".gz", ".zst")
+_CURES = {
+    **dict.fromkeys((".pdf", ".doc", ".docx", ".odt", ".rtf", ".epub", ".html"), "export it as .txt"),
+    **dict.fromkeys((".xls", ".xlsm", ".ods", ".numbers"), "save it as .xlsx or .csv"),
+    **dict.fromkeys((".rar", ".7z", ".bz2", ".xz"), "unpack it"),
+    **dict.fromkeys(
+        (".pkl", ".pickle", ".joblib", ".pt"),
+        "a pickle can run code and is never read; save what it holds as .csv, .jsonl or .parquet",
+    ),
+    **dict.fromkeys((".db", ".sqlite", ".mdb"), "export its table as .csv"),
+}
 _NOT_DATA = re.compile(r"(readme|licen[cs]e|copying|notice)\b|(dataset_infos?|dataset_dict)\.json$", re.IGNORECASE)
 _SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val", "test": "test"}
 
@@ -64,6 +74,8 @@ def list_files(root: str) -> list[File]:
     """
     folder = os.path.expanduser(root)
     if os.path.isfile(folder):
+        if kind_of(folder) in _CURES:
+            raise UserError(f"{root} is not read. {read_endings([kind_of(folder)])}")
         return _members(folder, "") if kind_of(folder) == ".zip" else [one_file(folder)]
     if not os.path.isdir(folder):
         raise _nothing(root)
@@ -82,18 +94,17 @@ def list_files(root: str) -> list[File]:
         found = [file for path, prefix in zips for file in _members(path, prefix)]
     if not found:
         have = ", ".join(f"{count} {suffix}" for suffix, count in others.most_common(3)) or "nothing"
-        raise UserError(
-            f"{root} holds no .txt, .md, .json, .jsonl, .csv, .tsv, .parquet or .arrow files; it has {have}."
-        )
+        raise UserError(f"{root} holds no text or table; it has {have}. {read_endings(others.elements())}")
     return sorted(found)
 
 
-def tables(root: str) -> list[File]:
-    """Those of ``list_files`` that have rows; raises UserError if there are none."""
-    found = [file for file in list_files(root) if kind_of(file.name) in TABLES]
-    if not found:
-        raise UserError(f"{root} holds no table: .csv, .tsv, .json, .jsonl, .parquet and .arrow are.")
-    return found
+def read_endings(kinds: Iterable[str] = ()) -> str:
+    """Sentences on which endings are read, and on what to do about some that are not."""
+    cures = [f" {kind}: {_CURES[kind]}." for kind, _ in Counter(kinds).most_common() if kind in _CURES]
+    return (
+        "Read are texts (.txt, .md, .rst) and tables (.csv, .tsv, .xlsx, .json, .jsonl, .parquet, .arrow), also in .gz,"
+        f" .zst, .zip and .tar.{''.join(cures[:2])}"
+    )
 
 
 _INFO = "dataset_info.json"  # beside state.json, in what ``save_to_disk`` wrote
@@ -147,7 +158,7 @@ def _members(path: str, prefix: str) -> list[File]:
                 raise UserError(f"{path} is locked with a password; unpack it.")
             found.append(File(prefix + info.filename, path, info.file_size, whole.mtime_ns, info.filename))
     if not found and not prefix:
-        raise UserError(f"{path} holds no .txt, .md, .json, .jsonl, .csv, .tsv, .parquet or .arrow files.")
+        raise UserError(f"{path} holds no text or table. {read_endings(kind_of(info.filename) for info in infos)}")
     return sorted(found)
 
 
@@ -289,6 +300,8 @@ def one_sentence(file: File, encoding: str) -> Iterator[None]:
     try:
         yield
     except UnicodeDecodeError as error:
+        if b"\0" in error.object and kind_of(file.name) not in PLAIN | TABLES:
+            raise UserError(f"{file} is no text. {read_endings([kind_of(file.name)])}") from error
         raise UserError(
             f"{file} is not {encoding} (byte 0x{error.object[error.start]:02x}); convert it, or set encoding, for"
             " example to gb18030."

@@ -1,16 +1,29 @@
-"""Rows by name from tables and JSON: CSV and TSV, JSON and JSON lines, Parquet, Arrow; packed or not."""
+"""Rows by name from tables and JSON: CSV, TSV, Excel, JSON and JSON lines, Parquet, Arrow; packed or not."""
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
+import itertools
 import json
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from bigbase_jax.core import UserError
-from bigbase_jax.data.files import TABLES, File, is_packed, kind_of, one_sentence, open_file, optional
+from bigbase_jax.data.files import (
+    TABLES,
+    File,
+    is_packed,
+    kind_of,
+    list_files,
+    one_sentence,
+    open_file,
+    optional,
+    read_endings,
+)
 
 
 class Row(NamedTuple):
@@ -32,7 +45,18 @@ class Row(NamedTuple):
         return f"{self.file}, {_UNIT.get(kind_of(self.file.name), 'record')} {self.number}"
 
 
-_UNIT = {".csv": "line", ".tsv": "line", ".jsonl": "line", ".ndjson": "line", ".parquet": "row", ".arrow": "row"}
+_UNIT = {
+    **dict.fromkeys((".csv", ".tsv", ".txt", ".jsonl", ".ndjson"), "line"),
+    **dict.fromkeys((".xlsx", ".parquet", ".arrow"), "row"),
+}
+CELLS = (".csv", ".tsv", ".txt", ".xlsx")
+"""Suffixes of tables whose cells are texts, and which may lack a header; a ``.txt`` is one where it is read as rows."""
+_WRAPPERS = ("data", "rows", "records", "examples", "items")  # what JSON objects around a list of rows call it
+_DELIMITERS = ("\t", ";", "|", ",")  # a comma last: it is also in texts, and in numbers such as 3,5
+_SAMPLE = 1 << 16  # characters, and
+_SAMPLE_ROWS = 100  # which tell the delimiter
+_EXCEL_ROWS = 1 << 20  # of any sheet
+_BOMS = {b"\xef\xbb\xbf": "utf-8-sig", b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
 
 
 def checked(text: str, where: str) -> str:
@@ -48,16 +72,16 @@ def rows(file: File, encoding: str = "utf-8", header: bool = True) -> Iterator[R
     """The rows of a table, or the objects of JSON, in order.
 
     Args:
-      header: whether the first line of a CSV or TSV has the names of the columns; otherwise they are "0", "1", ...
+      header: whether the first line of a table of cells has the names of the columns; otherwise they are "0", "1", ...
 
     Raises:
       UserError: it cannot be read, it is not what its name says, or it is not a table.
     """
     kind = kind_of(file.name)
-    if kind not in TABLES:
-        raise UserError(f"{file} is no table: .csv, .tsv, .json, .jsonl, .parquet and .arrow are.")
+    if kind not in TABLES and kind not in CELLS:
+        raise UserError(f"{file} is no table. {read_endings([kind])}")
     with one_sentence(file, encoding):
-        if kind in (".csv", ".tsv"):
+        if kind in CELLS:
             yield from _headed(file, encoding, header)
         elif kind in (".parquet", ".arrow"):
             for number, row in rows_of_columns(file, lambda names: names):
@@ -70,8 +94,8 @@ def rows(file: File, encoding: str = "utf-8", header: bool = True) -> Iterator[R
 
 
 def first_line(file: File, encoding: str = "utf-8") -> list[str] | None:
-    """The cells of the first line of a CSV or TSV; None where there is none, or the file is something else."""
-    if kind_of(file.name) not in (".csv", ".tsv"):
+    """The cells of the first line of a table of cells; None where there is none, or the file is something else."""
+    if kind_of(file.name) not in CELLS:
         return None
     with one_sentence(file, encoding):
         return next((row for _, row in lines_of_table(file, encoding)), None)
@@ -97,19 +121,23 @@ def _headed(file: File, encoding: str, header: bool) -> Iterator[Row]:
             names = row if header else [str(i) for i in range(len(row))]
             if header:
                 continue
+        found = Row(number, dict(zip(names, row, strict=False)), file)
         if len(row) != len(names):
-            raise UserError(f"{file}, line {number} has {len(row)} columns instead of {len(names)}.")
-        yield Row(number, dict(zip(names, row, strict=True)), file)
+            raise UserError(f"{found.where} has {len(row)} columns instead of {len(names)}.")
+        yield found
 
 
 def text_of(file: File, encoding: str, newline: str = "") -> io.TextIOWrapper:
-    """The text of a file, line ends as they are; see ``open`` for ``newline``."""
-    encoding = "utf-8-sig" if encoding.lower().replace("_", "-") in ("utf-8", "utf8") else encoding
-    return io.TextIOWrapper(open_file(file), encoding, newline=newline)
+    """The text of a file, line ends as they are; see ``open`` for ``newline``. A byte-order mark tells its encoding."""
+    raw = open_file(file)
+    start = raw.peek(3)[:3]
+    return io.TextIOWrapper(
+        raw, next((e for bom, e in _BOMS.items() if start.startswith(bom)), encoding), newline=newline
+    )
 
 
 def json_values(file: File, encoding: str) -> Iterator[tuple[int, Any]]:
-    """(number, value) of a list in JSON, of JSON lines, or of the one value there is."""
+    """(number, value) of a list in JSON, also as ``{"data": [...]}``, of JSON lines, or of the one value there is."""
     if kind_of(file.name) == ".json":
         with text_of(file, encoding) as whole:
             try:
@@ -118,7 +146,7 @@ def json_values(file: File, encoding: str) -> Iterator[tuple[int, Any]]:
                 if error.msg != "Extra data":
                     raise UserError(f"{file} is not JSON: {error}.") from error
             else:
-                yield from enumerate(values if isinstance(values, list) else [values], 1)
+                yield from enumerate(_unwrapped(values), 1)
                 return
     with text_of(file, encoding) as lines:
         for number, line in enumerate(lines, 1):
@@ -129,15 +157,101 @@ def json_values(file: File, encoding: str) -> Iterator[tuple[int, Any]]:
                     raise UserError(f"{file}, line {number} is not JSON: {error}.") from error
 
 
+def _unwrapped(values: Any) -> list[Any]:
+    if isinstance(values, dict):
+        inside = [value for name, value in values.items() if name in _WRAPPERS and isinstance(value, list)]
+        values = inside[0] if len(inside) == 1 else [values]
+    return values if isinstance(values, list) else [values]
+
+
 def lines_of_table(file: File, encoding: str) -> Iterator[tuple[int, list[str]]]:
-    """(line number, cells) of each line that is not empty."""
+    """(line number, cells) of each line of a table of cells that is not blank.
+
+    Raises:
+      UserError: a quote that is not closed, or with text after it, by the line where its row begins.
+    """
+    if kind_of(file.name) == ".xlsx":
+        yield from _sheet(file)
+        return
     csv.field_size_limit(sys.maxsize)
-    options: dict[str, Any] = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if kind_of(file.name) == ".tsv" else {}
+    mark = delimiter(file, encoding)
+    if mark is None:
+        if kind_of(file.name) == ".txt":
+            raise UserError(f"{file} is no table: neither tabs nor semicolons divide its lines into cells.")
+        mark = ","
+    quoting = csv.QUOTE_NONE if kind_of(file.name) == ".tsv" else csv.QUOTE_MINIMAL
     with text_of(file, encoding) as lines:
-        table = csv.reader(lines, strict=True, **options)
-        for row in table:
-            if row:
-                yield table.line_num, row
+        table = csv.reader(lines, delimiter=mark, quoting=quoting, strict=True)
+        start = 1
+        try:
+            for row in table:
+                if len(row) > 1 or any(map(str.strip, row)):
+                    yield table.line_num, row
+                start = table.line_num + 1
+        except csv.Error as error:
+            raise UserError(
+                f"{file}, line {start} cannot be read ({error}): a cell that begins with a quotation mark ends with"
+                ' one, and those in between stand twice ("").'
+            ) from error
+
+
+def delimiter(file: File, encoding: str) -> str | None:
+    """What divides the cells of a table in text: the mark by which most of the first lines have as many cells as the
+    very first one, which is at least two; None where there is none. A comma divides no ``.txt``."""
+    if kind_of(file.name) == ".tsv":
+        return "\t"
+    with one_sentence(file, encoding), text_of(file, encoding) as whole:
+        sample = whole.read(_SAMPLE)
+    lines = list(io.StringIO(sample, newline=""))
+    if len(sample) == _SAMPLE and len(lines) > 1:
+        del lines[-1]
+    best, found = 0, None
+    for mark in _DELIMITERS if kind_of(file.name) == ".csv" else _DELIMITERS[:-1]:
+        with contextlib.suppress(csv.Error):
+            counts = [
+                len(row) for row in itertools.islice(filter(None, csv.reader(lines, delimiter=mark)), _SAMPLE_ROWS)
+            ]
+            score = counts.count(counts[0]) if counts and counts[0] > 1 else 0
+            if score > best:
+                best, found = score, mark
+    return found
+
+
+def tables(root: str, encoding: str = "utf-8") -> list[File]:
+    """The files of a folder, or the file, that have rows; ``.txt`` are among them where there is nothing else and each
+    line has several cells.
+
+    Raises:
+      UserError: there are none.
+    """
+    listed = list_files(root)
+    found = [file for file in listed if kind_of(file.name) in TABLES]
+    found = found or [file for file in listed if kind_of(file.name) == ".txt" and delimiter(file, encoding)]
+    if not found:
+        raise UserError(f"{root} holds no table. {read_endings(kind_of(file.name) for file in listed)}")
+    return found
+
+
+def _sheet(file: File) -> Iterator[tuple[int, list[str]]]:
+    """(row number, cells as texts) of the first sheet of an Excel file that are not blank, as wide as the first."""
+    openpyxl = optional("openpyxl", "openpyxl", str(file))
+    try:
+        with open_file(file) as raw, warnings.catch_warnings(action="ignore"):
+            book = openpyxl.load_workbook(raw, read_only=True, data_only=True)
+            width = 0
+            for number, cells in enumerate(book.worksheets[0].iter_rows(values_only=True), 1):
+                texts = ["" if cell is None else str(cell) for cell in cells]
+                while texts and not texts[-1].strip():
+                    texts.pop()
+                width = width or len(texts)
+                if texts:
+                    yield number, texts + [""] * (width - len(texts))
+                elif number > _EXCEL_ROWS:
+                    raise UserError(f"{file} cannot be read: no sheet has more than {_EXCEL_ROWS:,} rows.")
+    except (UserError, OSError):
+        raise
+    except Exception as error:  # openpyxl raises almost anything on files that are not what they should be
+        raise UserError(f"{file} cannot be read: it is no Excel workbook, or a broken one.") from error
 
 
 def rows_of_columns(file: File, choose: Callable[[list[str]], Sequence[str]]) -> Iterator[tuple[int, dict[str, Any]]]:

@@ -116,13 +116,13 @@ def test_columns_by_name_by_place_and_by_guess(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "says"),
     [
-        ("a.txt", b"\xff\xfe", "is not utf-8"),
+        ("a.txt", b"\xff\xf0", "is not utf-8"),
         ("a.jsonl", b'{"text": "a"}\n{"text": ', "line 2 is not JSON"),
         ("a.jsonl", b'{"text": "a"}\n{"txt": "b"}', "record 2 has no 'text'. Did you mean 'txt'"),
         ("a.jsonl", b'{"text": 3}', "'text' is int, not text"),
         ("a.jsonl", b'{"text": "\\ud800"}', "half a character"),
         ("a.json", b"[", "is not JSON"),
-        ("a.csv", b'text\n"never closed', "cannot be read"),
+        ("a.csv", b'text\nfirst\n"never closed\n\n', "a.csv, line 3 cannot be read"),
         ("a.parquet", b"not parquet", "cannot be read"),
         ("a.arrow", b"not arrow", "cannot be read"),
         ("a.arrow", b"", "cannot be read"),
@@ -281,7 +281,7 @@ def test_zips_are_opened_where_named_or_alone(tmp_path):
         read(tmp_path)
     with zipfile.ZipFile(tmp_path / "b.zip", "w") as archive:
         archive.writestr("a.png", "")
-    with pytest.raises(UserError, match="b.zip holds no .txt"):
+    with pytest.raises(UserError, match="b.zip holds no text or table"):
         read(tmp_path / "b.zip")
 
 

@@ -34,9 +34,9 @@ from bigbase_jax.data import cache as caches
 from bigbase_jax.data import chat_template, ragged
 from bigbase_jax.data.chat_template import ChatTemplate, Message
 from bigbase_jax.data.documents import Format
-from bigbase_jax.data.files import File, by_split, kind_of, one_file, tables, unused
+from bigbase_jax.data.files import File, by_split, kind_of, one_file, unused
 from bigbase_jax.data.ragged import Ragged
-from bigbase_jax.data.rows import Row, checked, rows
+from bigbase_jax.data.rows import Row, checked, rows, tables
 from bigbase_jax.data.sources import text as texts
 from bigbase_jax.data.sources.splits import digest, stratified, to_split_off
 from bigbase_jax.data.tokenizer import Subwords, Tokenizer, TokenizerFile, facts_of, load
@@ -189,7 +189,7 @@ class ChatFiles(Conversations):
 
     def files(self) -> tuple[dict[str, list[File]], list[str]]:
         """Files by split, all of them under "" where there are no splits; and what unused ones are called."""
-        found = tables(self.root)
+        found = tables(self.root, self.encoding)
         used = by_split(found, self.root, {"train": self.train, "val": self.val, "test": self.test})
         return used, unused(found, used)
 

@@ -30,9 +30,9 @@ from bigbase_jax.core import Example, Source, UserError
 from bigbase_jax.data import cache as caches
 from bigbase_jax.data import ragged
 from bigbase_jax.data.documents import Format
-from bigbase_jax.data.files import File, by_split, tables, unused
+from bigbase_jax.data.files import File, by_split, unused
 from bigbase_jax.data.ragged import Ragged
-from bigbase_jax.data.rows import Row, checked, class_names, first_line, rows
+from bigbase_jax.data.rows import Row, checked, class_names, first_line, rows, tables
 from bigbase_jax.data.sources.splits import digest, stratified, to_split_off
 from bigbase_jax.data.sources.text import key_of, plain_file
 from bigbase_jax.data.tokenizer import Subwords, Tokenizer, compose, facts_of, load
@@ -133,7 +133,7 @@ class LabelledText:
 
     def files(self) -> tuple[dict[str, list[File]], list[str]]:
         """Files by split, all of them under "" where there are no splits; and what unused ones are called."""
-        found = tables(self.root)
+        found = tables(self.root, self.encoding)
         used = by_split(found, self.root, {"train": self.train, "val": self.val, "test": self.test})
         return used, unused(found, used)
 

@@ -39,12 +39,11 @@ from bigbase_jax.data.files import (
     file_at,
     named_after,
     one_sentence,
-    tables,
     unused,
     walk,
 )
 from bigbase_jax.data.ragged import Ragged
-from bigbase_jax.data.rows import Row, checked, rows, text_of
+from bigbase_jax.data.rows import Row, checked, rows, tables, text_of
 from bigbase_jax.data.sources.splits import digest, stratified, to_split_off
 from bigbase_jax.data.sources.text import key_of, plain_file
 from bigbase_jax.data.tokenizer import Subwords, Tokenizer, load, sides
@@ -349,7 +348,7 @@ def _sets(data: ParallelText) -> _Sets:
     chosen = {"train": data.train, "val": data.val, "test": data.test}
     if not sides:
         try:
-            found = tables(data.root)
+            found = tables(data.root, data.encoding)
         except UserError as error:
             if os.path.isdir(folder):
                 wanted = f"NAME.{data.source_language} and NAME.{data.target_language}"
