@@ -179,9 +179,11 @@ def lines_of_table(file: File, encoding: str) -> Iterator[tuple[int, list[str]]]
         if kind_of(file.name) == ".txt":
             raise UserError(f"{file} is no table: neither tabs nor semicolons divide its lines into cells.")
         mark = ","
-    quoting = csv.QUOTE_NONE if kind_of(file.name) == ".tsv" else csv.QUOTE_MINIMAL
     with text_of(file, encoding) as lines:
-        table = csv.reader(lines, delimiter=mark, quoting=quoting, strict=True)
+        # between tabs, quotation marks are part of the text, but not where Excel has written it
+        plain = mark == "\t" and kind_of(file.name) != ".csv" and lines.encoding != "utf-16"
+        options: dict[str, Any] = {"quoting": csv.QUOTE_NONE} if plain else {}
+        table = csv.reader(lines, delimiter=mark, strict=True, **options)
         start = 1
         try:
             for row in table:

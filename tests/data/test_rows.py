@@ -29,11 +29,20 @@ def table(mark, end="\r\n"):
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
-@pytest.mark.parametrize(("name", "mark"), [("a.csv", m) for m in ",;\t|"] + [("a.txt", m) for m in ";\t|"])
+@pytest.mark.parametrize(("name", "mark"), [("a.csv", m) for m in ",;\t|"] + [("a.txt", m) for m in ";|"])
 def test_the_delimiter_and_a_byte_order_mark_are_found(tmp_path, name, mark, encoding):
     (tmp_path / name).write_bytes(table(mark).encode(encoding))
     assert first_line(tables(str(tmp_path))[0]) == ROWS[0] and values(tmp_path) == ROWS[1:]
     assert values(tmp_path, header=False) == ROWS
+
+
+def test_between_tabs_quotation_marks_are_text_unless_excel_wrote_them(tmp_path):
+    text = '"Go," he said.\tGeh.\n"Stop.\tHalt.\n'
+    for name in ("a.txt", "a.tsv"):
+        (tmp_path / name).write_text(text)
+        assert values(tmp_path / name, header=False) == [['"Go," he said.', "Geh."], ['"Stop.', "Halt."]]
+        (tmp_path / name).write_text('"Go, ""he"" said."\tGeh.\n', encoding="utf-16")
+        assert values(tmp_path / name, header=False) == [['Go, "he" said.', "Geh."]]
 
 
 @pytest.mark.parametrize(
