@@ -13,6 +13,7 @@ import os
 import pathlib
 import shutil
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -21,6 +22,7 @@ import numpy as np
 
 from bigbase_jax.checkpoint import disk_error
 from bigbase_jax.core import UserError
+from bigbase_jax.untrusted import limit, open_regular, parse_json, too_much
 
 CONFIG = "config.json"
 SINGLE = "model.safetensors"
@@ -56,6 +58,8 @@ DTYPES: Mapping[str, Any] = {
     "BOOL": np.bool_,
 }
 _NAMES = {np.dtype(dtype): name for name, dtype in DTYPES.items()}
+_MOST_HEADER = 16 << 20  # of a safetensors file, in bytes: 100,000 tensors
+_MOST_UNPACKED = 1 << 29  # of an .npz file, in bytes
 _TORCH = ("pytorch_model.bin", "pytorch_model.bin.index.json", "model.pt", "model.pth")
 
 
@@ -81,9 +85,9 @@ def read_tensors(folder: pathlib.Path) -> dict[str, np.ndarray]:
     Raises:
       UserError: there are none, one is missing, cut short or broken, or the weights are in another format.
     """
-    if (folder / SINGLE).is_file():
+    if (folder / SINGLE).exists():
         return read_safetensors(folder / SINGLE)
-    if not (folder / INDEX).is_file():
+    if not (folder / INDEX).exists():
         torch = [name for name in _TORCH if (folder / name).is_file()]
         if torch:
             raise UserError(
@@ -92,16 +96,21 @@ def read_tensors(folder: pathlib.Path) -> dict[str, np.ndarray]:
             )
         raise UserError(f"{folder} has no {SINGLE} or {INDEX}.")
     place = read_json(folder / INDEX).get("weight_map")
-    if not isinstance(place, dict) or not place:
-        raise UserError(f"{folder / INDEX} has no weight_map.")
+    if not isinstance(place, dict) or not place or not all(isinstance(name, str) for name in place.values()):
+        raise UserError(f"{folder / INDEX} has no weight_map, which tells the file of each tensor.")
     found: dict[str, np.ndarray] = {}
+    twice: set[str] = set()
     for name in sorted(set(place.values())):
-        if os.path.basename(name) != name or not (folder / name).is_file():
+        if os.path.basename(name) != name or not (folder / name).exists():
             raise UserError(f"{folder} lacks {name}, which its {INDEX} names.")
-        found.update(read_safetensors(folder / name))
+        tensors = read_safetensors(folder / name)
+        twice |= set(tensors) & set(found)
+        found.update(tensors)
     absent = sorted(set(place) - set(found))
     if absent:
         raise UserError(f"{folder / INDEX} names tensors that its files do not have: {some(absent)}.")
+    if twice:
+        raise UserError(f"{folder / INDEX} names files that hold the same tensors: {some(sorted(twice))}.")
     return found
 
 
@@ -109,21 +118,28 @@ def read_safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
     """Name -> tensor of one file, read-only views of it.
 
     Raises:
-      UserError: it is cut short, or is not such a file.
+      UserError: it is cut short, is not such a file, or its header does not tell each byte of it once.
     """
     broken = f"{path} is damaged or was not copied whole"
     try:
-        data = np.memmap(path, np.uint8, "r")
+        with open_regular(path, path.parent) as file:
+            data = np.memmap(file, np.uint8, "r")
     except (OSError, ValueError) as error:  # ValueError: it is empty
         raise UserError(f"{broken} ({error}).") from error
     start = 8 + int.from_bytes(data[:8].tobytes(), "little")
     if len(data) < 8 or start > len(data):
         raise UserError(f"{broken}: it ends within its header.")
+    if start > limit(_MOST_HEADER):
+        raise too_much(f"{path} has a header of {start:,} bytes, more than {limit(_MOST_HEADER):,}")
+    header = parse_json(data[8:start].tobytes(), f"the header of {path}", unique=True)
     try:
-        header = json.loads(data[8:start].tobytes())
-        found = {name: _view(data[start:], **about) for name, about in header.items() if name != "__metadata__"}
+        header.pop("__metadata__", None)
+        found = {name: _view(data[start:], **about) for name, about in header.items()}
+        ends = sorted(tuple(about["data_offsets"]) for about in header.values())
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(f"{broken}: {error}.") from error
+    if [first for first, _ in ends] + [len(data) - start] != [0] + [last for _, last in ends]:
+        raise UserError(f"{broken}: its tensors overlap, or leave bytes between them or at its end.")
     return found
 
 
@@ -132,7 +148,9 @@ def _view(data: np.ndarray, dtype: str, shape: list[int], data_offsets: list[int
         raise ValueError(f"its dtype {dtype} is none of {', '.join(DTYPES)}")
     first, last = data_offsets
     kind = np.dtype(DTYPES[dtype])
-    if last - first != math.prod(shape) * kind.itemsize or not 0 <= first <= last:
+    if not all(type(n) is int and n >= 0 for n in (*shape, first, last)):
+        raise ValueError("its header contradicts itself")
+    if last - first != math.prod(shape) * kind.itemsize:
         raise ValueError("its header contradicts itself")
     if last > len(data):
         raise ValueError(f"{last - len(data):,} bytes are missing at its end")
@@ -143,12 +161,22 @@ def read_npz(path: pathlib.Path) -> dict[str, np.ndarray]:
     """Name -> array of a state dict that was saved as ``.npz``.
 
     Raises:
-      UserError: it is not such a file.
+      UserError: it is not such a file, or its arrays are larger than it holds or than they may be.
     """
     try:
-        with np.load(path) as arrays:
+        with open_regular(path) as file, zipfile.ZipFile(file) as archive:
+            if sum(member.file_size for member in archive.infolist()) > limit(_MOST_UNPACKED):
+                raise too_much(f"{path} unpacks to more than {limit(_MOST_UNPACKED):,} bytes")
+            for member in archive.infolist():
+                with archive.open(member) as opened:
+                    old = np.lib.format.read_magic(opened) == (1, 0)
+                    read = np.lib.format.read_array_header_1_0 if old else np.lib.format.read_array_header_2_0
+                    shape, _, dtype = read(opened)
+                    if math.prod(shape) * dtype.itemsize != member.file_size - opened.tell():
+                        raise ValueError(f"{member.filename} does not hold the {shape} numbers that it claims")
+        with open_regular(path) as file, np.load(file) as arrays:
             return dict(arrays)
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
         raise UserError(f"{path} is not an .npz file of arrays ({error}).") from error
 
 
