@@ -4,19 +4,25 @@ A checkpoint is a flat mapping ``"params.conv1.kernel" -> array`` plus a small J
 position, best metric so far). Flat names make it readable without the code that wrote it, let evaluation load the
 parameters without the optimizer, and make a checkpoint of another model an error that lists the names that differ.
 Orbax writes into a temporary folder and renames it when everything is on disk, so an interrupted save leaves nothing
-that could be mistaken for a checkpoint.
+that could be mistaken for a checkpoint. Orbax does not notice a changed byte of an array, so each checkpoint gets the
+sizes and CRC-32 of its files (``checksums.json``) in the same background; whoever restores it compares them first. One
+without (of an earlier version, or of a process that was killed in between) is read as far as orbax can.
 """
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import errno
+import itertools
+import json
 import logging
 import os
 import pathlib
 import shutil
 import time
 import warnings
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -27,8 +33,11 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
 from bigbase_jax.core import PyTree, UserError, flatten
+from bigbase_jax.log import say
 
 _COMMON = 64  # checkpoints, the latest, among which processes look for one that all see
+_METADATA = "_CHECKPOINT_METADATA"  # orbax's name for what is to be known of a whole checkpoint; ours within: progress
+_CHECKSUMS = "checksums.json"
 
 
 class Damaged(UserError):
@@ -50,8 +59,9 @@ class Checkpoints:
 
     def __init__(self, directory: str | os.PathLike, keep: int = 2, keep_best: bool = False, read_only: bool = False):
         self.directory = pathlib.Path(os.path.abspath(directory))
-        self._pending: Any = None
+        self._pending: concurrent.futures.Future[None] | None = None
         self._pending_step = -1
+        self._sealing = concurrent.futures.ThreadPoolExecutor(1, "checksums")
         self._checkpointer = None
         logging.getLogger("absl").addFilter(_not_orbax)
         if read_only:
@@ -79,23 +89,28 @@ class Checkpoints:
                 )
 
     def _clean_up(self) -> None:
+        """Removes what an interrupted save left, and sets aside what orbax could not open its folder with."""
         self.directory.mkdir(parents=True, exist_ok=True)
-        for leftover in self.directory.glob("*.orbax-checkpoint-tmp"):  # of a save that was interrupted
+        for leftover in self.directory.glob("*.orbax-checkpoint-tmp"):
             shutil.rmtree(leftover, ignore_errors=True)
-        for folder in self.directory.glob("*"):
-            if folder.name.isdigit() and not _is_complete(folder):
-                folder.rename(f"{folder}.damaged")
+        (self.directory / f".{_CHECKSUMS}.tmp").unlink(missing_ok=True)
+        for step in self._folders():
+            if fault := _fault(self.directory / str(step), lambda name: not name.startswith("state/")):
+                self._set_aside(step, str(self._damaged(step, fault)))
+
+    def _folders(self) -> list[int]:
+        """Steps of all checkpoints, be they complete or not, ascending."""
+        if not self.directory.is_dir():
+            return []
+        return sorted(int(child.name) for child in self.directory.iterdir() if child.name.isdigit())
 
     def steps(self) -> list[int]:
         """Steps of all complete checkpoints, ascending."""
-        if not self.directory.is_dir():
-            return []
-        folders = [child for child in self.directory.iterdir() if child.name.isdigit()]
-        return sorted(int(folder.name) for folder in folders if _is_complete(folder))
+        return [step for step in self._folders() if _is_complete(self.directory / str(step))]
 
     def common_steps(self) -> list[int]:
-        """``steps``, as all processes see them: a network's file system may show a new folder to some of them late."""
-        mine = self.steps()[-_COMMON:]
+        """Steps, as all processes see them: a network's file system may show a new folder to some of them late."""
+        mine = self._folders()[-_COMMON:]
         if jax.process_count() == 1:
             return mine
         padded = np.full(_COMMON, -1, np.int32)
@@ -117,10 +132,25 @@ class Checkpoints:
         arrays = _snapshot({name: _raw(x) for name, x in flatten(state).items()})
         rank = {"best": step if best else -1}
         with _sentences(f"cannot save the checkpoint of step {step} under {self.directory}", self._intact), _quiet():
-            self._pending = self._checkpointer.save_async(
+            saving = self._checkpointer.save_async(
                 step, arrays, force=True, overwrite=step in self.steps(), metrics=rank, custom_metadata=dict(progress)
             )
+            self._pending = self._sealing.submit(self._seal, saving, step)
             self._pending_step = step
+
+    def _seal(self, saving: Any, step: int) -> None:
+        """Waits for orbax, and writes the checksums of what it wrote; orbax's one-thread rule holds, as all others wait
+        for this."""
+        saving.result()
+        if jax.process_index() == 0:
+            folder, partial = self.directory / str(step), self.directory / f".{_CHECKSUMS}.tmp"
+            sizes = _sizes(folder)
+            crcs = _crcs(folder, sizes)
+            with open(partial, "w") as file:
+                json.dump({name: [size, crcs[name]] for name, size in sizes.items()}, file, indent=0)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(partial, folder / _CHECKSUMS)
 
     def wait(self) -> None:
         """Blocks until the save under way is on disk.
@@ -135,9 +165,61 @@ class Checkpoints:
                 pending.result()
 
     def progress(self, step: int) -> dict[str, Any]:
-        """The JSON saved with ``step``."""
-        with self._reading(step), _quiet():
-            return dict(ocp.metadata(self.directory / str(step)).custom_metadata or {})
+        """The JSON saved with ``step``.
+
+        Raises:
+          Damaged: it cannot be read.
+        """
+        folder = self.directory / str(step)
+        with self._reading(step):
+            if fault := _fault(folder, lambda name: name == _METADATA):
+                raise self._damaged(step, fault)
+            return _progress(folder)
+
+    def restore_latest(self, abstract: PyTree) -> tuple[PyTree | None, dict[str, Any]]:
+        """The newest checkpoint that can be read, and its progress; ``(None, {})`` where there is none.
+
+        An older one gives the same bits in the end, so those that are damaged are said and set aside.
+        """
+        for step in reversed(self.common_steps()):
+            try:
+                return self.restore(abstract, step), self.progress(step)
+            except Damaged as damaged:
+                self._discard(step, damaged)
+        if any(self.directory.glob("*.damaged*")):
+            say(f"no checkpoint in {self.directory} can be read; the run begins anew.")
+        return None, {}
+
+    def restore_best(self, abstract: PyTree) -> tuple[PyTree, int]:
+        """The checkpoint that the newest one calls the best, else the newest itself; and its step.
+
+        What is damaged is said (and set aside, unless these are read only), and so is what is read in its place.
+
+        Raises:
+          UserError: there is none, or none can be read, or it is of another model.
+        """
+        damaged: dict[int, Damaged] = {}
+        while steps := [step for step in self.common_steps() if step not in damaged]:
+            step = steps[-1]
+            try:
+                best = self.progress(step).get("best_step", step)
+                step = best if best in self._folders() and best not in damaged else step
+                restored = self.restore(abstract, step)
+            except Damaged as error:
+                damaged[step] = error
+                self._discard(step, error)
+                continue
+            if step != best:
+                say(
+                    f"the best checkpoint, of step {best}, is {'damaged' if best in damaged else 'not there'}; the "
+                    f"newest is used, of step {step}."
+                )
+            elif damaged:
+                say(f"the checkpoint of step {step} is used.")
+            return restored, step
+        if damaged:
+            raise UserError(f"no checkpoint in {self.directory} can be read; all of them ({len(damaged)}) are damaged.")
+        raise UserError(f"there is no checkpoint in {self.directory} yet.")
 
     def restore(self, abstract: PyTree, step: int) -> PyTree:
         """The state of ``step`` with the structure, dtypes and shardings of ``abstract``.
@@ -149,9 +231,15 @@ class Checkpoints:
           UserError: the checkpoint is of another model: lists names and shapes that differ.
           Damaged: the checkpoint cannot be read, be it by one of several processes.
         """
+        self._together(step, lambda: self._verify(step))
+        return self._together(step, lambda: self._restore(abstract, step))
+
+    def _together(self, step: int, read: Callable[[], PyTree]) -> PyTree:
+        """What ``read`` gives; if it is damaged for one of several processes, it is for all of them."""
         damaged: Damaged | None = None
+        result = None
         try:
-            restored = self._restore(abstract, step)
+            result = read()
         except Damaged as error:
             damaged = error
         if jax.process_count() > 1:
@@ -161,7 +249,15 @@ class Checkpoints:
                 damaged = Damaged(f"process {which} cannot read the checkpoint {self.directory / str(step)}.")
         if damaged is not None:
             raise damaged
-        return restored
+        return result
+
+    def _verify(self, step: int) -> None:
+        """Compares the checksums; of several processes, each reads its share of the files."""
+        with self._reading(step):
+            turn = itertools.count()
+            mine = (jax.process_index(), jax.process_count())
+            if fault := _fault(self.directory / str(step), lambda _: next(turn) % mine[1] == mine[0]):
+                raise self._damaged(step, fault)
 
     def _restore(self, abstract: PyTree, step: int) -> PyTree:
         keys = [name for name, x in flatten(abstract).items() if _is_key(x)]
@@ -177,24 +273,33 @@ class Checkpoints:
         loaded.update({name: jax.random.wrap_key_data(loaded[name]) for name in keys})
         return jax.tree.unflatten(jax.tree.structure(abstract), [loaded[name] for name in wanted])
 
-    def latest(self) -> int | None:
-        """The newest complete step, or None."""
-        steps = self.steps()
-        return steps[-1] if steps else None
-
-    def discard(self, step: int) -> None:
-        """Sets a damaged checkpoint aside as ``STEP.damaged``; nothing is deleted."""
-        if self._checkpointer is not None:
+    def _discard(self, step: int, damaged: Damaged) -> None:
+        """Says that a checkpoint is damaged and sets it aside, unless these are read only (or closed)."""
+        if self._checkpointer is None:
+            say(str(damaged))
+            return
+        with _sentences(f"cannot set {self.directory / str(step)} aside, which is damaged"):
             if jax.process_index() == 0:
-                (self.directory / str(step)).rename(self.directory / f"{step}.damaged")
+                self._set_aside(step, str(damaged))
             _meet(f"checkpoint {step} set aside")
             self._checkpointer.reload()
+
+    def _set_aside(self, step: int, why: str) -> None:
+        """Renames a damaged checkpoint to ``STEP.damaged``, ``STEP.damaged-2``, ...; nothing is deleted."""
+        names = (f"{step}.damaged{f'-{i}' if i > 1 else ''}" for i in itertools.count(1))
+        name = next(name for name in names if not (self.directory / name).exists())
+        (self.directory / str(step)).rename(self.directory / name)
+        say(f"{why.removesuffix('.')}; it is set aside as {name}.")
+
+    def _damaged(self, step: int, fault: str) -> Damaged:
+        return Damaged(f"the checkpoint {self.directory / str(step)} cannot be read ({fault}).")
 
     def close(self) -> None:
         """Waits for the save under way and releases the background threads; reading goes on to work."""
         try:
             self.wait()
         finally:
+            self._sealing.shutdown()
             checkpointer, self._checkpointer = self._checkpointer, None
             if checkpointer is not None:
                 with contextlib.suppress(Exception):  # a failed save was already raised by wait()
@@ -206,7 +311,7 @@ class Checkpoints:
 
     @contextlib.contextmanager
     def _reading(self, step: int) -> Iterator[None]:
-        if step not in self.steps():
+        if step not in self._folders():
             have = f"steps {self.steps()} are there" if self.steps() else "there are none"
             raise UserError(f"there is no checkpoint of step {step} in {self.directory}; {have}.")
         try:
@@ -215,7 +320,7 @@ class Checkpoints:
             raise
         except Exception as error:
             reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
-            raise Damaged(f"the checkpoint {self.directory / str(step)} cannot be read ({reason}).") from error
+            raise self._damaged(step, reason) from error
 
 
 def _is_key(x: Any) -> bool:
@@ -265,7 +370,63 @@ def _some(names: list[str], most: int = 5) -> str:
 
 
 def _is_complete(folder: pathlib.Path) -> bool:
-    return (folder / "_CHECKPOINT_METADATA").is_file()
+    return (folder / _METADATA).is_file()
+
+
+def _progress(folder: pathlib.Path) -> dict[str, Any]:
+    """What ``save`` was given. Orbax would take metadata that it cannot read for none."""
+    return dict(json.loads((folder / _METADATA).read_bytes())["custom_metadata"] or {})
+
+
+def _sizes(folder: pathlib.Path) -> dict[str, int]:
+    """The files of a checkpoint but the checksums, by name, and their bytes."""
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != _CHECKSUMS]
+    return {path.relative_to(folder).as_posix(): path.stat().st_size for path in files}
+
+
+def _crcs(folder: pathlib.Path, sizes: Mapping[str, int]) -> dict[str, int]:
+    """CRC-32 of so many bytes of each file, on some threads; Python runs on meanwhile."""
+
+    def crc(name: str, size: int, value: int = 0) -> int:
+        with open(folder / name, "rb") as file:
+            while size > 0 and (block := file.read(min(size, 1 << 22))):
+                value, size = zlib.crc32(block, value), size - len(block)
+        return value
+
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        return dict(zip(sizes, pool.map(crc, sizes, sizes.values()), strict=True))
+
+
+def _fault(folder: pathlib.Path, reads: Callable[[str], bool]) -> str | None:
+    """What is wrong with a checkpoint, or None: it is not complete, its progress or rank cannot be read, or a file is
+    not what the checksums say: the size of each, and the contents of those that ``reads`` names."""
+    if not _is_complete(folder):
+        return f"{_METADATA} is missing"
+    sizes = _sizes(folder)
+    try:
+        saved = json.loads((folder / _CHECKSUMS).read_bytes())
+        wrong = [name for name, (size, _) in saved.items() if sizes.get(name) != size]
+        if not wrong:
+            crcs = _crcs(folder, {name: sizes[name] for name in saved if reads(name)})
+            wrong = [name for name, crc in crcs.items() if crc != saved[name][1]]
+        if wrong:
+            return f"{wrong[0]} is {'not what was saved' if wrong[0] in sizes else 'missing'}"
+    except FileNotFoundError:
+        pass
+    except (OSError, ValueError, TypeError, AttributeError):
+        return f"{_CHECKSUMS} cannot be read"
+    for name, read in ((_METADATA, _progress), ("metrics/metrics", _rank)):
+        try:
+            read(folder)
+        except Exception as error:
+            return f"{name} is damaged: {error}"
+    return None
+
+
+def _rank(folder: pathlib.Path) -> float | None:
+    """What ``BestN`` compares; None: it was saved without."""
+    path = folder / "metrics" / "metrics"
+    return float(json.loads(path.read_bytes())["best"]) if path.is_file() else None
 
 
 def _meet(what: str) -> None:

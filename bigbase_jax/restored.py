@@ -37,20 +37,19 @@ def restore(run: RunDir, config: ConfigDict, mesh: Any, step: int | None = None)
     """
     task: Task = build(config.task, facts(run), _path="config.task")
     checkpoints = Checkpoints(run.checkpoints, read_only=True)
-    if step is None:
-        latest = checkpoints.latest()
-        if latest is None:
-            raise UserError(f"{run.path} has no checkpoint yet.")
-        step = int(checkpoints.progress(latest).get("best_step", latest))
     kept = run.read_json("data.json")
     spec = {key: jax.ShapeDtypeStruct(tuple(shape), dtype) for key, (shape, dtype) in kept["batch"].items()}
     variables = dict(jax.eval_shape(task.init, jax.random.key(0), spec))
     abstract = parallel.placed(variables, _shardings(variables, mesh, config.train.sharding))
     if config.train.ema_decay is not None:
-        return task, checkpoints.restore({"ema": abstract}, step)["ema"], step
-    params = abstract.pop("params")
-    loaded = checkpoints.restore({"params": params, "model_state": abstract}, step)
-    return task, {"params": loaded["params"], **loaded["model_state"]}, step
+        wanted = {"ema": abstract}
+    else:
+        wanted = {"params": abstract.pop("params"), "model_state": abstract}
+    if step is None:
+        loaded, step = checkpoints.restore_best(wanted)
+    else:
+        loaded = checkpoints.restore(wanted, step)
+    return task, loaded["ema"] if "ema" in wanted else {"params": loaded["params"], **loaded["model_state"]}, step
 
 
 def _shardings(variables: Variables, mesh: Any, rules: Sequence[parallel.Rule]) -> Any:

@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 
 from bigbase_jax import distributed, parallel, pretrained
 from bigbase_jax.build import build
-from bigbase_jax.checkpoint import Checkpoints, Damaged
+from bigbase_jax.checkpoint import Checkpoints
 from bigbase_jax.core import Task, TrainState, UserError
 from bigbase_jax.data.pipeline import Prepared
 from bigbase_jax.evaluate import Evaluation, evaluate
@@ -163,7 +163,7 @@ def train(config: ConfigDict, workdir: str, name: str = "", observe: Observe | N
         microbatches=loop.microbatches,
         ema_decay=loop.ema_decay,
     )
-    state, progress = _restore(checkpoints, program.state)
+    state, progress = checkpoints.restore_latest(program.state)
     if state is None:
         state = program.init(parallel.put(first, mesh))
         if config.get("init_from"):
@@ -234,8 +234,7 @@ def train(config: ConfigDict, workdir: str, name: str = "", observe: Observe | N
     # ------------------------------------------------------------------------------------------------- final evaluation
     step = int(state.step)
     if progress.get("best_step", step) != step:
-        step = progress["best_step"]
-        state = checkpoints.restore(program.state, step)
+        state, step = checkpoints.restore_best(program.state)
     split = "test" if "test" in data.splits else "val" if "val" in data.splits else "train"
     found = evaluate_split(state.variables(), split)
     say(f"{split} @ {step}: " + "  ".join(f"{k} {v:.4g}" for k, v in found.metrics.items() if isinstance(v, float)))
@@ -257,17 +256,6 @@ def _due(step: int, every: float) -> bool:
 
 def _evaluate_split(task: Task, eval_step: Any, data: Prepared, mesh: Any, variables: Any, split: str) -> Evaluation:
     return evaluate(task, eval_step, variables, data.eval_batches(split, parallel.host(mesh)), mesh)
-
-
-def _restore(checkpoints: Checkpoints, abstract: TrainState) -> tuple[TrainState | None, dict[str, Any]]:
-    """The newest readable checkpoint. An older one gives the same bits in the end, so a damaged one is only said."""
-    for step in reversed(checkpoints.common_steps()):
-        try:
-            return checkpoints.restore(abstract, step), checkpoints.progress(step)
-        except Damaged as damaged:
-            say(f"{damaged} Trying the one before it.")
-            checkpoints.discard(step)
-    return None, {}
 
 
 def _save(checkpoints: Checkpoints, log: Log, step: int, state: TrainState, progress: dict[str, Any]) -> None:

@@ -40,7 +40,7 @@ def test_golden_steps_of_the_default_recipe(tmp_path):
 GOLDEN = [1.896287, 1.440334, 1.895991, 2.238721, 1.187373, 2.119854]
 
 
-def test_early_stopping_keeps_and_reports_the_best_checkpoint(tmp_path):
+def test_early_stopping_keeps_and_reports_the_best_checkpoint_whatever_is_damaged(tmp_path, capsys):
     config = recipe(steps=40, eval_every=2, best_metric="accuracy", patience=3)
     config.optim.learning_rate = 0.0  # nothing improves after the first evaluation
     result = training.train(config, str(tmp_path))
@@ -49,6 +49,21 @@ def test_early_stopping_keeps_and_reports_the_best_checkpoint(tmp_path):
     assert result["step"] == 2
     assert Checkpoints(tmp_path / "checkpoints", read_only=True).steps() == [2, 6, 8]
     assert training.train(config, str(tmp_path)) == result  # again: evaluates the best one and ends
+    (tmp_path / "checkpoints" / "8" / "_CHECKPOINT_METADATA").write_text("")
+    (tmp_path / "checkpoints" / "8.damaged").mkdir()
+    assert verbs.evaluate(str(tmp_path)) == result
+    assert "8 cannot be read (_CHECKPOINT_METADATA is not what was saved)" in capsys.readouterr().err
+    with pytest.raises(UserError, match="8 cannot be read"):
+        verbs.evaluate(str(tmp_path), 8)
+    (tmp_path / "checkpoints" / "6" / "metrics" / "metrics").write_text("")
+    assert training.train(config, str(tmp_path)) == result  # from the best, to the same end
+    assert Checkpoints(tmp_path / "checkpoints", read_only=True).steps() == [2, 6, 8]
+    assert {p.name for p in tmp_path.glob("checkpoints/*.dam*")} == {"8.damaged", "8.damaged-2", "6.damaged"}
+    for path in (tmp_path / "checkpoints" / "2" / "state" / "d").iterdir():
+        path.write_bytes(b"")
+    assert verbs.evaluate(str(tmp_path))["step"] == 8
+    assert "the best checkpoint, of step 2, is damaged; the newest is used, of step 8." in capsys.readouterr().err
+    assert training.train(config, str(tmp_path))["step"] == 8
 
 
 @pytest.mark.parametrize(
