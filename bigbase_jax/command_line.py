@@ -7,6 +7,7 @@ import pathlib
 import re
 import runpy
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 from absl import app, flags
 from ml_collections import ConfigDict
 
+from bigbase_jax import redact
 from bigbase_jax.build import suggest
 from bigbase_jax.core import UserError
 
@@ -66,10 +68,13 @@ def ending(main: Callable[[list[str]], int]) -> Callable[[], None]:
     """``main`` as a command, which ends with the status that it returns, or with 2 and a sentence for a mistake."""
 
     def run() -> None:
+        redact.receive()
+        sys.excepthook = redact.print_exception
+        threading.excepthook = lambda args: redact.print_exception(*args[:3])
         try:
             status = main(parse(sys.argv))
         except UserError as error:
-            print(f"error: {error}", file=sys.stderr)
+            print(redact.hide(f"error: {error}"), file=sys.stderr)
             status = 2
         sys.exit(status)
 

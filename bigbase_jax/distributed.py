@@ -32,6 +32,7 @@ from typing import Any, NoReturn
 
 import jax
 
+from bigbase_jax import redact
 from bigbase_jax.core import UserError
 
 LOST = os.EX_TEMPFAIL
@@ -200,6 +201,7 @@ def _meet(place: Place, relay: _Relay | None, lost_after: float, within: float) 
         place.count,
         place.index,
         local_device_ids=place.devices,
+        coordinator_bind_address=place.coordinator if place.coordinator.startswith("127.") else None,
         cluster_detection_method="deactivate",
         initialization_timeout=int(within) + 60,
         heartbeat_timeout_seconds=int(4 * lost_after) + 60,  # XLA's verdict would be a stack trace, too
@@ -214,7 +216,7 @@ def _exit(sentence: str, status: int) -> NoReturn:
     """Says ``sentence`` and ends this process at once: JAX's own end would wait for the other processes."""
     with contextlib.suppress(OSError, ValueError):  # nobody reads any more
         if sentence:
-            print(sentence, file=sys.stderr)
+            print(redact.hide(sentence), file=sys.stderr)
         if sys.stderr.isatty():
             sys.stderr.write("\x1b[?25h")  # the cursor, which a progress bar hides
         sys.stderr.flush()
@@ -277,6 +279,7 @@ class _Group:
     def fail(self, mistake: str, status: int, told: str) -> NoReturn:
         """Ends all processes and tells why; of several that make the same mistake the first alone does."""
         self.failed.set()
+        mistake = redact.hide(mistake)  # others will say it, who may not know what is secret
         sentence = f"error: {self._name(self.index)} ended{self._after(self.step)}: {mistake}"
         try:
             end = self._claim({"by": self.index, "mistake": mistake, "sentence": sentence, "status": status})
@@ -600,11 +603,12 @@ def spawn(count: int, lost_after: float = 30.0) -> int | None:
         address = "{}:{}".format(*server.getsockname())
     share = _DEVICES.sub(lambda m: m[0].replace(m[1], str(int(m[1]) // count)), flags)
     children, pumps = [], []
+    command, arguments = redact.child([sys.executable, *sys.argv])
     for index in range(count):
         place = {_SPAWNED: f"{address} {count} {index}", "JAX_PLATFORMS": "cpu", "XLA_FLAGS": share}
         child = subprocess.Popen(
-            [sys.executable, *sys.argv],
-            env={**os.environ, **place},
+            command,
+            env={**os.environ, **arguments, **place},
             stdin=subprocess.DEVNULL,
             stdout=None if index == 0 else subprocess.DEVNULL,
             stderr=subprocess.PIPE,

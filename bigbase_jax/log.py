@@ -34,7 +34,7 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 
-from bigbase_jax import chips
+from bigbase_jax import chips, redact
 from bigbase_jax.build import suggest
 from bigbase_jax.core import PyTree, Sum, UserError, flatten
 
@@ -63,6 +63,7 @@ def say(text: str) -> None:
     """Prints one line for a person on stderr, above the progress bar if there is one; of several processes, once."""
     if jax.distributed.is_initialized() and jax.process_index():
         return
+    text = redact.hide(text)
     if _live is not None:
         _live.print(text, markup=False, highlight=False, soft_wrap=True)
     else:

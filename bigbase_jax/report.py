@@ -15,12 +15,14 @@ import io
 import json
 import math
 import pathlib
+import shlex
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from bigbase_jax import redact
 from bigbase_jax.core import UserError
 from bigbase_jax.log import duration, read_rows
 from bigbase_jax.page import (
@@ -546,7 +548,7 @@ def _lineage(run: _Run) -> str:
         return ""
     rows: list[tuple[str, str]] = []
     if lineage.get("command"):
-        rows.append(("Command", f"<code>{e(lineage['command'])}</code>"))
+        rows.append(("Command", f"<code>{e(_command(lineage['command']))}</code>"))
     if lineage.get("git_commit"):
         dirty = ", with uncommitted changes" if lineage.get("git_dirty") else ""
         rows.append(("Git commit", f"<code>{e(lineage['git_commit'])}</code>{dirty}"))
@@ -583,6 +585,14 @@ def _lineage(run: _Run) -> str:
     return section("Lineage", f'<table class="facts"><tbody>{body}</tbody></table>')
 
 
+def _command(said: Any) -> str:
+    """The command of a run, without what earlier versions kept in it."""
+    try:
+        return shlex.join(redact.command(shlex.split(str(said))))
+    except ValueError:  # it is no command
+        return redact.hide(str(said))
+
+
 def _config(run: _Run) -> str:
     if not run.config:
         return ""
@@ -603,4 +613,4 @@ def settings(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
         for i, item in enumerate(node):
             yield from settings(item, f"{path}[{i}]")
     else:
-        yield path, node
+        yield path, redact.hide_setting(path, node)

@@ -26,6 +26,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from bigbase_jax import redact
 from bigbase_jax.checkpoint import disk_error
 from bigbase_jax.core import UserError
 
@@ -71,8 +72,9 @@ class RunDir:
         """
         Raises:
           UserError: the folder holds a run that has begun with another config; lists what differs. Where it computes
-            (devices, mesh, caches) may differ.
+            (devices, mesh, caches) may differ. Or the config holds a secret.
         """
+        redact.refuse(as_json(config))
         if not self.begun:
             return
         if not (self.path / "config.json").exists():
@@ -163,7 +165,7 @@ class RunDir:
         self.write_json(
             "lineage.json",
             {
-                "command": shlex.join([os.path.basename(sys.executable), *sys.argv]),
+                "command": shlex.join([os.path.basename(sys.executable), *redact.command(sys.argv)]),
                 "git_commit": _git("rev-parse", "HEAD"),
                 "git_dirty": bool(_git("status", "--porcelain", "--untracked-files=no")),
                 "versions": {"python": platform.python_version(), **{p: _version(p) for p in _PACKAGES}},

@@ -6,6 +6,7 @@ Axes: N = examples, K = classes, L = positions, R = resamples, C = columns.
 import csv
 import html.parser
 import json
+import os
 import re
 import shutil
 
@@ -495,27 +496,25 @@ def test_of_one_sweep_what_differs_is_what_it_chose(tmp_path):
     assert "task.model.width" in compared(tmp_path / "sweep", tmp_path / "alone").varied
 
 
-def test_a_study_in_a_database_is_read_where_the_sweep_left_word_or_where_one_is_told(tmp_path, monkeypatch):
+def test_a_study_in_a_database_is_read_where_one_is_told_and_not_where_the_folder_says(tmp_path, monkeypatch):
     pytest.importorskip("optuna")
     folder, database = tmp_path / "sweep", tmp_path / "elsewhere" / "study.db"
     database.parent.mkdir()
     monkeypatch.chdir(database.parent)
     make_stored_sweep(folder, "sqlite:///study.db")
     monkeypatch.chdir(tmp_path)  # it was a relative path
-    found = compared(folder)
+    with monkeypatch.context() as patch:
+        patch.setattr(compare.studies, "_opened", lambda *args: pytest.fail("opened what the folder names"))
+        found = compared(folder)
+    said = "\n".join(found.notes)
+    assert f"--sweep_storage='sqlite:///{database}' reads it from there" in said
+    assert "random forest" in found.importance.method and "trial-0004 is empty" in said
+
+    database.rename(tmp_path / "moved.db")
+    found = compared(folder, storage=f"sqlite:///{tmp_path / 'moved.db'}")
     assert "fANOVA of optuna" in found.importance.method
     assert next(iter(found.importance.shares)) == "optim.learning_rate"
     assert "trial-0004 failed: out of memory" in "\n".join(found.notes)
-
-    database.rename(tmp_path / "moved.db")
-    compare.studies._opened.cache_clear()  # as another process
-    found = compared(folder)
-    said = "\n".join(found.notes)
-    assert f"which does not give it: there is no file {database}; --sweep_storage=URL may" in said
-    assert not database.exists() and "random forest" in found.importance.method
-    assert "trial-0004 is empty" in said
-    found = compared(folder, storage=f"sqlite:///{tmp_path / 'moved.db'}")
-    assert "fANOVA of optuna" in found.importance.method and "trial-0004 failed" in "\n".join(found.notes)
     with pytest.raises(UserError, match="--sweep_storage does not give the study 'sweep' of .*: there is no file"):
         compared(folder, storage=f"sqlite:///{tmp_path / 'none.db'}")
     assert not (tmp_path / "none.db").exists()
@@ -542,6 +541,27 @@ def test_no_secret_of_a_storage_is_kept(url, kept):
     from bigbase_jax.sweep.study import without_secrets
 
     assert without_secrets(url) == kept
+
+
+def test_what_a_hostile_folder_names_is_neither_opened_nor_run_nor_waited_for(tmp_path):
+    pytest.importorskip("optuna")
+    from optuna.storages.journal import JournalFileBackend, _base
+
+    assert not issubclass(JournalFileBackend, _base.BaseJournalSnapshot)  # whose snapshots are pickles
+    outside = tmp_path / "outside.jsonl"
+    outside.write_text('{"op_code": 0}\n')
+    folder = tmp_path / "sweep"
+    make_run(folder / "trial-0000")
+    os.mkfifo(folder / "fifo")
+    (folder / "link").symlink_to(outside)
+    (folder / "deep").write_text("[" * 60000)
+    for word in ("mysql://u:s3cret@host/db", str(outside), "\x1b[2J"):
+        (folder / "storage.json").write_text(json.dumps({"storage": word, "study": "s"}))
+        (said,) = (note for note in compared(folder).notes if "sweep_storage" in note)
+        assert "s3cret" not in said and "\x1b" not in said
+    assert not list(compare.studies._journals(folder))
+    (folder / "storage.json").write_text("[" * 60000)
+    compared(folder)
 
 
 def test_a_sweep_is_ranked_by_what_it_searched_for(tmp_path):

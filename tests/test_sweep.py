@@ -648,8 +648,14 @@ def test_a_misspelt_key_ends_the_command_before_anything_is_made(tmp_path):
 
 
 def test_a_trial_is_an_ordinary_run(tmp_path):
-    """One trial by its index through launch.py: what it wrote is a run, and its value the run's own metric."""
-    found, _ = end(start(tmp_path, f"--workdir={tmp_path / 'runs'}", "--sweep_index=1", "--config.train.writers=()"))
+    """One trial by its index through launch.py: what it wrote is a run, its value the run's own metric, and no file
+    holds a secret."""
+    url = f"sqlite:///file:{tmp_path / 'study.db'}?uri=true&password=hunter2hunter2"
+    arguments = (f"--workdir={tmp_path / 'runs'}", "--sweep_index=1", f"--sweep_storage={url}")
+    found, err = end(start(tmp_path, *arguments, "--config.train.writers=()"))
+    kept = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert len(kept) > 10 and not [path for path in kept if b"hunter2" in path.read_bytes()] and "hunter2" not in err
+    assert "password=***" in json.loads((tmp_path / "runs" / "trial-0001" / "lineage.json").read_text())["command"]
     folder = tmp_path / "runs" / "trial-0001"
     assert found["state"] == "complete" and found["folder"] == str(folder)
     config = json.loads((folder / "config.json").read_text())

@@ -43,7 +43,7 @@ def run(
         others are tested against; of one sweep, the run that is best on the validation split.
       output: the folder to write; None: ``comparison`` in the current one.
       split: of the evaluations; None: test, or what most runs were evaluated on.
-      storage: where the study of a sweep is, if not in its folder; None: where the sweep left word that it is.
+      storage: where the study of a sweep is, if not in its folder; None: it is not read.
 
     Returns:
       Where the files are, and the tests in short.

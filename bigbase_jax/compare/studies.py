@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+from bigbase_jax import redact
 from bigbase_jax.core import UserError
 
 _TRIAL = re.compile(r"trial-(\d+)")
@@ -30,10 +31,11 @@ def studies(folder: pathlib.Path, storage: str | None = None) -> list[Any]:
     """The studies of the journals in a folder, those with the most trials first; none without optuna.
 
     Args:
-      storage: where the study is if the folder has no journal; None: where the sweep left word that it is.
+      storage: where the study is if the folder has no journal; None: it is not read. What the folder itself names is
+        never opened, since anybody may have written it.
 
     Raises:
-      UserError: ``storage`` does not open, or has no such study; what the folder names may be gone.
+      UserError: ``storage`` does not open, or has no such study.
     """
     if importlib.util.find_spec("optuna") is None:
         return []
@@ -56,7 +58,7 @@ def studies(folder: pathlib.Path, storage: str | None = None) -> list[Any]:
 
 
 def unread(folder: pathlib.Path, storage: str | None = None) -> str | None:
-    """The sentence for a sweep whose study is not in its folder and does not open; see ``studies``."""
+    """The sentence for a sweep whose study is elsewhere and is not read; see ``studies``."""
     if importlib.util.find_spec("optuna") is None or any(_journals(folder)):
         return None
     return _elsewhere(folder, storage)[1]
@@ -67,16 +69,15 @@ def _elsewhere(folder: pathlib.Path, storage: str | None) -> tuple[list[Any], st
     try:
         word = json.loads((folder / "storage.json").read_text(encoding="utf-8"))
         remembered, name = str(word["storage"]), str(word["study"])
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         remembered, name = None, folder.resolve().name
-    if not (url := storage or remembered):
-        return [], None
-    study, why = _opened(url, name)
-    if study is not None:
-        return [study], None
-    if storage:
+    if storage is None:
+        said = redact.hide(repr(remembered))
+        return [], remembered and f"the study of {folder} is not in it; --sweep_storage={said} reads it from there."
+    study, why = _opened(storage, name)
+    if study is None:
         raise UserError(f"--sweep_storage does not give the study {name!r} of {folder}: {why}.")
-    return [], f"the study of {folder} is in {url}, which does not give it: {why}; --sweep_storage=URL may."
+    return [study], None
 
 
 @functools.lru_cache
@@ -131,11 +132,11 @@ def trial_number(path: pathlib.Path, folder: pathlib.Path) -> int | None:
 
 def _journals(folder: pathlib.Path) -> Iterator[pathlib.Path]:
     """Files in a folder that begin as optuna's journals do."""
-    for path in sorted(folder.iterdir()):
+    for path in sorted(path for path in folder.iterdir() if path.is_file() and not path.is_symlink()):
         try:
             with open(path, "rb") as file:
                 first = json.loads(file.readline(65536))
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             continue
         if isinstance(first, dict) and "op_code" in first:
             yield path

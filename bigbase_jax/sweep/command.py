@@ -23,8 +23,10 @@ from typing import TYPE_CHECKING, Any
 
 from ml_collections import ConfigDict
 
+from bigbase_jax import redact
 from bigbase_jax.core import UserError
 from bigbase_jax.log import say
+from bigbase_jax.rundir import as_json
 from bigbase_jax.sweep import space
 from bigbase_jax.sweep.space import Sweep
 
@@ -75,6 +77,8 @@ def run(
     from bigbase_jax.sweep import worker
 
     folder = pathlib.Path(workdir or default_folder(path))
+    redact.refuse(as_json(config))
+    redact.refuse(sweep.definition(), "sweep")
     config = pretrained.resolve(config, pretrained.kept_by_sweep(folder, config))
     drawn = studies.drawn(sweep)
     space.check(sweep, config, drawn)
@@ -172,13 +176,14 @@ class _Child:
     def __init__(self, index: int, place: _Place):
         self.index, self.place = index, place
         self.lines: list[str] = []
-        env = {**os.environ, **place.env, _WORKER: str(os.getpid()), "BIGBASE_PLAIN": "1"}
+        command, arguments = redact.child([sys.executable, *sys.argv])
+        env = {**os.environ, **place.env, **arguments, _WORKER: str(os.getpid()), "BIGBASE_PLAIN": "1"}
         mine = os.sched_getaffinity(0) if place.cores else set()
         try:
             if place.cores:  # inherited: XLA's and the data pipeline's threads are as many as a process's cores
                 os.sched_setaffinity(0, place.cores)
             self.process = subprocess.Popen(
-                [sys.executable, *sys.argv],
+                command,
                 env=env,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,

@@ -34,6 +34,7 @@ from ml_collections import ConfigDict
 from optuna.storages.journal import BaseJournalBackend, JournalStorage
 from optuna.trial import FrozenTrial, TrialState
 
+from bigbase_jax import redact
 from bigbase_jax.checkpoint import disk_error
 from bigbase_jax.core import UserError
 from bigbase_jax.rundir import MACHINERY, as_json, differing
@@ -158,17 +159,12 @@ def _storage(url: str) -> Any:
         try:
             return optuna.storages.RDBStorage(url, engine_kwargs=waits)
         except ImportError as error:
-            raise UserError(f"--sweep_storage={_hidden(url)}: {error}; install the database's driver.") from error
+            raise UserError(f"--sweep_storage={redact.hide(url)}: {error}; install the database's driver.") from error
         except Exception as error:  # of several that create the tables at once, one does
             if attempt == _TRIES - 1:
                 said = str(error).strip().splitlines()[0]
-                raise UserError(f"--sweep_storage={_hidden(url)} does not open: {said}") from error
+                raise UserError(f"--sweep_storage={redact.hide(url)} does not open: {said}") from error
             time.sleep(0.2 * (attempt + 1))
-
-
-def _hidden(url: str) -> str:
-    """Without the password."""
-    return re.sub(r"(://[^:/@]*):[^@]*@", r"\1:***@", url)
 
 
 def without_secrets(url: str) -> str:

@@ -25,7 +25,7 @@ from typing import Any
 from ml_collections import ConfigDict
 from optuna.trial import FrozenTrial, TrialState
 
-from bigbase_jax import distributed, pretrained
+from bigbase_jax import distributed, pretrained, redact
 from bigbase_jax.build import suggest
 from bigbase_jax.checkpoint import disk_error
 from bigbase_jax.core import UserError
@@ -133,7 +133,7 @@ def _run(claim: Claim, study: Study, config: ConfigDict, execute: Execute) -> in
                     name = f"{study.name}-{claim.number:04d}"
                     result = execute(space.seeds(sweep, chosen, index), str(place), name, observe)
                 except Exception:
-                    os.write(2, traceback.format_exc().encode())
+                    os.write(2, redact.hide(traceback.format_exc()).encode())
                     raise
             if "signal" in result:
                 claim.release()
@@ -166,7 +166,7 @@ def _run(claim: Claim, study: Study, config: ConfigDict, execute: Execute) -> in
 
 
 def _reason(error: Exception, exhausted: bool) -> str:
-    first = (str(error).strip() or "no message").splitlines()[0][:500]
+    first = redact.hide((str(error).strip() or "no message").splitlines()[0])[:500]
     if exhausted:
         return f"out of memory ({first})"
     return first if isinstance(error, UserError) else f"{type(error).__name__}: {first}"
