@@ -12,6 +12,7 @@ import difflib
 import functools
 import importlib
 import inspect
+import re
 import types
 import typing
 from collections.abc import Callable, Mapping
@@ -117,13 +118,14 @@ def parse_arg(arg: str | None, whose: str = "the recipe", /, **defaults: Any) ->
     """The part of ``--config=recipe.py:ARG`` after the colon, as typed values; or what else (``whose``) is given so.
 
     ``ARG`` is a comma-separated list of ``key=value``; a bare word ``tiny`` means ``tiny=True``. Types follow those of
-    the defaults (None: a string). A backslash keeps a comma in a value.
+    the defaults (None: a string). A string may have commas (``root=/my,data``): what follows one belongs to it unless
+    that reads ``word=...``, or is a word such as ``tiny``, or close to one. A backslash before a comma keeps it anyhow.
 
     Raises:
       UserError: a key that is not known (with the nearest one), or a value of another type.
     """
     values = dict(defaults)
-    for item in _split_escaped(arg or ""):
+    for item in _items(arg or "", defaults):
         key, separator, text = item.partition("=")
         key = key.strip()
         if key not in defaults:
@@ -145,9 +147,22 @@ def parse_arg(arg: str | None, whose: str = "the recipe", /, **defaults: Any) ->
     return types.SimpleNamespace(**values)
 
 
-def _split_escaped(text: str) -> list[str]:
-    parts = text.replace("\\,", "\0").split(",")
-    return [part.replace("\0", ",") for part in parts if part.strip()]
+def _items(text: str, defaults: Mapping[str, Any]) -> list[str]:
+    """The items of what ``parse_arg`` reads, each with the commas that belong to it."""
+    flags = [key for key, default in defaults.items() if isinstance(default, bool)]
+    items: list[str] = []
+    in_string = False  # whether the last item is a string, to which more may belong
+    for part in re.split(r"(?<!\\),", text):
+        word, equals, _ = part.partition("=")
+        word = word.strip()
+        plain = re.fullmatch(r"\w+", word)
+        begins = plain and (equals or difflib.get_close_matches(word, flags))
+        if in_string and not begins:
+            items[-1] += "," + part
+        elif part.strip():
+            items.append(part)
+            in_string = bool(equals) and isinstance(defaults.get(word, 0), str | None)
+    return [re.sub(r"(?<!\\)[\s,]+$", "", item).replace("\\,", ",") for item in items]
 
 
 def _node(fn: Callable[..., Any], kwargs: dict[str, Any], deferred: bool) -> ConfigDict:

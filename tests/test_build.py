@@ -112,3 +112,31 @@ def test_recipe_arguments_are_typed_and_checked():
     ]:
         with pytest.raises(UserError, match=message):
             parse_arg(text, tiny=False, data="drawn", depth=3)
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("root=/my,data", {"root": "/my,data"}),
+        ("root=/my, data,b/c=d,tiny,depth=7", {"root": "/my, data,b/c=d", "tiny": True, "depth": 7}),
+        ("root=a,,b\\,tiny,", {"root": "a,,b,tiny"}),
+        ("depth=7,root=/a\\,x=1,", {"depth": 7, "root": "/a,x=1"}),
+        ("data=x,y,root=,z", {"data": "x,y", "root": ",z"}),
+        ("tiny, depth=7 ,", {"tiny": True, "depth": 7}),
+        ("root=a,lenght=5", "no argument 'lenght'"),
+        ("root=a,dept=5", "no argument 'dept'. Did you mean 'depth'"),
+        ("root=a,tinny", "no argument 'tinny'. Did you mean 'tiny'"),
+        ("root=a,depth", {"root": "a,depth"}),
+        ("tiny,depth", "'depth' needs a value"),
+        ("depth=7,b", "no argument 'b'"),
+        ("tiny,b", "no argument 'b'"),
+        ("/a,b", "no argument '/a'"),
+    ],
+)
+def test_a_comma_in_a_string_belongs_to_it(text, found):
+    defaults = {"tiny": False, "data": "drawn", "root": None, "depth": 3}
+    if isinstance(found, str):
+        with pytest.raises(UserError, match=found):
+            parse_arg(text, **defaults)
+    else:
+        assert vars(parse_arg(text, **defaults)) == {**defaults, **found}
