@@ -173,7 +173,7 @@ def split_of(files: Sequence[File], root: str) -> dict[str, str]:
     """
     splits = {}
     saved = os.path.isfile(os.path.join(os.path.expanduser(root), "dataset_dict.json"))
-    depth = _common_folders(files)
+    depth = common_folders(files)
     for file in files:
         split = named_after(file.name.split("/")[depth])
         if split is None and not saved:
@@ -190,7 +190,7 @@ def split_of(files: Sequence[File], root: str) -> dict[str, str]:
 _SPLIT = re.compile(r"(train|validation|valid|val|dev|test)(?![A-Za-z])", re.IGNORECASE)
 
 
-def _common_folders(files: Sequence[File]) -> int:
+def common_folders(files: Sequence[File]) -> int:
     """How many folders, below the root, all files have in common, up to one named after a split."""
     parts = [file.name.split("/") for file in files]
     depth = 0
@@ -234,7 +234,7 @@ def by_split(files: Sequence[File], root: str, chosen: Mapping[str, str | None])
 
 def stems_of(files: Sequence[File]) -> dict[str, str]:
     """What each file, or the folder it is in, is called: ``train`` for ``train-00000-of-00002.csv.gz``."""
-    depth = _common_folders(files)
+    depth = common_folders(files)
     return {file.name: _stem(file.name.split("/")[depth]) for file in files}
 
 

@@ -129,7 +129,7 @@ def _headed(file: File, encoding: str, header: bool) -> Iterator[Row]:
 
 def text_of(file: File, encoding: str, newline: str = "") -> io.TextIOWrapper:
     """The text of a file, line ends as they are; see ``open`` for ``newline``. A byte-order mark tells its encoding."""
-    raw = open_file(file)
+    raw = io.BufferedReader(open_file(file))
     start = raw.peek(3)[:3]
     return io.TextIOWrapper(
         raw, next((e for bom, e in _BOMS.items() if start.startswith(bom)), encoding), newline=newline

@@ -198,6 +198,81 @@ def test_a_download_from_the_hub(tmp_path):
     assert {name: len(source) for name, source in data.splits.items()} == {"train": 17, "val": 3, "test": 10}
 
 
+def texts_in_folders(folder, *places):
+    for i, place in enumerate(places):
+        (folder / place).parent.mkdir(parents=True, exist_ok=True)
+        (folder / place).write_text(f" text {i}\n明月 \n", encoding="utf-8")
+    return str(folder)
+
+
+def test_a_folder_of_texts_for_each_class(tmp_path):
+    names = [f"{label}/{i}.txt" for label in ("pos", "neg") for i in range(10)]
+    data, _ = prepare(tmp_path, root=texts_in_folders(tmp_path / "d", *names, "notes.txt"))
+    assert everything(data) == sorted((f"text {i}\n明月", name[:3]) for i, name in enumerate(names))
+    assert {name: len(source) for name, source in data.splits.items()} == {"train": 16, "val": 2, "test": 2}
+    assert data.facts["class_names"] == ("neg", "pos") and "not used: notes.txt" in data.description
+
+
+def test_folders_of_texts_below_splits_as_imdb_has_them(tmp_path):
+    names = [f"x/{split}/{label}/{i}.txt" for split in ("train", "test") for label in ("pos", "neg") for i in range(4)]
+    others = ["x/imdbEr.txt", "x/train/urls_pos.txt", "x/train/unsup/0.txt", "x/train/unsup/1.txt", "x/README"]
+    root = texts_in_folders(tmp_path / "d", *names, *others)
+    data, _ = prepare(tmp_path, root=root, val_fraction=0.25)
+    assert {name: len(source) for name, source in data.splits.items()} == {"train": 6, "val": 2, "test": 8}
+    assert [label for _, label in texts_of(data, "test")] == ["neg"] * 4 + ["pos"] * 4
+    assert "not used: unsup, x/imdbEr.txt, x/train/urls_pos.txt" in data.description
+    for split, other in (("train", "part1"), ("test", "part2")):
+        (tmp_path / "d" / "x" / split).rename(tmp_path / "d" / "x" / other)
+    with pytest.raises(
+        UserError, match=r"has part1 and part2, each with the folders neg, pos; if the former are splits"
+    ):
+        prepare(tmp_path, root=root)
+    with pytest.raises(UserError, match="neither a table nor a folder of texts for each class"):
+        prepare(tmp_path, root=texts_in_folders(tmp_path / "e", "train/a.txt", "test/b.txt"))
+
+
+# ------------------------------------------------------------------------------------------------- columns and classes
+
+
+def test_a_text_of_several_columns(tmp_path):
+    rows = [{"title": f"t{i}", "body": None if i == 3 else f"b{i}", "topic": "xy"[i % 2], "a+b": "c"} for i in range(8)]
+    (tmp_path / "a.json").write_text(json.dumps({"data": rows}))
+    whole = {"root": str(tmp_path / "a.json"), "val_fraction": 0.0, "test_fraction": 0.0, "label": "topic"}
+    data, _ = prepare(tmp_path, **whole, text="title+body")
+    assert texts_of(data, "train") == [(f"t{i}" if i == 3 else f"t{i}\nb{i}", "xy"[i % 2]) for i in range(8)]
+    assert texts_of(prepare(tmp_path, **whole, text="a+b")[0], "train")[0] == ("c", "x")
+    pairs, _ = prepare(tmp_path, **whole, text="title", text_pair="a+b")
+    assert pairs.facts["pair"]
+    with pytest.raises(UserError, match="no column 'a'"):
+        prepare(tmp_path, **whole, text="title", text_pair="body+a")
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_a_file_names_the_classes_of_numbers(tmp_path, first):
+    (tmp_path / "d").mkdir()
+    rows = [(i % 3 + first, f"title {i}", f"body, {i}") for i in range(9)]
+    with open(tmp_path / "d" / "train.csv", "w", newline="") as file:
+        csv.writer(file, quoting=csv.QUOTE_ALL).writerows(rows)  # as AG News has it, without a header
+    (tmp_path / "d" / "test.csv").write_text(f'"{first}","a","b"\n')
+    (tmp_path / "d" / "classes.txt").write_text("World\nSports\n\nSci/Tech\n")
+    given = {"root": str(tmp_path / "d"), "text": "1+2", "label": "0"}
+    data, _ = prepare(tmp_path, **given)
+    assert data.facts["class_names"] == ("World", "Sports", "Sci/Tech")
+    assert texts_of(data, "test") == [("a\nb", "World")]
+    assert dict(everything(data))["title 7\nbody, 7"] == "Sports"
+    (tmp_path / "names").write_text("a\nb\nc\n")
+    other, said = prepare(tmp_path, **given, class_names=str(tmp_path / "names"))
+    assert said and other.facts["class_names"] == ("a", "b", "c") and other.fingerprint() != data.fingerprint()
+    few, many = "names 1 classes, for labels 0 to 0 or 1 to 1, but .* has", "be either: leave only the names that occur"
+    for content, says in (("a\n", few), ("a\n" * 4, many)):
+        (tmp_path / "d" / "classes.txt").write_text(content)
+        if first or says == few:
+            with pytest.raises(UserError, match=says):
+                prepare(tmp_path, **given)
+    with pytest.raises(UserError, match="there is no file klasses.txt, nor one of that name in"):
+        prepare(tmp_path, **given, class_names="klasses.txt")
+
+
 # --------------------------------------------------------------------------------------------------- cache, pipeline
 
 
@@ -269,7 +344,12 @@ def test_a_users_text_is_an_example_without_label(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "given", "says"),
     [
-        ("a.csv", "headline,verdict\nx,1\n", {}, r"columns 'headline', 'verdict'; name the one of the text and label"),
+        (
+            "a.csv",
+            "headline,verdict\nx,1\n",
+            {},
+            r"columns 'headline', 'verdict'; name the one of the text and label after the recipe, as in :root",
+        ),
         ("a.csv", "text,verdict\nx,1\n", {}, "name the one of the label"),
         ("a.csv", "text,label\nx,1\n", {"label": "lable"}, "no column 'lable'. Did you mean 'label'"),
         ("a.csv", "text,label\nx,1\ny\n", {}, "a.csv, line 3 has 1 columns instead of 2"),
@@ -290,7 +370,7 @@ def test_a_users_text_is_an_example_without_label(tmp_path):
         ("a.jsonl", '{"text": "x", "label": 0.5}', {}, "line 1: 'label' is 0.5, neither"),
         ("a.jsonl", '{"text": 3, "label": 1}', {}, "line 1: 'text' is int, not text"),
         ("a.jsonl", '["x", 1]', {}, "record 1 is list, not an object"),
-        ("a.txt", "x", {}, "holds no table"),
+        ("a.txt", "x", {}, "is neither a table nor a folder of texts for each class"),
         ("a.parquet", "x", {}, "cannot be read"),
         ("a.arrow", "nothing of the kind", {}, "cannot be read"),
         ("a.zip", "x", {}, "a.zip cannot be read"),

@@ -1,4 +1,5 @@
-"""Texts, or pairs of texts, with a class each: tables and JSON of any kind, and Hugging Face's folders (see ``files``).
+"""Texts, or pairs of texts, with a class each: tables and JSON of any kind, Hugging Face's folders (see ``files``), and
+a folder of texts for each class.
 
 Rows -> splits -> tokenizer -> tokens, which are kept in the cache. An example is, with L = ``length``:
 
@@ -17,6 +18,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
+import os
 import pathlib
 import re
 from collections import Counter
@@ -30,7 +32,17 @@ from bigbase_jax.core import Example, Source, UserError
 from bigbase_jax.data import cache as caches
 from bigbase_jax.data import ragged
 from bigbase_jax.data.documents import Format
-from bigbase_jax.data.files import File, by_split, unused
+from bigbase_jax.data.files import (
+    TABLES,
+    File,
+    by_split,
+    common_folders,
+    kind_of,
+    list_files,
+    named_after,
+    one_file,
+    unused,
+)
 from bigbase_jax.data.ragged import Ragged
 from bigbase_jax.data.rows import Row, checked, class_names, first_line, rows, tables
 from bigbase_jax.data.sources.splits import digest, stratified, to_split_off
@@ -54,27 +66,48 @@ _TEXTS: tuple[tuple[str, str | None], ...] = (
 _LABELS = ("label", "labels", "class", "target", "sentiment", "category", "coarse_label", "intent", "stars", "rating")
 
 
+_UNLABELLED = {"unsup", "unsupervised", "unlabelled", "unlabeled"}  # folders beside those of classes
+
+
 class Columns(NamedTuple):
     """Which columns hold what; ``header``: whether tables name theirs in the first line."""
 
-    text: str
-    text_pair: str | None
+    text: tuple[str, ...]
+    text_pair: tuple[str, ...]
     label: str
     header: bool
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class LabelledText:
-    """Rows of a text, or two, and a class; ``prepare`` reads them.
-
-    Files named after splits (``train.tsv``, ``dev.tsv``, ``test/...``) keep them; a missing val is taken from train,
-    and a missing test where there is nothing but train: dealt by class, equal texts to the same split. Rows without
-    text are left out, and so is a split without labels, which is said.
+class Files(NamedTuple):
+    """What is read.
 
     Attributes:
-      root: a file (a zip with one in it also) or a folder.
+      splits: files by split, all of them under "" where there are no splits.
+      unused: what others are called.
+      class_of: where each file is one text, its class by its name.
+    """
+
+    splits: dict[str, list[File]]
+    unused: list[str]
+    class_of: dict[str, str]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LabelledText:
+    """Rows of a text, or two, and a class; ``prepare`` reads them. Where there are no tables, ``CLASS/*.txt``, or
+    ``{train,val,test}/CLASS/*.txt``, are texts of the class after which their folder is called.
+
+    Files or folders named after splits (``train.tsv``, ``dev.tsv``, ``test/...``) keep them; a missing val is taken
+    from train, and a missing test where there is nothing but train: dealt by class, equal texts to the same split. Rows
+    without text are left out, and so is a split without labels, which is said.
+
+    Attributes:
+      root: a file, an archive or a folder.
       text, text_pair, label: names of the columns, or their numbers from 0 in tables without a header; None: the usual
-        names, where there are such, and in a table of two columns without a header the label is the whole number.
+        names, where there are such, and in a table of two columns without a header the label is the whole number. A
+        text may be several columns, joined by line ends: "title+body".
+      class_names: a file with the name of a class in each line, for labels that are numbers from 0 or 1; it may lie in
+        ``root``. None: ``classes.txt`` there, if there is one.
       tokenizer: fitted to the training texts, or read (``TokenizerFile``).
       length: L; what is longer is cut.
       train, val, test: what the files of the split are called, where not after it (``val="validation_matched"``).
@@ -90,6 +123,7 @@ class LabelledText:
     text: str | None = None
     text_pair: str | None = None
     label: str | None = None
+    class_names: str | None = None
     tokenizer: Any = SUBWORDS
     length: int = 128
     train: str | None = None
@@ -131,16 +165,41 @@ class LabelledText:
                 caches.prune(cache, limit_bytes, [cache / f"cache-{key}"])
         return Labelled(self, found)
 
-    def files(self) -> tuple[dict[str, list[File]], list[str]]:
-        """Files by split, all of them under "" where there are no splits; and what unused ones are called."""
-        found = tables(self.root, self.encoding)
-        used = by_split(found, self.root, {"train": self.train, "val": self.val, "test": self.test})
-        return used, unused(found, used)
+    def files(self) -> Files:
+        """The files by split."""
+        chosen = {"train": self.train, "val": self.val, "test": self.test}
+        listed = list_files(self.root)
+        class_of = _class_folders(listed, self.root)
+        if not class_of:
+            try:
+                found = tables(self.root, self.encoding)
+            except UserError as error:
+                wanted = "neither a table nor a folder of texts for each class (CLASS/*.txt, train/CLASS/*.txt)"
+                raise UserError(f"{self.root} is {wanted}: {error}") from error
+            used = by_split(found, self.root, chosen)
+            return Files(used, unused(found, used), {})
+        used = by_split([file for file in listed if file.name in class_of], self.root, chosen)
+        others = {part for file in listed if file.name not in class_of for part in _place(file)}
+        return Files(used, sorted(others), class_of)
+
+    def names(self) -> list[str] | None:
+        """The names of the classes, where a file has them; see ``class_names``."""
+        wanted = self.class_names or "classes.txt"
+        if self.class_names and os.path.isfile(os.path.expanduser(wanted)):
+            found = [one_file(wanted)]
+        else:
+            found = [file for file in list_files(self.root) if os.path.basename(file.name) == wanted]
+        if not found and self.class_names:
+            raise UserError(
+                f"there is no file {wanted}, nor one of that name in {self.root}, to read class_names from."
+            )
+        lines = Format(unit="line", encoding=self.encoding).documents(found[0]) if found else None
+        return None if lines is None else ["".join(line.blocks).strip() for line in lines]
 
     def stamp(self) -> list[Any]:
         """What changes when the rows change, and all that says how to read them."""
-        files = [[split, *file] for split, given in self.files()[0].items() for file in given]
-        return [files, [self.text, self.text_pair, self.label, self.encoding]]
+        files = [[split, *file] for split, given in self.files().splits.items() for file in given]
+        return [files, [self.text, self.text_pair, self.label, self.encoding, self.names()]]
 
     def dealing(self) -> list[Any]:
         """What the splits depend on."""
@@ -300,9 +359,10 @@ class _Survey:
 
     def __init__(self, data: LabelledText):
         self._data = data
-        self._files, self._unused = data.files()
+        self._files, self._unused, self._class_of_file = data.files()
         first = next(file for files in self._files.values() for file in files)
-        self.columns = _columns(data, first)
+        folders = Columns(("text",), (), "label", True)
+        self.columns = folders if self._class_of_file else _columns(data, first)
         self._names = class_names(first, self.columns.label)
         self._empty = 0
         given: list[str] = []
@@ -323,7 +383,11 @@ class _Survey:
             ):
                 raise UserError(f"{where[None]} has no label in {self.columns.label!r}; give it one or delete the row.")
         self._unlabelled = sorted(unlabelled)
-        self.class_names, self._class_of = _classes(label_N, self._names, self.columns.label, where, data.root)
+        base = 0
+        if self._names is None and (listed := data.names()):
+            number = _first_label(listed, set(label_N) - {None}, data)
+            base, self._names = (0, None) if number is None else (number, listed)
+        self.class_names, self._class_of = _classes(label_N, self._names, base, self.columns.label, where, data.root)
         self._split_N = self._deal(given, print_N, label_N)
 
     def _read(self, count: bool = False) -> Iterator[tuple[str, _Kept]]:
@@ -331,15 +395,23 @@ class _Survey:
         text, pair, label, header = self.columns
         for split, files in self._files.items():
             for file in files:
-                for row in rows(file, self._data.encoding, header):
-                    for name in (text, pair, label):
-                        if name is not None and name not in row.values:
+                for row in self._rows(file, header):
+                    for name in (*text, *pair, label):
+                        if name not in row.values:
                             raise UserError(f"{row.where} has no {name!r}.{suggest(name, row.values, 'column')}")
-                    texts = tuple("" if name is None else _text(row, name) for name in (text, pair))
-                    if not all(t for t, name in zip(texts, (text, pair), strict=True) if name is not None):
+                    first, second = (_text(row, names) for names in (text, pair))
+                    if not first or (pair and not second):
                         self._empty += count
                         continue
-                    yield split, _Kept((texts[0], texts[1]), _label(row, label, self._names is not None), row)
+                    found = self._class_of_file.get(file.name) or _label(row, label, self._names is not None)
+                    yield split, _Kept((first, second), found, row)
+
+    def _rows(self, file: File, header: bool) -> Iterator[Row]:
+        if not self._class_of_file:
+            return rows(file, self._data.encoding, header)
+        documents = Format(encoding=self._data.encoding).documents(file)
+        text = "".join(block for document in documents for block in document.blocks)
+        return iter([Row(1, {"text": text, "label": self._class_of_file[file.name]}, file)])
 
     def _deal(self, given: list[str], print_N: list[bytes], label_N: list[Any]) -> list[str]:
         """The split of each row; "" where it is left out."""
@@ -384,7 +456,7 @@ class _Survey:
         return {
             "tokenizer": tokenizer.state(),
             "class_names": self.class_names,
-            "pair": self.columns.text_pair is not None,
+            "pair": bool(self.columns.text_pair),
             "empty": self._empty,
             "unlabelled": self._unlabelled,
             "shared": dict(self._shared),
@@ -404,50 +476,93 @@ def _batches(kept: Iterable[tuple[str, _Kept]]) -> Iterator[list[tuple[str, _Kep
         yield waiting
 
 
+def _place(file: File) -> tuple[str, ...]:
+    """What says where a file lies that is no text of a class: the folder of texts without one, or its own name."""
+    folders = [part for part in file.name.split("/") if part in _UNLABELLED]
+    return tuple(folders[:1]) or (file.name,)
+
+
+def _class_folders(files: Sequence[File], root: str) -> dict[str, str]:
+    """The class of each text that lies in a folder for its class, by name; nothing where there are tables, or no such
+    folders.
+
+    Raises:
+      UserError: the folders of splits have names that nobody knows, so that they would be classes.
+    """
+    if any(kind_of(file.name) in TABLES for file in files):
+        return {}
+    depth = common_folders(files)
+    parts = {file.name: file.name.split("/")[depth:] for file in files}
+    if any(len(p) > 2 and named_after(p[0]) == "train" for p in parts.values()):
+        found = {name: p[1] for name, p in parts.items() if len(p) > 2 and named_after(p[0])}
+    else:
+        found = {name: p[0] for name, p in parts.items() if len(p) > 1}
+        below: dict[str, set[str]] = {}
+        for name, folder in found.items():
+            below.setdefault(folder, set()).update(set(parts[name][1:-1][:1]) - _UNLABELLED)
+        inside = next(iter(below.values()), set())
+        if len(below) > 1 and len(inside) > 1 and all(names == inside for names in below.values()):
+            raise UserError(
+                f"{root} has {' and '.join(sorted(below))}, each with the folders {', '.join(sorted(inside))}; if the"
+                " former are splits, call them train, val or test."
+            )
+    found = {name: folder for name, folder in found.items() if folder not in _UNLABELLED}
+    return found if any(not named_after(folder) for folder in found.values()) and len(set(found.values())) > 1 else {}
+
+
 def _columns(data: LabelledText, file: File) -> Columns:
     """The columns to read: those that the config names, and the usual ones for the rest."""
     line = first_line(file, data.encoding)
-    named = [name for name in (data.text, data.text_pair, data.label) if name is not None]
-    if line is not None and data.text is not None and data.label is not None and all(n.isdigit() for n in named):
-        return Columns(data.text, data.text_pair, data.label, False)
-    if line is not None and not named and len(line) == 2 and sum(map(_is_whole, line)) == 1:
+    given = [name for name in (data.text, data.text_pair, data.label) if name is not None]
+    numbers = all(part.strip().isdigit() for name in given for part in name.split("+"))
+    if line is not None and data.text is not None and data.label is not None and numbers:
+        return Columns(_several(data.text), _several(data.text_pair), data.label, False)
+    if line is not None and not given and len(line) == 2 and sum(map(_is_whole, line)) == 1:
         place = [_is_whole(cell) for cell in line].index(True)
-        return Columns(str(1 - place), None, str(place), False)
+        return Columns((str(1 - place),), (), str(place), False)
     first = next(rows(file, data.encoding), None)
     names = list(first.values) if first is not None else line or []
+    text, pair, label = _several(data.text, names), _several(data.text_pair, names), data.label
+    named = [*text, *pair, *([] if label is None else [label])]
     for name in named:
         if names and name not in names:
             raise UserError(f"{file} has no column {name!r}.{suggest(name, names, 'column')}")
     if not names:
         raise UserError(f"{file} has no rows.")
-    text, pair, label = data.text, data.text_pair, data.label
-    if text is None:
+    if not text:
         free = [name for name in names if name not in named]
-        usual = [(a, b) for a, b in _TEXTS if a in free and (b is None or (b in free and pair is None))]
-        text, pair = usual[0][0] if usual else None, pair or (usual[0][1] if usual else None)
+        usual = next(((a, b) for a, b in _TEXTS if a in free and (b is None or (b in free and not pair))), None)
+        if usual is not None:
+            text, pair = (usual[0],), pair or _several(usual[1])
     if label is None:
-        label = next((name for name in _LABELS if name in names and name not in (text, pair)), None)
-    if text is None or label is None:
-        what = " and ".join(w for w, name in (("text", text), ("label", label)) if name is None)
+        label = next((name for name in _LABELS if name in names and name not in (*text, *pair)), None)
+    if not text or label is None:
+        what = " and ".join(w for w, name in (("text", text), ("label", label)) if not name)
         shown = ", ".join(repr(name if len(name) < 30 else name[:27] + "...") for name in names[:8])
         raise UserError(
-            f"{file} has the columns {shown}; name the one of the {what} in data.dataset (text='...', label='...'), by"
-            " number from 0 where a table has no header."
+            f"{file} has the columns {shown}; name the one of the {what} after the recipe, as in"
+            " :root=...,text=title+body,label=topic, by number from 0 where a table has no header."
         )
     return Columns(text, pair, label, True)
+
+
+def _several(given: str | None, names: Sequence[str] = ()) -> tuple[str, ...]:
+    """The columns that a text is joined of: ``a+b``, unless one is called so."""
+    if given is None or given in names:
+        return () if given is None else (given,)
+    return tuple(name.strip() for name in given.split("+"))
 
 
 def _is_whole(cell: str) -> bool:
     return re.fullmatch(r"-?\d+(\.0+)?", cell.strip(), re.ASCII) is not None
 
 
-def _text(row: Row, name: str) -> str:
-    value = row.values[name]
-    if value is None:
-        return ""
-    if not isinstance(value, str):
-        raise UserError(f"{row.where}: {name!r} is {type(value).__name__}, not text.")
-    return checked(value.strip(), row.where)
+def _text(row: Row, names: Sequence[str]) -> str:
+    values = {name: row.values[name] for name in names if row.values[name] is not None}
+    for name, value in values.items():
+        if not isinstance(value, str):
+            raise UserError(f"{row.where}: {name!r} is {type(value).__name__}, not text.")
+    return checked("\n".join(values.values()).strip(), row.where)
 
 
 def _label(row: Row, name: str, has_names: bool) -> Any:
@@ -465,16 +580,39 @@ def _label(row: Row, name: str, has_names: bool) -> Any:
     raise UserError(f"{row.where}: {name!r} is {value!r}, neither a word nor a whole number, and so no class.")
 
 
+def _first_label(names: Sequence[str], found: set[Any], data: LabelledText) -> int | None:
+    """The number that the first of the names in a file stands for, 0 or 1; None where the labels are names already.
+
+    Raises:
+      UserError: they are other numbers, or may be either.
+    """
+    if data.class_names is None and any(isinstance(label, str) for label in found):
+        return None
+    n = len(names)
+    fits = [base for base in (0, 1) if found <= set(range(base, base + n))]
+    if len(fits) == 1:
+        return fits[0]
+    shown = ", ".join(map(repr, sorted(found, key=str)[:6]))
+    raise UserError(
+        f"{data.class_names or 'classes.txt'} names {n} classes, for labels 0 to {n - 1} or 1 to {n}, but {data.root}"
+        f" has {shown}{', which may be either: leave only the names that occur' if fits else ''}."
+    )
+
+
 def _classes(
-    label_N: Sequence[Any], names: Sequence[str] | None, column: str, where: Mapping[Any, str], root: str
+    label_N: Sequence[Any], names: Sequence[str] | None, base: int, column: str, where: Mapping[Any, str], root: str
 ) -> tuple[list[str], dict[Any, int]]:
-    """The names of the classes, and the class of each label: numbers in their order, words by alphabet."""
+    """The names of the classes, and the class of each label: numbers in their order, words by alphabet.
+
+    Args:
+      names: of the classes that numbers from ``base`` on stand for, if they are known.
+    """
     found = {label for label in label_N if label is not None}
     if names is not None:
         for label in found:
-            if not isinstance(label, int) or not 0 <= label < len(names):
+            if not isinstance(label, int) or not base <= label < base + len(names):
                 raise UserError(f"{where[label]} has the label {label!r}; {column!r} has {len(names)} classes from 0.")
-        return list(names), {i: i for i in range(len(names))}
+        return list(names), {base + i: i for i in range(len(names))}
     if len(found) < 2:
         raise UserError(f"all rows of {root} have the label {next(iter(found))!r}; two classes are the least.")
     if len(found) > max(20, len(label_N) // 2):
