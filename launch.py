@@ -1,4 +1,4 @@
-"""The command line: flags -> config -> one verb of the package.
+r"""The command line: flags -> config -> one verb of the package.
 
 python launch.py --config=configs/catdog.py                       train, evaluate, report
 python launch.py --config=RECIPE --sweep=experiments/STUDY/sweep.py --workers=2    many runs, the best of them
@@ -20,6 +20,7 @@ import json
 import os
 import sys
 
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # XLA's notes to its own developers; what fails is raised
 if "--mode=doctor" in sys.argv:  # before the other imports: it also has to run where these fail
     from bigbase_jax import doctor
 
@@ -36,13 +37,13 @@ MODES = ("train", "eval", "predict", "generate", "report", "compare", "export", 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The recipe: configs/NAME.py[:argument,...].")
 _MODE = flags.DEFINE_string("mode", "train", f"What to do: {', '.join(MODES)}.")
 _WORKDIR = flags.DEFINE_multi_string("workdir", None, "The run folder; default: runs/ and the recipe's name.")
-_STEP = flags.DEFINE_integer("step", None, "eval, predict, ...: the checkpoint to use; default: the best, or the last.")
+_STEP = flags.DEFINE_integer("step", None, "eval, predict, generate, export: the checkpoint to use; default: the best, or the last.")
 _SPLIT = flags.DEFINE_string("split", None, "eval, compare: the split; default: test, or else val.")
 _INPUT = flags.DEFINE_string("input", None, "predict: files, by a path or quoted pattern; generate: prompts.")
 _TO = flags.DEFINE_string("to", "safetensors", "export: what to write: safetensors, adapter.")
-_OUTPUT = flags.DEFINE_string("output", None, "The folder to write; export: the run's export/; compare: comparison/.")
+_OUTPUT = flags.DEFINE_string("output", None, "export, compare: the folder to write; default: the run's export/, or comparison/.")
 _COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, where a cluster does not say it.")
-_PROCESSES = flags.DEFINE_integer("num_processes", None, "How many processes run this command; 1: this one alone.")
+_PROCESSES = flags.DEFINE_integer("num_processes", None, "How many processes run this command; 1 is this one alone.")
 _PROCESS = flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.")
 _LOST_AFTER = flags.DEFINE_float("lost_after", 30.0, "Seconds of silence after which a process is given up.", 3)
 _SPAWN = flags.DEFINE_integer("spawn", None, "train, eval: run as so many processes on this machine's CPU, to try it.")

@@ -7,12 +7,13 @@ import pathlib
 import re
 import runpy
 import sys
+import textwrap
 import threading
 import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from absl import app, flags
+from absl import flags
 from ml_collections import ConfigDict
 
 from bigbase_jax import redact
@@ -108,7 +109,9 @@ def parse(argv: list[str]) -> list[str]:
             beside = pathlib.Path(path).parent
             recipes = [str(p) for folder in (beside, pathlib.Path("configs")) for p in folder.glob("*.py")]
             raise UserError(f"there is no recipe {path!r}.{suggest(path, recipes, 'recipe')}")
-    app.define_help_flags()
+    if {"-h", "--help"} & set(argv[1:]):
+        print(f"{sys.modules['__main__'].__doc__}\n{usage()}")
+        sys.exit(0)
     try:
         return flags.FLAGS(argv)
     except (flags.Error, KeyError, AttributeError, TypeError, ValueError) as error:
@@ -117,6 +120,26 @@ def parse(argv: list[str]) -> list[str]:
         known = isinstance(error, (KeyError, AttributeError))
         said = (known and misspelt_key(argv)) or str(error.args[0] if error.args else error).strip().splitlines()[0]
         raise UserError(f"the command line does not fit: {said}") from error
+
+
+def usage() -> str:
+    """Every flag of the command line, below the verbs that its help names (``"eval, compare: the split"``)."""
+    groups: dict[str, list[str]] = {"all verbs": []}
+    for flag in flags.FLAGS.get_flags_for_module(sys.argv[0]) + flags.FLAGS.get_flags_for_module(__name__):
+        said: dict[str, str] = {}
+        verbs = ["all verbs"]
+        for clause in (flag.help or "").partition(";\n")[0].removesuffix(".").split("; "):
+            names, colon, text = clause.partition(": ")
+            if colon and names.islower() and not names.startswith("default"):
+                verbs = names.split(", ")
+            for verb in verbs:
+                said[verb] = f"{said[verb]}; {clause}" if verb in said else text if verb != "all verbs" else clause
+        form = f"--[no]{flag.name}" if flag.boolean else f"--{flag.name}="
+        for verb, text in said.items():
+            lines = textwrap.wrap(text, 118, initial_indent=f"  {form:<19} ", subsequent_indent=" " * 22)
+            groups.setdefault(verb, []).append("\n".join(lines))
+    known = "Any key of the recipe is a flag as well: --config.train.steps=100."
+    return "\n\n".join([*("\n".join([f"{verb}:", *sorted(rows)]) for verb, rows in sorted(groups.items())), known])
 
 
 def misspelt_key(argv: list[str]) -> str | None:

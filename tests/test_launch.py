@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -357,6 +358,17 @@ def test_mistakes_are_one_sentence(args, sentence, tmp_path):
     _, out, err = launch(*args, status=2, XLA_FLAGS="--xla_force_host_platform_device_count=8")
     assert sentence in err.splitlines()[-1], err
     assert not out
+
+
+def test_help_shows_every_flag_below_the_verbs_that_take_it():
+    done = subprocess.run([sys.executable, ROOT / "launch.py", "--help"], capture_output=True, text=True)
+    assert done.returncode == 0 and not done.stderr
+    groups = dict(part.split(":\n", 1) for part in done.stdout.split("\n\n") if ":\n" in part)
+    sources = "".join(p.read_text() for p in (ROOT / "launch.py", ROOT / "bigbase_jax" / "command_line.py"))
+    flags = set(re.findall(r'DEFINE_\w+\(\s*"(\w+)"', sources))
+    assert {"config", "prompt", "sweep_index"} <= flags
+    assert set(re.findall(r"^  --(?:\[no\])?(\w+)", done.stdout, re.MULTILINE)) == flags
+    assert "--prompt=" in groups["generate"] and "--prompt=" not in groups["eval"] and "--split=" in groups["eval"]
 
 
 def test_a_bug_in_a_recipe_keeps_its_traceback(tmp_path):
