@@ -104,7 +104,7 @@ def chart(
     x0, x1 = min(xs), max(xs)
     if x0 == x1:
         x0, x1 = x0 - 1, x1 + 1
-    ticks_y = ticks(min(ys), max(ys))
+    ticks_y = ticks(*_apart(name, min(ys), max(ys)))
     y0, y1 = ticks_y[0], ticks_y[-1]
 
     def at(x: float, y: float) -> tuple[float, float]:
@@ -118,7 +118,7 @@ def chart(
         px, py = at(x0, y)
         out.append(f'<line class="grid" x1="{px:.1f}" x2="{width - right}" y1="{py:.1f}" y2="{py:.1f}"/>')
         out.append(f'<text x="{left - 8}" y="{py + 4:.1f}" text-anchor="end">{e(_axis(name, y, y1 - y0))}</text>')
-    for x in ticks(x0, x1, 5):
+    for x in ticks(x0, x1, 5, whole=True):
         if x0 <= x <= x1:
             px, _ = at(x, y0)
             anchor = "end" if px > width - 30 else "middle"
@@ -145,13 +145,25 @@ def chart(
     return f"<figure><figcaption><b>{e(title)}</b>{legend}</figcaption>{''.join(out)}</figure>"
 
 
-def ticks(low: float, high: float, count: int = 5) -> list[float]:
-    """Round numbers at even steps that enclose [low, high]."""
+def _apart(name: str, low: float, high: float) -> tuple[float, float]:
+    """Ends of an axis that are so far apart that noise looks like noise: a twentieth of the values, or of 100 %."""
+    missing = (0.05 if name in SHARES else max(abs(low), abs(high)) / 20) - (high - low)
+    if missing <= 0:
+        return low, high
+    low, high = low - missing / 2, high + missing / 2
+    if name in SHARES:
+        low, high = (1 - (high - low), 1.0) if high > 1 else (max(0.0, low), high)
+    return low, high
+
+
+def ticks(low: float, high: float, count: int = 5, whole: bool = False) -> list[float]:
+    """Round numbers at even steps that enclose [low, high]; with ``whole``, numbers of things."""
     if low == high:
         low, high = low - (abs(low) or 1) * 0.5, high + (abs(high) or 1) * 0.5
-    raw = (high - low) / count
+    raw = max((high - low) / count, 1.0 if whole else 0.0)
     scale = 10.0 ** math.floor(math.log10(raw))
-    step = next(m * scale for m in (1, 2, 2.5, 5, 10) if m * scale >= raw * 0.999)
+    steps = (m * scale for m in (1, 2, 2.5, 5, 10) if not (whole and m * scale % 1))
+    step = next(step for step in steps if step >= raw * 0.999)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     return [i * step for i in range(first, last + 1)]
 

@@ -13,10 +13,12 @@ import shutil
 import numpy as np
 import pytest
 from scipy import stats
+from sklearn import metrics as sk
 from test_launch import launch
 
 from bigbase_jax import command_line, compare
 from bigbase_jax.compare import importance, runs, scores, statistics, tables
+from bigbase_jax.compare.scores import AUC, F1, Ratio
 from bigbase_jax.core import UserError
 
 NASTY = "<script>alert(\"x\")</script> & 'co'"
@@ -118,7 +120,8 @@ def test_the_paired_bootstrap_agrees_with_scipys():
     rng = np.random.default_rng(0)
     a_N, b_N = rng.random(60), rng.random(60)
     b_N = 0.7 * a_N + 0.3 * b_N + 0.05
-    resampled_RC = statistics.resampled(np.stack([a_N, b_N], 1), np.ones((60, 2)), 20_000)
+    columns = [Ratio(x_N, np.ones(60)).sample for x_N in (a_N, b_N)]
+    resampled_RC = statistics.resampled(columns, 60, 20_000)
     low, high = statistics.percentiles(resampled_RC[:, 1] - resampled_RC[:, 0])
     want = stats.bootstrap(
         (b_N, a_N), lambda x, y, axis: (x - y).mean(axis=axis), paired=True, method="percentile", n_resamples=20_000,
@@ -126,24 +129,44 @@ def test_the_paired_bootstrap_agrees_with_scipys():
     )  # fmt: skip
     assert (low, high) == pytest.approx(tuple(want.confidence_interval), abs=0.02 * (high - low) + 1e-3)
     assert np.std(resampled_RC[:, 1] - resampled_RC[:, 0]) == pytest.approx(want.standard_error, rel=0.03)
-    alone_RC = statistics.resampled(a_N[:, None], np.ones((60, 1)), 20_000)
+    alone_RC = statistics.resampled(columns[:1], 60, 20_000)
     np.testing.assert_allclose(alone_RC[:, 0], resampled_RC[:, 0], rtol=1e-12)  # the same draws in every call
 
 
 def test_resampling_in_chunks_draws_the_same(monkeypatch):
-    x_NC = np.random.default_rng(0).random((30, 2))
-    whole_RC = statistics.resampled(x_NC, np.ones((30, 2)), 100)
+    columns = [Ratio(x_N, np.ones(30)).sample for x_N in np.random.default_rng(0).random((2, 30))]
+    whole_RC = statistics.resampled(columns, 30, 100)
     monkeypatch.setattr(statistics, "_CHUNK", 30 * 7)
-    found_RC = statistics.resampled(x_NC, np.ones((30, 2)), 100)
+    found_RC = statistics.resampled(columns, 30, 100)
     np.testing.assert_allclose(found_RC, whole_RC, rtol=1e-12)  # a product of another size may sum in another order
 
 
 def test_ratios_of_sums_are_resampled_as_such():
     """Two examples, of 1 and of 3 tokens: a sample holds the one, the other, or both."""
-    nats_N1, tokens_N1 = np.array([[2.0], [3.0]]), np.array([[1.0], [3.0]])
-    values, counts = np.unique(statistics.resampled(nats_N1, tokens_N1, 4000), return_counts=True)
+    nats_per_token = Ratio(np.array([2.0, 3.0]), np.array([1.0, 3.0]))
+    values, counts = np.unique(statistics.resampled([nats_per_token.sample], 2, 4000), return_counts=True)
     np.testing.assert_allclose(values, [1.0, 1.25, 2.0])
     np.testing.assert_allclose(counts / 4000, [0.25, 0.5, 0.25], atol=0.03)
+
+
+@pytest.mark.parametrize("K", [2, 4])
+def test_f1_and_auc_of_samples_are_scikit_learns(K):
+    rng = np.random.default_rng(K)
+    label_N = rng.integers(0, K, 50)
+    p_NK = np.round(rng.dirichlet(np.ones(K), 50), 1)  # with ties
+    guess_N = p_NK.argmax(-1)
+    drawn_RN = rng.integers(0, 50, (5, 50))
+    count_RN = np.stack([np.bincount(row_N, minlength=50) for row_N in drawn_RN]).astype(float)
+    for positive in (None, 1):
+        found_R = F1(label_N, guess_N, positive).sample(count_RN)
+        words = {"average": "macro"} if positive is None else {"labels": [positive], "average": "macro"}
+        want_R = [sk.f1_score(label_N[row], guess_N[row], zero_division=0, **words) for row in drawn_RN]
+        np.testing.assert_allclose(found_R, want_R, rtol=1e-12)
+    want_R = []
+    for row in drawn_RN:
+        classes = range(K) if K > 2 else (1,)
+        want_R.append(np.mean([sk.roc_auc_score(label_N[row] == k, p_NK[row, k]) for k in classes]))
+    np.testing.assert_allclose(AUC(p_NK, label_N).sample(count_RN), want_R, rtol=1e-12)
 
 
 def test_the_bootstraps_p_value_agrees_with_its_interval():
@@ -182,8 +205,8 @@ def test_scores_of_a_classifier_are_those_of_its_evaluation(tmp_path):
     found = scores.read(runs.read(tmp_path / "run", "run", None), "test")
     evaluated = json.loads((tmp_path / "run" / "eval-test.json").read_text())
     np.testing.assert_array_equal(found.scores["accuracy"].total_N, right_N)
-    assert found.scores["accuracy"].mean() == pytest.approx(evaluated["accuracy"])
-    assert found.scores["log_loss"].mean() == pytest.approx(evaluated["loss"])
+    assert found.mean("accuracy") == pytest.approx(evaluated["accuracy"])
+    assert found.mean("log_loss") == pytest.approx(evaluated["loss"])
 
 
 def language_run(folder, nats_NL, target_NL):
@@ -287,7 +310,8 @@ def test_predictions_that_do_not_pair_are_one_sentence(tmp_path, arrays, sentenc
 def test_a_pair_holds_both_tests_of_the_same_examples(tmp_path):
     a_N, b_N = make_run(tmp_path / "a"), make_run(tmp_path / "b", skill=2.0, rate=0.2)
     found = compared(tmp_path / "a", tmp_path / "b", resamples=4000)
-    accuracy, log_loss = found.pairs
+    accuracy, log_loss, f1, auc = found.pairs
+    assert (f1.metric, auc.metric) == ("f1", "auc") and f1.low <= f1.difference <= f1.high and auc.mcnemar is None
     assert accuracy.difference == pytest.approx(b_N.mean() - a_N.mean()) and accuracy.examples == N
     assert accuracy.mcnemar == statistics.mcnemar(a_N, b_N) and accuracy.mcnemar_holm == accuracy.mcnemar.p
     error = (b_N.astype(float) - a_N).std() / np.sqrt(N)
@@ -621,7 +645,7 @@ def test_the_same_examples_are_compared_however_they_were_encoded(tmp_path):
     make_run(tmp_path / "a", fingerprint="read by words", examples="e1")
     make_run(tmp_path / "b", skill=2.0, fingerprint="read by bytes", examples="e1", width=8)
     found = compared(tmp_path / "a", tmp_path / "b")
-    assert {pair.metric for pair in found.pairs} == {"accuracy", "loss"} and found.notes == []
+    assert {pair.metric for pair in found.pairs} == {"accuracy", "loss", "f1", "auc"} and found.notes == []
     assert tables.best(found, "accuracy") == ["b"]
     make_run(tmp_path / "b", skill=2.0, fingerprint="read by bytes", examples="e2", width=8)
     found = compared(tmp_path / "a", tmp_path / "b")
@@ -654,7 +678,8 @@ def test_two_runs_through_the_command_line(tmp_path):
         shutil.rmtree(tmp_path / name / "checkpoints")  # neither the model nor the data is needed
     folders = [f"--workdir={tmp_path / name}" for name in ("slow", "fast")]
     result, out, err = launch("--mode=compare", *folders, f"--output={tmp_path / 'out'}")
-    assert result["baseline"] == "slow" and {p["metric"] for p in result["pairs"]} == {"accuracy", "log_loss"}
+    assert result["baseline"] == "slow"
+    assert {p["metric"] for p in result["pairs"]} == {"accuracy", "log_loss", "f1", "auc"}
     assert "What differs" in out and "optim.learning_rate" in out and "Against slow" in out and "comparison:" in err
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
         "comparison.html",

@@ -123,6 +123,21 @@ class Comparison:
         return [run for group in self.groups for run in group.runs]
 
     @property
+    def models(self) -> dict[str, str]:
+        """The class of each group's model, by the group's name, where they differ."""
+        found = {group.name: group.model or "" for group in self.groups}
+        return found if len(set(found.values())) > 1 else {}
+
+    @property
+    def against(self) -> str:
+        """The title of the paired tests: ``"Against NAME"``, or ``"Bert against BagOfWords"`` of two unlike models."""
+        first, *others = self.groups
+        if not self.models:
+            return f"Against {first.name}"
+        base = self.models[first.name]
+        return f"{self.models[others[0].name]} against {base}" if len(others) == 1 else f"Against {first.name} ({base})"
+
+    @property
     def varied(self) -> dict[str, list[Any]]:
         """The settings among ``differences``."""
         parts = [rows for part, rows in self.differences.items() if part != "origin"]
@@ -167,24 +182,22 @@ class Examples:
             if scored.number:
                 sets.setdefault(scored.same_as, []).extend((name, metric) for metric in scored.scores)
         for columns in sets.values():
-            parts = [self.scored[name].scores[metric] for name, metric in columns]
-            total_NC = np.stack([part.total_N for part in parts], 1)
-            weight_NC = np.stack([part.weight_N for part in parts], 1)
-            ratio_RC = statistics.resampled(total_NC, weight_NC, resamples, seed)
-            self._resampled_R |= {column: ratio_RC[:, i] for i, column in enumerate(columns)}
+            samples = [self.scored[name].scores[metric].sample for name, metric in columns]
+            value_RC = statistics.resampled(samples, self.scored[columns[0][0]].number, resamples, seed)
+            self._resampled_R |= {column: value_RC[:, i] for i, column in enumerate(columns)}
 
     def _call_it_loss(self, runs: Sequence[Run], split: str) -> None:
         """Where the log loss is what all these runs call their loss, it goes by that name."""
         loss = {run.name: run.scalars(split).get("loss") for run in runs}
         kept = {name: scored for name, scored in self.scored.items() if LOG_LOSS in scored.scores}
-        if all(_close(scored.scores[LOG_LOSS].mean(), loss[name]) for name, scored in kept.items()):
+        if all(_close(scored.mean(LOG_LOSS), loss[name]) for name, scored in kept.items()):
             for name, scored in kept.items():
                 scores = {{LOG_LOSS: "loss"}.get(metric, metric): score for metric, score in scored.scores.items()}
                 self.scored[name] = dataclasses.replace(scored, scores=scores)
 
     def value(self, runs: Sequence[Run], metric: str) -> float:
         """Mean over runs."""
-        return float(np.mean([self.scored[run.name].scores[metric].mean() for run in runs]))
+        return float(np.mean([self.scored[run.name].mean(metric) for run in runs]))
 
     def resampled(self, runs: Sequence[Run], metric: str) -> np.ndarray:
         """f64[R]: ``value`` in each resample."""
@@ -209,11 +222,10 @@ def measure(group: Group, split: str, metric: str, examples: Examples) -> Measur
     for name in (metric, LOG_LOSS) if metric == "loss" else (metric,):
         if scored is None or name not in scored.scores or not scored.number:
             continue
-        score = scored.scores[name]
-        if not _close(score.mean(), values[0]):
+        if not _close(scored.mean(name), values[0]):
             continue  # the predictions are of another evaluation, or the loss of another kind
-        if score.yes_or_no:
-            low, high = wilson(round(score.total_N.sum()), scored.number)
+        if (right_N := scored.scores[name].right_N) is not None:
+            low, high = wilson(int(right_N.sum()), scored.number)
         else:
             low, high = statistics.percentiles(examples.resampled([run], name))
         return Measured(values, found.mean, None, low, high, "examples")
@@ -274,9 +286,9 @@ def _on_examples(baseline: Group, other: Group, metric: str, split: str, example
     difference_R = examples.resampled(b, metric) - examples.resampled(a, metric)
     low, high = statistics.percentiles(difference_R)
     mcnemar: statistics.McNemar | None = None
-    each = [[examples.scored[run.name].scores[metric] for run in runs] for runs in (a, b)]
-    if len(a) == len(b) == 1 and each[0][0].yes_or_no and each[1][0].yes_or_no:
-        mcnemar = statistics.mcnemar(each[0][0].total_N > 0.5, each[1][0].total_N > 0.5)
+    if len(a) == len(b) == 1:
+        right_N, other_N = (examples.scored[run.name].scores[metric].right_N for run in (*a, *b))
+        mcnemar = None if right_N is None or other_N is None else statistics.mcnemar(right_N, other_N)
     return Pair(
         baseline.name,
         other.name,
@@ -288,7 +300,7 @@ def _on_examples(baseline: Group, other: Group, metric: str, split: str, example
         high=high,
         p=statistics.bootstrap_p(difference_R),
         mcnemar=mcnemar,
-        p_seeds=statistics.welch(*([score.mean() for score in scores] for scores in each)),
+        p_seeds=statistics.welch(*([examples.value([run], metric) for run in runs] for runs in (a, b))),
     )
 
 

@@ -111,7 +111,8 @@ def plural(count: int, what: str) -> str:
 
 
 def _key(found: Comparison, group: Group) -> str:
-    return f'<span class="key {_colour(found, group)}">{e(group.name)}</span>'
+    model = f" <small>{e(found.models[group.name])}</small>" if found.models else ""
+    return f'<span class="key {_colour(found, group)}">{e(group.name)}{model}</span>'
 
 
 # ----------------------------------------------------------------------------------------------------- tables
@@ -155,7 +156,7 @@ def _pairs(found: Comparison) -> str:
         said.append("P-values are corrected for the number of runs (Holm).")
     table = _grid(head, rows, "numbers tight") + _more(len(found.pairs), "pairs.csv")
     body = f'<p class="quiet measure">{e(" ".join(said))}</p>{table}'
-    return section(f"Against {e(found.groups[0].name)} <small>{e(found.split)}</small>", body)
+    return section(f"{e(found.against)} <small>{e(found.split)}</small>", body)
 
 
 def _whisker(pair: Pair, widest: float, width: int = 130, height: int = 18) -> str:

@@ -118,6 +118,12 @@ class Group:
     name: str
     runs: tuple[Run, ...]
 
+    @property
+    def model(self) -> str | None:
+        """The class of its model."""
+        found = (v for k, v in self.runs[0].settings.items() if re.fullmatch(r"task\.(task\.)*model\.target", k))
+        return next((str(value).rpartition(":")[2] for value in found), None)
+
     def values(self, split: str, metric: str) -> list[float]:
         """The metric of each run that has it."""
         return [run.scalars(split)[metric] for run in self.runs if metric in run.scalars(split)]

@@ -9,17 +9,32 @@ import dataclasses
 import hashlib
 import pathlib
 import zipfile
-from typing import NamedTuple
 
 import numpy as np
+from scipy import sparse
 
 from bigbase_jax.compare.runs import Run
 
 ACCURACY = "accuracy"
+_MOST = 200_000  # probabilities whose AUC is resampled: it takes about ten seconds
 _BROKEN = (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile)
 
 
-class Score(NamedTuple):
+class Score:
+    """A metric, of any sample of the examples."""
+
+    @property
+    def right_N(self) -> np.ndarray | None:
+        """bool[N]: which examples are right, where each is simply right or wrong; else None."""
+        return None
+
+    def sample(self, count_rN: np.ndarray) -> np.ndarray:
+        """f64[r]: of samples in which each example is drawn so often, f64[r,N]."""
+        raise NotImplementedError
+
+
+@dataclasses.dataclass(frozen=True)
+class Ratio(Score):
     """A metric by example: over any of them it is the sum of ``total_N`` by the sum of ``weight_N``.
 
     Attributes:
@@ -30,13 +45,70 @@ class Score(NamedTuple):
     weight_N: np.ndarray
 
     @property
-    def yes_or_no(self) -> bool:
-        """Whether each example is simply right or wrong."""
-        return bool(np.all(self.weight_N == 1) and np.isin(self.total_N, (0, 1)).all())
+    def right_N(self) -> np.ndarray | None:
+        simple = np.all(self.weight_N == 1) and np.isin(self.total_N, (0, 1)).all()
+        return self.total_N > 0.5 if simple else None
 
-    def mean(self) -> float:
-        """Over all examples."""
-        return float(self.total_N.sum() / max(self.weight_N.sum(), 1e-300))
+    def sample(self, count_rN: np.ndarray) -> np.ndarray:
+        return _ratio(count_rN @ self.total_N, count_rN @ self.weight_N)
+
+
+@dataclasses.dataclass(frozen=True)
+class F1(Score):
+    """The F1 score of a class, or the mean over the classes that occur among labels or guesses (macro).
+
+    Attributes:
+      label_N, guess_N: i64[N].
+      positive: the class; None: all.
+    """
+
+    label_N: np.ndarray
+    guess_N: np.ndarray
+    positive: int | None = None
+
+    def sample(self, count_rN: np.ndarray) -> np.ndarray:
+        shape = len(self.label_N), int(max(self.label_N.max(), self.guess_N.max())) + 1
+        rows_N, right_N = np.arange(shape[0]), self.label_N == self.guess_N
+        one = np.ones(shape[0])
+        hit_NK = sparse.csr_array((2.0 * right_N, (rows_N, self.label_N)), shape)
+        any_NK = sparse.csr_array((one, (rows_N, self.label_N)), shape)
+        any_NK = any_NK + sparse.csr_array((one, (rows_N, self.guess_N)), shape)
+        any_rK = (any_NK.T @ count_rN.T).T
+        f1_rK = _ratio((hit_NK.T @ count_rN.T).T, any_rK)
+        return f1_rK[:, self.positive] if self.positive is not None else _ratio(f1_rK.sum(1), (any_rK > 0).sum(1))
+
+
+@dataclasses.dataclass(frozen=True)
+class AUC(Score):
+    """The area under the ROC curve of class 1 of two, or the mean of one class against the rest over the classes: the
+    share of pairs of examples that are in order, ties counting half.
+
+    Attributes:
+      p_NK: f64[N,K], scores.
+      label_N: i64[N].
+    """
+
+    p_NK: np.ndarray
+    label_N: np.ndarray
+
+    def sample(self, count_rN: np.ndarray) -> np.ndarray:
+        K = self.p_NK.shape[1]
+        pairs_rK, areas_rK = np.zeros((2, len(count_rN), K))
+        for k in range(K) if K > 2 else (1,):
+            order_N = np.argsort(self.p_NK[:, k], kind="stable")
+            first = np.flatnonzero(np.diff(self.p_NK[order_N, k], prepend=np.nan))  # of examples with equal scores
+            positive_N = self.label_N[order_N] == k
+            drawn_rN = count_rN[:, order_N]
+            positive_rT = np.add.reduceat(drawn_rN * positive_N, first, 1)
+            negative_rT = np.add.reduceat(drawn_rN * ~positive_N, first, 1)
+            below_rT = np.cumsum(negative_rT, 1) - negative_rT / 2
+            areas_rK[:, k] = np.sum(positive_rT * below_rT, 1)
+            pairs_rK[:, k] = positive_rT.sum(1) * negative_rT.sum(1)
+        return _ratio(_ratio(areas_rK, pairs_rK).sum(1), (pairs_rK > 0).sum(1))
+
+
+def _ratio(total: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    return np.divide(total, weight, out=np.zeros_like(total), where=weight != 0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,6 +128,10 @@ class Scored:
     labels: str
     places: str
 
+    def mean(self, metric: str) -> float:
+        """A metric of all examples."""
+        return float(self.scores[metric].sample(np.ones((1, self.number)))[0])
+
     @property
     def same_as(self) -> tuple[int, str | None, str, str]:
         """Equal for evaluations on the same examples."""
@@ -66,9 +142,9 @@ def read(run: Run, split: str) -> Scored | str:
     """The scores of a run's examples; else a sentence that says why there are none.
 
     Where ``predictions-SPLIT.npz`` holds ``probabilities`` [N,K] and ``label`` [N] (or soft, [N,K]): ``accuracy``, and
-    ``log_loss`` for hard labels, in nats. Where it holds ``log_probability`` and ``target`` [N,L], in which a negative
-    target means none: ``loss`` in nats per target, with ``bytes`` [N,L] ``bits_per_byte``, and with ``correct`` [N,L]
-    ``accuracy``, the share of targets that are right.
+    for hard labels ``f1``, ``auc`` (where resampling it does not take long) and ``log_loss`` in nats. Where it holds
+    ``log_probability`` and ``target`` [N,L], in which a negative target means none: ``loss`` in nats per target, with
+    ``bytes`` [N,L] ``bits_per_byte``, and with ``correct`` [N,L] ``accuracy``, the share of targets that are right.
     """
     path = pathlib.Path(run.path) / f"predictions-{split}.npz"
     if not path.exists():
@@ -77,11 +153,12 @@ def read(run: Run, split: str) -> Scored | str:
         with np.load(path) as file:
             arrays = {name: file[name] for name in _READ if name in file.files}
             kept = ", ".join(file.files)
-        number, scores, labels = _scores(arrays)
+        number = len(next(iter(arrays.values()), ()))
         index_N = np.asarray(arrays.get("index", np.arange(number)))
+        if any(len(x) != number for x in arrays.values()):
+            raise ValueError("its arrays are not of the same examples")
         order_N = np.argsort(index_N, kind="stable")
-        if len(index_N) != number:
-            raise ValueError("index")
+        scores, labels = _scores({name: x[order_N] for name, x in arrays.items()})
     except _BROKEN as error:
         return f"{path} cannot be read ({error})."
     if not scores:
@@ -90,10 +167,10 @@ def read(run: Run, split: str) -> Scored | str:
             "and target."
         )
     return Scored(
-        {name: Score(total[order_N], weight[order_N]) for name, (total, weight) in scores.items()},
+        scores,
         number,
         run.examples,
-        _digest(labels[order_N]),
+        _digest(labels),
         _digest(index_N[order_N]),
     )
 
@@ -101,35 +178,38 @@ def read(run: Run, split: str) -> Scored | str:
 _READ = ("probabilities", "label", "log_probability", "target", "bytes", "correct", "index")
 
 
-def _scores(arrays: dict[str, np.ndarray]) -> tuple[int, dict[str, Score], np.ndarray]:
+def _scores(arrays: dict[str, np.ndarray]) -> tuple[dict[str, Score], np.ndarray]:
     if "probabilities" in arrays and "label" in arrays:
         p_NK, label = np.asarray(arrays["probabilities"], np.float64), arrays["label"]
-        if p_NK.ndim != 2 or len(p_NK) != len(label) or label.ndim > 2:
+        if p_NK.ndim != 2 or label.ndim > 2:
             raise ValueError("probabilities and label do not fit each other")
         one_N = np.ones(len(label))
         label_N = label.argmax(-1) if label.ndim == 2 else label.astype(np.int64)
-        scores = {ACCURACY: Score((p_NK.argmax(-1) == label_N).astype(np.float64), one_N)}
+        scores: dict[str, Score] = {ACCURACY: Ratio((p_NK.argmax(-1) == label_N).astype(np.float64), one_N)}
         if label.ndim == 1 and len(label) and label_N.min() >= 0 and label_N.max() < p_NK.shape[1]:
             log_N = -np.log(np.maximum(p_NK[np.arange(len(label_N)), label_N], 1e-30))
             if np.isfinite(log_N).all():
-                scores["log_loss"] = Score(log_N, one_N)
-        return len(label), scores, label
+                scores["log_loss"] = Ratio(log_N, one_N)
+            scores["f1"] = F1(label_N, p_NK.argmax(-1))
+            if p_NK.size <= _MOST:
+                scores["auc"] = AUC(p_NK, label_N)
+        return scores, label
     if "log_probability" in arrays and "target" in arrays:
         logp_NL, target_NL = np.asarray(arrays["log_probability"], np.float64), arrays["target"]
         if logp_NL.shape != target_NL.shape or logp_NL.ndim != 2:
             raise ValueError("log_probability and target do not fit each other")
         real_NL = target_NL >= 0
         nats_N: np.ndarray = -np.where(real_NL, logp_NL, 0.0).sum(1)
-        scores = {"loss": Score(nats_N, real_NL.sum(1).astype(np.float64))}
+        scores = {"loss": Ratio(nats_N, real_NL.sum(1).astype(np.float64))}
         if arrays.get("correct", np.zeros(0)).shape == target_NL.shape:
             right_N = (real_NL & arrays["correct"].astype(bool)).sum(1).astype(np.float64)
-            scores[ACCURACY] = Score(right_N, real_NL.sum(1).astype(np.float64))
+            scores[ACCURACY] = Ratio(right_N, real_NL.sum(1).astype(np.float64))
         if "bytes" in arrays:
             bytes_N = np.where(real_NL, arrays["bytes"], 0).sum(1).astype(np.float64)
             if bytes_N.sum():
-                scores["bits_per_byte"] = Score(nats_N / np.log(2), bytes_N)
-        return len(target_NL), scores, target_NL
-    return 0, {}, np.zeros(0)
+                scores["bits_per_byte"] = Ratio(nats_N / np.log(2), bytes_N)
+        return scores, target_NL
+    return {}, np.zeros(0)
 
 
 def why_not_the_same(a: Run, b: Run, scored_a: Scored, scored_b: Scored) -> str | None:

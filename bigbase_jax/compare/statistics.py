@@ -6,7 +6,7 @@ Axes: N = examples, R = resamples, r = resamples of one chunk, C = columns: seve
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -74,20 +74,21 @@ def mcnemar(right_a_N: np.ndarray, right_b_N: np.ndarray) -> McNemar:
     return McNemar(only_a, only_b, float(stats.binomtest(only_a, differing, 0.5).pvalue) if differing else 1.0)
 
 
-def resampled(total_NC: np.ndarray, weight_NC: np.ndarray, resamples: int = RESAMPLES, seed: int = 0) -> np.ndarray:
-    """f64[R,C]: each column's sum of totals over sum of weights, in samples of N examples drawn with replacement.
+def resampled(
+    columns: Sequence[Callable[[np.ndarray], np.ndarray]], n: int, resamples: int = RESAMPLES, seed: int = 0
+) -> np.ndarray:
+    """f64[R,C]: each column's statistic in samples of N examples drawn with replacement.
 
     All columns see the same draws, so differences of columns are those of the paired bootstrap (Efron & Tibshirani
     1993, chapter 8). Columns with the same draws also come out the same in other calls of this N and seed.
+
+    Args:
+      columns: each takes how often every example was drawn, f64[r,N], and gives f64[r].
     """
-    n = len(total_NC)
-    both_NC = np.concatenate([total_NC, weight_NC], 1, dtype=np.float64)
     parts = []
     for drawn_rN in _draws(n, resamples, seed):
-        count_rN = np.stack([np.bincount(row_N, minlength=n) for row_N in drawn_rN])
-        sums_rC = count_rN.astype(np.float64) @ both_NC
-        total_rC, weight_rC = np.split(sums_rC, 2, 1)
-        parts.append(np.divide(total_rC, weight_rC, out=np.zeros_like(total_rC), where=weight_rC != 0))
+        count_rN = np.stack([np.bincount(row_N, minlength=n) for row_N in drawn_rN]).astype(np.float64)
+        parts.append(np.stack([column(count_rN) for column in columns], 1))
     return np.concatenate(parts)
 
 

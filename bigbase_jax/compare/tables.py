@@ -165,7 +165,7 @@ def _metrics(found: Comparison) -> Table:
 
 def _pairs(found: Comparison) -> Table:
     columns = ["metric", "difference", "95 % interval", "p, bootstrap", "right alone", "p, McNemar", "p, seeds"]
-    table = _table(f"Against {found.groups[0].name}", "run", columns)
+    table = _table(found.against, "run", columns)
     table.add_column("verdict")
     for pair in found.pairs[:_ROWS]:
         style = {"better": "green", "worse": "red"}.get(pair.verdict)
