@@ -37,11 +37,15 @@ MODES = ("train", "eval", "predict", "generate", "report", "compare", "export", 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The recipe: configs/NAME.py[:argument,...].")
 _MODE = flags.DEFINE_string("mode", "train", f"What to do: {', '.join(MODES)}.")
 _WORKDIR = flags.DEFINE_multi_string("workdir", None, "The run folder; default: runs/ and the recipe's name.")
-_STEP = flags.DEFINE_integer("step", None, "eval, predict, generate, export: the checkpoint to use; default: the best, or the last.")
+_STEP = flags.DEFINE_integer(
+    "step", None, "eval, predict, generate, export: which one; default: the best, or the last."
+)
 _SPLIT = flags.DEFINE_string("split", None, "eval, compare: the split; default: test, or else val.")
 _INPUT = flags.DEFINE_string("input", None, "predict: files, by a path or quoted pattern; generate: prompts.")
 _TO = flags.DEFINE_string("to", "safetensors", "export: what to write: safetensors, adapter.")
-_OUTPUT = flags.DEFINE_string("output", None, "export, compare: the folder to write; default: the run's export/, or comparison/.")
+_OUTPUT = flags.DEFINE_string(
+    "output", None, "export, compare: a folder; default: the run's export/, or comparison/."
+)
 _COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, where a cluster does not say it.")
 _PROCESSES = flags.DEFINE_integer("num_processes", None, "How many processes run this command; 1 is this one alone.")
 _PROCESS = flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.")

@@ -235,7 +235,8 @@ def _tiles(run: _Run, split: str | None, final: Mapping[str, Any]) -> str:
     if train:
         last = train[-1]
         epoch = finite(last.get("epoch"))
-        tiles.append(("Steps", f"{last['step']:,}", f"{epoch:.3g} epoch{'s' * (round(epoch, 2) != 1)}" if epoch is not None else "of training"))
+        passes = "of training" if epoch is None else "1 epoch" if f"{epoch:.3g}" == "1" else f"{epoch:.3g} epochs"
+        tiles.append(("Steps", f"{last['step']:,}", passes))
         speeds = [finite(row.get("examples_per_second")) for row in train]
         known = [speed for speed in speeds if speed is not None]
         waits = [wait for row in train if (wait := finite(row.get("data_wait"))) is not None]

@@ -641,6 +641,18 @@ def test_runs_of_different_data_are_shown_but_none_is_called_the_best(tmp_path):
     assert tables.csv_files(found)["pairs.csv"].startswith("baseline,group,metric")
 
 
+def test_models_that_differ_are_named(tmp_path):
+    for name, model in (("a", "bigbase_jax.models.bag_of_words:BagOfWords"), ("b", "bigbase_jax.models.bert:Bert")):
+        make_run(tmp_path / name)
+        path = tmp_path / name / "config.json"
+        config = json.loads(path.read_text())
+        config["task"]["model"] = {"target": model}
+        path.write_text(json.dumps(config))
+    found = compared(tmp_path / "a", tmp_path / "b")
+    assert found.against == "Bert against BagOfWords" and "Bert against BagOfWords" in compare.page.render(found)
+    assert compared(tmp_path / "a", tmp_path / "a").models == {}
+
+
 def test_the_same_examples_are_compared_however_they_were_encoded(tmp_path):
     make_run(tmp_path / "a", fingerprint="read by words", examples="e1")
     make_run(tmp_path / "b", skill=2.0, fingerprint="read by bytes", examples="e1", width=8)

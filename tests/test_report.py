@@ -239,6 +239,19 @@ def test_ticks_enclose_the_data(low, high):
     assert len(set(np.round(np.diff(ticks) / (ticks[1] - ticks[0]), 6))) == 1
 
 
+@pytest.mark.parametrize(
+    ("name", "y", "labels"),
+    [
+        ("loss", [0.6931, 0.6932], ["0.67", "0.68", "0.69", "0.7", "0.71", "0.72"]),
+        ("accuracy", [0.999, 1.0], ["95 %", "96 %", "97 %", "98 %", "99 %", "100 %"]),
+        ("learning_rate", [1e-3, 1e-5], ["0", "2e-4", "4e-4", "6e-4", "8e-4", "1e-3"]),
+    ],
+)
+def test_axes_do_not_zoom_into_noise_and_steps_are_whole(name, y, labels):
+    texts = re.findall(r"<text[^>]*>([^<]*)</text>", page.chart(name, [page.Series("val", "val", [1.0, 3.0], y)]))
+    assert texts == [*labels, "1", "2", "3"]
+
+
 def test_passages_are_shown_where_the_evaluation_kept_no_classes(tmp_path):
     make_run(tmp_path)
     (tmp_path / "eval-test.json").write_text(

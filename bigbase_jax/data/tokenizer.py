@@ -379,6 +379,12 @@ def _characters(texts: Texts) -> set[str]:
 # --------------------------------------------------------------------------------------------------- subwords
 
 
+_WIDE = "[\u3000-\u30ff\u3400-\u9fff\uf900-\ufaff\uff00-\uffef\U00020000-\U0003ffff]"
+_BLANK = re.compile(
+    f"(?<={_WIDE}) (?={_WIDE})"
+)  # which a WordPiece decoder puts there, and no text has
+
+
 class Subword:
     """A tokenizer of Hugging Face's ``tokenizers``, without the special tokens that it may put around a text.
 
@@ -457,7 +463,8 @@ class Subword:
 
     def decode(self, tokens: Iterable[int]) -> str:
         hidden = {self.end, *self.special.values()}
-        return self._tokenizer.decode([int(t) for t in tokens if t not in hidden], skip_special_tokens=False)
+        text = self._tokenizer.decode([int(t) for t in tokens if t not in hidden], skip_special_tokens=False)
+        return _BLANK.sub("", text) if self.continues else text
 
     def pieces(self, tokens: Iterable[int]) -> list[str]:
         spelled = [(t, self._tokenizer.id_to_token(int(t)) or f"<{t}>") for t in tokens]

@@ -138,6 +138,7 @@ class TextClassification(Classifier):
             guess, label = int(p_NK[n].argmax()), int(label_N[n])
             title = f"said {names[guess]} {p_NK[n, guess]:.1%}"
             title = f"rightly {title}" if guess == label else f"{title}, is {names[label]} {p_NK[n, label]:.1%}"
+            title = f"row {int(examples['index'][n]) + 1}: {title}" if "index" in examples else title
             tokens_T = examples["tokens"][n][examples["tokens"][n] != PADDING]
             found.append((title, [(self._text(tokens_T), 0.0)]))
         return found

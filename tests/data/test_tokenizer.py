@@ -68,6 +68,8 @@ def test_a_document_is_worth_its_bytes_also_where_the_tokenizer_changes_it():
         assert made.end not in tokens
     (tokens, counts), *_ = made.encode_batch(["  The fox  "])
     assert made.decode(tokens) == "The fox" and counts.sum() == 11 and counts[-1] >= len("fox  ")
+    chinese = Subwords("wordpiece", 200).fit(lambda: iter(["明月几时有，把酒问青天 The fox。"]), lambda: iter([]), True)
+    assert chinese.decode(encode(chinese, "明月有酒，The 天 fox")) == "明月有酒， The 天 fox"
 
 
 # ----------------------------------------------------------------------------------------------------- special tokens

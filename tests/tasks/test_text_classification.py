@@ -146,12 +146,13 @@ def test_what_users_read():
     outputs = jax.device_get(jax.jit(task.predict)(variables, batch))
     answer = task.present({name: x[0] for name, x in outputs.items()})
     assert answer["label"] in "xyz" and sum(answer["probabilities"].values()) == pytest.approx(1, abs=1e-5)
-    shown = task.passages({**outputs, "label": np.asarray(batch["label"])}, count=2)
+    kept = {**outputs, "label": np.asarray(batch["label"]), "index": np.arange(10, 14)}
+    shown = task.passages(kept, count=2)
     p = outputs["probabilities"][np.arange(4), batch["label"]]
     worst = int(p.argmin())
     tokens = [t for t in outputs["tokens"][worst] if t != PADDING]
     assert len(shown) == 2 and shown[0][1] == [(tokenizer.decode(tokens), 0.0)]
-    assert shown[0][0].startswith("said ") and f"is {'xyz'[batch['label'][worst]]}" in shown[0][0]
+    assert shown[0][0].startswith(f"row {worst + 11}: said ") and f"is {'xyz'[batch['label'][worst]]}" in shown[0][0]
 
 
 def test_mistakes_are_named():
