@@ -1,7 +1,7 @@
 """A bidirectional encoder from scratch: BERT, which learns to guess hidden words, on any text in any language.
 
 python launch.py --config=configs/bert.py                                      the language reference inside Python
-python launch.py --config=configs/bert.py:data=text,root=DIR,vocab=8192        .txt, .jsonl, .json, .csv, .parquet, ...
+python launch.py --config=configs/bert.py:data=text,root=DIR,vocab=8192        .txt, .jsonl, .csv, .xlsx, .parquet, ...
 python launch.py --config=configs/bert.py:next_sentence     pairs of texts too: does the second follow the first?
 python launch.py --mode=predict --workdir=runs/bert --input=FILE               what "[MASK]" in a text stands for
 python launch.py --config=configs/text_classify.py --config.init_from=runs/bert
@@ -23,7 +23,7 @@ from ml_collections.config_dict import placeholder
 
 from bigbase_jax.build import deferred, parse_arg, suggest, target
 from bigbase_jax.core import UserError
-from bigbase_jax.data.named import tokenizers
+from bigbase_jax.data.named import form, tokenizers
 from bigbase_jax.data.pipeline import Data
 from bigbase_jax.data.sources.masked_text import MaskedPythonReference, MaskedTextFiles
 from bigbase_jax.data.transforms.mask_tokens import MaskTokens
@@ -56,10 +56,19 @@ SIZES = {
 
 def get_config(arg: str | None = None) -> ConfigDict:
     """``arg``: data=pydoc|text, root=FILE_OR_DIR, tokenizer=wordpiece|bpe|unigram|chars|bytes|FILE_OR_DIR, vocab=4096,
-    size=nano|mini|small|base, next_sentence, tiny.
+    size=nano|mini|small|base, next_sentence, columns=title+body, encoding=gb18030, tiny.
     """
     args = parse_arg(
-        arg, data="pydoc", root=None, tokenizer="wordpiece", vocab=4096, size="nano", next_sentence=False, tiny=False
+        arg,
+        data="pydoc",
+        root=None,
+        tokenizer="wordpiece",
+        vocab=4096,
+        size="nano",
+        next_sentence=False,
+        columns=None,
+        encoding="utf-8",
+        tiny=False,
     )
     if args.size not in SIZES:
         raise UserError(f"there is no size={args.size}.{suggest(args.size, SIZES, 'size')}")
@@ -74,7 +83,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     elif args.data == "text":
         if not args.root:
             raise UserError("data=text needs root=FILE or root=DIR, where the text is.")
-        dataset = target(MaskedTextFiles, root=args.root, **words)
+        dataset = target(MaskedTextFiles, root=args.root, format=form(args.columns, args.encoding), **words)
     else:
         raise UserError(f"there is no data={args.data}.{suggest(args.data, ('pydoc', 'text'), 'value')}")
 

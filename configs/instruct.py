@@ -54,9 +54,11 @@ SIZES = {
 
 def get_config(arg: str | None = None) -> ConfigDict:
     """``arg``: root=FILE_OR_DIR, tokenizer=chars|bpe|...|FILE_OR_DIR, vocab=8192, size=nano|small, adapt=full|lora,
-    tiny.
+    encoding=gb18030, tiny.
     """
-    args = parse_arg(arg, root=None, tokenizer="chars", vocab=8192, size="nano", adapt="full", tiny=False)
+    args = parse_arg(
+        arg, root=None, tokenizer="chars", vocab=8192, size="nano", adapt="full", encoding="utf-8", tiny=False
+    )
     if args.size not in SIZES:
         raise UserError(f"there is no size={args.size}.{suggest(args.size, SIZES, 'size')}")
     if args.adapt not in ("full", "lora"):
@@ -71,7 +73,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.init_from = placeholder(str)
     config.data = target(
         Data,
-        dataset=target(ChatFiles, root=args.root, **words) if args.root else made_up,
+        dataset=target(ChatFiles, root=args.root, encoding=args.encoding, **words) if args.root else made_up,
         batch_size=size.batch_size,
     )
     model = target(

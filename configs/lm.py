@@ -2,7 +2,7 @@
 
 python launch.py --config=configs/lm.py                                        the language reference inside Python
 python launch.py --config=configs/lm.py:data=text,root=FILE,tokenizer=chars    a text, its last tenth for validation
-python launch.py --config=configs/lm.py:data=text,root=DIR,tokenizer=bpe       .txt, .jsonl, .json, .csv, .parquet, ...
+python launch.py --config=configs/lm.py:data=text,root=DIR,tokenizer=bpe       .txt, .jsonl, .csv, .xlsx, .parquet, ...
 python launch.py --mode=predict --workdir=runs/lm --input=FILE                 how probable each token of a text is
 
 The loss is in nats per token; bits per byte compare across tokenizers. size=nano, the default, is nanoGPT's published
@@ -49,9 +49,19 @@ SIZES = {
 
 def get_config(arg: str | None = None) -> ConfigDict:
     """``arg``: data=pydoc|text, root=FILE_OR_DIR, tokenizer=bytes|chars|bpe|unigram|wordpiece|FILE_OR_DIR, vocab=4096,
-    size=nano|baby, tiny.
+    size=nano|baby, columns=title+body, encoding=gb18030, tiny.
     """
-    args = parse_arg(arg, data="pydoc", root=None, tokenizer="bytes", vocab=4096, size="nano", tiny=False)
+    args = parse_arg(
+        arg,
+        data="pydoc",
+        root=None,
+        tokenizer="bytes",
+        vocab=4096,
+        size="nano",
+        columns=None,
+        encoding="utf-8",
+        tiny=False,
+    )
     if args.size not in SIZES:
         raise UserError(f"there is no size={args.size}.{suggest(args.size, SIZES, 'size')}")
     size = SIZES["tiny" if args.tiny else args.size]
@@ -62,7 +72,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.init_from = placeholder(str)
     config.data = target(
         Data,
-        dataset=texts(args.data, args.root, tokenizer, size.length, stride=1),
+        dataset=texts(args.data, args.root, tokenizer, size.length, 1, args.columns, args.encoding),
         batch_size=size.batch_size,
         eval_batch_size=size.batch_size if args.tiny else 128,
     )

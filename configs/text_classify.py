@@ -2,6 +2,9 @@
 
 python launch.py --config=configs/text_classify.py                             docstrings of Python's library by subject
 python launch.py --config=configs/text_classify.py:root=DIR                    {train,dev,test}.tsv, .csv, .jsonl, ...
+python launch.py --config=configs/text_classify.py:root=DIR                    or texts in CLASS/, {train,test}/CLASS/
+python launch.py --config=configs/text_classify.py:root=FILE,text=title+body,label=topic       columns by their names
+python launch.py --config=configs/text_classify.py:root=FILE,text=1+2,label=0,class_names=FILE or numbers, no header
 python launch.py --config=configs/text_classify.py:root=DIR,model=bow          a bag of words, which others have to beat
 python launch.py --config=configs/text_classify.py:root=DIR,adapt=lora --config.init_from=runs/bert
 python launch.py --mode=predict --workdir=runs/text_classify --input=FILE      the class of a text, and how sure
@@ -57,12 +60,18 @@ HEAD = r"^(head|pooler)\."
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    """``arg``: root=FILE_OR_DIR, model=bert|decoder|bow, adapt=full|lora|last|probe, size=nano|mini|small|base,
-    tokenizer=wordpiece|bpe|unigram|chars|bytes|FILE_OR_DIR, vocab=4096, length=64, tiny.
+    """``arg``: root=FILE_OR_DIR, text=COLUMN[+COLUMN...], text_pair=COLUMN, label=COLUMN, class_names=FILE (a name in
+    each line, for labels that are numbers), encoding=gb18030, model=bert|decoder|bow, adapt=full|lora|last|probe,
+    size=nano|mini|small|base, tokenizer=wordpiece|bpe|unigram|chars|bytes|FILE_OR_DIR, vocab=4096, length=64, tiny.
     """
     args = parse_arg(
         arg,
         root=None,
+        text=None,
+        text_pair=None,
+        label=None,
+        class_names=None,
+        encoding="utf-8",
         model="bert",
         adapt="full",
         size="nano",
@@ -95,12 +104,16 @@ def get_config(arg: str | None = None) -> ConfigDict:
         "length": 16 if args.tiny else args.length,
     }
 
+    form = {name: getattr(args, name) for name in ("text", "text_pair", "label", "class_names", "encoding")}
+
     config = ConfigDict()
     config.seed = 0
     config.init_from = placeholder(str)
     config.data = target(
         Data,
-        dataset=target(LabelledText, root=args.root, **words) if args.root else target(PythonDocstrings, **words),
+        dataset=target(LabelledText, root=args.root, **form, **words)
+        if args.root
+        else target(PythonDocstrings, **words),
         batch_size=8 if args.tiny else 32,
         eval_batch_size=64,
     )

@@ -2,7 +2,8 @@
 
 python launch.py --config=configs/translate.py                                   numbers in digits to English words
 python launch.py --config=configs/translate.py:root=DIR,source=en,target=de      files in lines: train.en, train.de, ...
-python launch.py --config=configs/translate.py:root=FILE,source=zh,target=en     or .tsv, .jsonl, .parquet, ...
+python launch.py --config=configs/translate.py:root=FILE,source=zh,target=en     columns of .tsv, .csv, .jsonl, ...
+python launch.py --config=configs/translate.py:root=FILE,source=1,target=0       columns by number, without a header
 python launch.py --mode=predict --workdir=runs/translate --input=FILE            translates a file line by line
 python launch.py --config=configs/translate.py:root=DIR --config.init_from=DIR   goes on from opus-mt, T5, another run
 
@@ -58,9 +59,20 @@ SIZES = {
 
 def get_config(arg: str | None = None) -> ConfigDict:
     """``arg``: root=FILE_OR_DIR, source=en, target=de, tokenizer=bpe|unigram|wordpiece|chars|bytes|FILE_OR_DIR,
-    vocab=8192, size=nano|mini|small|base, tiny. A size that is left open is mini with a root, and nano without.
+    vocab=8192, size=nano|mini|small|base, encoding=gb18030, tiny. source and target: what files end in, or columns are
+    called. A size that is left open is mini with a root, and nano without.
     """
-    args = parse_arg(arg, root=None, source="en", target="de", tokenizer=None, vocab=8192, size=None, tiny=False)
+    args = parse_arg(
+        arg,
+        root=None,
+        source="en",
+        target="de",
+        tokenizer=None,
+        vocab=8192,
+        size=None,
+        encoding="utf-8",
+        tiny=False,
+    )
     word = args.size or ("mini" if args.root else "nano")
     if word not in SIZES:
         raise UserError(f"there is no size={word}.{suggest(word, SIZES, 'size')}")
@@ -69,7 +81,9 @@ def get_config(arg: str | None = None) -> ConfigDict:
     lengths = {"source_length": size.length, "target_length": size.length}
     if args.root:
         languages = {"source_language": args.source, "target_language": args.target}
-        dataset = target(ParallelText, root=args.root, tokenizer=tokenizer, **languages, **lengths)
+        dataset = target(
+            ParallelText, root=args.root, tokenizer=tokenizer, encoding=args.encoding, **languages, **lengths
+        )
     else:
         dataset = target(Numerals, tokenizer=tokenizer, largest=999 if args.tiny else 999_999, **lengths)
 

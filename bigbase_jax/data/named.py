@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 
 from bigbase_jax.build import suggest, target
 from bigbase_jax.core import UserError
+from bigbase_jax.data.documents import Format
 from bigbase_jax.data.sources.folder import ImageFolder
 from bigbase_jax.data.sources.idx import Idx
 from bigbase_jax.data.sources.mixture import Mixture
@@ -51,7 +52,15 @@ def pictures(
     return target(Npz, path=root, val_fraction=val_fraction)
 
 
-def texts(data: str, root: str | None, tokenizer: ConfigDict, length: int, stride: int | None = None) -> ConfigDict:
+def texts(
+    data: str,
+    root: str | None,
+    tokenizer: ConfigDict,
+    length: int,
+    stride: int | None = None,
+    columns: str | None = None,
+    encoding: str = "utf-8",
+) -> ConfigDict:
     """The config node of a text data set for language modelling.
 
     Args:
@@ -60,6 +69,7 @@ def texts(data: str, root: str | None, tokenizer: ConfigDict, length: int, strid
       root: where it is; of "mix", "PATH+PATH", or with shares of the training windows, "PATH@3+PATH@1".
       tokenizer: the node of a tokenizer (see ``tokenizers``).
       length, stride: see ``sources.text.Corpus``.
+      columns, encoding: see ``form``.
 
     Raises:
       UserError: an unknown word, a missing ``root``, or shares that are no numbers.
@@ -73,18 +83,25 @@ def texts(data: str, root: str | None, tokenizer: ConfigDict, length: int, strid
         wanted = "root=PATH+PATH or root=PATH@3+PATH@1" if data == "mix" else "root=FILE or root=DIR"
         raise UserError(f"data={data} needs {wanted}, where the text is.")
     if data == "mix":
-        return _mixture(root, tokenizer, length, stride)
-    return target(TextFiles, root=root, tokenizer=tokenizer, length=length, stride=stride)
+        return _mixture(root, tokenizer, length, stride, form(columns, encoding))
+    return target(
+        TextFiles, root=root, format=form(columns, encoding), tokenizer=tokenizer, length=length, stride=stride
+    )
 
 
-def _mixture(root: str, tokenizer: ConfigDict, length: int, stride: int | None) -> ConfigDict:
+def form(columns: str | None, encoding: str) -> Format:
+    """How documents lie in files: ``columns`` as in "title+body", of tables and JSON; see ``Format``."""
+    return Format(columns=tuple(columns.split("+")) if columns else (), encoding=encoding)
+
+
+def _mixture(root: str, tokenizer: ConfigDict, length: int, stride: int | None, format: Format) -> ConfigDict:
     parts: dict[str, ConfigDict] = {}
     weights: dict[str, float] = {}
     for item in root.split("+"):
         path, _, share = item.strip().partition("@")
         stem = os.path.basename(os.path.normpath(path)).replace(".", "_")  # dots divide the keys of a config
         name = next(n for n in (stem, *(f"{stem}_{i}" for i in range(2, 1000))) if n not in parts)
-        parts[name] = target(TextFiles, root=path, length=length, stride=stride)
+        parts[name] = target(TextFiles, root=path, format=format, length=length, stride=stride)
         if share:
             try:
                 weights[name] = float(share)

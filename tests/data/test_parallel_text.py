@@ -105,6 +105,25 @@ def test_pairs_of_every_format_are_read_and_dealt(tmp_path, kind):
     assert pairs_of(reverse, "train")[0][0].startswith("die Zahl")
 
 
+@pytest.mark.parametrize(
+    ("name", "row", "given"),
+    [
+        ("deu.txt", "{en}\t{de}\tCC-BY 2.0 (France) Attribution: tatoeba.org #1 (x)\n", {}),
+        ("a.tsv", "{en}.\t{de}.\n", {}),
+        ("a.tsv", "17\t{en}\t18\t{de}\n", {}),
+        ("a.csv", "{de};x;{en}\n", {"source_language": "2", "target_language": "0"}),
+    ],
+)
+def test_tables_without_a_header(tmp_path, name, row, given):
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d" / name).write_text("".join(row.format(en=en, de=de) for en, de in PAIRS))
+    (tmp_path / "d" / "_about.txt").write_text("one text\n")
+    data, _ = prepare(tmp_path, root=str(tmp_path / "d"), test_fraction=0.0, **given)
+    found = sorted((en.strip("."), de.strip(".")) for split in data.splits for en, de in pairs_of(data, split))
+    assert found == sorted(PAIRS) and "without a header, " in data.description
+    assert ("en in column" in data.description) == (not given)
+
+
 def test_equal_sources_stay_together_and_the_seed_deals(tmp_path):
     root = lines(tmp_path / "d", all=[(en, f"{de}{i}") for i in range(3) for en, de in PAIRS])
     made = [prepare(tmp_path, root=root, seed=seed, val_fraction=0.2, test_fraction=0.0)[0] for seed in (0, 0, 1)]
@@ -208,7 +227,8 @@ def test_unequal_numbers_of_lines_are_told_with_both(tmp_path):
         ({"train.en": "", "train.de": ""}, {}, "holds no pairs"),
         ({"test.en": "a", "test.de": "b", "val.en": "a", "val.de": "b"}, {}, "has test, val but nothing named train"),
         ({"a/train.en": "a", "b/train.en": "b", "a/train.de": "a"}, {}, r"train.en twice, in 'a' and 'b'"),
-        ({"a.tsv": "en\tfr\nx\ty\n"}, {}, r"a.tsv, line 2 has no 'de'. Known columns: en, fr"),
+        ({"a.tsv": "en\tfr\nx\ty\n"}, {}, r"a.tsv, line 2 has no 'de'. Known columns: en, fr. Name the columns after"),
+        ({"a.tsv": "english\tgerman\nGo.\tGeh.\n"}, {}, r"line 2 has no 'en'.* as in :root=...,source=english"),
         ({"a.jsonl": '{"translation": {"en": "x", "fr": "y"}}'}, {}, "line 1 has no 'de'"),
         ({"a.jsonl": '{"en": "x", "de": 3}'}, {}, "line 1: 'de' is int, not text"),
         ({"a.jsonl": '{"en": "x"'}, {}, "line 1 is not JSON"),

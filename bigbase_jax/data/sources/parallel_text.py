@@ -23,6 +23,7 @@ import hashlib
 import itertools
 import os
 import pathlib
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -43,7 +44,7 @@ from bigbase_jax.data.files import (
     walk,
 )
 from bigbase_jax.data.ragged import Ragged
-from bigbase_jax.data.rows import Row, checked, rows, tables, text_of
+from bigbase_jax.data.rows import Row, checked, first_line, rows, tables, text_of
 from bigbase_jax.data.sources.splits import digest, stratified, to_split_off
 from bigbase_jax.data.sources.text import key_of, plain_file
 from bigbase_jax.data.tokenizer import Subwords, Tokenizer, load, sides
@@ -76,8 +77,10 @@ class ParallelText:
 
     Attributes:
       root: a folder of files line by line; or a file or folder of tables or JSON (see ``rows``), with a column for each
-        language, or both in one called "translation".
-      source_language, target_language: as the files or columns are called.
+        language, or both in one called "translation". A table without a header has the source first: its two columns,
+        or those two that are neither numbers nor Tatoeba's licences.
+      source_language, target_language: as the files or columns are called; or the columns' numbers from 0, in a table
+        without a header.
       tokenizer: fitted to both sides of the training text, or read (``TokenizerFile``); a Marian folder's reads each
         side in its own way (``tokenizer.sides``).
       target_tokenizer: one of its own for the target, each then fitted to its side; None: the same for both.
@@ -212,6 +215,8 @@ class Parallel:
         pairs = f"{data.source_language} to {data.target_language}, pairs: {counts}"
         parts = [f"{data.root}: {pairs}", f"a vocabulary of {words}", *notes]
         parts += [f"{count:,} of the {split} sources are in train too" for split, count in about["shared"].items()]
+        if sets.columns:
+            parts.append(sets.columns)
         if sets.test:
             parts.append(f"test is {sets.test}")
         if sets.unused:
@@ -334,12 +339,14 @@ class _Sets:
       lines: whether they are files line by line.
       test: what the test set is called, where there are several.
       unused: what files are called that are in no split.
+      columns: what is read of a table that has no header, in words.
     """
 
     files: Mapping[str, Sequence[File]]
     lines: bool
     test: str
     unused: list[str]
+    columns: str = ""
 
 
 def _sets(data: ParallelText) -> _Sets:
@@ -355,7 +362,11 @@ def _sets(data: ParallelText) -> _Sets:
                 raise UserError(f"{data.root} has no files {wanted}, in lines, and no table: {error}") from error
             raise
         used = by_split(found, data.root, chosen)
-        return _Sets(used, False, "", unused(found, used))
+        source, target, header = _columns(data, found[0])
+        words = (
+            f"without a header, {data.source_language} in column {source}, {data.target_language} in {target} (from 0)"
+        )
+        return _Sets(used, False, "", unused(found, used), "" if header else words)
     both = {stem: pair for stem, pair in sides.items() if len(pair) == 2}
     if not both:
         (stem, pair), *_ = sides.items()
@@ -449,10 +460,9 @@ class _Survey:
                 yield from ((split, pair) for pair in _in_lines(files[0], files[1], self._data.encoding))
             else:
                 for file in files:
-                    for row in rows(file, self._data.encoding):
-                        source = _of_row(row, self._data.source_language)
-                        target = _of_row(row, self._data.target_language)
-                        yield split, Pair(source, target, row.where)
+                    source, target, header = _columns(self._data, file)
+                    for row in rows(file, self._data.encoding, header):
+                        yield split, Pair(_of_row(row, source), _of_row(row, target), row.where)
 
     def _pairs(self) -> Iterator[tuple[str, Pair]]:
         for split, (_, pair) in zip(self._split_N, self._read(), strict=True):
@@ -514,12 +524,29 @@ def _in_lines(source: File, target: File, encoding: str) -> Iterator[Pair]:
         yield Pair(first, second, f"{source}, line {count[0]}")
 
 
+def _columns(data: ParallelText, file: File) -> tuple[str, str, bool]:
+    """The columns of source and target, and whether a table has a header."""
+    names = data.source_language, data.target_language
+    line = first_line(file, data.encoding)
+    if line is None or any(name in line for name in (*names, "translation")):
+        return *names, True
+    if all(map(str.isdigit, names)):
+        return *names, False
+    texts = [i for i, cell in enumerate(line) if re.search(r"[^\W\d]", cell) and not cell.startswith("CC-BY")]
+    if len(texts) == 2 and not all(re.fullmatch(r"[A-Za-z][\w-]*", line[i]) for i in texts):  # such are names
+        return str(texts[0]), str(texts[1]), False
+    return *names, True
+
+
 def _of_row(row: Row, name: str) -> str:
     values = row.values
     if name not in values and isinstance(values.get("translation"), Mapping):
         values = values["translation"]
     if name not in values:
-        raise UserError(f"{row.where} has no {name!r}.{suggest(name, values, 'column')}")
+        raise UserError(
+            f"{row.where} has no {name!r}.{suggest(name, values, 'column')} Name the columns after the recipe, as in"
+            " :root=...,source=english,target=german, or by number from 0 where a table has no header."
+        )
     text = values[name]
     if text is not None and not isinstance(text, str):
         raise UserError(f"{row.where}: {name!r} is {type(text).__name__}, not text.")
