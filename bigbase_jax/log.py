@@ -13,10 +13,14 @@ examples of its interval.
 - ``compile``: ``compile_seconds``; ``diverged``: the ``loss`` that ended the run.
 
 JSON has no token for numbers that are not finite: they are the strings "nan", "inf" and "-inf".
+
+However often a run is killed and started again, its rows are those of one that never was, but for what they say of
+time and memory: what follows the checkpoint is dropped, and the checkpoint holds the sums of an interval in progress.
 """
 
 from __future__ import annotations
 
+import bisect
 import contextlib
 import importlib
 import json
@@ -78,6 +82,7 @@ class Log:
       total_steps: the last step of the run.
       every: steps between rows.
       start_step: the step that this start goes on from; what an earlier start logged after it is dropped.
+      interval: what ``interval()`` told of the interval that was in progress at that step; None: nothing.
       steps_per_epoch: to show epochs; None: not shown.
       batch_size: examples per step over all devices; 0: examples/s is not shown.
       flops_per_step: floating-point operations of a step over all devices; None or 0: unknown.
@@ -98,6 +103,7 @@ class Log:
         total_steps: int,
         every: int = 50,
         start_step: int = 0,
+        interval: Mapping[str, Any] | None = None,
         steps_per_epoch: float | None = None,
         batch_size: int = 0,
         flops_per_step: float | None = None,
@@ -122,12 +128,17 @@ class Log:
         self._seconds_before = self._rows.seconds if self._rows else 0.0
 
         self._pending: list[tuple[int, Mapping[str, Sum]]] = []  # dispatched, not yet read
-        self._merged: dict[str, tuple[Any, Any]] = {}  # total and weight of what was read of the interval
-        self._read_steps, self._last_read = 0, start_step
+        begun = interval or {"sums": {}, "steps": 0, "seconds": 0.0, "waited": 0.0}
+        self._merged: dict[str, tuple[Any, Any]] = {  # total and weight of what was read of the interval
+            name: (np.asarray(total, np.float64), np.asarray(weight, np.float64))
+            for name, (total, weight) in begun["sums"].items()
+        }
+        self._read_steps, self._last_read = begun["steps"], start_step
         self._began = time.perf_counter()
         self._paused = self._waited = 0.0
         self._frozen: float | None = None  # the training seconds at the start of the pause that lasts
-        self._mark = (self._training_seconds(), 0.0)  # training seconds and data wait at the last row
+        # Training seconds and data wait at the last row.
+        self._mark = (self._training_seconds() - begun["seconds"], -begun["waited"])
         self._closed = False
         if plain is None:
             plain = os.environ.get(PLAIN, "0") not in ("", "0") or not sys.stderr.isatty()
@@ -158,13 +169,23 @@ class Log:
         if self._bar is not None:
             self._bar.step(step)
 
-    def check(self, step: int) -> None:
+    def check(self, step: int, last: bool = False) -> None:
         """Waits for everything up to ``step`` and verifies it, as before a checkpoint.
+
+        Args:
+          last: no step follows: logs the interval that has not ended, too.
 
         Raises:
           Diverged: the loss of a step up to it is NaN or infinite.
         """
         self._read(step)
+        if last and self._read_steps:
+            self._row()
+
+    def interval(self) -> dict[str, Any]:
+        """The interval that has not ended, up to the step that was checked, as plain data that loses no bit in JSON."""
+        seconds, waited = self._training_seconds() - self._mark[0], self._waited - self._mark[1]
+        return jsonable({"sums": self._merged, "steps": self._read_steps, "seconds": seconds, "waited": waited})
 
     @contextlib.contextmanager
     def data_wait(self) -> Iterator[None]:
@@ -192,9 +213,10 @@ class Log:
             self._paused += time.perf_counter() - began
 
     def compiled(self, seconds: float) -> None:
-        """Notes how long the training step took to compile."""
+        """Says how long the training step took to compile; the first start of a run logs it."""
         say(f"compiled the training step in {seconds:.1f} s")
-        self._write({"step": self._start, "kind": "compile", "compile_seconds": seconds})
+        if self._rows is not None and self._rows.empty:
+            self._write({"step": self._start, "kind": "compile", "compile_seconds": seconds})
 
     # ------------------------------------------------------------------------------------------------- evaluation
 
@@ -213,24 +235,20 @@ class Log:
 
     # ------------------------------------------------------------------------------------------------- the end
 
-    def flush(self) -> None:
-        """Reads and logs everything so far, also an interval that has not ended.
+    def close(self) -> None:
+        """Reads everything so far, and gives up the screen, files and writers; closing twice does nothing.
+
+        An interval that has not ended is not logged: the next start goes on with it.
 
         Raises:
           Diverged: the loss of a step so far is NaN or infinite.
         """
-        if self._pending:
-            self._read(self._pending[-1][0])
-        if self._read_steps:
-            self._row()
-
-    def close(self) -> None:
-        """``flush``, and gives up the screen, files and writers; closing twice does nothing."""
         if self._closed:
             return
         self._closed = True
         try:
-            self.flush()
+            if self._pending:
+                self._read(self._pending[-1][0])
         finally:
             if self._bar is not None:
                 self._bar.close()
@@ -338,34 +356,40 @@ class Log:
 
 
 class _Rows:
-    """``metrics.jsonl``, open for appending; opening drops rows after ``start_step`` and half-written ones."""
+    """``metrics.jsonl``, open for appending; opening cuts off the rows after ``start_step`` and half a row at the end.
+
+    Rows are in the order of their steps, so the place to cut is found by halving: a long log opens as fast as a short.
+
+    Attributes:
+      empty: there was no row.
+      seconds: of the last row that was kept.
+    """
 
     def __init__(self, path: str, start_step: int):
         self.path = path
-        self.seconds = 0.0
         with self._disk():
             os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
-            before = b""
-            if os.path.exists(path):
-                with open(path, "rb") as file:
-                    before = file.read()
-            kept = []
-            for line in before.splitlines(keepends=True):
-                row = _parse(line)
-                if row is not None and line.endswith(b"\n") and row.get("step", 0) <= start_step:
-                    kept.append(line)
-                    self.seconds = max(self.seconds, float(row.get("seconds", 0.0)))
-            if b"".join(kept) != before:
-                with open(path + ".tmp", "wb") as file:
-                    file.writelines(kept)
-                    file.flush()
-                    os.fsync(file.fileno())
-                os.replace(path + ".tmp", path)
-            self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115
+            self._file = open(path, "a+b")  # noqa: SIM115
+            bytes_ = range(self._file.seek(0, os.SEEK_END) + 1)
+            place = bisect.bisect_left(bytes_, True, key=lambda place: self._follows(place, start_step))
+            self._file.seek(max(0, place - 1))  # the beginning of the last row to keep
+            last = _parse(self._file.readline()) if place else None
+            self._file.truncate(self._file.tell())
+        self.empty = last is None
+        self.seconds = float((last or {}).get("seconds", 0.0))
+
+    def _follows(self, place: int, step: int) -> bool:
+        """Whether the first whole row that begins at this byte or later is of a later step, or there is none."""
+        self._file.seek(max(0, place - 1))
+        if place:
+            self._file.readline()
+        rows = (_parse(line) for line in self._file if line.endswith(b"\n"))
+        row = next((row for row in rows if row is not None), None)
+        return row is None or row.get("step", 0) > step
 
     def write(self, row: Mapping[str, Any]) -> None:
         with self._disk():
-            self._file.write(json.dumps(jsonable(row), ensure_ascii=False, allow_nan=False) + "\n")
+            self._file.write(json.dumps(jsonable(row), ensure_ascii=False, allow_nan=False).encode() + b"\n")
             self._file.flush()
 
     def close(self) -> None:

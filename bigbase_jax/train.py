@@ -189,6 +189,7 @@ def train(config: ConfigDict, workdir: str, name: str = "", observe: Observe | N
             total_steps=total,
             every=loop.log_every,
             start_step=start,
+            interval=progress.get("interval"),
             steps_per_epoch=data.steps_per_epoch,
             batch_size=data.batch_size,
             flops_per_step=parallel.flops(step_fn) * mesh.size,
@@ -260,10 +261,11 @@ def _evaluate_split(task: Task, eval_step: Any, data: Prepared, mesh: Any, varia
 
 def _save(checkpoints: Checkpoints, log: Log, step: int, state: TrainState, progress: dict[str, Any]) -> None:
     """Saves a state that is known to be finite, and what the log holds up to it."""
-    log.check(step)
+    log.check(step, last=progress.get("stopped", False))
     if not bool(parallel.all_finite(state.params)):
         raise Diverged(step, "the parameters became infinite or NaN")
-    checkpoints.save(step, state, {**progress, "data_step": step}, best=progress.get("best_step") == step)
+    progress = {**progress, "data_step": step, "interval": log.interval()}
+    checkpoints.save(step, state, progress, best=progress.get("best_step") == step)
 
 
 def _judge(progress: dict[str, Any], step: int, metrics: dict[str, Any], loop: Loop) -> dict[str, Any]:

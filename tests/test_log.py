@@ -113,14 +113,70 @@ def test_check_finds_a_nan_before_the_interval_ends(tmp_path):
         log.check(2)
 
 
-def test_close_logs_the_rest_once(tmp_path):
-    log = make(tmp_path)
-    for step in range(1, 8):
-        log.step(step, loss(step))
-    log.check(6)
-    log.close()
-    log.close()
-    assert [(row["step"], row["loss"]) for row in rows(tmp_path)] == [(5, 3.0), (7, 6.5)]
+def test_the_rest_of_an_interval_is_logged_where_no_step_follows(tmp_path):
+    for last in (False, True):
+        log = make(tmp_path)
+        for step in range(1, 8):
+            log.step(step, loss(step))
+        log.check(6)
+        log.check(7, last)
+        log.close()
+        log.close()
+        assert [(row["step"], row["loss"]) for row in rows(tmp_path)] == [(5, 3.0), (7, 6.5)][: 1 + last]
+
+
+def test_an_interval_goes_on_in_another_start_without_the_loss_of_a_bit(tmp_path):
+    rng = np.random.default_rng(0)
+    sums = {
+        step: {
+            "loss": Sum(jnp.float32(rng.normal()), jnp.float32(rng.integers(1, 99))),
+            "load": Sum(jnp.asarray(rng.normal(size=(2, 3)), jnp.float32), jnp.float32(3)),
+            "rare": Sum(jnp.asarray([math.inf, step]), jnp.asarray([1.0, math.nan])),
+        }
+        for step in range(1, 11)
+    }
+
+    def steps(log, first, last):
+        for step in range(first, last + 1):
+            log.step(step, sums[step])
+        log.check(last)
+        return json.loads(json.dumps(log.interval(), allow_nan=False))
+
+    whole = make(tmp_path / "whole", total=10)
+    steps(whole, 1, 10)
+    whole.close()
+    for stop in range(1, 10):
+        log = make(tmp_path / "parts", total=10)
+        log.pause().__enter__()
+        kept = steps(log, 1, stop)
+        assert kept["steps"] == stop % 5 and kept["seconds"] >= kept["waited"] >= 0
+        log.close()
+        log = make(tmp_path / "parts", total=10, start_step=stop, interval={**kept, "seconds": 1000.0, "waited": 500.0})
+        steps(log, stop + 1, 10)
+        log.close()
+        found, timed = [], ("step_seconds", "data_wait", "memory_gb", "seconds")
+        for folder in ("whole", "parts"):
+            found.append([{k: v for k, v in row.items() if k not in timed} for row in rows(tmp_path / folder)])
+        assert found[0] == found[1] and len(found[0]) == 2 and found[0][0]["load"] != found[0][1]["load"]
+        timing = next(row for row in rows(tmp_path / "parts") if row["step"] > stop)
+        assert timing["step_seconds"] >= 200 and timing["data_wait"] == pytest.approx(0.5, abs=0.01)
+
+
+def test_opening_reads_a_few_rows_of_a_long_log_and_cuts_exactly(tmp_path, monkeypatch):
+    path, read = tmp_path / "metrics.jsonl", []
+    lines = [b'{"step": %d, "kind": "train", "seconds": %d.5}\n' % (10 * (n // 2 + 1), n) for n in range(4000)]
+    parse = log_module._parse
+    monkeypatch.setattr(log_module, "_parse", lambda line: read.append(line) or parse(line))
+    for start, torn in ((0, b""), (10, b""), (15, b"[1]\nnot"), (9999, b'{"step": 2'), (20000, b"\0" * 99), (1e9, b"")):
+        path.write_bytes(b"".join(lines) + torn)
+        read.clear()
+        found = log_module._Rows(str(path), start)
+        assert len(read) < 40
+        found.close()
+        kept = [line for n, line in enumerate(lines) if 10 * (n // 2 + 1) <= start]
+        assert path.read_bytes() == b"".join(kept) and found.empty == (not kept)
+        assert found.seconds == (len(kept) - 0.5 if kept else 0)
+    assert os.listdir(tmp_path) == ["metrics.jsonl"]
 
 
 def test_a_restart_drops_what_came_after_its_step(tmp_path):

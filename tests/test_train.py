@@ -2,6 +2,7 @@
 
 import json
 import runpy
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,7 @@ from bigbase_jax import parallel, verbs
 from bigbase_jax import train as training
 from bigbase_jax.checkpoint import Checkpoints
 from bigbase_jax.core import UserError, flatten
-from bigbase_jax.log import Diverged
+from bigbase_jax.log import Diverged, _Rows
 from bigbase_jax.restored import restore
 from bigbase_jax.rundir import RunDir
 from bigbase_jax.train import Loop
@@ -25,9 +26,9 @@ def recipe(name="catdog_mlp", arg="tiny", **loop):
     return config
 
 
-def rows_of(workdir, kind):
+def rows_of(workdir, kind=None):
     rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    return [row for row in rows if row["kind"] == kind]
+    return [row for row in rows if kind in (None, row["kind"])]
 
 
 def test_golden_steps_of_the_default_recipe(tmp_path):
@@ -76,6 +77,53 @@ def test_the_first_of_equally_good_evaluations_is_the_best(mode, values, best):
         progress = training._judge(progress, step, {"m": value}, loop)
     assert progress["best_step"] == best
     assert progress.get("stopped", False) == (mode == "max")
+
+
+def test_a_run_that_was_killed_anywhere_has_the_rows_of_one_that_was_not(tmp_path, monkeypatch):
+    """The folder is copied while each row is written, as a kill would leave it there, and trained on."""
+    config = recipe(steps=15, log_every=4, checkpoint_every=3, eval_every=7, keep=9, writers=())
+    write, images = _Rows.write, []
+
+    def writing(self, row):
+        images.append(tmp_path / f"image-{len(images)}")
+        shutil.copytree(tmp_path / "calm", images[-1], ignore=lambda _, names: [n for n in names if "tmp" in n])
+        with open(images[-1] / "metrics.jsonl", "ab") as file:
+            file.write(b'{"step": %d, "kind": "tr' % row["step"])
+        write(self, row)
+
+    def told(workdir):
+        timed = ("seconds", "step_seconds", "examples_per_second", "data_wait", "memory_gb", "compile_seconds")
+        return [{k: v for k, v in row.items() if k not in timed} for row in rows_of(workdir)]
+
+    monkeypatch.setattr(_Rows, "write", writing)
+    training.train(config, str(tmp_path / "calm"))
+    monkeypatch.setattr(_Rows, "write", write)
+    calm = told(tmp_path / "calm")
+    assert [row["step"] for row in calm if row["kind"] == "train"] == [4, 8, 12, 15]
+    begun = {}
+    for path in images:
+        steps = [int(p.name) for p in (path / "checkpoints").glob("*") if p.name.isdigit()]
+        begun[max(steps, default=0)] = path  # of several that go on from one checkpoint, that with the most rows
+    assert len(begun) > 2 and len(calm) == len(images) == 8
+    for path in list(begun.values())[::2]:
+        training.train(config, str(path))
+        assert told(path) == calm, path.name
+
+
+def test_a_run_that_was_stopped_in_an_interval_has_the_rows_of_one_that_was_not(tmp_path):
+    config = recipe(steps=10, log_every=4, eval_every=2, writers=())
+    training.train(config, str(tmp_path / "calm"))
+    for stop in (2, 6):
+        found = training.train(
+            config, str(tmp_path / "run"), observe=lambda step, _, at=stop: "!" if step == at else None
+        )
+        assert (
+            found["stopped"] == "!"
+            and [row["step"] for row in rows_of(tmp_path / "run", "train")] == [4, 8][: stop // 4]
+        )
+    training.train(config, str(tmp_path / "run"))
+    calm, run = ([(r["kind"], r["step"], r.get("loss")) for r in rows_of(tmp_path / n)] for n in ("calm", "run"))
+    assert calm == run and len(calm) == 9
 
 
 def test_an_unknown_metric_lists_those_there_are(tmp_path):
