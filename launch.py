@@ -3,7 +3,7 @@ r"""The command line: flags -> config -> one verb of the package.
 python launch.py --config=configs/catdog.py                       train, evaluate, report
 python launch.py --config=RECIPE --sweep=experiments/STUDY/sweep.py --workers=2    many runs, the best of them
 python launch.py --mode=eval --workdir=runs/catdog                restore, evaluate
-python launch.py --mode=predict --workdir=runs/catdog --input=a.jpg
+python launch.py --mode=predict --workdir=runs/catdog --input=a.jpg    or --input=new.csv --output=answers.csv
 python launch.py --mode=generate --workdir=runs/lm --prompt="Once" --sample=temperature=0.8,top_k=50 --stop="\n"
 python launch.py --mode=report --workdir=runs/catdog
 python launch.py --mode=compare --workdir=runs/a --workdir=runs/b    or a sweep's folder: what differs
@@ -41,11 +41,9 @@ _STEP = flags.DEFINE_integer(
     "step", None, "eval, predict, generate, export: which one; default: the best, or the last."
 )
 _SPLIT = flags.DEFINE_string("split", None, "eval, compare: the split; default: test, or else val.")
-_INPUT = flags.DEFINE_string("input", None, "predict: files, by a path or quoted pattern; generate: prompts.")
+_INPUT = flags.DEFINE_string("input", None, "predict: files or tables, a path or quoted pattern; generate: prompts.")
 _TO = flags.DEFINE_string("to", "safetensors", "export: what to write: safetensors, adapter.")
-_OUTPUT = flags.DEFINE_string(
-    "output", None, "export, compare: a folder; default: the run's export/, or comparison/."
-)
+_OUTPUT = flags.DEFINE_string("output", None, "predict: .csv, .tsv, .jsonl, .parquet; export, compare: a folder.")
 _COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, where a cluster does not say it.")
 _PROCESSES = flags.DEFINE_integer("num_processes", None, "How many processes run this command; 1 is this one alone.")
 _PROCESS = flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.")
@@ -97,7 +95,7 @@ def _verb(mode: str, workdir: str) -> int:
     elif mode == "predict":
         if _INPUT.value is None:
             raise UserError("--mode=predict needs --input: a file, a folder or a quoted pattern.")
-        return verbs.predict(workdir, _INPUT.value, _STEP.value)
+        return verbs.predict(workdir, _INPUT.value, _STEP.value, _OUTPUT.value)
     elif mode == "generate":
         from bigbase_jax import generate
 

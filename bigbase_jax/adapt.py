@@ -120,6 +120,9 @@ class _Wrapper:
     def present(self, output: Mapping[str, np.ndarray]) -> dict[str, Any]:
         return self.task.present(output)
 
+    def join(self, parts: Sequence[Mapping[str, np.ndarray]]) -> Mapping[str, np.ndarray]:
+        return self.task.join(parts)
+
     def __getattr__(self, name: str) -> Any:
         """What else the inner task has; a method whose first argument is ``variables`` takes the wrapped ones."""
         if name == "task" or name.startswith("__"):  # of an object that is being copied or unpickled

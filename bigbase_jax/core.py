@@ -52,6 +52,11 @@ class Sum(NamedTuple):
         return jnp.where(weight == 0, 0.0, self.total / jnp.where(weight == 0, 1.0, weight))
 
 
+def joined(parts: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """The outputs of several examples, along their first axis."""
+    return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+
+
 def add(a: PyTree, b: PyTree) -> PyTree:
     """Adds two trees of ``Sum``s of the same structure."""
     return jax.tree.map(lambda x, y: x + y, a, b)
@@ -102,9 +107,15 @@ class Task(Protocol):
         ...
 
     def present(self, output: Mapping[str, np.ndarray]) -> dict[str, Any]:
-        """One example's outputs (no batch axis) as the JSON-able answer that a user of the model reads.
+        """One input's outputs (no batch axis) as the JSON-able answer that a user of the model reads."""
+        ...
 
-        Those of an input that was read as several examples are joined along their first axis."""
+    def join(self, parts: Sequence[Mapping[str, np.ndarray]]) -> Mapping[str, np.ndarray]:
+        """The outputs of the examples that one input was read as, in order, as ``present`` takes those of one input.
+
+        Raises:
+          UserError: an input of this task is one example.
+        """
         ...
 
 
@@ -131,6 +142,25 @@ class TrainState:
     def variables(self) -> Variables:
         """The variables to evaluate, save and serve: the moving average where there is one."""
         return self.ema if self.ema is not None else {"params": self.params, **self.model_state}
+
+
+class Fields(NamedTuple):
+    """What a data set reads of a row of a user's table, or of a line of a text.
+
+    Attributes:
+      columns: for each entry of the rows that ``Dataset.read`` takes, what its columns may be called, the likeliest
+        first: several names together are joined by line ends. Empty: it takes a row as it stands.
+      lines: whether each line of a text is a row with one entry; else a text is read as a whole.
+      files: whether a column names files, as seen from the table's folder, which are read in the place of the row.
+      encoding: of texts.
+      header: whether a table's first line has the names of its columns; else they are "0", "1", ...
+    """
+
+    columns: Mapping[str, Sequence[tuple[str, ...]]] = {}
+    lines: bool = False
+    files: bool = False
+    encoding: str = "utf-8"
+    header: bool = True
 
 
 @runtime_checkable
@@ -164,12 +194,13 @@ class Dataset(Protocol):
         same, a method ``examples()`` may give the digest of the examples alone."""
         ...
 
-    def read(self, path: str) -> Example | Sequence[Example]:
-        """An unlabelled example from a user's file, as the same decoder would give it; raises UserError if unreadable.
+    def read(self, given: str | Mapping[str, Any]) -> Example | Sequence[Example]:
+        """An unlabelled example of what a user gives, as the same decoder gives it; raises UserError if unreadable.
 
-        A file that is longer than an example gives several; their outputs are joined before ``Task.present``. A static
-        method where it needs nothing of the data, so that a model predicts where its data is not; one with a parameter
-        ``facts`` gets those that the run has kept."""
+        That is the path of a file, or, where the class has ``fields(config, facts) -> Fields``, a row by entry. What is
+        longer than an example gives several, whose outputs ``Task.join`` joins. A static method where it needs nothing
+        of the data, so that a model predicts where its data is not; one with a parameter ``facts`` gets those that the
+        run has kept."""
         ...
 
 

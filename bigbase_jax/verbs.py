@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import functools
-import glob
-import inspect
+import contextlib
 import json
 import os
 import pathlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 import jax
 import numpy as np
@@ -18,17 +15,16 @@ from ml_collections import ConfigDict
 from bigbase_jax import distributed, parallel, pretrained
 from bigbase_jax import report as report_page
 from bigbase_jax import train as training
-from bigbase_jax.build import build, locate, suggest
-from bigbase_jax.core import Example, Task, UserError
-from bigbase_jax.data.pipeline import apply_eval
+from bigbase_jax.build import build, suggest
+from bigbase_jax.core import Task, UserError
 from bigbase_jax.evaluate import evaluate as run_evaluation
+from bigbase_jax.inference import answers, inputs
+from bigbase_jax.inference.predictor import Predictor
 from bigbase_jax.log import Diverged, say
 from bigbase_jax.restored import facts, restore
 from bigbase_jax.rundir import RunDir
 
-T = TypeVar("T")
 EXPORTS = ("safetensors", "adapter")
-_ROWS = 32  # examples that are predicted at once
 
 
 def setup() -> None:
@@ -78,51 +74,45 @@ def evaluate(workdir: str, step: int | None = None, split: str | None = None) ->
     return training.write_evaluation(run, step, split, found)
 
 
-def predict(workdir: str, pattern: str, step: int | None = None, out: Any = None) -> int:
-    """Prints one JSON line per input, in the order of their names: ``{"input", ...the task's answer}``.
+def predict(workdir: str, pattern: str, step: int | None = None, output: str | None = None, out: Any = None) -> int:
+    """Answers files, and the rows of tables and the lines of texts one by one, in the order of their names.
 
-    An input that cannot be read gives ``{"input", "error"}``, and the others go on.
+    Prints one JSON line per answer: ``{"input", "row", ...the task's answer}``, without ``row`` where a file is one
+    input. What cannot be read gives ``{"input", "row", "error"}``, and the others go on.
+
+    Args:
+      output: a file to write them to instead (see ``answers.Answers``), each beside the columns of its row; where there
+        is a column of the same name, the answer's is called ``predicted_NAME``.
 
     Returns:
-      The exit status: 1 if an input could not be read.
+      The exit status: 1 if something could not be read.
 
     Raises:
-      UserError: nothing matches ``pattern``.
+      UserError: nothing matches ``pattern``, the only table has no column for the model, or the disk refuses.
     """
     setup()
-    run = RunDir(workdir)
-    config = run.config()
-    mesh = parallel.make_mesh(1)
-    task, variables, _ = restore(run, config, mesh, step)
-    read = _reader(config, facts(run))
-    transforms = build(config.data.eval_transforms, _path="config.data.eval_transforms")
-    compiled = jax.jit(task.predict)
-    failed = False
-    for names in _chunks(input_files(pattern), _ROWS):
-        answers: dict[str, dict[str, Any]] = {}
-        rows: list[tuple[str, dict[str, np.ndarray]]] = []
-        for name in names:
-            try:
-                found = read(name)
-                for example in [found] if isinstance(found, Mapping) else found:
-                    example = apply_eval(transforms, example, config.data.seed)
-                    rows.append((name, {key: np.asarray(example[key]) for key in task.inputs}))
-            except UserError as error:
-                answers[name] = {"error": str(error)}
-                failed = True
-        outputs: dict[str, list[dict[str, np.ndarray]]] = {}
-        for some in _chunks([row for row in rows if row[0] not in answers], _ROWS):
-            padded = [row for _, row in some] + [some[-1][1]] * (_ROWS - len(some))  # one shape, one compilation
-            batch = {key: np.stack([row[key] for row in padded]) for key in task.inputs}
-            computed = jax.device_get(compiled(variables, batch))
-            for i, (name, _) in enumerate(some):
-                outputs.setdefault(name, []).append({key: x[i] for key, x in computed.items()})
-        for name, parts in outputs.items():
-            joined = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]} if parts[1:] else parts[0]
-            answers[name] = task.present(joined)
-        for name in names:
-            print(json.dumps({"input": name, **answers[name]}, ensure_ascii=False), flush=True, file=out)
-    return int(failed)
+    files = inputs.find(pattern)
+    if output is not None and any(os.path.realpath(output) == os.path.realpath(file) for file in files):
+        raise UserError(f"--output={output} is one of the files to answer; give it another name.")
+    failed = number = 0
+    columns: set[str] = set()
+    with contextlib.ExitStack() as stack:
+        write = stack.enter_context(answers.Answers(output)) if output is not None else None
+        predictor = Predictor(workdir, step)
+        found = predictor.answers(inputs.read(files, predictor.fields))
+        for item, answer in answers.counted(found, inputs.estimate(files, predictor.fields)):
+            number += 1
+            failed += "error" in answer
+            place = {"input": item.file} if item.row is None else {"input": item.file, "row": item.row}
+            if write is None:
+                print(answers.as_json({**place, **answer}), flush=True, file=out)
+                continue
+            columns.update(item.values)
+            named = {f"predicted_{name}" if name in columns else name: value for name, value in answer.items()}
+            write({**(place if len(files) > 1 or item.row is None else {}), **item.values, **named})
+    if output is not None:
+        print(json.dumps({"output": output, "answers": number, "errors": failed}), flush=True, file=out)
+    return int(failed > 0)
 
 
 def export(workdir: str, to: str = "safetensors", output: str | None = None, step: int | None = None) -> dict[str, Any]:
@@ -188,36 +178,3 @@ def _mesh(config: ConfigDict) -> Any:
 def _report_once(workdir: str) -> None:
     if jax.process_index() == 0:
         report(workdir)
-
-
-def input_files(pattern: str) -> list[str]:
-    """The files that a path, a folder (with all below it) or a pattern names, sorted.
-
-    Raises:
-      UserError: there are none.
-    """
-    path = pathlib.Path(pattern)
-    if path.is_file():
-        return [pattern]
-    if path.is_dir():
-        found = [str(p) for p in path.rglob("*") if p.is_file() and not p.name.startswith(".")]
-    else:
-        found = [name for name in glob.glob(pattern, recursive=True) if os.path.isfile(name)]
-    if not found:
-        raise UserError(f"--input={pattern} names no file.")
-    return sorted(found)
-
-
-def _reader(config: ConfigDict, facts: Mapping[str, Any]) -> Callable[[str], Example | Sequence[Example]]:
-    """The data set's decoder of users' files; the data itself need not be here unless the decoder depends on it."""
-    dataset: Any = locate(config.data.dataset.target, "config.data.dataset.target")
-    if not isinstance(inspect.getattr_static(dataset, "read"), staticmethod):
-        return build(config.data.dataset, _path="config.data.dataset").read
-    if "facts" in inspect.signature(dataset.read).parameters:
-        return functools.partial(dataset.read, facts=facts)
-    return dataset.read
-
-
-def _chunks(items: list[T], size: int) -> Iterator[list[T]]:
-    for start in range(0, len(items), size):
-        yield items[start : start + size]

@@ -32,6 +32,8 @@ ALLOWED = {  # file or folder -> what of ours it may import; folders may import 
     "page.py": CORE,
     "report.py": CORE | {"bigbase_jax.log", "bigbase_jax.page"},
     "doctor": set(),
+    "inference": CORE
+    | {f"bigbase_jax.{name}" for name in ("build", "checkpoint", "data", "log", "parallel", "restored", "rundir")},
     "data": CORE | {"bigbase_jax.build"},
     "models": set(),
     "pretrained": CORE
@@ -42,7 +44,7 @@ ALLOWED = {  # file or folder -> what of ours it may import; folders may import 
     "restored.py": CORE | {f"bigbase_jax.{name}" for name in ("build", "checkpoint", "parallel", "rundir")},
     "tasks": CORE | {"bigbase_jax.build", "bigbase_jax.models", "bigbase_jax.data.tokenizer", "bigbase_jax.decoding"},
 }
-NEUTRAL = ("train.py", "evaluate.py", "parallel.py", "checkpoint.py", "distributed.py")
+NEUTRAL = ("train.py", "evaluate.py", "parallel.py", "checkpoint.py", "distributed.py", "inference/predictor.py")
 
 
 def imports_of(path):

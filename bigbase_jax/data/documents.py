@@ -20,7 +20,7 @@ __all__ = ["Document", "File", "Format", "list_files", "one_file", "split_of"]
 BLOCK = 1 << 20
 """Characters of a block of plain text, which ends at the next end of a line."""
 UNITS = ("file", "line", "paragraph")
-_COLUMNS = (("text",), ("content",), ("title", "paragraphs"), ("rhythmic", "paragraphs"), ("paragraphs",))
+COLUMNS = (("text",), ("content",), ("title", "paragraphs"), ("rhythmic", "paragraphs"), ("paragraphs",))
 
 
 class Document(NamedTuple):
@@ -113,9 +113,9 @@ class Format:
                 missing = [name for name in columns if name not in record]
                 if missing:
                     raise UserError(f"{where} has no {missing[0]!r}.{suggest(missing[0], record, 'entry')}")
-                text = "\n".join(_as_text(record[name], f"{where}: {name!r}") for name in columns)
+                text = "\n".join(as_text(record[name], f"{where}: {name!r}") for name in columns)
             else:
-                text = _as_text(record, where)
+                text = as_text(record, where)
             yield from _document(file, number, text)
 
     def _table(self, file: File) -> Iterator[Document]:
@@ -135,14 +135,14 @@ class Format:
     def _columnar(self, file: File) -> Iterator[Document]:
         for number, row in rows_of_columns(file, lambda names: self._choose(names, str(file))):
             where = f"{file}, row {number}"
-            yield from _document(file, number, "\n".join(_as_text(value, where) for value in row.values()))
+            yield from _document(file, number, "\n".join(as_text(value, where) for value in row.values()))
 
     def _choose(self, names: Sequence[str], where: str) -> Sequence[str]:
         """The columns to read, of those there are."""
         for name in self.columns:
             if name not in names:
                 raise UserError(f"{where} has no column {name!r}.{suggest(name, names, 'column')}")
-        for known in (self.columns, *_COLUMNS):
+        for known in (self.columns, *COLUMNS):
             if known and set(known) <= set(names):
                 return known
         if len(names) == 1:
@@ -159,7 +159,8 @@ def _document(file: File, number: int, text: str) -> Iterator[Document]:
         yield Document(f"{file.name}:{number}", (checked(text, f"{file}, record {number}"),))
 
 
-def _as_text(value: Any, where: str) -> str:
+def as_text(value: Any, where: str) -> str:
+    """A text, or a list of texts joined by line ends; raises UserError if it is neither."""
     if isinstance(value, str):
         return value
     if isinstance(value, list) and all(isinstance(item, str) for item in value):

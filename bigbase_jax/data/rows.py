@@ -33,11 +33,13 @@ class Row(NamedTuple):
       number: of its line, record or row in the file, from 1.
       values: by column.
       file: where it is.
+      error: why it cannot be read; "" where it can.
     """
 
     number: int
     values: Mapping[str, Any]
     file: File
+    error: str = ""
 
     @property
     def where(self) -> str:
@@ -68,11 +70,12 @@ def checked(text: str, where: str) -> str:
     return text
 
 
-def rows(file: File, encoding: str = "utf-8", header: bool = True) -> Iterator[Row]:
+def rows(file: File, encoding: str = "utf-8", header: bool = True, lenient: bool = False) -> Iterator[Row]:
     """The rows of a table, or the objects of JSON, in order.
 
     Args:
       header: whether the first line of a table of cells has the names of the columns; otherwise they are "0", "1", ...
+      lenient: give a row that cannot be read with its error, and go on.
 
     Raises:
       UserError: it cannot be read, it is not what its name says, or it is not a table.
@@ -82,15 +85,17 @@ def rows(file: File, encoding: str = "utf-8", header: bool = True) -> Iterator[R
         raise UserError(f"{file} is no table. {read_endings([kind])}")
     with one_sentence(file, encoding):
         if kind in CELLS:
-            yield from _headed(file, encoding, header)
+            yield from _headed(file, encoding, header, lenient)
         elif kind in (".parquet", ".arrow"):
             for number, row in rows_of_columns(file, lambda names: names):
                 yield Row(number, row, file)
         else:
-            for number, value in json_values(file, encoding):
-                if not isinstance(value, dict):
-                    raise UserError(f"{file}, record {number} is {type(value).__name__}, not an object with names.")
-                yield Row(number, value, file)
+            for number, value in json_values(file, encoding, lenient):
+                if isinstance(value, dict):
+                    yield Row(number, value, file)
+                    continue
+                said = f"{file}, record {number} is {type(value).__name__}, not an object with names."
+                yield _bad(Row(number, {}, file, str(value) if isinstance(value, UserError) else said), lenient)
 
 
 def first_line(file: File, encoding: str = "utf-8") -> list[str] | None:
@@ -114,7 +119,13 @@ def class_names(file: File, column: str) -> list[str] | None:
     return names if isinstance(names, list) and all(isinstance(name, str) for name in names) else None
 
 
-def _headed(file: File, encoding: str, header: bool) -> Iterator[Row]:
+def _bad(row: Row, lenient: bool) -> Row:
+    if not lenient:
+        raise UserError(row.error)
+    return row
+
+
+def _headed(file: File, encoding: str, header: bool, lenient: bool) -> Iterator[Row]:
     names: list[str] | None = None
     for number, row in lines_of_table(file, encoding):
         if names is None:
@@ -123,7 +134,8 @@ def _headed(file: File, encoding: str, header: bool) -> Iterator[Row]:
                 continue
         found = Row(number, dict(zip(names, row, strict=False)), file)
         if len(row) != len(names):
-            raise UserError(f"{found.where} has {len(row)} columns instead of {len(names)}.")
+            said = f"{found.where} has {len(row)} columns instead of {len(names)}."
+            found = _bad(found._replace(error=said), lenient)
         yield found
 
 
@@ -136,8 +148,9 @@ def text_of(file: File, encoding: str, newline: str = "") -> io.TextIOWrapper:
     )
 
 
-def json_values(file: File, encoding: str) -> Iterator[tuple[int, Any]]:
-    """(number, value) of a list in JSON, also as ``{"data": [...]}``, of JSON lines, or of the one value there is."""
+def json_values(file: File, encoding: str, lenient: bool = False) -> Iterator[tuple[int, Any]]:
+    """(number, value) of a list in JSON, also as ``{"data": [...]}``, of JSON lines, or of the one value there is.
+    Where ``lenient`` (see ``rows``), a line that is not JSON has its UserError as value."""
     if kind_of(file.name) == ".json":
         with text_of(file, encoding) as whole:
             try:
@@ -152,9 +165,12 @@ def json_values(file: File, encoding: str) -> Iterator[tuple[int, Any]]:
         for number, line in enumerate(lines, 1):
             if line.strip():
                 try:
-                    yield number, json.loads(line)
+                    value = json.loads(line)
                 except json.JSONDecodeError as error:
-                    raise UserError(f"{file}, line {number} is not JSON: {error}.") from error
+                    value = UserError(f"{file}, line {number} is not JSON: {error}.")
+                    if not lenient:
+                        raise value from error
+                yield number, value
 
 
 def _unwrapped(values: Any) -> list[Any]:

@@ -183,6 +183,10 @@ class Classifier:
         probabilities = {name: float(p) for name, p in zip(names, p_K, strict=True)}
         return {"label": names[best], "probability": float(p_K[best]), "probabilities": probabilities}
 
+    def join(self, parts: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
+        """The mean of the probabilities."""
+        return {"probabilities": np.mean([part["probabilities"] for part in parts], axis=0)}
+
     def _names(self, num_classes: int) -> Sequence[str]:
         return self.class_names or [str(k) for k in range(num_classes)]
 

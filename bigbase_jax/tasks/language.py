@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bigbase_jax.core import Batch, Sum, UserError, Variables
+from bigbase_jax.core import Batch, Sum, UserError, Variables, joined
 from bigbase_jax.data.tokenizer import load
 from bigbase_jax.models.layers import ModelError
 from bigbase_jax.tasks import chunks
@@ -51,6 +51,7 @@ class CausalLanguageModel:
     weighted: bool | None = None
 
     batch_coupled: ClassVar[bool] = False
+    join = staticmethod(joined)
 
     def __post_init__(self) -> None:
         size = getattr(self.model, "vocab_size", None)

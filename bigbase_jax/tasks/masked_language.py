@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bigbase_jax.core import Batch, Sum, UserError, Variables
+from bigbase_jax.core import Batch, Sum, UserError, Variables, joined
 from bigbase_jax.data.tokenizer import load
 from bigbase_jax.tasks.errors import model_errors
 
@@ -53,6 +53,7 @@ class MaskedLanguageModel:
 
     inputs: ClassVar[tuple[str, ...]] = ("tokens", "segments", "positions", "types", "at", "targets")
     batch_coupled: ClassVar[bool] = False
+    join = staticmethod(joined)
 
     def __post_init__(self) -> None:
         if not hasattr(self.model, "masked"):

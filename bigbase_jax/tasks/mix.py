@@ -6,7 +6,7 @@ Axes: B examples, P = B / 2 pairs, H height, W width, C channels, K classes.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -110,6 +110,9 @@ class Mix:
 
     def present(self, output: Mapping[str, np.ndarray]) -> dict[str, Any]:
         return self.task.present(output)
+
+    def join(self, parts: Sequence[Mapping[str, np.ndarray]]) -> Mapping[str, np.ndarray]:
+        return self.task.join(parts)
 
     def __getattr__(self, name: str) -> Any:
         """What else the task has: ``passages``, or the ``place`` and ``merge`` of an adapter."""

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bigbase_jax.core import Array, Batch, PyTree, Sum, UserError, Variables
+from bigbase_jax.core import Array, Batch, PyTree, Sum, UserError, Variables, joined
 from bigbase_jax.data.tokenizer import load
 from bigbase_jax.decoding import NEVER, beam_tokens, greedy_tokens
 from bigbase_jax.models.transformer import unstack_blocks
@@ -74,6 +74,7 @@ class Translation:
 
     inputs: ClassVar[tuple[str, ...]] = ("source", "source_segments", "target_in", "target_out")
     batch_coupled: ClassVar[bool] = False
+    join = staticmethod(joined)
 
     def __post_init__(self) -> None:
         if not 0 <= self.label_smoothing < 1:

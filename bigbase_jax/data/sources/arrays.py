@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from bigbase_jax.core import Example, Source, UserError
-from bigbase_jax.data.sources.image import decode, existing
+from bigbase_jax.data.sources.image import ReadsPictures, decode, existing
 from bigbase_jax.data.sources.splits import stratified, to_split_off
 
 
@@ -105,6 +105,8 @@ class ArrayDataset:
         colours = "colour" if self._shape[2:] == (3,) else "grey"
         count = sum(map(len, self.splits.values()))
         self.description = f"{count:,} {colours} pictures of {size} pixels and {len(names)} classes in {root}"
+
+    fields = staticmethod(ReadsPictures.fields)
 
     def read(self, path: str) -> Example:
         """A user's file as an unlabelled example: ``image`` uint8 [H, W, C], resized and made grey to fit.

@@ -29,14 +29,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from bigbase_jax.build import suggest
-from bigbase_jax.core import Example, Source, UserError
+from bigbase_jax.core import Example, Fields, Source, UserError
 from bigbase_jax.data import cache as caches
 from bigbase_jax.data import chat_template, ragged
 from bigbase_jax.data.chat_template import ChatTemplate, Message
 from bigbase_jax.data.documents import Format
 from bigbase_jax.data.files import File, by_split, kind_of, one_file, unused
 from bigbase_jax.data.ragged import Ragged
-from bigbase_jax.data.rows import Row, checked, rows, tables
+from bigbase_jax.data.rows import checked, rows, tables
 from bigbase_jax.data.sources import text as texts
 from bigbase_jax.data.sources.splits import digest, stratified, to_split_off
 from bigbase_jax.data.tokenizer import Subwords, Tokenizer, TokenizerFile, facts_of, load
@@ -160,9 +160,14 @@ class Conversations:
         return [self.val_fraction, self.test_fraction, self.seed]
 
     @staticmethod
-    def read(path: str, facts: Mapping[str, Any]) -> list[Example]:
+    def fields(config: Mapping[str, Any], facts: Mapping[str, Any]) -> Fields:
+        """A row is a conversation, in any of its forms."""
+        return Fields(encoding=config.get("encoding", "utf-8"))
+
+    @staticmethod
+    def read(given: str | Mapping[str, Any], facts: Mapping[str, Any]) -> list[Example]:
         """See ``read_chat``."""
-        return read_chat(path, facts)
+        return read_chat(given, facts)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -197,7 +202,7 @@ class ChatFiles(Conversations):
         for split, files in self.files()[0].items():
             for file in files:
                 for row in rows(file, self.encoding):
-                    yield split, Spoken(messages_of(row), row.where)
+                    yield split, Spoken(messages_of(row.values, row.where), row.where)
 
     def stamp(self) -> list[Any]:
         return [[[split, *file] for split, given in self.files()[0].items() for file in given], self.encoding]
@@ -262,9 +267,9 @@ class Chats:
             [data.stamp(), data.dealing(), data.length, self._chats.about["tokenizer"], self._template.state()]
         )
 
-    def read(self, path: str) -> list[Example]:
+    def read(self, given: str | Mapping[str, Any]) -> list[Example]:
         """See ``read_chat``."""
-        return read_chat(path, self.facts)
+        return read_chat(given, self.facts)
 
 
 class ChatWindows:
@@ -320,29 +325,30 @@ def window_of(pieces: Sequence[Sequence[np.ndarray]], length: int) -> Example:
     return example
 
 
-def read_chat(path: str, facts: Mapping[str, Any]) -> list[Example]:
-    """A user's file as windows: a text as ``read_text`` reads it, or conversations in JSON, a window each.
+def read_chat(given: str | Mapping[str, Any], facts: Mapping[str, Any]) -> list[Example]:
+    """A user's file as windows: a text as ``read_text`` reads it, or conversations in JSON, a window each. A row is one
+    conversation.
 
     All targets of a text count, and so do those of a conversation without an answer.
 
     Raises:
       UserError: unreadable, or too short to predict anything.
     """
-    file = one_file(path)
-    if kind_of(file.name) not in (".json", ".jsonl", ".ndjson"):
-        windows = texts.read_text(path, facts)
+    if isinstance(given, str) and kind_of(given) not in (".json", ".jsonl", ".ndjson"):
+        windows = texts.read_text(given, facts)
         return [{**window, "weights": (window["segments"] > 0).astype(np.int32)} for window in windows]
     tokenizer, template = load(facts["tokenizer"]), chat_template.load(facts["chat_template"])
     found = []
-    for row in rows(file):
-        chat = _encoded(template, tokenizer, Spoken(messages_of(row), row.where))
+    chats = [(given, "the row")] if not isinstance(given, str) else [(r.values, r.where) for r in rows(one_file(given))]
+    for values, where in chats:
+        chat = _encoded(template, tokenizer, Spoken(messages_of(values, where), where))
         if len(chat.tokens) > 1:
             window = window_of([chat], facts["length"])
             if not window["weights"].any():
                 window["weights"] = (window["segments"] > 0).astype(np.int32)
             found.append(window)
     if not found:
-        raise UserError(f"{path} holds no conversation.")
+        raise UserError(f"{given if isinstance(given, str) else 'the row'} holds no conversation.")
     return found
 
 
@@ -356,55 +362,54 @@ class Spoken(NamedTuple):
     where: str
 
 
-def messages_of(row: Row) -> list[Message]:
+def messages_of(values: Mapping[str, Any], where: str) -> list[Message]:
     """The messages of a row, in any of the forms that the top of this file lists.
 
     Raises:
       UserError: none of these forms, or an unknown speaker.
     """
-    values = row.values
     system = values.get("system")
-    before = [_message(row, "system", system)] if isinstance(system, str) and system.strip() else []
+    before = [_message(where, "system", system)] if isinstance(system, str) and system.strip() else []
     for name in _LISTS:
         if isinstance(values.get(name), list):
-            said = [_said(row, entry) for entry in values[name]]
+            said = [_said(where, entry) for entry in values[name]]
             if not said:
-                raise UserError(f"{row.where} has no messages in {name!r}.")
+                raise UserError(f"{where} has no messages in {name!r}.")
             return said if said[0]["role"] == "system" else [*before, *said]
     for asked, answered in _TURNS:
         if asked in values and answered in values:
             question, answer = values[asked], values[answered]
             if isinstance(question, list) and isinstance(answer, list):
-                return [*before, *(_said(row, entry) for entry in (*question, *answer))]
+                return [*before, *(_said(where, entry) for entry in (*question, *answer))]
             more = values.get("input")
             if asked == "instruction" and isinstance(more, str) and more.strip() and isinstance(question, str):
                 question = f"{question}\n\n{more}"
-            return [*before, _message(row, "user", question), _message(row, "assistant", answer)]
+            return [*before, _message(where, "user", question), _message(where, "assistant", answer)]
     shown = ", ".join(repr(name) for name in list(values)[:8])
     raise UserError(
-        f"{row.where} has {shown}; a conversation has 'messages', 'conversations', 'instruction' and 'output', or"
+        f"{where} has {shown}; a conversation has 'messages', 'conversations', 'instruction' and 'output', or"
         " 'prompt' and 'completion'."
     )
 
 
-def _said(row: Row, entry: Any) -> Message:
+def _said(where: str, entry: Any) -> Message:
     if not isinstance(entry, Mapping):
-        raise UserError(f"{row.where}: a message is {type(entry).__name__}, not an object with role and content.")
+        raise UserError(f"{where}: a message is {type(entry).__name__}, not an object with role and content.")
     for speaker, content in (("role", "content"), ("from", "value")):
         if speaker in entry and content in entry:
             role = entry[speaker]
             if role not in _SPEAKERS:
-                raise UserError(f"{row.where}: nobody is called {role!r}.{suggest(str(role), _SPEAKERS, 'speaker')}")
-            return _message(row, _SPEAKERS[role], entry[content])
-    raise UserError(f"{row.where}: a message has {', '.join(map(repr, entry))}, not 'role' and 'content'.")
+                raise UserError(f"{where}: nobody is called {role!r}.{suggest(str(role), _SPEAKERS, 'speaker')}")
+            return _message(where, _SPEAKERS[role], entry[content])
+    raise UserError(f"{where}: a message has {', '.join(map(repr, entry))}, not 'role' and 'content'.")
 
 
-def _message(row: Row, role: str, content: Any) -> Message:
+def _message(where: str, role: str, content: Any) -> Message:
     if isinstance(content, list) and all(isinstance(p, Mapping) and isinstance(p.get("text"), str) for p in content):
         content = "".join(part["text"] for part in content)
     if not isinstance(content, str):
-        raise UserError(f"{row.where}: what the {role} says is {type(content).__name__}, not text.")
-    return {"role": role, "content": checked(content, row.where)}
+        raise UserError(f"{where}: what the {role} says is {type(content).__name__}, not text.")
+    return {"role": role, "content": checked(content, where)}
 
 
 def _encoded(template: ChatTemplate, tokenizer: Tokenizer, spoken: Spoken) -> chat_template.Chat:

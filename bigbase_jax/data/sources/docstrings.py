@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from bigbase_jax.core import Example, Source, UserError
-from bigbase_jax.data.sources.labelled_text import ROLES, Encoder, read_text
+from bigbase_jax.data.sources.labelled_text import ROLES, Encoder, LabelledText, read_text
 from bigbase_jax.data.sources.splits import digest, stratified
 from bigbase_jax.data.tokenizer import Subwords, Tokenizer, facts_of
 
@@ -82,10 +82,7 @@ class PythonDocstrings:
         tokenizer: Tokenizer = self.tokenizer.fit(lambda: of("train"), lambda: of("val", "test"), False, ROLES)
         return Docstrings(self, tokenizer, texts, labels, splits)
 
-    @staticmethod
-    def read(path: str, facts: Mapping[str, Any]) -> Example:
-        """See ``labelled_text.read_text``."""
-        return read_text(path, facts)
+    fields, read = staticmethod(LabelledText.fields), staticmethod(read_text)
 
 
 class Docstrings:
@@ -122,9 +119,9 @@ class Docstrings:
         """A digest of the texts, their classes, the tokenizer and the splits."""
         return self._identity
 
-    def read(self, path: str) -> Example:
+    def read(self, given: str | Mapping[str, Any]) -> Example:
         """See ``labelled_text.read_text``."""
-        return read_text(path, self.facts)
+        return read_text(given, self.facts)
 
 
 class _Texts:

@@ -8,16 +8,18 @@ from __future__ import annotations
 import io
 import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from bigbase_jax.build import suggest
-from bigbase_jax.core import Example, UserError
+from bigbase_jax.core import Example, Fields, UserError
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp"})
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")  # JPEG includes MPO, which some cameras write
+_COLUMNS = ("image", "path", "file", "file_name", "filename", "image_path", "picture", "img")
 _ORIENTATION = 0x0112  # EXIF 2.3, table 4
 _TRANSPOSE = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -119,7 +121,11 @@ class Pictures:
 
 
 class ReadsPictures:
-    """The ``read`` of data sets whose examples are pictures."""
+    """The ``read`` of data sets whose examples are pictures, and ``fields``: a table names files of pictures."""
+
+    @staticmethod
+    def fields(config: Mapping[str, Any], facts: Mapping[str, Any]) -> Fields:
+        return Fields({"image": [(name,) for name in _COLUMNS]}, files=True)
 
     @staticmethod
     def read(path: str) -> Example:

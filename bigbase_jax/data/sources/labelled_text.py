@@ -28,7 +28,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from bigbase_jax.build import suggest
-from bigbase_jax.core import Example, Source, UserError
+from bigbase_jax.core import Example, Fields, Source, UserError
 from bigbase_jax.data import cache as caches
 from bigbase_jax.data import ragged
 from bigbase_jax.data.documents import Format
@@ -46,7 +46,7 @@ from bigbase_jax.data.files import (
 from bigbase_jax.data.ragged import Ragged
 from bigbase_jax.data.rows import Row, checked, class_names, first_line, rows, tables
 from bigbase_jax.data.sources.splits import digest, stratified, to_split_off
-from bigbase_jax.data.sources.text import key_of, plain_file
+from bigbase_jax.data.sources.text import given_text, key_of, named
 from bigbase_jax.data.tokenizer import Subwords, Tokenizer, compose, facts_of, load
 
 ROLES = ("pad", "cls", "sep", "mask")
@@ -209,9 +209,21 @@ class LabelledText:
         return key_of(_CODE, [self.tokenizer], [self.stamp(), self.dealing()])
 
     @staticmethod
-    def read(path: str, facts: Mapping[str, Any]) -> Example:
+    def fields(config: Mapping[str, Any], facts: Mapping[str, Any]) -> Fields:
+        """The columns of the training data, or the usual names where the run has not kept them; a text is rows by line,
+        but one row (see ``read_text``) where the model reads pairs, or was trained on files of one text each."""
+        known = facts.get("columns") or {name: _several(config.get(name)) for name in ("text", "text_pair")}
+        usual = {"text": [(a,) for a, b in _TEXTS if bool(b) == facts["pair"]]}
+        usual |= {"text_pair": [(b,) for _, b in _TEXTS if b is not None]} if facts["pair"] else {}
+        columns = {entry: [tuple(known[entry])] if known.get(entry) else names for entry, names in usual.items()}
+        lines = not (facts["pair"] or known.get("files"))
+        header = known.get("header", not all(name.isdigit() for name in known["text"] or ("text",)))
+        return Fields(columns, lines, encoding=config.get("encoding", "utf-8"), header=header)
+
+    @staticmethod
+    def read(given: str | Mapping[str, Any], facts: Mapping[str, Any]) -> Example:
         """See ``read_text``."""
-        return read_text(path, facts)
+        return read_text(given, facts)
 
 
 class Labelled:
@@ -227,6 +239,7 @@ class Labelled:
             "num_classes": len(about["class_names"]),
             "class_names": tuple(about["class_names"]),
             "pair": about["pair"],
+            "columns": about["columns"],
         }
         encode = Encoder(self.facts)
         split_N = np.asarray(rows_N.values["split"])
@@ -263,9 +276,9 @@ class Labelled:
         """A digest of the rows and the splits, whatever reads them."""
         return digest([self._data.stamp(), self._data.dealing()])
 
-    def read(self, path: str) -> Example:
+    def read(self, given: str | Mapping[str, Any]) -> Example:
         """See ``read_text``."""
-        return read_text(path, self.facts)
+        return read_text(given, self.facts)
 
 
 class Encoder:
@@ -323,23 +336,21 @@ class _Rows:
         return f"{self._split}[{index}]"
 
 
-def read_text(path: str, facts: Mapping[str, Any]) -> Example:
-    """A user's file as an example without label: all of it is the text; of a pair, its first line is the first text.
+def read_text(given: str | Mapping[str, Any], facts: Mapping[str, Any]) -> Example:
+    """A row with ``text`` (and ``text_pair``), or a user's file, as an example without label. All of a file is the
+    text; where the model reads pairs, the first line is the first text.
 
     Raises:
       UserError: unreadable, empty, or a pair that is not there.
     """
-    text = "".join(block for document in Format().documents(plain_file(path)) for block in document.blocks).strip()
-    if not text:
-        raise UserError(f"{path} is empty.")
-    first, _, second = text.partition("\n") if facts["pair"] else (text, "", "")
-    if facts["pair"] and not second.strip():
-        raise UserError(f"{path} has one line; this model reads two texts: the first line, and what follows it.")
-    tokenizer = load(facts["tokenizer"])
-    try:
-        (first_T, _), (second_T, _) = tokenizer.encode_batch([first.strip(), second.strip()])
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from error
+    first, second = given_text(given).strip(), ""
+    if facts["pair"]:
+        whole = isinstance(given, str)
+        first, _, second = first.partition("\n") if whole else (first, "", given_text(given, "text_pair"))
+        if not second.strip():
+            raise UserError(f"{given} has one line; this model reads two texts: the first line, and what follows it.")
+    with named(given):
+        (first_T, _), (second_T, _) = load(facts["tokenizer"]).encode_batch([first.strip(), second.strip()])
     return Encoder(facts)(first_T, second_T)
 
 
@@ -457,6 +468,7 @@ class _Survey:
             "tokenizer": tokenizer.state(),
             "class_names": self.class_names,
             "pair": bool(self.columns.text_pair),
+            "columns": {**self.columns._asdict(), "files": bool(self._class_of_file)},
             "empty": self._empty,
             "unlabelled": self._unlabelled,
             "shared": dict(self._shared),

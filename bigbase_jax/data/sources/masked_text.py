@@ -15,9 +15,8 @@ from typing import Any
 import numpy as np
 
 from bigbase_jax.core import Example, Source, UserError
-from bigbase_jax.data.documents import Format
 from bigbase_jax.data.sources.splits import digest
-from bigbase_jax.data.sources.text import Corpus, PythonReference, Text, TextFiles, plain_file
+from bigbase_jax.data.sources.text import Corpus, PythonReference, Text, TextFiles, given_text, named
 from bigbase_jax.data.tokenizer import (
     FIRST,
     SECOND,
@@ -77,9 +76,9 @@ class MaskedTextFiles(MaskedCorpus, TextFiles):
     """See ``MaskedCorpus`` and ``TextFiles``."""
 
     @staticmethod
-    def read(path: str, facts: Mapping[str, Any]) -> list[Example]:
+    def read(given: str | Mapping[str, Any], facts: Mapping[str, Any]) -> list[Example]:
         """See ``read_text``."""
-        return read_text(path, facts)
+        return read_text(given, facts)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,9 +88,9 @@ class MaskedPythonReference(MaskedCorpus, PythonReference):
     test_fraction: float = 0.1
 
     @staticmethod
-    def read(path: str, facts: Mapping[str, Any]) -> list[Example]:
+    def read(given: str | Mapping[str, Any], facts: Mapping[str, Any]) -> list[Example]:
         """See ``read_text``."""
-        return read_text(path, facts)
+        return read_text(given, facts)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,9 +149,9 @@ class Masked:
         """A digest of the documents, the splits, the tokenizer and the rows."""
         return digest(["masked pairs" if self._pairs else "masked", self._text.fingerprint()])
 
-    def read(self, path: str) -> list[Example]:
+    def read(self, given: str | Mapping[str, Any]) -> list[Example]:
         """See ``read_text``."""
-        return read_text(path, self.facts)
+        return read_text(given, self.facts)
 
 
 class Rows:
@@ -325,20 +324,16 @@ def _spans(tokens: Tokens, split: str) -> np.ndarray:
     return spans[(tokens.split == SPLITS.index(split)) & (spans[:, 1] > spans[:, 0])]
 
 
-def read_text(path: str, facts: Mapping[str, Any]) -> list[Example]:
-    """A user's file as rows, in order. Where it names the mask ("[MASK]"), that is what the model is to guess.
+def read_text(given: str | Mapping[str, Any], facts: Mapping[str, Any]) -> list[Example]:
+    """A user's file, or the ``text`` of a row, as rows, in order. Where it names the mask ("[MASK]"), that is what the
+    model is to guess.
 
     Raises:
       UserError: unreadable, not UTF-8, or empty.
     """
-    text = "".join(block for document in Format().documents(plain_file(path)) for block in document.blocks).strip()
-    tokenizer, length = load(facts["tokenizer"]), facts["length"]
-    try:
+    text, tokenizer, length = given_text(given).strip(), load(facts["tokenizer"]), facts["length"]
+    with named(given):
         tokens_T, _ = tokenizer.encode_marked(text)
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from error
-    if not len(tokens_T):
-        raise UserError(f"{path} is empty.")
     encode = Encoder(tokenizer, length)
     starts = range(0, len(tokens_T), encode.room)
     return [encode([(tokens_T[start : start + encode.room],)]) for start in starts]

@@ -19,7 +19,7 @@ from bigbase_jax.build import suggest
 from bigbase_jax.core import Example, Source, UserError
 from bigbase_jax.data import ragged
 from bigbase_jax.data.sources.splits import digest
-from bigbase_jax.data.sources.text import Corpus, Text, key_of, read_text, texts_of
+from bigbase_jax.data.sources.text import Corpus, Text, fields_of, key_of, read_text, texts_of
 from bigbase_jax.data.tokenizer import Bytes, Texts, Tokenizer, facts_of, load
 
 _CODE = ("files", "rows", "documents", "tokenizer", "ragged", "sources.text", "sources.mixture")
@@ -68,7 +68,7 @@ class Mixture:
             if given is not None and (missing := sorted(set(self.parts) - set(given))):
                 raise UserError(f"{kind} has nothing for the part {missing[0]!r}.")
 
-    read = staticmethod(read_text)
+    fields, read = staticmethod(fields_of), staticmethod(read_text)
 
     def prepare(self, cache: pathlib.Path, limit_bytes: float, say: Callable[[str], None]) -> Mixed:
         """Reads and tokenises the parts, unless that is in the cache; see ``core.RawDataset``."""
@@ -166,9 +166,9 @@ class Mixed:
         """A digest of the parts and of how often each is seen."""
         return digest([[name, text.fingerprint(), self.passes[name]] for name, text in self._texts.items()])
 
-    def read(self, path: str) -> list[Example]:
+    def read(self, given: str | Mapping[str, Any]) -> list[Example]:
         """See ``read_text``."""
-        return read_text(path, self.facts)
+        return read_text(given, self.facts)
 
 
 def whole_passes(often: Sequence[float]) -> list[int]:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from bigbase_jax.core import Example, Source, UserError
-from bigbase_jax.data.sources.parallel_text import ROLES, Encoder, pair_facts, read_lines
+from bigbase_jax.data.sources.parallel_text import ROLES, Encoder, ParallelText, pair_facts, read_lines
 from bigbase_jax.data.sources.splits import digest
 from bigbase_jax.data.tokenizer import Characters, Tokenizer, encode, sides
 
@@ -91,10 +91,7 @@ class Numerals:
         numbers = [numbers[i] for i in random.permutation(wanted)]
         return {"train": numbers[2 * part :], "val": numbers[:part], "test": numbers[part : 2 * part]}
 
-    @staticmethod
-    def read(path: str, facts: Mapping[str, Any]) -> list[Example]:
-        """See ``parallel_text.read_lines``."""
-        return read_lines(path, facts)
+    fields, read = staticmethod(ParallelText.fields), staticmethod(read_lines)
 
 
 class NamedNumbers:
@@ -131,9 +128,9 @@ class NamedNumbers:
             [data.largest, data.count, data.seed, data.source_length, data.target_length, *self.facts.items()]
         )
 
-    def read(self, path: str) -> list[Example]:
+    def read(self, given: str | Mapping[str, Any]) -> list[Example]:
         """See ``parallel_text.read_lines``."""
-        return read_lines(path, self.facts)
+        return read_lines(given, self.facts)
 
 
 class _Numbers:

@@ -30,7 +30,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from bigbase_jax.build import suggest
-from bigbase_jax.core import Example, Source, UserError
+from bigbase_jax.core import Example, Fields, Source, UserError
 from bigbase_jax.data import cache as caches
 from bigbase_jax.data import ragged
 from bigbase_jax.data.documents import Format
@@ -46,7 +46,7 @@ from bigbase_jax.data.files import (
 from bigbase_jax.data.ragged import Ragged
 from bigbase_jax.data.rows import Row, checked, first_line, rows, tables, text_of
 from bigbase_jax.data.sources.splits import digest, stratified, to_split_off
-from bigbase_jax.data.sources.text import key_of, plain_file
+from bigbase_jax.data.sources.text import given_text, key_of, named
 from bigbase_jax.data.tokenizer import Subwords, Tokenizer, load, sides
 
 ROLES = ("pad", "start")
@@ -158,9 +158,16 @@ class ParallelText:
         return [self.val_fraction, self.test_fraction, self.seed]
 
     @staticmethod
-    def read(path: str, facts: Mapping[str, Any]) -> list[Example]:
+    def fields(config: Mapping[str, Any], facts: Mapping[str, Any]) -> Fields:
+        """The source language's column, or both languages' one; a text is rows by line."""
+        known = facts.get("column") or config.get("source_language", "number")
+        names = [(name,) for name in (known, "translation", "source", "src", "text")]
+        return Fields({"source": names}, True, encoding=config.get("encoding", "utf-8"), header=not known.isdigit())
+
+    @staticmethod
+    def read(given: str | Mapping[str, Any], facts: Mapping[str, Any]) -> list[Example]:
         """See ``read_lines``."""
-        return read_lines(path, facts)
+        return read_lines(given, facts)
 
 
 class Parallel:
@@ -178,6 +185,7 @@ class Parallel:
             "shared": data.target_tokenizer is None,
             "source_language": data.source_language,
             "target_language": data.target_language,
+            **({"column": sets.columns[0]} if sets.columns else {}),
         }
         size_N = {side: pairs_N.lengths(side) for side in ("source", "target")}
         most = {"source": data.source_length, "target": data.target_length}
@@ -216,7 +224,8 @@ class Parallel:
         parts = [f"{data.root}: {pairs}", f"a vocabulary of {words}", *notes]
         parts += [f"{count:,} of the {split} sources are in train too" for split, count in about["shared"].items()]
         if sets.columns:
-            parts.append(sets.columns)
+            places = zip((data.source_language, data.target_language), sets.columns, strict=True)
+            parts.append(f"without a header, {' and '.join(f'{name} in column {i}' for name, i in places)} (from 0)")
         if sets.test:
             parts.append(f"test is {sets.test}")
         if sets.unused:
@@ -229,9 +238,9 @@ class Parallel:
         tokenizers = [about["source_tokenizer"], about["target_tokenizer"]]
         return digest([data.stamp(self._sets), data.dealing(), data.source_length, data.target_length, *tokenizers])
 
-    def read(self, path: str) -> list[Example]:
+    def read(self, given: str | Mapping[str, Any]) -> list[Example]:
         """See ``read_lines``."""
-        return read_lines(path, self.facts)
+        return read_lines(given, self.facts)
 
 
 def pair_facts(source: Tokenizer, target: Tokenizer, source_length: int, target_length: int) -> dict[str, Any]:
@@ -310,21 +319,19 @@ class _Pairs:
         return f"{self._split}[{index}]"
 
 
-def read_lines(path: str, facts: Mapping[str, Any]) -> list[Example]:
-    """Every line of a user's file, in the source language, that is not empty; without targets or references.
+def read_lines(given: str | Mapping[str, Any], facts: Mapping[str, Any]) -> list[Example]:
+    """The ``source`` of a row, or every line of a user's file that is not empty; without targets or references.
 
     Raises:
       UserError: unreadable, or nothing but empty lines.
     """
-    file = plain_file(path)
-    texts = ["".join(document.blocks).strip() for document in Format(unit="line").documents(file)]
-    if not texts:
-        raise UserError(f"{path} is empty.")
+    if isinstance(given, Mapping) and isinstance(pair := given["source"], Mapping):
+        given = {"source": pair.get(facts.get("source_language", ""), "")}
+    text = given_text(given, "source")
+    texts = [line.strip() for line in text.splitlines() if line.strip()] if isinstance(given, str) else [text.strip()]
     tokenizer, encode = load(facts["source_tokenizer"]), Encoder(facts)
-    try:
+    with named(given):
         return [encode(tokens_T, None) for tokens_T, _ in tokenizer.encode_batch(texts)]
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from error
 
 
 # --- pairs ------------------------------------------------------------------------------------------------------------
@@ -339,14 +346,14 @@ class _Sets:
       lines: whether they are files line by line.
       test: what the test set is called, where there are several.
       unused: what files are called that are in no split.
-      columns: what is read of a table that has no header, in words.
+      columns: of source and target in tables that have no header; () where they have one.
     """
 
     files: Mapping[str, Sequence[File]]
     lines: bool
     test: str
     unused: list[str]
-    columns: str = ""
+    columns: tuple[str, ...] = ()
 
 
 def _sets(data: ParallelText) -> _Sets:
@@ -363,10 +370,7 @@ def _sets(data: ParallelText) -> _Sets:
             raise
         used = by_split(found, data.root, chosen)
         source, target, header = _columns(data, found[0])
-        words = (
-            f"without a header, {data.source_language} in column {source}, {data.target_language} in {target} (from 0)"
-        )
-        return _Sets(used, False, "", unused(found, used), "" if header else words)
+        return _Sets(used, False, "", unused(found, used), () if header else (source, target))
     both = {stem: pair for stem, pair in sides.items() if len(pair) == 2}
     if not both:
         (stem, pair), *_ = sides.items()

@@ -6,6 +6,7 @@ Documents -> splits -> tokenizer -> token cache -> windows: the modules ``docume
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -17,11 +18,12 @@ import platform
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from bigbase_jax.core import Example, Source, UserError
+from bigbase_jax.core import Example, Fields, Source, UserError
 from bigbase_jax.data import cache as caches
 from bigbase_jax.data import tokens as token_caches
-from bigbase_jax.data.documents import Document, File, Format, list_files, one_file, split_of
+from bigbase_jax.data.documents import COLUMNS, Document, File, Format, as_text, list_files, one_file, split_of
 from bigbase_jax.data.files import stems_of
+from bigbase_jax.data.rows import checked
 from bigbase_jax.data.sources.splits import digest, to_split_off
 from bigbase_jax.data.tokenizer import Bytes, Texts, TokenizerFile, facts_of, load
 from bigbase_jax.data.tokens import SPLITS, Tokens
@@ -71,6 +73,11 @@ class Corpus:
             raise UserError("val_fraction and test_fraction leave nothing to train on; use a sum below 1.")
 
     # -- what subclasses say ---------------------------------------------------------------------------------------
+
+    @staticmethod
+    def fields(config: Mapping[str, Any], facts: Mapping[str, Any]) -> Fields:
+        """See ``fields_of``."""
+        return fields_of(config, facts)
 
     def documents(self) -> Iterator[tuple[str | None, Document]]:
         """(its split, or None where it is to be dealt, document) of every document, from the start at each call."""
@@ -175,28 +182,57 @@ class Text:
         """A digest of the documents, the splits, the tokenizer and the windows."""
         return self._corpus.fingerprint_of(self.tokens)
 
-    def read(self, path: str) -> list[Example]:
+    def read(self, given: str | Mapping[str, Any]) -> list[Example]:
         """See ``read_text``."""
-        return read_text(path, self.facts)
+        return read_text(given, self.facts)
 
 
-def read_text(path: str, facts: Mapping[str, Any]) -> list[Example]:
-    """A user's file as the windows that an evaluation would make of it, in order.
+def fields_of(config: Mapping[str, Any], facts: Mapping[str, Any]) -> Fields:
+    """A row has one entry, ``text``; a text is a row by line where the documents were lines, else it is one."""
+    form = config.get("format") or {}
+    names = tuple(form.get("columns", ()))
+    header = not (names and all(name.isdigit() for name in names))
+    options = (names,) if names else COLUMNS
+    return Fields({"text": options}, form.get("unit") == "line", encoding=form.get("encoding", "utf-8"), header=header)
+
+
+def read_text(given: str | Mapping[str, Any], facts: Mapping[str, Any]) -> list[Example]:
+    """A user's file, or the ``text`` of a row, as the windows that an evaluation would make of it, in order.
 
     Raises:
       UserError: unreadable, not UTF-8, a character without a token, or too short to predict anything.
     """
-    found = list(Format().documents(plain_file(path)))
-    if not found:
-        raise UserError(f"{path} is empty.")
-    tokenizer = load(facts["tokenizer"])
-    try:
-        windows = Windows(token_caches.of_text("".join(found[0].blocks), tokenizer), "train", facts["length"])
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from error
+    text, tokenizer = given_text(given), load(facts["tokenizer"])
+    with named(given):
+        windows = Windows(token_caches.of_text(text, tokenizer), "train", facts["length"])
     if not len(windows):
-        raise UserError(f"{path} is too short: with this vocabulary it is one token, and none is left to predict.")
+        what = given if isinstance(given, str) else "the text"
+        raise UserError(f"{what} is too short: with this vocabulary it is one token, and none is left to predict.")
     return [windows[i] for i in range(len(windows))]
+
+
+def given_text(given: str | Mapping[str, Any], entry: str = "text") -> str:
+    """All the text of a file, or that of an entry of a row.
+
+    Raises:
+      UserError: unreadable, no text, or an empty one.
+    """
+    if isinstance(given, str):
+        text = "".join(block for document in Format().documents(plain_file(given)) for block in document.blocks)
+    else:
+        text = checked(as_text(given[entry], repr(entry)), repr(entry))
+    if not text.strip():
+        raise UserError(f"{given if isinstance(given, str) else f'the {entry}'} is empty.")
+    return text
+
+
+@contextlib.contextmanager
+def named(given: str | Mapping[str, Any]) -> Iterator[None]:
+    """Around the reading of a file: mistakes begin with its path."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{given}: {error}") if isinstance(given, str) else error from error
 
 
 def plain_file(path: str) -> File:

@@ -1,0 +1,1 @@
+"""Trained models that answer what users give them."""

@@ -1,0 +1,167 @@
+"""What a user gives to be answered: files, each as a whole, or the rows of tables and the lines of texts."""
+
+from __future__ import annotations
+
+import glob
+import os
+import pathlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from bigbase_jax.core import Fields, UserError
+from bigbase_jax.data.documents import Format
+from bigbase_jax.data.files import TABLES, File, is_packed, kind_of, one_file
+from bigbase_jax.data.rows import Row, delimiter, first_line, rows
+from bigbase_jax.data.sources.text import plain_file
+from bigbase_jax.log import say
+
+
+class Input(NamedTuple):
+    """A file, or a row of one.
+
+    Attributes:
+      given: what ``Dataset.read`` takes: the path, or the row by entry.
+      file: the path, as the user wrote it.
+      row: of a table the number of the row, of a text that of the line, from 1; None: all of the file.
+      values: the row as it stands, by column.
+      error: why it cannot be read; "" where it can.
+    """
+
+    given: str | Mapping[str, Any]
+    file: str
+    row: int | None = None
+    values: Mapping[str, Any] = {}
+    error: str = ""
+
+
+def find(pattern: str) -> list[str]:
+    """The files that a path, a folder (with all below it) or a pattern names, sorted.
+
+    Raises:
+      UserError: there are none.
+    """
+    path = pathlib.Path(pattern)
+    if path.is_file():
+        return [pattern]
+    if path.is_dir():
+        found = [str(p) for p in path.rglob("*") if p.is_file() and not p.name.startswith(".")]
+    else:
+        found = [name for name in glob.glob(pattern, recursive=True) if os.path.isfile(name)]
+    if not found:
+        raise UserError(f"--input={pattern} names no file.")
+    return sorted(found)
+
+
+def estimate(files: Sequence[str], fields: Fields | None) -> float | None:
+    """About how many inputs there are, from the first line ends of each file; None: it takes reading them all."""
+    total = 0.0
+    for path in files:
+        if not _has_rows(path, fields):
+            total += 1
+        elif kind_of(path) in (".json", ".xlsx", ".parquet", ".arrow") or is_packed(one_file(path)):
+            return None
+        else:
+            with open(path, "rb") as file:
+                head = file.read(1 << 20)
+            total += head.count(b"\n") * os.path.getsize(path) / max(len(head), 1)
+    return total
+
+
+def read(files: Sequence[str], fields: Fields | None) -> Iterator[Input]:
+    """The inputs in files, in order and one at a time; what cannot be read of several is among them, with its error.
+
+    Args:
+      fields: what the model reads of a row; None: it reads whole files alone.
+
+    Raises:
+      UserError: the only file is a table that cannot be read from its first row on, or has no column for the model.
+    """
+    for path in files:
+        if fields is None or not _has_rows(path, fields):
+            yield Input(path, path)
+            continue
+        begun = False
+        try:
+            for item in _rows(path, fields):
+                yield item
+                begun = True
+        except UserError as error:
+            if len(files) == 1 and not begun:
+                raise
+            yield Input(path, path, error=str(error))
+
+
+def _has_rows(path: str, fields: Fields | None) -> bool:
+    return fields is not None and (kind_of(path) in TABLES or fields.lines)
+
+
+def _is_table(file: File, fields: Fields) -> bool:
+    """Whether it has cells; a ``.txt`` does where its first line has the columns that the model was trained with."""
+    if kind_of(file.name) != ".txt" or not delimiter(file, fields.encoding):
+        return kind_of(file.name) in TABLES
+    line = first_line(file, fields.encoding) or []
+    there = set(line) if fields.header else {str(i) for i in range(len(line))}
+    return all(any(set(names) <= there for names in options) for options in fields.columns.values())
+
+
+def _rows(path: str, fields: Fields) -> Iterator[Input]:
+    file = one_file(path)
+    if not _is_table(file, fields):
+        ((entry, (names, *_)),) = fields.columns.items()
+        for document in Format(unit="line", encoding=fields.encoding).documents(plain_file(path)):
+            text, number = "".join(document.blocks), int(document.name.rpartition(":")[2])
+            yield Input({entry: text}, path, number, {names[0]: text})
+        return
+    chosen: dict[str, Sequence[str]] | None = None
+    for number, row in enumerate(rows(file, fields.encoding, fields.header, lenient=True), 1):
+        if chosen is None and not row.error:
+            chosen = _choose(row, fields, file)
+        yield _input(path, number, row, chosen or {}, fields)
+
+
+def _input(path: str, number: int, row: Row, chosen: Mapping[str, Sequence[str]], fields: Fields) -> Input:
+    values, given = row.values, dict(row.values) if not fields.columns else {}
+    missing = [name for names in chosen.values() for name in names if name not in values]
+    error = row.error or (f"the row has no {missing[0]!r}." if missing else "")
+    if not error:
+        for entry, names in chosen.items():
+            given[entry] = values[names[0]]
+            if len(names) > 1:
+                given[entry] = "\n".join(str(values[name]) for name in names if values[name] is not None)
+        if fields.files:
+            (name,) = given.values()
+            if not isinstance(name, str) or not name.strip():
+                error = f"the row names no file in {next(iter(chosen.values()))[0]!r}."
+            else:
+                place = os.path.join(os.path.dirname(path), os.path.expanduser(name.strip()))
+                return Input(place, path, number, values)
+    return Input(given, path, number, values, error)
+
+
+def _choose(row: Row, fields: Fields, file: File) -> dict[str, Sequence[str]]:
+    """The columns that each entry is read from, as far as the first row can tell."""
+    values = row.values
+    chosen: dict[str, Sequence[str]] = {}
+    for entry, options in fields.columns.items():
+        names = next((names for names in options if set(names) <= set(values)), None)
+        if names is None and len(fields.columns) == 1:
+            texts = [name for name, value in values.items() if isinstance(value, str) and not _is_number(value)]
+            if len(texts) == 1:
+                names = (texts[0],)
+                say(f"{file} has no column {options[0][0]!r}; its only column of text, {names[0]!r}, is read instead")
+        if names is None:
+            shown = ", ".join(repr(name if len(name) < 30 else name[:27] + "...") for name in list(values)[:12])
+            wanted = " and ".join(repr(name) for name in options[0])
+            raise UserError(
+                f"{file} has the columns {shown}; this model reads {wanted}: rename the column of the {entry}."
+            )
+        chosen[entry] = names
+    return chosen
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True

@@ -1,0 +1,120 @@
+"""A trained model that answers inputs one by one: opened from the folder of its run."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import itertools
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from bigbase_jax import parallel
+from bigbase_jax.build import build, locate
+from bigbase_jax.core import Array, Batch, Example, Fields, Task, UserError, Variables
+from bigbase_jax.data.pipeline import apply_eval
+from bigbase_jax.inference.inputs import Input
+from bigbase_jax.restored import facts, restore
+from bigbase_jax.rundir import RunDir
+
+ROWS = 32
+"""Inputs that are answered at once, and examples of a compiled batch, which is filled up to one shape."""
+Output = dict[str, np.ndarray]
+"""What the model gives of one example, without a batch axis."""
+Compute = Callable[[Variables, Batch], Mapping[str, Array]]
+"""What is compiled: variables and a batch -> arrays with a leading axis B."""
+
+
+class Predictor:
+    """A model and all that comes before and after it: what reads inputs, the evaluation transforms, the answer.
+
+    Attributes:
+      task: the model and what it predicts.
+      variables: its trained variables, on one device.
+      fields: what of a row it reads; None: it reads whole files alone.
+      facts: what it knows of its data.
+      step: the checkpoint.
+    """
+
+    def __init__(self, workdir: str | os.PathLike, step: int | None = None):
+        """Opens a run; ``step`` as in ``restored.restore``.
+
+        Raises:
+          UserError: there is no run, or no such checkpoint.
+        """
+        run = RunDir(workdir)
+        config = run.config()
+        self.facts: Mapping[str, Any] = facts(run)
+        self.task: Task
+        self.variables: Variables
+        self.task, self.variables, self.step = restore(run, config, parallel.make_mesh(1), step)
+        self._transforms = build(config.data.eval_transforms, _path="config.data.eval_transforms")
+        self._seed = config.data.seed
+        node = config.data.dataset
+        dataset: Any = locate(node.target, "config.data.dataset.target")
+        self.fields: Fields | None = dataset.fields(node, self.facts) if hasattr(dataset, "fields") else None
+        self._read: Callable[[Any], Example | Sequence[Example]]
+        if not isinstance(inspect.getattr_static(dataset, "read"), staticmethod):
+            self._read = build(node, _path="config.data.dataset").read  # which depends on the data
+        elif "facts" in inspect.signature(dataset.read).parameters:
+            self._read = functools.partial(dataset.read, facts=self.facts)
+        else:
+            self._read = dataset.read
+
+    def examples(self, given: str | Mapping[str, Any]) -> list[Example]:
+        """What the model reads of a file, or of a row by entry: ``Task.inputs`` of one example or of several in order.
+
+        Raises:
+          UserError: it cannot be read.
+        """
+        found = self._read(given)
+        examples = [found] if isinstance(found, Mapping) else found
+        if not examples:
+            raise UserError("there is nothing in it that the model could read.")
+        ready = (apply_eval(self._transforms, example, self._seed) for example in examples)
+        return [{key: np.asarray(example[key]) for key in self.task.inputs} for example in ready]
+
+    def outputs(
+        self, inputs: Iterable[Input], compute: Compute | None = None
+    ) -> Iterator[tuple[Input, list[Output] | UserError]]:
+        """Each input, lazily and in order, with the outputs of its examples, or why there are none.
+
+        Args:
+          compute: what to compute of the examples; None: ``Task.predict``.
+        """
+        compiled = jax.jit(compute or self.task.predict)
+        waiting = iter(inputs)
+        while some := list(itertools.islice(waiting, ROWS)):
+            read: list[list[Example] | UserError] = []
+            for item in some:
+                try:
+                    read.append(UserError(item.error) if item.error else self.examples(item.given))
+                except UserError as error:
+                    read.append(error)
+            computed = self._compute(compiled, [e for found in read if isinstance(found, list) for e in found])
+            for item, found in zip(some, read, strict=True):
+                yield item, found if isinstance(found, UserError) else list(itertools.islice(computed, len(found)))
+
+    def answers(self, inputs: Iterable[Input]) -> Iterator[tuple[Input, dict[str, Any]]]:
+        """Each input, lazily and in order, with ``Task.present`` of it, or ``{"error": why there is no answer}``.
+
+        Outputs of an input that was read as several examples are joined by ``Task.join``.
+        """
+        for item, found in self.outputs(inputs):
+            if isinstance(found, UserError):
+                yield item, {"error": str(found)}
+            else:
+                yield item, self.task.present(found[0] if len(found) == 1 else self.task.join(found))
+
+    def _compute(self, compiled: Any, examples: Sequence[Example]) -> Iterator[Output]:
+        """The outputs of examples, in order; batches have one shape, so that one program is compiled."""
+        for start in range(0, len(examples), ROWS):
+            some = examples[start : start + ROWS]
+            padded = [*some, *[some[-1]] * (ROWS - len(some))]
+            batch = {key: np.stack([example[key] for example in padded]) for key in self.task.inputs}
+            computed = jax.device_get(compiled(self.variables, batch))
+            for i in range(len(some)):
+                yield {key: x[i] for key, x in computed.items()}
