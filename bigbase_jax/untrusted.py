@@ -60,8 +60,13 @@ def open_regular(path: str | os.PathLike, folder: str | os.PathLike | None = Non
         if stat.S_ISREG(os.fstat(file.fileno()).st_mode):  # still
             return file
         file.close()
+    raise not_regular(path, mode)
+
+
+def not_regular(path: str | os.PathLike, mode: int) -> UserError:
+    """Says what a path is, by its mode, that is no regular file."""
     kind = next((name for test, name in _KINDS if test(mode)), "a device")
-    raise UserError(f"{path} is {kind}, not a file.")
+    return UserError(f"{os.fspath(path)} is {kind}, not a file; delete it or move it away.")
 
 
 def _homes(folder: str | os.PathLike) -> list[str]:

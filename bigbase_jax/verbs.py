@@ -99,7 +99,7 @@ def predict(workdir: str, pattern: str, step: int | None = None, output: str | N
     with contextlib.ExitStack() as stack:
         write = stack.enter_context(answers.Answers(output)) if output is not None else None
         predictor = Predictor(workdir, step)
-        found = predictor.answers(inputs.read(files, predictor.fields))
+        found = predictor.answers(inputs.read(files, predictor.fields, predictor.limits))
         for item, answer in answers.counted(found, inputs.estimate(files, predictor.fields)):
             number += 1
             failed += "error" in answer

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 
 from bigbase_jax.build import suggest
 from bigbase_jax.core import UserError
-from bigbase_jax.data.files import TABLES, File, kind_of, list_files, one_file, one_sentence, split_of
-from bigbase_jax.data.rows import CELLS, checked, json_values, lines_of_table, rows_of_columns, text_of
+from bigbase_jax.data.files import TABLES, File, kind_of, list_files, one_file, one_sentence, split_of, too_long
+from bigbase_jax.data.rows import CELLS, checked, json_values, lines_of, lines_of_table, rows_of_columns, text_of
 
 __all__ = ["Document", "File", "Format", "list_files", "one_file", "split_of"]
 
@@ -78,26 +78,28 @@ class Format:
     # -- the formats -----------------------------------------------------------------------------------------------
 
     def _plain(self, file: File) -> Iterator[Document]:
-        with text_of(file, self.encoding) as lines:
-            if self.unit == "file":
-                if lines.read(1):
+        if self.unit == "file":
+            with text_of(file, self.encoding) as whole:
+                if whole.read(1):
                     yield Document(file.name, self._blocks(file))
-                return
-            paragraph: list[str] = []
-            start = 1
-            for number, line in enumerate(lines, 1):
-                text = line.rstrip("\r\n")
-                if self.unit == "line":
-                    if text.strip():
-                        yield Document(f"{file.name}:{number}", (text,))
-                elif text.strip():
-                    start = start if paragraph else number
-                    paragraph.append(line)
-                elif paragraph:
-                    yield Document(f"{file.name}:{start}", ("".join(paragraph).rstrip("\r\n"),))
-                    paragraph = []
-            if paragraph:
+            return
+        paragraph: list[str] = []
+        start = size = 0
+        for number, line in lines_of(file, self.encoding):
+            text = line.rstrip("\r\n")
+            if self.unit == "line":
+                if text.strip():
+                    yield Document(f"{file.name}:{number}", (text,))
+            elif text.strip():
+                start, size = (start, size + len(line)) if paragraph else (number, len(line))
+                if size > file.limits.text:
+                    raise too_long(f"{file}: the paragraph from line {start} on", file.limits)
+                paragraph.append(line)
+            elif paragraph:
                 yield Document(f"{file.name}:{start}", ("".join(paragraph).rstrip("\r\n"),))
+                paragraph = []
+        if paragraph:
+            yield Document(f"{file.name}:{start}", ("".join(paragraph).rstrip("\r\n"),))
 
     def _blocks(self, file: File) -> Iterator[str]:
         with one_sentence(file, self.encoding), text_of(file, self.encoding) as lines:
@@ -152,6 +154,15 @@ class Format:
             f"{where} has the columns {shown}; name those to read with columns=('...',), by number from 0 where a table"
             " has no header."
         )
+
+
+def whole_text(file: File, encoding: str = "utf-8") -> str:
+    """The text of a file that is read at once; raises UserError if it cannot be, or is too long for that."""
+    with one_sentence(file, encoding), text_of(file, encoding) as lines:
+        text = lines.read(file.limits.text + 1)
+    if len(text) > file.limits.text:
+        raise too_long(str(file), file.limits)
+    return text
 
 
 def _document(file: File, number: int, text: str) -> Iterator[Document]:

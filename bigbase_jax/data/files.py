@@ -8,20 +8,24 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import dataclasses
 import gzip
 import importlib
 import io
 import os
 import re
+import stat
+import struct
 import sys
 import zipfile
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from bigbase_jax.build import suggest
 from bigbase_jax.core import UserError
+from bigbase_jax.untrusted import not_regular
 
 PLAIN = frozenset({".txt", ".text", ".md", ".rst"})
 """Suffixes of plain text."""
@@ -40,6 +44,60 @@ _CURES = {
 }
 _NOT_DATA = re.compile(r"(readme|licen[cs]e|copying|notice)\b|(dataset_infos?|dataset_dict)\.json$", re.IGNORECASE)
 _SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val", "test": "test"}
+_FREE = 1 << 26  # bytes that any file may hold, however small it is
+
+
+@dataclasses.dataclass(frozen=True, order=True)
+class Limits:
+    """What a file may make of this process's memory, whatever it says of itself: a few KB can ask for all of it.
+
+    Files that are read piece by piece may have any size. What exceeds a limit is refused, by name; raise the limit
+    for data that is honest (``--config.data.dataset.limits.pixels=200_000_000``).
+
+    Attributes:
+      pixels: of a picture, by its header. Its file may have four bytes for each.
+      text: characters of a line, a row, a record or a file that is one text. A JSON file that is neither a list nor
+        lines may have four times as many.
+      ratio: bytes, or characters, that come out of a packed file (gzip, Zstandard, zip, Parquet, Arrow, npz) for each
+        byte of it, beyond the first 64 MiB. Text packs 3 to 20 times, a bomb a thousand times and more.
+
+    Raises:
+      UserError: a limit that is not positive.
+    """
+
+    pixels: int = 1 << 26
+    text: int = 1 << 24
+    ratio: float = 200.0
+
+    def __post_init__(self) -> None:
+        for name, value in dataclasses.asdict(self).items():
+            if not value > 0:
+                raise UserError(f"limits.{name} is {value}; it must be positive.")
+
+    def meter(self, name: object, packed: int) -> Callable[[int], None]:
+        """What counts the bytes that come out of a file of ``packed`` bytes; raises UserError beyond the limit."""
+        left = max(_FREE, self.ratio * packed)
+
+        def count(size: int) -> None:
+            nonlocal left
+            left -= size
+            if left < 0:
+                raise UserError(
+                    f"{name} unpacks to more than {self.ratio:g} times its {packed:,} bytes, as bombs do; if it is"
+                    f" honest, raise {KEY}.ratio."
+                )
+
+        return count
+
+
+LIMITS = Limits()
+KEY = "data.dataset.limits"
+"""What a user sets to raise one of ``Limits``."""
+
+
+def too_long(where: str, limits: Limits) -> UserError:
+    """Says that a text is longer than ``limits.text``."""
+    return UserError(f"{where} has more than {limits.text:,} characters; if it is honest, raise {KEY}.text.")
 
 
 class File(NamedTuple):
@@ -51,6 +109,7 @@ class File(NamedTuple):
       size: in bytes.
       mtime_ns: when it was changed.
       member: where ``path`` is a zip, the file in it.
+      limits: of reading it.
     """
 
     name: str
@@ -58,25 +117,32 @@ class File(NamedTuple):
     size: int
     mtime_ns: int
     member: str = ""
+    limits: Limits = LIMITS
 
     def __str__(self) -> str:
         return f"{self.path}/{self.member}" if self.member else self.path
 
+    @property
+    def stamp(self) -> list[str | int]:
+        """What changes when the file does."""
+        return [self.name, self.path, self.size, self.mtime_ns, self.member]
 
-def list_files(root: str) -> list[File]:
+
+def list_files(root: str, limits: Limits = LIMITS) -> list[File]:
     """The files below a folder that hold documents, by name; or the file itself, of whatever kind.
 
-    Links are followed; hidden files, READMEs and licences are left out, and what ``datasets`` notes beside its files. A
-    zip is opened where it is named, or where a folder holds nothing else.
+    Links are followed, also out of the folder (data is often on another disk), each folder once; hidden files, READMEs
+    and licences are left out, and what ``datasets`` notes beside its files. A zip is opened where it is named, or where
+    a folder holds nothing else.
 
     Raises:
-      UserError: there is nothing there, or nothing that holds documents.
+      UserError: there is nothing there, nothing that holds documents, or a pipe, socket or device among them.
     """
     folder = os.path.expanduser(root)
     if os.path.isfile(folder):
         if kind_of(folder) in _CURES:
             raise UserError(f"{root} is not read. {read_endings([kind_of(folder)])}")
-        return _members(folder, "") if kind_of(folder) == ".zip" else [one_file(folder)]
+        return _members(folder, "", limits) if kind_of(folder) == ".zip" else [one_file(folder, limits)]
     if not os.path.isdir(folder):
         raise _nothing(root)
     found: list[File] = []
@@ -85,13 +151,13 @@ def list_files(root: str) -> list[File]:
     for name, path in walk(folder):
         if kind_of(name) in PLAIN | TABLES:
             if not (os.path.basename(name) == "state.json" and os.path.exists(path[: -len("state.json")] + _INFO)):
-                found.append(file_at(name, path))
+                found.append(file_at(name, path, limits))
         else:
             others[kind_of(name) or "without suffix"] += 1
             if kind_of(name) == ".zip":
                 zips.append((path, name + "/"))
     if not found:
-        found = [file for path, prefix in zips for file in _members(path, prefix)]
+        found = [file for path, prefix in zips for file in _members(path, prefix, limits)]
     if not found:
         have = ", ".join(f"{count} {suffix}" for suffix, count in others.most_common(3)) or "nothing"
         raise UserError(f"{root} holds no text or table; it has {have}. {read_endings(others.elements())}")
@@ -110,11 +176,11 @@ def read_endings(kinds: Iterable[str] = ()) -> str:
 _INFO = "dataset_info.json"  # beside state.json, in what ``save_to_disk`` wrote
 
 
-def one_file(path: str) -> File:
+def one_file(path: str, limits: Limits = LIMITS) -> File:
     """The file at a path; raises UserError if there is none."""
     if not os.path.isfile(os.path.expanduser(path)):
         raise _nothing(path)
-    return file_at(os.path.basename(path), os.path.expanduser(path))
+    return file_at(os.path.basename(path), os.path.expanduser(path), limits)
 
 
 def _nothing(root: str) -> UserError:
@@ -141,8 +207,8 @@ def walk(folder: str) -> Iterator[tuple[str, str]]:
                 yield os.path.relpath(path, folder).replace(os.sep, "/"), path
 
 
-def _members(path: str, prefix: str) -> list[File]:
-    """The files in a zip that hold documents."""
+def _members(path: str, prefix: str, limits: Limits) -> list[File]:
+    """The files in a zip that hold documents; nothing is unpacked to where their names say."""
     whole = file_at(os.path.basename(path), path)
     try:
         with zipfile.ZipFile(path) as archive:
@@ -156,7 +222,7 @@ def _members(path: str, prefix: str) -> list[File]:
         if kind_of(info.filename) in PLAIN | TABLES and not litter:
             if info.flag_bits & 1:
                 raise UserError(f"{path} is locked with a password; unpack it.")
-            found.append(File(prefix + info.filename, path, info.file_size, whole.mtime_ns, info.filename))
+            found.append(File(prefix + info.filename, path, info.file_size, whole.mtime_ns, info.filename, limits))
     if not found and not prefix:
         raise UserError(f"{path} holds no text or table. {read_endings(kind_of(info.filename) for info in infos)}")
     return sorted(found)
@@ -257,13 +323,25 @@ def _stem(name: str) -> str:
     return re.sub(r"-\d+-of-\d+$", "", name)
 
 
-def file_at(name: str, path: str) -> File:
-    """The file at a path, under a name; raises UserError if it cannot be read."""
+def file_at(name: str, path: str, limits: Limits = LIMITS) -> File:
+    """The file at a path, under a name; raises UserError if it is not there or is no regular file."""
+    status = regular(path)
+    return File(name, path, status.st_size, status.st_mtime_ns, limits=limits)
+
+
+def regular(path: str | os.PathLike[str]) -> os.stat_result:
+    """What a path, its links followed, is: a regular file. Opening a pipe waits for ever, and a device may never end.
+
+    Raises:
+      UserError: it is not, or it cannot be read.
+    """
     try:
-        stat = os.stat(path)
+        status = os.stat(path)
     except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror or error}.") from error
-    return File(name, path, stat.st_size, stat.st_mtime_ns)
+        raise UserError(f"{os.fspath(path)} cannot be read: {error.strerror or error}.") from error
+    if not stat.S_ISREG(status.st_mode):
+        raise not_regular(path, status.st_mode)
+    return status
 
 
 def kind_of(name: str) -> str:
@@ -277,14 +355,52 @@ def is_packed(file: File) -> bool:
 
 
 def open_file(file: File) -> Any:
-    """The bytes of a file, unpacked."""
-    raw: Any = zipfile.ZipFile(file.path).open(file.member) if file.member else open(file.path, "rb")  # noqa: SIM115
+    """The bytes of a file, unpacked; reading them raises UserError where they are out of proportion."""
+    raw: Any
+    packed = file.size
+    if file.member:
+        archive = zipfile.ZipFile(file.path)
+        packed = min(archive.getinfo(file.member).compress_size, regular(file.path).st_size)
+        raw = archive.open(file.member)
+    else:  # files of the kernel's say that they are empty, and may have no end
+        raw = open(file.path, "rb") if file.size else io.BytesIO()  # noqa: SIM115
     if file.name.lower().endswith(".gz"):
-        return gzip.open(raw, "rb")
-    if file.name.lower().endswith(".zst"):
+        raw = gzip.GzipFile(fileobj=raw)
+    elif file.name.lower().endswith(".zst"):
         reader = optional("zstandard", "zstandard", str(file)).ZstdDecompressor()
-        return io.BufferedReader(reader.stream_reader(raw, read_across_frames=True, closefd=True), 1 << 20)
-    return raw
+        raw = reader.stream_reader(raw, read_across_frames=True, closefd=True)
+    elif not file.member:
+        return raw
+    return io.BufferedReader(_Unpacked(raw, file.limits.meter(file, packed)), 1 << 18)
+
+
+class _Unpacked(io.RawIOBase):
+    """What a packed file gives, counted."""
+
+    def __init__(self, raw: Any, count: Callable[[int], None]):
+        self._raw, self._count = raw, count
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return bool(self._raw.seekable())
+
+    def readinto(self, buffer: Any) -> int:
+        size = self._raw.readinto(buffer)
+        self._count(size)
+        return int(size)
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        return int(self._raw.seek(offset, whence))
+
+    def tell(self) -> int:
+        return int(self._raw.tell())
+
+    def close(self) -> None:
+        if not self.closed:
+            self._raw.close()
+        super().close()
 
 
 def optional(module: str, package: str, path: str) -> Any:
@@ -313,8 +429,9 @@ def one_sentence(file: File, encoding: str) -> Iterator[None]:
 
 def _errors() -> tuple[type[BaseException], ...]:
     """What a reader raises for a file that is not what its name says."""
-    found: list[type[BaseException]] = [OSError, EOFError, zlib.error, csv.Error, RecursionError, zipfile.BadZipFile]
-    for module, name in (("zstandard", "ZstdError"), ("pyarrow", "ArrowException")):
+    found: list[type[BaseException]] = [OSError, EOFError, zlib.error, csv.Error, zipfile.BadZipFile]
+    found += [RuntimeError, MemoryError, UnicodeError, struct.error]  # zipfile knows more ways, and codecs
+    for module, name in (("zstandard", "ZstdError"), ("pyarrow", "ArrowException"), ("lzma", "LZMAError")):
         if sys.modules.get(module) is not None:
             found.append(getattr(sys.modules[module], name))
     return tuple(found)

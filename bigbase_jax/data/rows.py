@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import functools
 import io
 import itertools
 import json
+import re
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,8 +16,11 @@ from typing import Any, NamedTuple
 
 from bigbase_jax.core import UserError
 from bigbase_jax.data.files import (
+    KEY,
+    LIMITS,
     TABLES,
     File,
+    Limits,
     is_packed,
     kind_of,
     list_files,
@@ -23,6 +28,7 @@ from bigbase_jax.data.files import (
     open_file,
     optional,
     read_endings,
+    too_long,
 )
 
 
@@ -148,29 +154,113 @@ def text_of(file: File, encoding: str, newline: str = "") -> io.TextIOWrapper:
     )
 
 
+def lines_of(file: File, encoding: str, newline: str = "") -> Iterator[tuple[int, str]]:
+    """(number from 1, line with its end) of each line; raises UserError for one that is too long."""
+    most = file.limits.text
+    with text_of(file, encoding, newline) as text:
+        for number, line in enumerate(iter(functools.partial(text.readline, most + 1), ""), 1):
+            if len(line) > most:
+                raise too_long(f"{file}, line {number}", file.limits)
+            yield number, line
+
+
 def json_values(file: File, encoding: str, lenient: bool = False) -> Iterator[tuple[int, Any]]:
     """(number, value) of a list in JSON, also as ``{"data": [...]}``, of JSON lines, or of the one value there is.
     Where ``lenient`` (see ``rows``), a line that is not JSON has its UserError as value."""
-    if kind_of(file.name) == ".json":
-        with text_of(file, encoding) as whole:
-            try:
-                values = json.load(whole)
-            except json.JSONDecodeError as error:
-                if error.msg != "Extra data":
-                    raise UserError(f"{file} is not JSON: {error}.") from error
+    if kind_of(file.name) == ".json" and not _in_lines(file, encoding):
+        with text_of(file, encoding) as text:
+            head = text.read(_BLOCK)
+            if head.lstrip()[:1] == "[":
+                yield from _elements(file, head, text)
             else:
-                yield from enumerate(_unwrapped(values), 1)
-                return
-    with text_of(file, encoding) as lines:
-        for number, line in enumerate(lines, 1):
-            if line.strip():
-                try:
-                    value = json.loads(line)
-                except json.JSONDecodeError as error:
-                    value = UserError(f"{file}, line {number} is not JSON: {error}.")
-                    if not lenient:
-                        raise value from error
-                yield number, value
+                most = 4 * file.limits.text
+                head += text.read(most + 1 - len(head))
+                if len(head) > most:
+                    raise UserError(
+                        f"{file} is one value of more than {most:,} characters; make it a list of records, or JSON"
+                        f" lines, or raise {KEY}.text."
+                    )
+                yield from enumerate(_unwrapped(_json(head, f"{file}")), 1)
+        return
+    for number, line in lines_of(file, encoding):
+        if line.strip():
+            try:
+                value = _json(line, f"{file}, line {number}")
+            except UserError as error:
+                if not lenient:
+                    raise
+                value = error
+            yield number, value
+
+
+_BLOCK = 1 << 20  # characters that are read at once
+_DECODER = json.JSONDecoder()
+_SPACE = re.compile(r"[ \t\n\r]*")
+
+
+def _in_lines(file: File, encoding: str) -> bool:
+    """Whether the first line that is not empty is JSON, and something follows it."""
+    with text_of(file, encoding) as text:
+        lines = iter(functools.partial(text.readline, file.limits.text), "")
+        first = next(filter(str.strip, lines), "")
+        try:
+            json.loads(first)
+        except (ValueError, RecursionError):
+            return False
+        return any(map(str.strip, lines))
+
+
+def _json(text: str, where: str, at: int | None = None) -> Any:
+    """The value of a text; or, with ``at``, the one that begins there, and its end."""
+    try:
+        return json.loads(text) if at is None else _DECODER.raw_decode(text, at)
+    except json.JSONDecodeError as error:
+        raise UserError(f"{where} is not JSON: {error if at is None else error.msg}.") from error
+    except RecursionError as error:
+        raise UserError(f"{where} is nested too deeply.") from error
+    except ValueError as error:
+        raise UserError(f"{where} has a number of more than {sys.get_int_max_str_digits():,} digits.") from error
+
+
+def _elements(file: File, text: str, rest: io.TextIOBase) -> Iterator[tuple[int, Any]]:
+    """(number from 1, value) of each element of a list of any length: ``text`` and what ``rest`` still has."""
+    most = file.limits.text
+    number, at = 0, text.index("[") + 1
+
+    def after(place: int) -> int:  # the next character that is no space
+        return _SPACE.match(text, place).end()  # type: ignore[union-attr]
+
+    while True:
+        at = end = after(at)
+        if not number and text.startswith("]", at):
+            break
+        where = f"{file}, record {number + 1}"
+        try:
+            value, end = _json(text, where, at)
+            end = after(end)
+            if text[end : end + 1] not in (",", "]"):
+                raise UserError(f"{where} is not JSON: no comma or ] after it.")
+        except UserError as error:
+            why = error.__cause__
+            cut = end == len(text)
+            if isinstance(why, json.JSONDecodeError):
+                cut = why.msg.startswith("Unterminated") or why.pos > len(text) - 16
+            if cut and len(text) - at > most:
+                raise too_long(where, file.limits) from error
+            more = rest.read(max(_BLOCK, len(text) - at)) if cut else ""
+            if not more:
+                raise
+            text, at = text[at:] + more, 0
+            continue
+        if end - at > most:
+            raise too_long(where, file.limits)
+        number += 1
+        yield number, value
+        if text[end] == "]":
+            break
+        at = end + 1
+    if (text[end + 1 :] + rest.read(_BLOCK)).strip():
+        raise UserError(f"{file} is not JSON: something follows its list.")
 
 
 def _unwrapped(values: Any) -> list[Any]:
@@ -195,22 +285,31 @@ def lines_of_table(file: File, encoding: str) -> Iterator[tuple[int, list[str]]]
         if kind_of(file.name) == ".txt":
             raise UserError(f"{file} is no table: neither tabs nor semicolons divide its lines into cells.")
         mark = ","
-    with text_of(file, encoding) as lines:
+    with text_of(file, encoding) as text:
         # between tabs, quotation marks are part of the text, but not where Excel has written it
-        plain = mark == "\t" and kind_of(file.name) != ".csv" and lines.encoding != "utf-16"
-        options: dict[str, Any] = {"quoting": csv.QUOTE_NONE} if plain else {}
-        table = csv.reader(lines, delimiter=mark, strict=True, **options)
-        start = 1
-        try:
-            for row in table:
-                if len(row) > 1 or any(map(str.strip, row)):
-                    yield table.line_num, row
-                start = table.line_num + 1
-        except csv.Error as error:
-            raise UserError(
-                f"{file}, line {start} cannot be read ({error}): a cell that begins with a quotation mark ends with"
-                ' one, and those in between stand twice ("").'
-            ) from error
+        plain = mark == "\t" and kind_of(file.name) != ".csv" and text.encoding != "utf-16"
+    options: dict[str, Any] = {"quoting": csv.QUOTE_NONE} if plain else {}
+    start, size = 1, 0  # of a row: its line, and characters so far
+
+    def lines() -> Iterator[str]:
+        nonlocal size
+        for _, line in lines_of(file, encoding):
+            size += len(line)
+            if size > file.limits.text:
+                raise too_long(f"{file}: the row from line {start} on (is a quote not closed?)", file.limits)
+            yield line
+
+    table = csv.reader(lines(), delimiter=mark, strict=True, **options)
+    try:
+        for row in table:
+            start, size = table.line_num + 1, 0
+            if len(row) > 1 or any(map(str.strip, row)):
+                yield table.line_num, row
+    except csv.Error as error:
+        raise UserError(
+            f"{file}, line {start} cannot be read ({error}): a cell that begins with a quotation mark ends with"
+            ' one, and those in between stand twice ("").'
+        ) from error
 
 
 def delimiter(file: File, encoding: str) -> str | None:
@@ -235,14 +334,14 @@ def delimiter(file: File, encoding: str) -> str | None:
     return found
 
 
-def tables(root: str, encoding: str = "utf-8") -> list[File]:
+def tables(root: str, encoding: str = "utf-8", limits: Limits = LIMITS) -> list[File]:
     """The files of a folder, or the file, that have rows; ``.txt`` are among them where there is nothing else and each
     line has several cells.
 
     Raises:
       UserError: there are none.
     """
-    listed = list_files(root)
+    listed = list_files(root, limits)
     found = [file for file in listed if kind_of(file.name) in TABLES]
     found = found or [file for file in listed if kind_of(file.name) == ".txt" and delimiter(file, encoding)]
     if not found:
@@ -276,11 +375,25 @@ def rows_of_columns(file: File, choose: Callable[[list[str]], Sequence[str]]) ->
     """(number, values of the columns that ``choose`` takes) of each row of a Parquet or Arrow file."""
     names, _, batches = _columns(file)
     columns = list(choose(names))
-    number = 0
+    number, count = 0, file.limits.meter(file, file.size)
     for batch in batches(columns):
-        for values in zip(*(batch.column(name).to_pylist() for name in columns), strict=True):
+        for scalars in zip(*(batch.column(name) for name in columns), strict=True):
             number += 1
-            yield number, dict(zip(columns, values, strict=True))
+            values = dict(zip(columns, (scalar.as_py() for scalar in scalars), strict=True))
+            size = _size(values)
+            if size > file.limits.text:
+                raise too_long(f"{file}, row {number}", file.limits)
+            count(size)
+            yield number, values
+
+
+def _size(value: Any) -> int:
+    """About how many characters a value is long."""
+    if isinstance(value, (str, bytes)):
+        return len(value)
+    if isinstance(value, Mapping):
+        return sum(map(_size, value.values()))
+    return sum(map(_size, value)) if isinstance(value, list) else 8
 
 
 def _columns(file: File) -> tuple[list[str], Mapping[bytes, bytes] | None, Callable[[list[str]], Iterator[Any]]]:

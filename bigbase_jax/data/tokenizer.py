@@ -380,9 +380,7 @@ def _characters(texts: Texts) -> set[str]:
 
 
 _WIDE = "[\u3000-\u30ff\u3400-\u9fff\uf900-\ufaff\uff00-\uffef\U00020000-\U0003ffff]"
-_BLANK = re.compile(
-    f"(?<={_WIDE}) (?={_WIDE})"
-)  # which a WordPiece decoder puts there, and no text has
+_BLANK = re.compile(f"(?<={_WIDE}) (?={_WIDE})")  # which a WordPiece decoder puts there, and no text has
 
 
 class Subword:

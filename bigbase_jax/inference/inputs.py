@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from bigbase_jax.core import Fields, UserError
 from bigbase_jax.data.documents import Format
-from bigbase_jax.data.files import TABLES, File, is_packed, kind_of, one_file
+from bigbase_jax.data.files import LIMITS, TABLES, File, Limits, is_packed, kind_of, one_file
 from bigbase_jax.data.rows import Row, delimiter, first_line, rows
 from bigbase_jax.data.sources.text import plain_file
 from bigbase_jax.log import say
@@ -67,7 +67,7 @@ def estimate(files: Sequence[str], fields: Fields | None) -> float | None:
     return total
 
 
-def read(files: Sequence[str], fields: Fields | None) -> Iterator[Input]:
+def read(files: Sequence[str], fields: Fields | None, limits: Limits = LIMITS) -> Iterator[Input]:
     """The inputs in files, in order and one at a time; what cannot be read of several is among them, with its error.
 
     Args:
@@ -82,7 +82,7 @@ def read(files: Sequence[str], fields: Fields | None) -> Iterator[Input]:
             continue
         begun = False
         try:
-            for item in _rows(path, fields):
+            for item in _rows(path, fields, limits):
                 yield item
                 begun = True
         except UserError as error:
@@ -104,11 +104,11 @@ def _is_table(file: File, fields: Fields) -> bool:
     return all(any(set(names) <= there for names in options) for options in fields.columns.values())
 
 
-def _rows(path: str, fields: Fields) -> Iterator[Input]:
-    file = one_file(path)
+def _rows(path: str, fields: Fields, limits: Limits) -> Iterator[Input]:
+    file = one_file(path, limits)
     if not _is_table(file, fields):
         ((entry, (names, *_)),) = fields.columns.items()
-        for document in Format(unit="line", encoding=fields.encoding).documents(plain_file(path)):
+        for document in Format(unit="line", encoding=fields.encoding).documents(plain_file(path, limits)):
             text, number = "".join(document.blocks), int(document.name.rpartition(":")[2])
             yield Input({entry: text}, path, number, {names[0]: text})
         return

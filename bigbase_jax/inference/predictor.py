@@ -15,6 +15,7 @@ import numpy as np
 from bigbase_jax import parallel
 from bigbase_jax.build import build, locate
 from bigbase_jax.core import Array, Batch, Example, Fields, Task, UserError, Variables
+from bigbase_jax.data.files import LIMITS, Limits
 from bigbase_jax.data.pipeline import apply_eval
 from bigbase_jax.inference.inputs import Input
 from bigbase_jax.restored import facts, restore
@@ -35,6 +36,7 @@ class Predictor:
       task: the model and what it predicts.
       variables: its trained variables, on one device.
       fields: what of a row it reads; None: it reads whole files alone.
+      limits: of reading a file.
       facts: what it knows of its data.
       step: the checkpoint.
     """
@@ -56,13 +58,14 @@ class Predictor:
         node = config.data.dataset
         dataset: Any = locate(node.target, "config.data.dataset.target")
         self.fields: Fields | None = dataset.fields(node, self.facts) if hasattr(dataset, "fields") else None
+        self.limits: Limits = build(node.get("limits"), _path="config.data.dataset.limits") or LIMITS
         self._read: Callable[[Any], Example | Sequence[Example]]
         if not isinstance(inspect.getattr_static(dataset, "read"), staticmethod):
             self._read = build(node, _path="config.data.dataset").read  # which depends on the data
-        elif "facts" in inspect.signature(dataset.read).parameters:
-            self._read = functools.partial(dataset.read, facts=self.facts)
         else:
-            self._read = dataset.read
+            known = {"facts": self.facts, "limits": self.limits}
+            wanted = inspect.signature(dataset.read).parameters
+            self._read = functools.partial(dataset.read, **{name: known[name] for name in known if name in wanted})
 
     def examples(self, given: str | Mapping[str, Any]) -> list[Example]:
         """What the model reads of a file, or of a row by entry: ``Task.inputs`` of one example or of several in order.

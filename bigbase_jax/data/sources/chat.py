@@ -34,7 +34,7 @@ from bigbase_jax.data import cache as caches
 from bigbase_jax.data import chat_template, ragged
 from bigbase_jax.data.chat_template import ChatTemplate, Message
 from bigbase_jax.data.documents import Format
-from bigbase_jax.data.files import File, by_split, kind_of, one_file, unused
+from bigbase_jax.data.files import LIMITS, File, Limits, by_split, kind_of, one_file, unused
 from bigbase_jax.data.ragged import Ragged
 from bigbase_jax.data.rows import checked, rows, tables
 from bigbase_jax.data.sources import text as texts
@@ -165,9 +165,9 @@ class Conversations:
         return Fields(encoding=config.get("encoding", "utf-8"))
 
     @staticmethod
-    def read(given: str | Mapping[str, Any], facts: Mapping[str, Any]) -> list[Example]:
+    def read(given: str | Mapping[str, Any], facts: Mapping[str, Any], limits: Limits = LIMITS) -> list[Example]:
         """See ``read_chat``."""
-        return read_chat(given, facts)
+        return read_chat(given, facts, limits)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -180,6 +180,7 @@ class ChatFiles(Conversations):
       root: the file or folder.
       train, val, test: what the files of the split are called, where not after it (``train="train_sft"``).
       encoding: of all but Parquet and Arrow.
+      limits: of reading a file.
     """
 
     root: str
@@ -187,6 +188,7 @@ class ChatFiles(Conversations):
     val: str | None = None
     test: str | None = None
     encoding: str = "utf-8"
+    limits: Limits = LIMITS
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -194,7 +196,7 @@ class ChatFiles(Conversations):
 
     def files(self) -> tuple[dict[str, list[File]], list[str]]:
         """Files by split, all of them under "" where there are no splits; and what unused ones are called."""
-        found = tables(self.root, self.encoding)
+        found = tables(self.root, self.encoding, self.limits)
         used = by_split(found, self.root, {"train": self.train, "val": self.val, "test": self.test})
         return used, unused(found, used)
 
@@ -205,7 +207,7 @@ class ChatFiles(Conversations):
                     yield split, Spoken(messages_of(row.values, row.where), row.where)
 
     def stamp(self) -> list[Any]:
-        return [[[split, *file] for split, given in self.files()[0].items() for file in given], self.encoding]
+        return [[[split, *file.stamp] for split, given in self.files()[0].items() for file in given], self.encoding]
 
     def origin(self) -> str:
         return self.root
@@ -325,7 +327,7 @@ def window_of(pieces: Sequence[Sequence[np.ndarray]], length: int) -> Example:
     return example
 
 
-def read_chat(given: str | Mapping[str, Any], facts: Mapping[str, Any]) -> list[Example]:
+def read_chat(given: str | Mapping[str, Any], facts: Mapping[str, Any], limits: Limits = LIMITS) -> list[Example]:
     """A user's file as windows: a text as ``read_text`` reads it, or conversations in JSON, a window each. A row is one
     conversation.
 
@@ -335,11 +337,14 @@ def read_chat(given: str | Mapping[str, Any], facts: Mapping[str, Any]) -> list[
       UserError: unreadable, or too short to predict anything.
     """
     if isinstance(given, str) and kind_of(given) not in (".json", ".jsonl", ".ndjson"):
-        windows = texts.read_text(given, facts)
+        windows = texts.read_text(given, facts, limits)
         return [{**window, "weights": (window["segments"] > 0).astype(np.int32)} for window in windows]
     tokenizer, template = load(facts["tokenizer"]), chat_template.load(facts["chat_template"])
     found = []
-    chats = [(given, "the row")] if not isinstance(given, str) else [(r.values, r.where) for r in rows(one_file(given))]
+    if isinstance(given, str):
+        chats = [(row.values, row.where) for row in rows(one_file(given, limits))]
+    else:
+        chats = [(given, "the row")]
     for values, where in chats:
         chat = _encoded(template, tokenizer, Spoken(messages_of(values, where), where))
         if len(chat.tokens) > 1:

@@ -11,6 +11,7 @@ import numpy as np
 
 from bigbase_jax.build import suggest
 from bigbase_jax.core import Source, UserError
+from bigbase_jax.data.files import LIMITS, Limits
 from bigbase_jax.data.sources.image import SUFFIXES, Pictures, ReadsPictures, existing
 from bigbase_jax.data.sources.splits import digest, stratified, to_split_off
 
@@ -48,6 +49,7 @@ class ImageFolder(ReadsPictures):
         test_fraction: float = 0.2,
         seed: int = 0,
         draft_size: int | None = None,
+        limits: Limits = LIMITS,
     ):
         """Lists the files; opens none.
 
@@ -59,6 +61,7 @@ class ImageFolder(ReadsPictures):
           seed: of the split.
           draft_size: as in ``image.decode``: JPEGs may be decoded at 1/2, 1/4 or 1/8 of their size while both sides
             stay at least this long. Set it to the size that the transforms cut, to read large photos faster.
+          limits: of a picture.
 
         Raises:
           UserError: no such folder, no class, one class only, a class without pictures, or one that train lacks.
@@ -93,7 +96,7 @@ class ImageFolder(ReadsPictures):
 
         self._files, self._draft_size = files, draft_size
         self.splits: Mapping[str, Source] = {
-            split: Pictures(folder, [f.name for f in files[split]], _labels(files[split]), draft_size)
+            split: Pictures(folder, [f.name for f in files[split]], _labels(files[split]), draft_size, limits)
             for split in ("train", "val", "test")
             if split in files
         }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import math
 import os
 import re
 import zlib
@@ -10,6 +11,7 @@ import zlib
 import numpy as np
 
 from bigbase_jax.core import UserError
+from bigbase_jax.data.files import LIMITS, Limits, regular
 from bigbase_jax.data.sources.arrays import ArrayDataset
 from bigbase_jax.data.sources.image import existing
 from bigbase_jax.data.sources.splits import digest
@@ -24,7 +26,7 @@ class Idx(ArrayDataset):
     """``train-images-idx3-ubyte``, ``train-labels-idx1-ubyte`` and the same of ``t10k`` (or ``test``), gzipped or not.
 
     A dot in place of a hyphen is understood, and one prefix before all four names (``emnist-digits-train-...``). The
-    arrays are kept in memory. Attributes: see ``ArrayDataset``.
+    arrays are mapped, those of gzipped files are kept in memory. Attributes: see ``ArrayDataset``.
     """
 
     def __init__(
@@ -34,6 +36,7 @@ class Idx(ArrayDataset):
         test_fraction: float = 0.2,
         seed: int = 0,
         class_names: tuple[str, ...] | None = None,
+        limits: Limits = LIMITS,
     ):
         """Reads the files.
 
@@ -43,6 +46,7 @@ class Idx(ArrayDataset):
           test_fraction: share of each class of ``train`` that becomes ``test`` where there is none; 0: no test.
           seed: of these splits.
           class_names: in the order of the labels; None: "0", "1", ...
+          limits: of reading a file.
 
         Raises:
           UserError: a file is missing, has another magic number, is truncated, or does not fit the others.
@@ -71,7 +75,7 @@ class Idx(ArrayDataset):
                     f"{root} has no file {stem}-{what}-idx{ndim}-ubyte or {stem}-{what}-idx{ndim}-ubyte.gz."
                 )
             if not missing:
-                arrays[split] = (read_idx(found[split, "images"]), read_idx(found[split, "labels"]))
+                arrays[split] = (read_idx(found[split, "images"], limits), read_idx(found[split, "labels"], limits))
                 for what, array in zip(("images", "labels"), arrays[split], strict=True):
                     if array.ndim != (3 if what == "images" else 1):
                         raise UserError(f"{found[split, what]} has {array.ndim} dimensions, which {what} do not have.")
@@ -84,29 +88,42 @@ class Idx(ArrayDataset):
         return digest([*arrays, *(part for item in sorted(self._rows.items()) for part in item)])
 
 
-def read_idx(path: str) -> np.ndarray:
+def read_idx(path: str, limits: Limits = LIMITS) -> np.ndarray:
     """The uint8 array in an idx file, gunzipped if it begins like gzip.
 
     Raises:
-      UserError: another magic number, another number of bytes than the header says, or a damaged gzip file.
+      UserError: another magic number, another number of bytes than the header says, a damaged gzip file, or one that
+        unpacks out of proportion.
     """
+    size = regular(path).st_size
     try:
         with open(path, "rb") as file:
-            data = file.read()
-        if data[:2] == b"\x1f\x8b":
-            data = gzip.decompress(data)
+            packed = file.read(2) == b"\x1f\x8b"
+            file.seek(0)
+            stream = gzip.GzipFile(fileobj=file) if packed else file
+            head = stream.read(4)
+            if len(head) < 4 or head[:2] != b"\0\0" or not head[3]:
+                begins = head.hex() or "nothing"
+                raise UserError(f"{path} is not an idx file: it begins with {begins}, not with 0000TTDD.")
+            if head[2] != _UBYTE:
+                raise UserError(f"{path} holds values of type {head[2]:#04x}; only unsigned bytes (0x08) are read.")
+            start = 4 + 4 * head[3]
+            shape = np.frombuffer(stream.read(start - 4).ljust(start - 4, b"\0"), ">u4").tolist()
+            expected = math.prod(shape)
+            if packed:
+                limits.meter(path, size)(expected)
+                data = stream.read(expected + 1)
+                size = start + len(data)
     except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"{path} cannot be read: {error}.") from error
-    if len(data) < 4 or data[:2] != b"\0\0" or not data[3]:
-        raise UserError(f"{path} is not an idx file: it begins with {data[:4].hex() or 'nothing'}, not with 0000TTDD.")
-    if data[2] != _UBYTE:
-        raise UserError(f"{path} holds values of type {data[2]:#04x}; only unsigned bytes (0x08) are read.")
-    start = 4 + 4 * data[3]
-    shape = tuple(np.frombuffer(data[4:start], ">u4").tolist()) if len(data) >= start else ()
-    expected = start + int(np.prod(shape, dtype=object))
-    if len(data) < start or len(data) != expected:
-        raise UserError(f"{path} is truncated or damaged: it has {len(data)} bytes and its header wants {expected}.")
-    return np.frombuffer(data, np.uint8, offset=start).reshape(shape)
+    if size != start + expected:
+        more = "more than " * (size > start + expected and packed)
+        raise UserError(
+            f"{path} is truncated or damaged: its header wants {start + expected:,} bytes and it has {more}{size:,}."
+        )
+    if not packed and expected:
+        return np.memmap(path, np.uint8, "r", start, tuple(shape))
+    return np.frombuffer(data if packed else b"", np.uint8).reshape(shape)
 
 
 __all__ = ["Idx"]

@@ -5,10 +5,11 @@ Legend: H height, W width, C channels.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
-import pathlib
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from PIL import Image
 
 from bigbase_jax.build import suggest
 from bigbase_jax.core import Example, Fields, UserError
+from bigbase_jax.data.files import KEY, LIMITS, Limits, regular
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp"})
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")  # JPEG includes MPO, which some cameras write
@@ -32,7 +34,10 @@ _TRANSPOSE = {
 }
 
 
-def decode(data: bytes | str | os.PathLike[str], draft_size: int | None = None) -> np.ndarray:
+Image.MAX_IMAGE_PIXELS = None  # ``decode`` has a limit of its own, which users can set
+
+
+def decode(data: bytes | str | os.PathLike[str], draft_size: int | None = None, limits: Limits = LIMITS) -> np.ndarray:
     """The picture in a JPEG, PNG, WebP, GIF or BMP file, upright, as 8-bit RGB.
 
     EXIF orientation is applied, transparency is laid on white, 16-bit grey is scaled to 8 bits, of an animation the
@@ -42,37 +47,70 @@ def decode(data: bytes | str | os.PathLike[str], draft_size: int | None = None) 
       data: a file's contents, or its path.
       draft_size: lets a JPEG be decoded at 1/2, 1/4 or 1/8 of its size, much faster, as long as both of its sides
         stay at least this long; None: at full size.
+      limits: refuses a picture by the size in its header, before it is decoded.
 
     Returns:
       uint8 [H, W, 3].
 
     Raises:
-      UserError: unreadable, truncated, or so large that it must be a decompression bomb. It names the path if given.
+      UserError: unreadable, truncated, no regular file, or beyond the limits. It names the path if given.
     """
     if not isinstance(data, bytes):
+        size = regular(data).st_size
         try:
-            contents = pathlib.Path(data).read_bytes()
+            if size > 4 * limits.pixels:
+                raise too_large(f"a file of {size:,} bytes", size // 4)
+            with open(data, "rb") as file:
+                contents = file.read(size)
+            return decode(contents, draft_size, limits)
         except OSError as error:
             raise UserError(f"{os.fspath(data)} cannot be read: {error.strerror or error}.") from error
-        try:
-            return decode(contents, draft_size)
         except UserError as error:
             raise UserError(f"{os.fspath(data)}: {error}") from error
     if not data:
         raise UserError("the file is empty.")
     try:
         with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
-            if draft_size is not None:
-                image.draft(None, (draft_size, draft_size))  # None keeps the mode
-            image.load()
-            x_HWC = np.asarray(_rgb(_upright(image)))
-    except MemoryError:
+            width, height = image.size
+            if width * height > limits.pixels:
+                raise too_large(f"{width:,} x {height:,} pixels", width * height)
+            with _room(width * height):
+                if draft_size is not None:
+                    image.draft(None, (draft_size, draft_size))  # None keeps the mode
+                image.load()
+                x_HWC = np.asarray(_rgb(_upright(image)))
+    except (MemoryError, UserError):
         raise
     except Image.UnidentifiedImageError as error:
         raise UserError("this is not a picture in JPEG, PNG, WebP, GIF or BMP format.") from error
     except Exception as error:  # Pillow's parsers raise almost anything on bytes that are not what they should be
         raise UserError(f"the picture is broken: {str(error).rstrip('.') or type(error).__name__}.") from error
     return x_HWC
+
+
+def too_large(what: str, pixels: int) -> UserError:
+    """Says that a picture is larger than ``limits.pixels``."""
+    return UserError(f"{what} are too much for a picture; if it is honest, set {KEY}.pixels={pixels} or more.")
+
+
+_DECODED_AT_ONCE = 1 << 26  # pixels, of up to 24 bytes on the way, by all threads together; a larger one is alone
+_decoding = threading.Condition()
+_pixels = 0
+
+
+@contextlib.contextmanager
+def _room(pixels: int) -> Iterator[None]:
+    """Waits until there is memory for so many pixels."""
+    global _pixels
+    with _decoding:
+        _decoding.wait_for(lambda: not _pixels or _pixels + pixels <= _DECODED_AT_ONCE)
+        _pixels += pixels
+    try:
+        yield
+    finally:
+        with _decoding:
+            _pixels -= pixels
+            _decoding.notify_all()
 
 
 def _upright(image: Image.Image) -> Image.Image:
@@ -102,9 +140,16 @@ class Pictures:
       labels: i32[N].
     """
 
-    def __init__(self, root: str, names: Sequence[str], labels: np.ndarray, draft_size: int | None = None):
-        """Files ``names`` below ``root`` with ``labels`` i32[N]; ``draft_size`` as in ``decode``."""
-        self._root, self._names, self._draft_size = root, tuple(names), draft_size
+    def __init__(
+        self,
+        root: str,
+        names: Sequence[str],
+        labels: np.ndarray,
+        draft_size: int | None = None,
+        limits: Limits = LIMITS,
+    ):
+        """Files ``names`` below ``root`` with ``labels`` i32[N]; ``draft_size`` and ``limits`` as in ``decode``."""
+        self._root, self._names, self._draft_size, self._limits = root, tuple(names), draft_size, limits
         self.labels = np.asarray(labels, np.int32)
 
     def __len__(self) -> int:
@@ -113,7 +158,7 @@ class Pictures:
     def __getitem__(self, index: int) -> Example:
         """``image`` uint8 [H, W, 3] and ``label`` i32[]; raises UserError naming a file that does not decode."""
         path = os.path.join(self._root, self._names[index])
-        return {"image": decode(path, self._draft_size), "label": self.labels[index]}
+        return {"image": decode(path, self._draft_size, self._limits), "label": self.labels[index]}
 
     def name(self, index: int) -> str:
         """The file's path relative to the root."""
@@ -128,9 +173,9 @@ class ReadsPictures:
         return Fields({"image": [(name,) for name in _COLUMNS]}, files=True)
 
     @staticmethod
-    def read(path: str) -> Example:
+    def read(path: str, limits: Limits = LIMITS) -> Example:
         """A user's file as an unlabelled example: ``image`` uint8 [H, W, 3]; raises UserError if it does not decode."""
-        return {"image": decode(existing(path, "file"))}
+        return {"image": decode(existing(path, "file"), limits=limits)}
 
 
 def existing(path: str, kind: str = "folder") -> str:

@@ -33,8 +33,10 @@ from bigbase_jax.data import cache as caches
 from bigbase_jax.data import ragged
 from bigbase_jax.data.documents import Format
 from bigbase_jax.data.files import (
+    LIMITS,
     TABLES,
     File,
+    Limits,
     by_split,
     common_folders,
     kind_of,
@@ -114,6 +116,7 @@ class LabelledText:
       val_fraction, test_fraction: shares of the rows.
       seed: of the dealing.
       encoding: of all but Parquet and Arrow.
+      limits: of reading a file.
 
     Raises:
       UserError: a value out of its range.
@@ -133,6 +136,7 @@ class LabelledText:
     test_fraction: float = 0.1
     seed: int = 0
     encoding: str = "utf-8"
+    limits: Limits = LIMITS
 
     def __post_init__(self) -> None:
         Format(encoding=self.encoding)
@@ -168,11 +172,11 @@ class LabelledText:
     def files(self) -> Files:
         """The files by split."""
         chosen = {"train": self.train, "val": self.val, "test": self.test}
-        listed = list_files(self.root)
+        listed = list_files(self.root, self.limits)
         class_of = _class_folders(listed, self.root)
         if not class_of:
             try:
-                found = tables(self.root, self.encoding)
+                found = tables(self.root, self.encoding, self.limits)
             except UserError as error:
                 wanted = "neither a table nor a folder of texts for each class (CLASS/*.txt, train/CLASS/*.txt)"
                 raise UserError(f"{self.root} is {wanted}: {error}") from error
@@ -186,9 +190,9 @@ class LabelledText:
         """The names of the classes, where a file has them; see ``class_names``."""
         wanted = self.class_names or "classes.txt"
         if self.class_names and os.path.isfile(os.path.expanduser(wanted)):
-            found = [one_file(wanted)]
+            found = [one_file(wanted, self.limits)]
         else:
-            found = [file for file in list_files(self.root) if os.path.basename(file.name) == wanted]
+            found = [file for file in list_files(self.root, self.limits) if os.path.basename(file.name) == wanted]
         if not found and self.class_names:
             raise UserError(
                 f"there is no file {wanted}, nor one of that name in {self.root}, to read class_names from."
@@ -198,7 +202,7 @@ class LabelledText:
 
     def stamp(self) -> list[Any]:
         """What changes when the rows change, and all that says how to read them."""
-        files = [[split, *file] for split, given in self.files().splits.items() for file in given]
+        files = [[split, *file.stamp] for split, given in self.files().splits.items() for file in given]
         return [files, [self.text, self.text_pair, self.label, self.encoding, self.names()]]
 
     def dealing(self) -> list[Any]:
@@ -221,9 +225,9 @@ class LabelledText:
         return Fields(columns, lines, encoding=config.get("encoding", "utf-8"), header=header)
 
     @staticmethod
-    def read(given: str | Mapping[str, Any], facts: Mapping[str, Any]) -> Example:
+    def read(given: str | Mapping[str, Any], facts: Mapping[str, Any], limits: Limits = LIMITS) -> Example:
         """See ``read_text``."""
-        return read_text(given, facts)
+        return read_text(given, facts, limits)
 
 
 class Labelled:
@@ -336,14 +340,14 @@ class _Rows:
         return f"{self._split}[{index}]"
 
 
-def read_text(given: str | Mapping[str, Any], facts: Mapping[str, Any]) -> Example:
+def read_text(given: str | Mapping[str, Any], facts: Mapping[str, Any], limits: Limits = LIMITS) -> Example:
     """A row with ``text`` (and ``text_pair``), or a user's file, as an example without label. All of a file is the
     text; where the model reads pairs, the first line is the first text.
 
     Raises:
       UserError: unreadable, empty, or a pair that is not there.
     """
-    first, second = given_text(given).strip(), ""
+    first, second = given_text(given, limits=limits).strip(), ""
     if facts["pair"]:
         whole = isinstance(given, str)
         first, _, second = first.partition("\n") if whole else (first, "", given_text(given, "text_pair"))

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from bigbase_jax.core import Example, Source, UserError
+from bigbase_jax.data.files import LIMITS, Limits
 from bigbase_jax.data.sources.splits import digest
 from bigbase_jax.data.sources.text import Corpus, PythonReference, Text, TextFiles, given_text, named
 from bigbase_jax.data.tokenizer import (
@@ -76,9 +77,9 @@ class MaskedTextFiles(MaskedCorpus, TextFiles):
     """See ``MaskedCorpus`` and ``TextFiles``."""
 
     @staticmethod
-    def read(given: str | Mapping[str, Any], facts: Mapping[str, Any]) -> list[Example]:
+    def read(given: str | Mapping[str, Any], facts: Mapping[str, Any], limits: Limits = LIMITS) -> list[Example]:
         """See ``read_text``."""
-        return read_text(given, facts)
+        return read_text(given, facts, limits)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,9 +89,9 @@ class MaskedPythonReference(MaskedCorpus, PythonReference):
     test_fraction: float = 0.1
 
     @staticmethod
-    def read(given: str | Mapping[str, Any], facts: Mapping[str, Any]) -> list[Example]:
+    def read(given: str | Mapping[str, Any], facts: Mapping[str, Any], limits: Limits = LIMITS) -> list[Example]:
         """See ``read_text``."""
-        return read_text(given, facts)
+        return read_text(given, facts, limits)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -324,14 +325,14 @@ def _spans(tokens: Tokens, split: str) -> np.ndarray:
     return spans[(tokens.split == SPLITS.index(split)) & (spans[:, 1] > spans[:, 0])]
 
 
-def read_text(given: str | Mapping[str, Any], facts: Mapping[str, Any]) -> list[Example]:
+def read_text(given: str | Mapping[str, Any], facts: Mapping[str, Any], limits: Limits = LIMITS) -> list[Example]:
     """A user's file, or the ``text`` of a row, as rows, in order. Where it names the mask ("[MASK]"), that is what the
     model is to guess.
 
     Raises:
       UserError: unreadable, not UTF-8, or empty.
     """
-    text, tokenizer, length = given_text(given).strip(), load(facts["tokenizer"]), facts["length"]
+    text, tokenizer, length = given_text(given, limits=limits).strip(), load(facts["tokenizer"]), facts["length"]
     with named(given):
         tokens_T, _ = tokenizer.encode_marked(text)
     encode = Encoder(tokenizer, length)

@@ -5,17 +5,19 @@ from __future__ import annotations
 import os
 import zipfile
 import zlib
-from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
 from bigbase_jax.core import UserError
+from bigbase_jax.data.files import LIMITS, Limits, regular
 from bigbase_jax.data.sources.arrays import ArrayDataset
 from bigbase_jax.data.sources.image import existing
 from bigbase_jax.data.sources.splits import digest
 
 _LAYOUTS = (("x_{}", "y_{}"), ("{}_images", "{}_labels"), ("{}_x", "{}_y"))
 _LISTED = 10
+_BROKEN = (OSError, ValueError, EOFError, RuntimeError, MemoryError, zipfile.BadZipFile, zlib.error)
 
 
 class Npz(ArrayDataset):
@@ -34,6 +36,7 @@ class Npz(ArrayDataset):
         test_fraction: float = 0.2,
         seed: int = 0,
         class_names: tuple[str, ...] | None = None,
+        limits: Limits = LIMITS,
     ):
         """Reads or maps the arrays.
 
@@ -43,11 +46,12 @@ class Npz(ArrayDataset):
           test_fraction: share of each class of ``train`` that becomes ``test`` where there is nothing else.
           seed: of the split.
           class_names: in the order of the labels; None: "0", "1", ...
+          limits: of what an archive unpacks to.
 
         Raises:
           UserError: nothing there, arrays missing, or of another shape, type or range.
         """
-        held = _Arrays(path)
+        held = _Arrays(path, limits)
         arrays = {}
         if "images" in held and "labels" in held:
             arrays["train"] = held.pair("images", "labels")
@@ -74,12 +78,12 @@ class Npz(ArrayDataset):
 class _Arrays:
     """The arrays of a file or folder by name, read when asked for."""
 
-    def __init__(self, path: str):
-        self._path = path
+    def __init__(self, path: str, limits: Limits):
+        self._path, self._limits = path, limits
         expanded = os.path.expanduser(path)
         self._folder = expanded if os.path.isdir(expanded) else None
         self._files: dict[str, str] = {}
-        self._archive: Mapping[str, np.ndarray] = {}
+        self._archive: Any = {}
         if self._folder:
             names = sorted(name for name in os.listdir(self._folder) if name.endswith(".npy"))
             self._files = {name.removesuffix(".npy"): os.path.join(self._folder, name) for name in names}
@@ -87,7 +91,7 @@ class _Arrays:
         self._single = existing(path, "file")
         try:
             archive = np.load(self._single, allow_pickle=False)
-        except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        except _BROKEN as error:
             raise UserError(f"{path} is not an .npz file: {error}.") from error
         if not isinstance(archive, np.lib.npyio.NpzFile):
             raise UserError(f"{path} holds a single array; expected an .npz archive, or a folder of .npy files.")
@@ -114,9 +118,14 @@ class _Arrays:
     def _read(self, name: str) -> np.ndarray:
         try:
             if self._folder:
+                regular(self._files[name])
                 return np.load(self._files[name], mmap_mode="r", allow_pickle=False)
-            return self._archive[name]
-        except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+            entries = self._archive.zip.NameToInfo
+            entry = entries.get(f"{name}.npy") or entries[name]
+            packed = min(entry.compress_size, os.stat(self._single).st_size)
+            self._limits.meter(f"{self._path}: the array {name}", packed)(entry.file_size)
+            return np.asarray(self._archive[name])
+        except _BROKEN as error:
             raise UserError(f"{self._path}: the array {name} cannot be read: {error}.") from error
 
     def _pictures(self, name: str) -> np.ndarray:

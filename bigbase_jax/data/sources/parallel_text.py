@@ -35,7 +35,9 @@ from bigbase_jax.data import cache as caches
 from bigbase_jax.data import ragged
 from bigbase_jax.data.documents import Format
 from bigbase_jax.data.files import (
+    LIMITS,
     File,
+    Limits,
     by_split,
     file_at,
     named_after,
@@ -44,7 +46,7 @@ from bigbase_jax.data.files import (
     walk,
 )
 from bigbase_jax.data.ragged import Ragged
-from bigbase_jax.data.rows import Row, checked, first_line, rows, tables, text_of
+from bigbase_jax.data.rows import Row, checked, first_line, lines_of, rows, tables
 from bigbase_jax.data.sources.splits import digest, stratified, to_split_off
 from bigbase_jax.data.sources.text import given_text, key_of, named
 from bigbase_jax.data.tokenizer import Subwords, Tokenizer, load, sides
@@ -89,6 +91,7 @@ class ParallelText:
       val_fraction, test_fraction: shares of the pairs.
       seed: of the dealing.
       encoding: of all but Parquet and Arrow.
+      limits: of reading a file.
 
     Raises:
       UserError: a value out of its range.
@@ -108,6 +111,7 @@ class ParallelText:
     test_fraction: float = 0.05
     seed: int = 0
     encoding: str = "utf-8"
+    limits: Limits = LIMITS
 
     def __post_init__(self) -> None:
         Format(encoding=self.encoding)
@@ -150,7 +154,7 @@ class ParallelText:
 
     def stamp(self, sets: _Sets) -> list[Any]:
         """What changes when the texts change, and all that says how to read them."""
-        files = [[split, *file] for split, found in sets.files.items() for file in found]
+        files = [[split, *file.stamp] for split, found in sets.files.items() for file in found]
         return [files, [self.source_language, self.target_language, self.encoding]]
 
     def dealing(self) -> list[Any]:
@@ -165,9 +169,9 @@ class ParallelText:
         return Fields({"source": names}, True, encoding=config.get("encoding", "utf-8"), header=not known.isdigit())
 
     @staticmethod
-    def read(given: str | Mapping[str, Any], facts: Mapping[str, Any]) -> list[Example]:
+    def read(given: str | Mapping[str, Any], facts: Mapping[str, Any], limits: Limits = LIMITS) -> list[Example]:
         """See ``read_lines``."""
-        return read_lines(given, facts)
+        return read_lines(given, facts, limits)
 
 
 class Parallel:
@@ -319,7 +323,7 @@ class _Pairs:
         return f"{self._split}[{index}]"
 
 
-def read_lines(given: str | Mapping[str, Any], facts: Mapping[str, Any]) -> list[Example]:
+def read_lines(given: str | Mapping[str, Any], facts: Mapping[str, Any], limits: Limits = LIMITS) -> list[Example]:
     """The ``source`` of a row, or every line of a user's file that is not empty; without targets or references.
 
     Raises:
@@ -327,7 +331,7 @@ def read_lines(given: str | Mapping[str, Any], facts: Mapping[str, Any]) -> list
     """
     if isinstance(given, Mapping) and isinstance(pair := given["source"], Mapping):
         given = {"source": pair.get(facts.get("source_language", ""), "")}
-    text = given_text(given, "source")
+    text = given_text(given, "source", limits)
     texts = [line.strip() for line in text.splitlines() if line.strip()] if isinstance(given, str) else [text.strip()]
     tokenizer, encode = load(facts["source_tokenizer"]), Encoder(facts)
     with named(given):
@@ -362,7 +366,7 @@ def _sets(data: ParallelText) -> _Sets:
     chosen = {"train": data.train, "val": data.val, "test": data.test}
     if not sides:
         try:
-            found = tables(data.root, data.encoding)
+            found = tables(data.root, data.encoding, data.limits)
         except UserError as error:
             if os.path.isdir(folder):
                 wanted = f"NAME.{data.source_language} and NAME.{data.target_language}"
@@ -416,7 +420,7 @@ def _line_files(data: ParallelText) -> dict[str, dict[str, File]]:
             if where.setdefault(stem, folder) != folder or suffix[1:] in found.get(stem, {}):
                 beside = " and ".join(repr(f or ".") for f in sorted({where[stem], folder}))
                 raise UserError(f"{data.root} has {stem}{suffix} twice, in {beside}; name one folder as root.")
-            found.setdefault(stem, {})[suffix[1:]] = file_at(name, path)
+            found.setdefault(stem, {})[suffix[1:]] = file_at(name, path, data.limits)
     return found
 
 
@@ -511,9 +515,8 @@ def _in_lines(source: File, target: File, encoding: str) -> Iterator[Pair]:
     count = [0, 0]
 
     def lines(side: int, file: File) -> Iterator[str]:
-        with one_sentence(file, encoding), text_of(file, encoding, "\n") as text:
-            for line in text:
-                count[side] += 1
+        with one_sentence(file, encoding):
+            for count[side], line in lines_of(file, encoding, "\n"):
                 yield line.strip()
 
     sides = [lines(0, source), lines(1, target)]

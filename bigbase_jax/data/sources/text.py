@@ -21,8 +21,18 @@ from typing import Any
 from bigbase_jax.core import Example, Fields, Source, UserError
 from bigbase_jax.data import cache as caches
 from bigbase_jax.data import tokens as token_caches
-from bigbase_jax.data.documents import COLUMNS, Document, File, Format, as_text, list_files, one_file, split_of
-from bigbase_jax.data.files import stems_of
+from bigbase_jax.data.documents import (
+    COLUMNS,
+    Document,
+    File,
+    Format,
+    as_text,
+    list_files,
+    one_file,
+    split_of,
+    whole_text,
+)
+from bigbase_jax.data.files import LIMITS, Limits, stems_of
 from bigbase_jax.data.rows import checked
 from bigbase_jax.data.sources.splits import digest, to_split_off
 from bigbase_jax.data.tokenizer import Bytes, Texts, TokenizerFile, facts_of, load
@@ -196,13 +206,13 @@ def fields_of(config: Mapping[str, Any], facts: Mapping[str, Any]) -> Fields:
     return Fields({"text": options}, form.get("unit") == "line", encoding=form.get("encoding", "utf-8"), header=header)
 
 
-def read_text(given: str | Mapping[str, Any], facts: Mapping[str, Any]) -> list[Example]:
+def read_text(given: str | Mapping[str, Any], facts: Mapping[str, Any], limits: Limits = LIMITS) -> list[Example]:
     """A user's file, or the ``text`` of a row, as the windows that an evaluation would make of it, in order.
 
     Raises:
       UserError: unreadable, not UTF-8, a character without a token, or too short to predict anything.
     """
-    text, tokenizer = given_text(given), load(facts["tokenizer"])
+    text, tokenizer = given_text(given, limits=limits), load(facts["tokenizer"])
     with named(given):
         windows = Windows(token_caches.of_text(text, tokenizer), "train", facts["length"])
     if not len(windows):
@@ -211,14 +221,14 @@ def read_text(given: str | Mapping[str, Any], facts: Mapping[str, Any]) -> list[
     return [windows[i] for i in range(len(windows))]
 
 
-def given_text(given: str | Mapping[str, Any], entry: str = "text") -> str:
+def given_text(given: str | Mapping[str, Any], entry: str = "text", limits: Limits = LIMITS) -> str:
     """All the text of a file, or that of an entry of a row.
 
     Raises:
       UserError: unreadable, no text, or an empty one.
     """
     if isinstance(given, str):
-        text = "".join(block for document in Format().documents(plain_file(given)) for block in document.blocks)
+        text = whole_text(plain_file(given, limits))
     else:
         text = checked(as_text(given[entry], repr(entry)), repr(entry))
     if not text.strip():
@@ -235,8 +245,8 @@ def named(given: str | Mapping[str, Any]) -> Iterator[None]:
         raise UserError(f"{given}: {error}") if isinstance(given, str) else error from error
 
 
-def plain_file(path: str) -> File:
-    file = one_file(path)
+def plain_file(path: str, limits: Limits = LIMITS) -> File:
+    file = one_file(path, limits)
     name = file.name.lower()
     return file._replace(name="text" + next((suffix for suffix in (".gz", ".zst") if name.endswith(suffix)), ".txt"))
 
@@ -393,15 +403,17 @@ class TextFiles(Corpus):
     Attributes:
       root: the file or folder.
       format: of the files.
+      limits: of reading one.
     """
 
     root: str
     format: Format = Format()
+    limits: Limits = LIMITS
 
     read = staticmethod(read_text)
 
     def documents(self) -> Iterator[tuple[str | None, Document]]:
-        files = list_files(self.root)
+        files = list_files(self.root, self.limits)
         splits = split_of(files, self.root)
         for file in files:
             split = splits.get(file.name)
