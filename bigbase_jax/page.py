@@ -24,7 +24,8 @@ from bigbase_jax.core import UserError
 
 SPLITS = ("test", "val", "train")
 """Splits in the order in which a reader wants them."""
-SHARES = ("accuracy", "top5_accuracy", "precision", "recall", "f1")
+_OF_CLASSES = ("precision", "recall", "f1")
+SHARES = ("accuracy", "top5_accuracy", *_OF_CLASSES, *(f"{name}_positive" for name in _OF_CLASSES))
 """Metrics that are read as percentages."""
 
 
@@ -203,7 +204,11 @@ def finite(value: Any) -> float | None:
     )
 
 
-_HEADINGS = {"f1": "F1", "auc": "AUC", "mfu": "MFU", "memory_gb": "Memory (GB)", "top5_accuracy": "Top-5 accuracy"}
+_HEADINGS = {
+    **{name: f"{name.capitalize()} (macro)" for name in _OF_CLASSES},
+    **{f"{name}_positive": f"{name.capitalize()} (positive class)" for name in _OF_CLASSES},
+}
+_HEADINGS |= {"auc": "AUC", "mfu": "MFU", "memory_gb": "Memory (GB)", "top5_accuracy": "Top-5 accuracy"}
 
 
 def heading(name: str) -> str:

@@ -148,9 +148,11 @@ class Classifier:
         """``precision``, ``recall``, ``f1``, ``auc``, ``calibration_error``, ``confusion_matrix`` and ``per_class``.
 
         Precision, recall and F1 are macro averages over the classes that occur among labels or predictions (as
-        scikit-learn's), 0 where undefined. ``auc`` is that of class 1 of two, else the mean one-vs-rest AUC of the
-        classes that have an AUC: a class without examples, or without others beside it, has None. Rows of the
-        confusion matrix are true classes.
+        scikit-learn's ``average="macro"``), 0 where undefined, and ``average`` says so. Of two classes, class 1 is the
+        ``positive_class``, of which ``precision_positive``, ``recall_positive``, ``f1_positive`` (scikit-learn's
+        ``average="binary"``) and ``auc`` are. Otherwise ``auc`` is the mean one-vs-rest AUC of the classes that have
+        an AUC: a class without examples, or without others beside it, has None. Rows of the confusion matrix are true
+        classes.
         """
         p_NK = np.asarray(examples["probabilities"], np.float64)
         label_N = np.asarray(examples["label"])
@@ -163,10 +165,17 @@ class Classifier:
         scores = functools.partial(sk.precision_recall_fscore_support, label_N, guess_N, zero_division=0)
         precision, recall, f1, _ = scores(average="macro")
         columns = scores(labels=labels)
+        positive: dict[str, Any] = {}
+        if len(names) == 2:
+            named = zip(("precision", "recall", "f1"), columns, strict=False)
+            positive = {f"{name}_positive": float(of_class[1]) for name, of_class in named}
+            positive["positive_class"] = names[1]
         return {
             "precision": float(precision),
             "recall": float(recall),
             "f1": float(f1),
+            "average": "macro",
+            **positive,
             "auc": auc_K[1] if len(names) == 2 else float(np.mean(known)) if known else None,
             "calibration_error": calibration_error(p_NK, label_N),
             "confusion_matrix": sk.confusion_matrix(label_N, guess_N, labels=labels).tolist(),

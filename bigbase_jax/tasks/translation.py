@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import importlib.util
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -26,7 +28,12 @@ from bigbase_jax.tasks.errors import model_errors
 
 PADDING = -1
 """What stands in ``target_out`` where there is no target."""
-_WORDS = {"zh": "zh", "ja": "char", "th": "char"}  # of BLEU, by language; else "13a", which needs spaces
+_SCRIPTS = (  # of languages that do not put spaces between words, and what BLEU takes for words there
+    (r"[\u3040-\u30ff]", "ja-mecab"),  # kana; without MeCab, characters
+    (r"[\uac00-\ud7af]", "ko-mecab"),
+    (r"[\u3400-\u9fff\uf900-\ufaff]", "zh"),
+    (r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff]", "char"),  # Thai, Lao, Burmese, Khmer
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +57,7 @@ class Translation:
       max_length: M, the end token included; None: T.
       pad_id, start_id: tokens that are never written.
       end_id: the token that ends a translation.
-      target_language: says what BLEU takes for words: "zh" as sacrebleu has it, characters for "ja" and "th".
+      target_language: what the target is called; the report does not go by it.
       shared: whether source and target have one vocabulary, as they must.
       logit_chunks: see ``tasks.language``.
 
@@ -199,18 +206,20 @@ class Translation:
 
     def report(self, examples: Mapping[str, np.ndarray]) -> Mapping[str, Any]:
         """``perplexity``, and of what was written ``bleu`` (Papineni et al. 2002) and ``chrf`` (Popović 2015), both by
-        sacrebleu with its own choices, against the references as they stand: 0 to 100."""
+        sacrebleu against the references as they stand: 0 to 100. What BLEU takes for words follows the script of the
+        references (see ``bleu_words``); ``bleu_signature`` is sacrebleu's line about it."""
         real_NT = examples["target"] != PADDING
         nats = -float(examples["log_probability"].sum(dtype=np.float64)) / max(int(real_NT.sum()), 1)
-        found = {"perplexity": math.exp(min(nats, 700.0))}
+        found: dict[str, Any] = {"perplexity": math.exp(min(nats, 700.0))}
         if "tokens" not in examples or "reference" not in examples or self.tokenizer is None:
             return found
         import sacrebleu
 
         written = self._texts(examples["tokens"][:, 0])
         given = [bytes(row).rstrip(b"\0").decode(errors="replace") for row in examples["reference"].astype(np.uint8)]
-        words = _WORDS.get((self.target_language or "").partition("-")[0], "13a")
-        found["bleu"] = sacrebleu.corpus_bleu(written, [given], tokenize=words).score
+        bleu = sacrebleu.BLEU(tokenize=bleu_words(given))
+        found["bleu"] = bleu.corpus_score(written, [given]).score
+        found["bleu_signature"] = str(bleu.get_signature())
         found["chrf"] = sacrebleu.corpus_chrf(written, [given]).score
         return found
 
@@ -249,6 +258,18 @@ class Translation:
 
     def _pieces(self, tokens: Sequence[int]) -> list[str]:
         return [str(t) for t in tokens] if self.tokenizer is None else load(self.tokenizer).pieces(tokens)
+
+
+def bleu_words(texts: Sequence[str]) -> str:
+    """sacrebleu's tokenizer for texts of this script: "zh", "ja-mecab" and "ko-mecab" ("char" where MeCab is not
+    installed: ``sacrebleu[ja]``, ``sacrebleu[ko]``), "char" for other scripts without spaces, and otherwise "13a"."""
+    letters = "".join(filter(str.isalpha, "".join(texts)))
+    shares = [len(re.findall(script, letters)) / max(len(letters), 1) for script, _ in _SCRIPTS]
+    if sum(shares) < 0.5:
+        return "13a"
+    at = 0 if shares[0] > 0.1 else int(np.argmax(shares))  # kana stand between ideographs
+    needs, name = {0: "MeCab", 1: "mecab_ko"}.get(at), _SCRIPTS[at][1]
+    return "char" if needs and importlib.util.find_spec(needs) is None else name
 
 
 @dataclasses.dataclass(frozen=True)

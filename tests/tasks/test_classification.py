@@ -225,7 +225,14 @@ def test_report_against_brute_force(classes):
     macro = np.mean(scores, 0)
     assert [report[m] for m in ("precision", "recall", "f1")] == pytest.approx(macro[:3])
     assert report["auc"] == pytest.approx(scores[1][3] if classes == 2 else macro[3])
-    assert report["f1"] == pytest.approx(sklearn.metrics.f1_score(label, guess, average="macro"))
+    assert report["f1"] == pytest.approx(sklearn.metrics.f1_score(label, guess, average=report["average"]))
+    positive = {name: report.get(f"{name}_positive") for name in ("precision", "recall", "f1")}
+    if classes == 2:
+        found = sklearn.metrics.precision_recall_fscore_support(label, guess, average="binary")
+        assert list(positive.values()) == pytest.approx(found[:3]) and report["positive_class"] == "b"
+        assert positive["f1"] != report["f1"] and report["auc"] == report["per_class"]["b"]["auc"]
+    else:
+        assert set(positive.values()) == {None} and "positive_class" not in report
 
 
 def test_a_class_missing_from_the_split_has_no_auc():

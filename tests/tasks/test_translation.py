@@ -14,6 +14,7 @@ from bigbase_jax.core import Task, UserError, add
 from bigbase_jax.data.sources.numerals import Numerals, in_words
 from bigbase_jax.data.tokenizer import Symbols
 from bigbase_jax.models.encoder_decoder import EncoderDecoder
+from bigbase_jax.tasks import translation
 from bigbase_jax.tasks.translation import PADDING, Translation
 
 S, T, V = 7, 6, 11
@@ -180,12 +181,12 @@ def test_what_is_written_by_stacks_beams_and_many_devices():
 LETTERS = Symbols("abcdefgh", fallback=False, end=True, special=("start", "pad"))
 
 
-def examples_of(texts, references):
+def examples_of(texts, references, letters="abcdefgh"):
     """What an evaluation keeps of these."""
     rows = np.full((len(texts), 1, 8), END)
     bytes_NR = np.zeros((len(texts), 30), np.uint8)
     for n, (text, reference) in enumerate(zip(texts, references, strict=True)):
-        rows[n, 0, : len(text)] = ["abcdefgh".index(c) for c in text]
+        rows[n, 0, : len(text)] = [letters.index(c) for c in text]
         bytes_NR[n, : len(reference.encode())] = np.frombuffer(reference.encode(), np.uint8)
     target = np.array([[1, 2, END, PADDING], [3, END, PADDING, PADDING]])[: len(texts)]
     logp = np.where(target == PADDING, 0, np.log(0.5))
@@ -197,14 +198,39 @@ def test_bleu_and_chrf_compare_text():
     perfect = task.report(examples_of(["abcdef", "hgfedc"], ["abcdef", "hgfedc"]))
     assert perfect["perplexity"] == pytest.approx(2)
     assert perfect["chrf"] == pytest.approx(100)
+    assert "|tok:13a|" in perfect["bleu_signature"]
     half = task.report(examples_of(["abcdef", "hgfedc"], ["abcdef", "aaaaaa"]))
     assert 0 < half["chrf"] < 90
-    words = ready(tokenizer=LETTERS.state(), target_language="ja")[0]  # words are characters
-    assert words.report(examples_of(["abcdef", "hgfedc"], ["abcdef", "hgfedc"]))["bleu"] == pytest.approx(100)
-    three = words.report(examples_of(["abcdef"], ["abcdeg"]))["bleu"]  # precisions 5/6, 4/5, 3/4 and 2/3
-    assert three == pytest.approx(100 * (5 / 6 * 4 / 5 * 3 / 4 * 2 / 3) ** 0.25)
+    letters = "好电影很长不坏人"
+    words = ready(
+        tokenizer=Symbols(letters, fallback=False, end=True, special=("start", "pad")).state(), target_language="fr"
+    )[0]
+    found = words.report(examples_of([letters[:6]], [letters[:5] + letters[6]], letters))
+    assert found["bleu"] == pytest.approx(100 * (5 / 6 * 4 / 5 * 3 / 4 * 2 / 3) ** 0.25)  # precisions of characters
+    assert "|tok:zh|" in found["bleu_signature"]
     numbers, _ = ready()
     assert numbers.report(examples_of(["abcdef"], ["abcdef"])) == {"perplexity": pytest.approx(2)}
+
+
+@pytest.mark.parametrize(
+    ("texts", "words"),
+    [
+        (["Two dogs, one cat.", "Zwei große Hunde"], "13a"),
+        (["Он читает книгу.", "Αυτό είναι"], "13a"),
+        (["一部好电影。", "We 看 PyTorch 电影，2024 年的"], "zh"),
+        (["A film called 好 in English", "and so on"], "13a"),
+        (["これは良い映画です。", "東京都知事"], "ja-mecab"),
+        (["이 영화는 정말 좋다.", "好 영화"], "ko-mecab"),
+        (["หนังดีมาก"], "char"),
+        (["", "..."], "13a"),
+    ],
+)
+def test_words_follow_the_script_of_the_references(monkeypatch, texts, words):
+    installed = []
+    monkeypatch.setattr(translation.importlib.util, "find_spec", lambda name: name in installed or None)
+    assert translation.bleu_words(texts) == ("char" if "mecab" in words else words)
+    installed += ["MeCab", "mecab_ko"]
+    assert translation.bleu_words(texts) == words
 
 
 def test_what_a_user_reads():
