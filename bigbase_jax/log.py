@@ -118,13 +118,15 @@ class Log:
         peak = (peak_flops() or 0.0) * (devices or jax.device_count())
         self._flops_share = flops_per_step / peak if flops_per_step and peak else None  # of a step that takes 1 s
         self._rows: _Rows | None = None
-        self._writers: list[_Writer] = []
+        self._writers: dict[str, _Writer] = {}
         for writer in writers:
             if writer not in _WRITERS:
                 raise UserError(f"config.train.writers names {writer!r}.{suggest(writer, _WRITERS, 'writer')}")
         if jax.process_index() == 0:
             self._rows = _Rows(os.path.join(workdir, "metrics.jsonl"), start_step)
-            self._writers = [_WRITERS[writer](workdir, name, config or {}, start_step) for writer in writers]
+            for writer in writers:
+                with _disk(f"{workdir}/{writer}"):
+                    self._writers[writer] = _WRITERS[writer](workdir, name, config or {}, start_step)
         self._seconds_before = self._rows.seconds if self._rows else 0.0
 
         self._pending: list[tuple[int, Mapping[str, Sum]]] = []  # dispatched, not yet read
@@ -246,16 +248,12 @@ class Log:
         if self._closed:
             return
         self._closed = True
-        try:
+        with contextlib.ExitStack() as stack:
+            for part in (self._rows, *self._writers.values(), self._bar):
+                if part is not None:
+                    stack.callback(part.close)
             if self._pending:
                 self._read(self._pending[-1][0])
-        finally:
-            if self._bar is not None:
-                self._bar.close()
-            for writer in self._writers:
-                writer.close()
-            if self._rows is not None:
-                self._rows.close()
 
     # ------------------------------------------------------------------------------------------------- inside
 
@@ -348,8 +346,9 @@ class Log:
             self._rows.write(row)
 
     def _scalars(self, step: int, prefix: str, scalars: Mapping[str, float]) -> None:
-        for writer in self._writers:
-            writer.scalars(step, {f"{prefix}/{name}": value for name, value in scalars.items()})
+        for name, writer in self._writers.items():
+            with _disk(name):
+                writer.scalars(step, {f"{prefix}/{name}": value for name, value in scalars.items()})
 
 
 # ----------------------------------------------------------------------------------------------------- metrics.jsonl
@@ -367,7 +366,7 @@ class _Rows:
 
     def __init__(self, path: str, start_step: int):
         self.path = path
-        with self._disk():
+        with _disk(path):
             os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
             self._file = open(path, "a+b")  # noqa: SIM115
             bytes_ = range(self._file.seek(0, os.SEEK_END) + 1)
@@ -388,23 +387,24 @@ class _Rows:
         return row is None or row.get("step", 0) > step
 
     def write(self, row: Mapping[str, Any]) -> None:
-        with self._disk():
+        with _disk(self.path):
             self._file.write(json.dumps(jsonable(row), ensure_ascii=False, allow_nan=False).encode() + b"\n")
             self._file.flush()
 
     def close(self) -> None:
-        with self._disk():
+        with contextlib.suppress(OSError):  # all rows were flushed, or ``write`` has said why not
             self._file.close()
 
-    @contextlib.contextmanager
-    def _disk(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise UserError(
-                f"cannot write {self.path}: {error.strerror or error}; make room or permit writing there, then repeat "
-                "the command, which goes on from the last checkpoint."
-            ) from error
+
+@contextlib.contextmanager
+def _disk(path: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"cannot write {path}: {error.strerror or error}; make room or permit writing there, then repeat the "
+            "command, which goes on from the last checkpoint."
+        ) from error
 
 
 def read_rows(path: str | os.PathLike) -> list[dict[str, Any]]:
@@ -508,21 +508,30 @@ class _Writer(Protocol):
 
 
 class _TensorBoard:
-    def __init__(self, workdir: str, name: str, config: Mapping[str, Any], start_step: int):
-        from tensorboardX import SummaryWriter
+    """Without tensorboardX's own thread: where the disk is full it dies, and training then waits for it for ever."""
 
-        try:
-            self._writer = SummaryWriter(os.path.join(workdir, "tensorboard"), purge_step=start_step + 1)
-        except OSError as error:
-            raise UserError(f"cannot write {workdir}/tensorboard: {error.strerror or error}.") from error
+    def __init__(self, workdir: str, name: str, config: Mapping[str, Any], start_step: int):
+        from tensorboardX import event_file_writer, proto, summary
+
+        self._proto, self._scalar = proto.event_pb2, summary.scalar
+        folder = os.path.join(workdir, "tensorboard")
+        os.makedirs(folder, exist_ok=True)
+        self._file = event_file_writer.EventsWriter(os.path.join(folder, "events"))
+        began = self._proto.SessionLog(status=self._proto.SessionLog.START)  # what an earlier start wrote after it goes
+        self._write(start_step + 1, session_log=began)
+
+    def _write(self, step: int, **what: Any) -> None:
+        self._file.write_event(self._proto.Event(step=step, wall_time=time.time(), **what))
 
     def scalars(self, step: int, scalars: Mapping[str, float]) -> None:
         for name, value in scalars.items():
             if math.isfinite(value):
-                self._writer.add_scalar(name, value, step)
+                self._write(step, summary=self._scalar(name, value))
+        self._file.flush()
 
     def close(self) -> None:
-        self._writer.close()
+        with contextlib.suppress(OSError):
+            self._file.close()
 
 
 class _Wandb:

@@ -12,7 +12,6 @@ import datetime
 import hashlib
 import html
 import math
-import os
 import pathlib
 import re
 from collections.abc import Sequence
@@ -20,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from bigbase_jax.core import UserError
+from bigbase_jax.whole import written
 
 SPLITS = ("test", "val", "train")
 """Splits in the order in which a reader wants them."""
@@ -50,13 +49,8 @@ def write(path: pathlib.Path, text: str) -> None:
     Raises:
       UserError: the disk refuses.
     """
-    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        partial.write_text(text, encoding="utf-8", newline="")
-        os.replace(partial, path)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise UserError(f"cannot write {path}: {error.strerror or error}.") from error
+    with written(path) as file:
+        file.write(text.encode())
 
 
 # ----------------------------------------------------------------------------------------------------- charts

@@ -27,8 +27,8 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from bigbase_jax import redact
-from bigbase_jax.checkpoint import disk_error
 from bigbase_jax.core import UserError
+from bigbase_jax.whole import clean, written
 
 MACHINERY = re.compile(
     r"config\.(train\.(devices|mesh|sharding|watchdog)|data\.(workers|prefetch|cache_dir|cache_limit_gb))\b"
@@ -93,6 +93,7 @@ class RunDir:
           UserError: it holds a run of another config or of other data, or cannot be written.
         """
         self.refuse_other(config)
+        clean(self.path)
         if not self.begun:
             self.write_json("config.json", as_json(config))
         elif self.read_json("lineage.json")["data"]["fingerprint"] != fingerprint:
@@ -144,17 +145,8 @@ class RunDir:
     def _write(self, name: str, write: Any) -> None:
         if jax.process_index():
             return
-        partial = self.path / f".{name}.{os.getpid()}.tmp"
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            with open(partial, "wb") as file:
-                write(file)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(partial, self.path / name)
-        except OSError as error:
-            partial.unlink(missing_ok=True) if partial.parent.is_dir() else None
-            raise UserError(f"cannot write {self.path / name}: {disk_error(error) or error}.") from error
+        with written(self.path / name) as file:
+            write(file)
 
     def write_lineage(self, mesh_devices: int, data: Mapping[str, Any]) -> None:
         """Records where the run comes from; a resumed run keeps the first start and adds its own."""

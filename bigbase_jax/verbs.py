@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import pathlib
+import warnings
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -34,6 +37,18 @@ def setup() -> None:
         jax.config.update("jax_compilation_cache_dir", os.path.join(base, "bigbase_jax", "xla"))
     if not os.environ.get("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"):
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+    if getattr(warnings.showwarning, "func", None) is not _show_warning:
+        warnings.showwarning = functools.partial(_show_warning, warnings.showwarning, [])
+
+
+def _show_warning(show: Callable[..., None], told: list[str], message: Any, *args: Any, **kwargs: Any) -> None:
+    """Of a compilation cache on a full or read-only disk JAX warns for each program; one line is enough."""
+    if "persistent compilation cache" not in str(message):
+        show(message, *args, **kwargs)
+    elif not told:
+        told.append(str(message).partition(": ")[2])
+        folder = jax.config.values["jax_compilation_cache_dir"]
+        say(f"the compilation cache {folder} cannot be used ({told[0]}); each start compiles anew")
 
 
 def train(config: ConfigDict, workdir: str, name: str = "", observe: training.Observe | None = None) -> dict[str, Any]:
@@ -71,7 +86,11 @@ def evaluate(workdir: str, step: int | None = None, split: str | None = None) ->
     task, variables, step = restore(run, config, mesh, step)
     batches = data.eval_batches(split, parallel.host(mesh))
     found = run_evaluation(task, parallel.eval_step(task, mesh), variables, batches, mesh)
-    return training.write_evaluation(run, step, split, found)
+    try:
+        return training.write_evaluation(run, step, split, found)
+    except UserError as error:  # a folder that is only read, or a full disk
+        say(f"the evaluation is not kept: {error}")
+        return {"step": step, "split": split, **found.metrics}
 
 
 def predict(workdir: str, pattern: str, step: int | None = None, output: str | None = None, out: Any = None) -> int:

@@ -1,5 +1,7 @@
 """The command line as its users type it, in processes of its own: every recipe, every verb, restarts and mistakes."""
 
+import errno
+import functools
 import json
 import os
 import pathlib
@@ -15,6 +17,8 @@ import numpy as np
 import pytest
 from orbax.checkpoint import v1 as ocp
 from PIL import Image
+
+from bigbase_jax import verbs
 
 ROOT = pathlib.Path(__file__).parents[1]
 RECIPES = sorted(p for p in (ROOT / "configs").glob("*.py"))
@@ -138,6 +142,30 @@ def test_eval_predict_and_report_take_the_folder_and_nothing_else(finished, tmp_
     (workdir / "report.html").unlink()
     page, _, _ = launch("--mode=report", f"--workdir={workdir}")
     assert pathlib.Path(page["report"]).read_text().startswith("<!doctype html>")
+
+
+def test_an_evaluation_that_the_disk_refuses_is_told_and_said_not_to_be_kept(finished, monkeypatch, capsys):
+    workdir, _, result = finished
+
+    def refused(*args):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(os, "replace", refused)
+    told = verbs.evaluate(str(workdir))
+    assert told["step"] == result["step"] and told["loss"] == pytest.approx(result["loss"], rel=1e-5)
+    assert capsys.readouterr().err.count("Read-only file system") == 1
+    assert not list(workdir.glob(".*.tmp"))
+
+
+def test_a_compilation_cache_that_fails_is_one_line(capsys):
+    shown = []
+    show = functools.partial(verbs._show_warning, lambda *args, **kwargs: shown.append(args), [])
+    for name in ("init", "step"):
+        message = f"Error writing persistent compilation cache entry for 'jit_{name}': OSError: No space left on device"
+        show(UserWarning(message), UserWarning, "compiler.py", 1)
+    show(UserWarning("another"), UserWarning, "other.py", 1)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "cannot be used (OSError: No space left on device); each start compiles anew" in line and len(shown) == 1
 
 
 def test_a_checkpoint_of_another_model_is_one_sentence(finished, tmp_path):

@@ -1,10 +1,12 @@
 """The log: exact interval means, the step of a NaN, nothing read early, restarts, writers."""
 
+import contextlib
 import errno
 import io
 import json
 import math
 import os
+import resource
 import subprocess
 import sys
 import time
@@ -308,6 +310,36 @@ def test_a_full_disk_is_one_sentence(tmp_path, monkeypatch):
     monkeypatch.setattr(log._rows, "_file", types.SimpleNamespace(write=full, close=lambda: None))
     with pytest.raises(UserError, match=r"metrics\.jsonl: No space left on device;"):
         log.metrics(1, "val", {"accuracy": 1.0})
+
+
+@pytest.fixture
+def room():
+    """Limits how large a file may become, as a full disk does: ``room(bytes)``."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("writers", [(), ("tensorboard",)])
+def test_a_disk_that_is_full_in_earnest_is_one_sentence_and_closing_hides_no_other(tmp_path, room, writers):
+    log = make(tmp_path, total=1000, every=1, writers=writers)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(pytest.raises(UserError, match="the first of all"))
+        stack.enter_context(contextlib.closing(log))
+        with pytest.raises(
+            UserError, match=rf"cannot write .*{'tensorboard' if writers else 'metrics'}.*: File too large"
+        ):
+            for step in range(1, 1000):
+                if step == 5:
+                    size = {name: os.path.getsize(tmp_path / name) for name in ("metrics.jsonl",)}["metrics.jsonl"]
+                    room(os.path.getsize(next((tmp_path / "tensorboard").iterdir())) + 100 if writers else size + 100)
+                log.step(step, loss(1.0))
+        assert step < 20
+        room(resource.RLIM_INFINITY)
+        raise UserError("the first of all")
+    room(resource.RLIM_INFINITY)
+    make(tmp_path, start_step=3, writers=writers).close()  # the same command goes on
+    assert [row["step"] for row in rows(tmp_path)] == [1, 2, 3]
 
 
 def test_an_unwritable_folder_is_one_sentence(tmp_path):

@@ -3,6 +3,8 @@
 import errno
 import json
 import os
+import pathlib
+import subprocess
 
 import numpy as np
 import pytest
@@ -68,6 +70,35 @@ def test_a_full_disk_leaves_the_old_file(tmp_path, monkeypatch):
         run.write_json("a.json", {"x": 2})
     assert json.loads((tmp_path / "a.json").read_text()) == {"x": 1}
     assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_a_disk_that_is_only_read_is_one_sentence(tmp_path, monkeypatch):
+    """There, removing what is not there fails too."""
+
+    def refuses(*args, **kwargs):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    for name in ("unlink", "open", "replace", "mkdir"):
+        monkeypatch.setattr(os, name, refuses)
+    for name in ("unlink", "mkdir"):
+        monkeypatch.setattr(pathlib.Path, name, refuses)
+    monkeypatch.setattr("builtins.open", refuses)
+    with pytest.raises(UserError, match=r"cannot write .*a\.json: Read-only file system\."):
+        RunDir(tmp_path).write_json("a.json", {})
+
+
+def test_what_a_kill_left_unfinished_goes_and_what_others_write_stays(tmp_path):
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    left = [f".{name}.{gone.pid}.tmp" for name in ("a.json", "b.npz", "start")]
+    stays = [f".a.json.{os.getppid()}.tmp", ".a.json.tmp", f"a.json.{gone.pid}.tmp", f".x.{gone.pid}.json"]
+    for name in (*left[:2], f".a.json.{os.getpid()}.tmp", *stays):
+        (tmp_path / name).write_text("half")
+    (tmp_path / left[2] / "in").mkdir(parents=True)
+    RunDir(tmp_path).write_json("a.json", {"x": 1})
+    assert {p.name for p in tmp_path.iterdir()} == {"a.json", *left[1:], *stays}
+    RunDir(tmp_path).create(ConfigDict(), "f")
+    assert {p.name for p in tmp_path.iterdir()} == {"a.json", "config.json", *stays}
 
 
 def test_numbers_keep_full_precision(tmp_path):

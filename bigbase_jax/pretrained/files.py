@@ -23,6 +23,7 @@ import numpy as np
 from bigbase_jax.checkpoint import disk_error
 from bigbase_jax.core import UserError
 from bigbase_jax.untrusted import limit, open_regular, parse_json, too_much
+from bigbase_jax.whole import partial
 
 CONFIG = "config.json"
 SINGLE = "model.safetensors"
@@ -192,7 +193,7 @@ class Whole:
 
     def __init__(self, path: str | os.PathLike):
         self.path = pathlib.Path(os.path.abspath(os.path.expanduser(path)))
-        self._partial = self.path.parent / f".{self.path.name}.{os.getpid()}.tmp"
+        self._partial = partial(self.path)
         foreign = [] if not self.path.is_dir() else [p.name for p in self.path.iterdir() if not _is_ours(p)]
         if foreign or self.path.is_file():
             holds = f"holds {some(sorted(foreign))}" if foreign else "is a file"

@@ -23,6 +23,7 @@ from bigbase_jax.pretrained import files
 from bigbase_jax.pretrained.folder import describe
 from bigbase_jax.pretrained.start import RunTokenizer, is_run
 from bigbase_jax.rundir import RunDir
+from bigbase_jax.whole import partial
 
 _OF_A_RUN = (files.CONFIG, "data.json")
 _OF_A_FOLDER = (files.PREPROCESSOR, files.GENERATION, *files.TOKENIZER)
@@ -77,20 +78,19 @@ def keep(run: RunDir, config: ConfigDict) -> None:
 
 def _copy(path: str, place: pathlib.Path) -> None:
     """The small files of ``path``; the folder ``place`` appears when it is whole."""
-    origin, partial = pathlib.Path(os.path.expanduser(path)), place.with_name(f".{place.name}.{os.getpid()}.tmp")
+    origin, unfinished = pathlib.Path(os.path.expanduser(path)), partial(place)
     try:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
+        unfinished.mkdir(parents=True)
         names = set(_OF_A_RUN if is_run(path) else _OF_A_FOLDER)
         if not is_run(path):
-            files.write_json(partial / files.CONFIG, describe(path)[1])
+            files.write_json(unfinished / files.CONFIG, describe(path)[1])
             names |= {name for name in os.listdir(origin) if name.endswith(".model")} if origin.is_dir() else set()
         for name in names:
             if (origin / name).is_file():
-                shutil.copy2(origin / name, partial / name)  # with its time, which caches look at
-        os.replace(partial, place)
+                shutil.copy2(origin / name, unfinished / name)  # with its time, which caches look at
+        os.replace(unfinished, place)
     except OSError as error:
-        shutil.rmtree(partial, ignore_errors=True)
+        shutil.rmtree(unfinished, ignore_errors=True)
         if not place.is_dir():  # else another process was first
             raise UserError(f"cannot write {place}: {disk_error(error) or error}.") from error
 

@@ -29,6 +29,7 @@ from bigbase_jax.log import say
 from bigbase_jax.rundir import as_json
 from bigbase_jax.sweep import space
 from bigbase_jax.sweep.space import Sweep
+from bigbase_jax.whole import written
 
 if TYPE_CHECKING:
     from bigbase_jax.sweep.study import Study
@@ -409,10 +410,8 @@ def table(rows: list[dict[str, Any]], metric: str) -> Iterator[str]:
 
 def _write(path: pathlib.Path, value: Any) -> None:
     """Whole or not at all; the study has all of it, so a full disk is only said."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        partial.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
-        os.replace(partial, path)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        say(f"cannot write {path}: {error.strerror or error}")
+        with written(path) as file:
+            file.write(json.dumps(value, indent=2, ensure_ascii=False).encode() + b"\n")
+    except UserError as error:
+        say(str(error))

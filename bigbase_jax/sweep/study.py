@@ -39,6 +39,7 @@ from bigbase_jax.checkpoint import disk_error
 from bigbase_jax.core import UserError
 from bigbase_jax.rundir import MACHINERY, as_json, differing
 from bigbase_jax.sweep.space import Sweep
+from bigbase_jax.whole import written
 
 JOURNAL = "study.jsonl"
 STORAGE = "storage.json"
@@ -305,11 +306,9 @@ class Study:
 
     def _remember(self, url: str) -> None:
         """Says in the folder where the study is, without secrets, for those who only read it."""
-        with _writing(self.folder / STORAGE):
-            self.folder.mkdir(parents=True, exist_ok=True)
-            partial = self.folder / f".{STORAGE}.{os.getpid()}.tmp"
-            partial.write_text(json.dumps({"storage": without_secrets(url), "study": self.name}) + "\n")
-            os.replace(partial, self.folder / STORAGE)
+        word = json.dumps({"storage": without_secrets(url), "study": self.name}) + "\n"
+        with written(self.folder / STORAGE) as file:
+            file.write(word.encode())
 
     def _agree(self, what: str, here: dict[str, Any]) -> None:
         there = self.optuna.user_attrs.get(what)
