@@ -1,7 +1,7 @@
-"""Files that somebody sent: only regular files of their folder are opened, and only so much of them is read.
+"""Files that somebody sent: only regular files of their folder are opened, only so much of them is read, and what they
+have computed is limited in time and memory.
 
-What reading them may cost is limited. ``BIGBASE_LIMITS=2`` in the environment doubles every limit, for this process and
-those that it starts.
+``BIGBASE_LIMITS=2`` in the environment doubles every limit, for this process and those that it starts.
 """
 
 from __future__ import annotations
@@ -10,7 +10,12 @@ import collections
 import json
 import os
 import pathlib
+import select
+import signal
 import stat
+import subprocess
+import sys
+import threading
 from typing import Any, BinaryIO
 
 from bigbase_jax.core import UserError
@@ -26,7 +31,7 @@ def limit(default: float) -> int:
     """``default`` times what the environment variable ``BIGBASE_LIMITS`` says (1)."""
     given = os.environ.get(LIMITS, "1")
     try:
-        return int(default * float(given))
+        return max(int(default * float(given)), 1)
     except (ValueError, OverflowError) as error:
         raise UserError(f"{LIMITS}={given!r} is no number; 2 doubles what files from elsewhere may cost.") from error
 
@@ -111,3 +116,72 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(found) < len(pairs):
         raise ValueError(f"{collections.Counter(key for key, _ in pairs).most_common(1)[0][0]!r} is there twice")
     return found
+
+
+# ----------------------------------------------------------------------------------------------------- what it computes
+
+
+class Refused(Exception):
+    """What came in a folder raised an error of its own; ``kind`` is the name of its class."""
+
+    def __init__(self, kind: str, text: str):
+        super().__init__(text.rstrip(".").partition("\n")[0] or kind)
+        self.kind = kind
+
+
+_MEMORY = 1 << 30  # of its addresses, in bytes
+_BUSY = 10  # seconds that pass on a busy machine for one of computing
+_lock = threading.Lock()
+_process: tuple[int, int, subprocess.Popen] | None = None  # whose it is, its memory, and itself
+
+
+def ask(what: str, name: str, seconds: float, **arguments: Any) -> Any:
+    """What a function of ``sandbox`` gives, computed in a process whose time and memory are limited.
+
+    Args:
+      what: that came in a folder, for sentences.
+      name: of the function.
+      seconds: of computing that it may take.
+      arguments: that JSON can hold.
+
+    Raises:
+      Refused: the function raised an error.
+      UserError: it takes too long or too much memory, or it crashes.
+    """
+    global _process
+    with _lock:
+        seconds, memory = limit(seconds), limit(_MEMORY)
+        ours = os.getpid(), memory  # after a fork, the other process is our parent's
+        if _process is None or _process[:2] != ours or _process[2].poll() is not None:
+            command = [sys.executable, "-P", os.path.join(os.path.dirname(__file__), "sandbox.py"), str(memory)]
+            environment = {**os.environ, "TOKENIZERS_PARALLELISM": "false"}  # each thread would reserve memory
+            pipe, null = subprocess.PIPE, subprocess.DEVNULL
+            started = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=null, env=environment)
+            _process = *ours, started
+        process = _process[2]
+        assert process.stdin is not None and process.stdout is not None
+        try:
+            process.stdin.write(json.dumps([name, seconds, arguments]).encode() + b"\n")
+            process.stdin.flush()
+            if not select.select([process.stdout], [], [], _BUSY * seconds)[0]:
+                process.send_signal(signal.SIGPROF)
+            line = process.stdout.readline()
+        except BrokenPipeError:
+            line = b""
+        except BaseException:  # such as Ctrl-C: its answer would be taken for that to the next question
+            process.kill()
+            _process = None
+            raise
+        if not line:
+            _process = None
+    if not line:
+        code = -process.wait()
+        if code == signal.SIGPROF:
+            raise too_much(f"{what} takes more than {seconds} seconds")
+        raise too_much(f"{what} takes more than {memory:,} bytes of memory, or crashes (signal {code})")
+    answer = json.loads(line)
+    if "found" in answer:
+        return answer["found"]
+    if answer["kind"] == "MemoryError":
+        raise too_much(f"{what} takes more than {memory:,} bytes of memory")
+    raise Refused(answer["kind"], answer["error"])

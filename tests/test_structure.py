@@ -23,6 +23,7 @@ ALLOWED = {  # file or folder -> what of ours it may import; folders may import 
     "parallel.py": CORE,
     "rundir.py": CORE | {"bigbase_jax.checkpoint"},
     "untrusted.py": {"bigbase_jax.core"},
+    "sandbox.py": set(),
     "evaluate.py": CORE | {"bigbase_jax.parallel"},
     "chips.py": set(),
     "topology.py": CORE | {"bigbase_jax.build", "bigbase_jax.chips"},
@@ -34,7 +35,7 @@ ALLOWED = {  # file or folder -> what of ours it may import; folders may import 
     "doctor": set(),
     "inference": CORE
     | {f"bigbase_jax.{name}" for name in ("build", "checkpoint", "data", "log", "parallel", "restored", "rundir")},
-    "data": CORE | {"bigbase_jax.build"},
+    "data": CORE | {"bigbase_jax.sandbox", "bigbase_jax.build"},
     "models": set(),
     "pretrained": CORE
     | {

@@ -1,8 +1,9 @@
 """Conversations as text and tokens, and which of them the assistant says.
 
 A template is the published tokenizer's own, in Jinja (``chat_template`` of ``tokenizer_config.json``, or
-``chat_template.jinja``), or else ``<|im_start|>ROLE\\nCONTENT<|im_end|>\\n`` for each message. Jinja runs in a sandbox,
-with what ``transformers`` gives templates, except for the date of today: a conversation is always the same tokens.
+``chat_template.jinja``), or else ``<|im_start|>ROLE\\nCONTENT<|im_end|>\\n`` for each message. Jinja runs in a process
+of its own (``sandbox``), with what ``transformers`` gives templates, except for the date of today: a conversation is
+always the same tokens.
 
 Axes: T tokens of a conversation.
 """
@@ -10,8 +11,7 @@ Axes: T tokens of a conversation.
 from __future__ import annotations
 
 import dataclasses
-import functools
-import importlib
+import importlib.util
 import json
 import os
 import re
@@ -22,12 +22,14 @@ import numpy as np
 
 from bigbase_jax.core import UserError
 from bigbase_jax.data.tokenizer import ROLES, Tokenizer
+from bigbase_jax.sandbox import CLOSE as _CLOSE
+from bigbase_jax.sandbox import OPEN as _OPEN
+from bigbase_jax.untrusted import Refused, ask, parse_json
 
 Message = Mapping[str, str]
 """``role`` ("system", "user", "assistant") and ``content``."""
 TURN, STOP = ROLES["turn"][0], ROLES["stop"][0]
-_OPEN, _CLOSE = "\ufdd2", "\ufdd3"  # around what the assistant says, while a template is at work: Unicode has given
-_LITERAL, _END = "\ufdd0", "\ufdd1"  # these to nobody; and around the number of a text that looks like a special token
+_LITERAL, _END = "\ufdd0", "\ufdd1"  # around the number of a text that looks like a special token
 _OURS = "".join((_OPEN, _CLOSE, _LITERAL, _END))
 
 
@@ -131,21 +133,28 @@ class ChatTemplate:
                 if message["role"] != "assistant":
                     parts[i] = parts[i].replace(_OPEN, "").replace(_CLOSE, "")
             return "".join(parts) + f"{TURN}assistant\n" * prompt
+        whose = f"the chat template of {self.name}"
+        if importlib.util.find_spec("jinja2") is None:
+            raise UserError(f"{whose} needs the package jinja2: pip install 'bigbase_jax[text]'.")
+        words = {**self.tokens, "messages": [dict(m) for m in messages], "add_generation_prompt": prompt}
         try:
-            return _compiled(self.jinja, self.name).render(
-                messages=[dict(m) for m in messages], add_generation_prompt=prompt, **self.tokens
-            )
-        except Exception as error:  # templates raise what they like
-            reason = str(error).rstrip(".").partition("\n")[0] or type(error).__name__
-            raise UserError(f"the chat template of {self.name} refuses a conversation: {reason}.") from error
+            return ask(whose, "render", 2, template=self.jinja, words=words)
+        except Refused as error:
+            does = "is not Jinja" if error.kind == "TemplateSyntaxError" else "refuses a conversation"
+            raise UserError(f"{whose} {does}: {error}.") from error
 
 
 _NO_SIGNS = {ord(sign): None for sign in (_OPEN, _CLOSE)}
 
 
 def load(state: str) -> ChatTemplate:
-    """The template of ``ChatTemplate.state()``."""
-    return ChatTemplate(**json.loads(state))
+    """The template of ``ChatTemplate.state()``; raises UserError for anything else."""
+    given = parse_json(state, "a chat template's state")
+    given = given if isinstance(given, dict) else {}
+    jinja, tokens, name = given.get("jinja"), given.get("tokens"), given.get("name")
+    if not isinstance(tokens, dict) or not all(isinstance(x, str) for x in (jinja or "", name, *tokens.values())):
+        raise UserError("what should be a chat template's state is none.")
+    return ChatTemplate(jinja, tokens, str(name))
 
 
 def read(path: str, origin: str | None = None) -> ChatTemplate | None:
@@ -263,46 +272,7 @@ def _spans(marked: str) -> tuple[str, list[tuple[int, int]]]:
     return "".join(parts[::2]), [(at[i], at[i + 2]) for i in range(1, len(parts), 4)]
 
 
-# --- Jinja ------------------------------------------------------------------------------------------------------------
-
-
-@functools.lru_cache(maxsize=8)
-def _compiled(template: str, name: str) -> Any:
-    try:
-        jinja2 = importlib.import_module("jinja2")
-        sandbox = importlib.import_module("jinja2.sandbox")
-    except ImportError as error:
-        needs = f"the chat template of {name} needs the package jinja2"
-        raise UserError(f"{needs}: pip install 'bigbase_jax[text]'.") from error
-
-    class Generation(importlib.import_module("jinja2.ext").Extension):  # type: ignore[misc]
-        """``{% generation %}``: signs around what stands in it."""
-
-        tags = {"generation"}  # noqa: RUF012
-
-        def parse(self, parser: Any) -> Any:
-            line = next(parser.stream).lineno
-            body = parser.parse_statements(["name:endgeneration"], drop_needle=True)
-            return jinja2.nodes.CallBlock(self.call_method("_signs"), [], [], body).set_lineno(line)
-
-        def _signs(self, caller: Any) -> str:
-            return f"{_OPEN}{caller()}{_CLOSE}"
-
-    def refuse(message: str) -> None:
-        raise jinja2.exceptions.TemplateError(message)
-
-    def tojson(value: Any, **options: Any) -> str:
-        return json.dumps(value, **{"ensure_ascii": False, **options})
-
-    environment = sandbox.ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, "jinja2.ext.loopcontrols"]
-    )
-    environment.filters["tojson"] = tojson
-    environment.globals["raise_exception"] = refuse
-    try:
-        return environment.from_string(template)
-    except jinja2.exceptions.TemplateError as error:
-        raise UserError(f"the chat template of {name} is not Jinja: {str(error).rstrip('.')}.") from error
+# --- files ------------------------------------------------------------------------------------------------------------
 
 
 def _read(path: str) -> str:
