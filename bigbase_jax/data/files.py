@@ -1,7 +1,7 @@
 """Files of text and tables: which there are, which split each belongs to, and their bytes.
 
-As they are, in gzip, Zstandard or zip. Folders of Hugging Face's ``datasets`` are known: what ``save_to_disk`` wrote,
-and downloads from the hub.
+As they are, in gzip or Zstandard, or in a zip or tar. Folders of Hugging Face's ``datasets`` are known: what
+``save_to_disk`` wrote, and downloads from the hub.
 """
 
 from __future__ import annotations
@@ -9,14 +9,18 @@ from __future__ import annotations
 import contextlib
 import csv
 import dataclasses
+import functools
 import gzip
 import importlib
 import io
 import os
 import re
+import shutil
 import stat
 import struct
 import sys
+import tarfile
+import tempfile
 import zipfile
 import zlib
 from collections import Counter
@@ -25,6 +29,7 @@ from typing import Any, NamedTuple
 
 from bigbase_jax.build import suggest
 from bigbase_jax.core import UserError
+from bigbase_jax.data.archives import Member, members
 from bigbase_jax.untrusted import not_regular
 
 PLAIN = frozenset({".txt", ".text", ".md", ".rst"})
@@ -32,6 +37,7 @@ PLAIN = frozenset({".txt", ".text", ".md", ".rst"})
 TABLES = frozenset({".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".xlsx", ".parquet", ".arrow"})
 """Suffixes of what has rows."""
 _PACKED = (".gz", ".zst")
+_ARCHIVES = (".zip", ".tar", ".tgz")
 _CURES = {
     **dict.fromkeys((".pdf", ".doc", ".docx", ".odt", ".rtf", ".epub", ".html"), "export it as .txt"),
     **dict.fromkeys((".xls", ".xlsm", ".ods", ".numbers"), "save it as .xlsx or .csv"),
@@ -108,7 +114,7 @@ class File(NamedTuple):
       path: where it is.
       size: in bytes.
       mtime_ns: when it was changed.
-      member: where ``path`` is a zip, the file in it.
+      member: where ``path`` is an archive, the file in it.
       limits: of reading it.
     """
 
@@ -132,21 +138,21 @@ def list_files(root: str, limits: Limits = LIMITS) -> list[File]:
     """The files below a folder that hold documents, by name; or the file itself, of whatever kind.
 
     Links are followed, also out of the folder (data is often on another disk), each folder once; hidden files, READMEs
-    and licences are left out, and what ``datasets`` notes beside its files. A zip is opened where it is named, or where
-    a folder holds nothing else.
+    and licences are left out, and what ``datasets`` notes beside its files. An archive (zip, tar) is opened where it is
+    named, or where a folder holds nothing else.
 
     Raises:
       UserError: there is nothing there, nothing that holds documents, or a pipe, socket or device among them.
     """
     folder = os.path.expanduser(root)
     if os.path.isfile(folder):
-        if kind_of(folder) in _CURES:
-            raise UserError(f"{root} is not read. {read_endings([kind_of(folder)])}")
-        return _members(folder, "", limits) if kind_of(folder) == ".zip" else [one_file(folder, limits)]
+        if kind_of(folder) in _ARCHIVES:
+            return _members(folder, "", limits)
+        return [readable(one_file(folder, limits))]
     if not os.path.isdir(folder):
         raise _nothing(root)
     found: list[File] = []
-    zips: list[tuple[str, str]] = []
+    archives: list[tuple[str, str]] = []
     others: Counter[str] = Counter()
     for name, path in walk(folder):
         if kind_of(name) in PLAIN | TABLES:
@@ -154,10 +160,10 @@ def list_files(root: str, limits: Limits = LIMITS) -> list[File]:
                 found.append(file_at(name, path, limits))
         else:
             others[kind_of(name) or "without suffix"] += 1
-            if kind_of(name) == ".zip":
-                zips.append((path, name + "/"))
+            if kind_of(name) in _ARCHIVES:
+                archives.append((path, name + "/"))
     if not found:
-        found = [file for path, prefix in zips for file in _members(path, prefix, limits)]
+        found = [file for path, prefix in archives for file in _members(path, prefix, limits)]
     if not found:
         have = ", ".join(f"{count} {suffix}" for suffix, count in others.most_common(3)) or "nothing"
         raise UserError(f"{root} holds no text or table; it has {have}. {read_endings(others.elements())}")
@@ -171,6 +177,14 @@ def read_endings(kinds: Iterable[str] = ()) -> str:
         "Read are texts (.txt, .md, .rst) and tables (.csv, .tsv, .xlsx, .json, .jsonl, .parquet, .arrow), also in .gz,"
         f" .zst, .zip and .tar.{''.join(cures[:2])}"
     )
+
+
+def readable(file: File) -> File:
+    """The file; raises UserError if its ending says that it is something else than text or rows."""
+    kind = kind_of(file.name)
+    if kind in _CURES or kind in _ARCHIVES:
+        raise UserError(f"{file} is not read{' as one file' * (kind in _ARCHIVES)}. {read_endings([kind])}")
+    return file
 
 
 _INFO = "dataset_info.json"  # beside state.json, in what ``save_to_disk`` wrote
@@ -208,24 +222,35 @@ def walk(folder: str) -> Iterator[tuple[str, str]]:
 
 
 def _members(path: str, prefix: str, limits: Limits) -> list[File]:
-    """The files in a zip that hold documents; nothing is unpacked to where their names say."""
-    whole = file_at(os.path.basename(path), path)
-    try:
-        with zipfile.ZipFile(path) as archive:
-            infos = [info for info in archive.infolist() if not info.is_dir()]
-    except (OSError, zipfile.BadZipFile) as error:
-        raise UserError(f"{path} cannot be read: {error}.") from error
-    found = []
-    for info in infos:
-        parts = info.filename.split("/")
+    """The files in an archive that hold documents; nothing is unpacked to where their names say."""
+    whole = file_at(os.path.basename(path), path, limits)
+    found, others = [], []
+    for name, member in _archive(whole).items():
+        parts = name.split("/")
         litter = any(part.startswith((".", "__MACOSX")) for part in parts) or _NOT_DATA.match(parts[-1])
-        if kind_of(info.filename) in PLAIN | TABLES and not litter:
-            if info.flag_bits & 1:
-                raise UserError(f"{path} is locked with a password; unpack it.")
-            found.append(File(prefix + info.filename, path, info.file_size, whole.mtime_ns, info.filename, limits))
+        if kind_of(name) not in PLAIN | TABLES or litter:
+            others.append(kind_of(name))
+            continue
+        if member.hindrance:
+            raise UserError(f"{path}/{name} {member.hindrance}; unpack {path}, or make it without.")
+        found.append(File(prefix + name.lstrip("/"), path, member.size, whole.mtime_ns, name, limits))
     if not found and not prefix:
-        raise UserError(f"{path} holds no text or table. {read_endings(kind_of(info.filename) for info in infos)}")
+        raise UserError(f"{path} holds no text or table. {read_endings(others)}")
     return sorted(found)
+
+
+@functools.lru_cache(maxsize=8)
+def _archive(whole: File) -> dict[str, Member]:
+    """The files in an archive, which is kept open; a packed tar is unpacked before, into a file without a name."""
+    with one_sentence(whole, "utf-8"):
+        if kind_of(whole.name) == ".tgz":
+            whole = whole._replace(name="x.tar.gz")
+        raw: Any = tempfile.TemporaryFile() if is_packed(whole) else open(whole.path, "rb")  # noqa: SIM115
+        if is_packed(whole):
+            with open_file(whole) as packed:
+                shutil.copyfileobj(packed, raw, 1 << 20)
+            raw.flush()
+        return members(raw, kind_of(whole.name) == ".zip")
 
 
 def split_of(files: Sequence[File], root: str) -> dict[str, str]:
@@ -359,9 +384,9 @@ def open_file(file: File) -> Any:
     raw: Any
     packed = file.size
     if file.member:
-        archive = zipfile.ZipFile(file.path)
-        packed = min(archive.getinfo(file.member).compress_size, regular(file.path).st_size)
-        raw = archive.open(file.member)
+        whole = file_at(os.path.basename(file.path), file.path, file.limits)
+        member = _archive(whole)[file.member]
+        packed, raw = min(member.packed, whole.size), member.open()
     else:  # files of the kernel's say that they are empty, and may have no end
         raw = open(file.path, "rb") if file.size else io.BytesIO()  # noqa: SIM115
     if file.name.lower().endswith(".gz"):
@@ -419,8 +444,8 @@ def one_sentence(file: File, encoding: str) -> Iterator[None]:
         if b"\0" in error.object and kind_of(file.name) not in PLAIN | TABLES:
             raise UserError(f"{file} is no text. {read_endings([kind_of(file.name)])}") from error
         raise UserError(
-            f"{file} is not {encoding} (byte 0x{error.object[error.start]:02x}); convert it, or set encoding, for"
-            " example to gb18030."
+            f"{file} is not {encoding} (byte 0x{error.object[error.start]:02x}); convert it, or say its encoding after"
+            " the recipe, as in :root=...,encoding=gb18030."
         ) from error
     except _errors() as error:
         reason = getattr(error, "strerror", None) or str(error).rstrip(".") or type(error).__name__
@@ -429,7 +454,7 @@ def one_sentence(file: File, encoding: str) -> Iterator[None]:
 
 def _errors() -> tuple[type[BaseException], ...]:
     """What a reader raises for a file that is not what its name says."""
-    found: list[type[BaseException]] = [OSError, EOFError, zlib.error, csv.Error, zipfile.BadZipFile]
+    found: list[type[BaseException]] = [OSError, EOFError, zlib.error, csv.Error, zipfile.BadZipFile, tarfile.TarError]
     found += [RuntimeError, MemoryError, UnicodeError, struct.error]  # zipfile knows more ways, and codecs
     for module, name in (("zstandard", "ZstdError"), ("pyarrow", "ArrowException"), ("lzma", "LZMAError")):
         if sys.modules.get(module) is not None:

@@ -11,6 +11,7 @@ import json
 import re
 import sys
 import warnings
+import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -353,7 +354,8 @@ def _sheet(file: File) -> Iterator[tuple[int, list[str]]]:
     """(row number, cells as texts) of the first sheet of an Excel file that are not blank, as wide as the first."""
     openpyxl = optional("openpyxl", "openpyxl", str(file))
     try:
-        with open_file(file) as raw, warnings.catch_warnings(action="ignore"):
+        with open_file(file) as raw, zipfile.ZipFile(raw) as parts, warnings.catch_warnings(action="ignore"):
+            file.limits.meter(file, file.size)(sum(part.file_size for part in parts.infolist()))
             book = openpyxl.load_workbook(raw, read_only=True, data_only=True)
             width = 0
             for number, cells in enumerate(book.worksheets[0].iter_rows(values_only=True), 1):
@@ -361,11 +363,13 @@ def _sheet(file: File) -> Iterator[tuple[int, list[str]]]:
                 while texts and not texts[-1].strip():
                     texts.pop()
                 width = width or len(texts)
+                if sum(map(len, texts)) > file.limits.text:
+                    raise too_long(f"{file}, row {number}", file.limits)
                 if texts:
                     yield number, texts + [""] * (width - len(texts))
                 elif number > _EXCEL_ROWS:
                     raise UserError(f"{file} cannot be read: no sheet has more than {_EXCEL_ROWS:,} rows.")
-    except (UserError, OSError):
+    except (UserError, OSError, MemoryError):
         raise
     except Exception as error:  # openpyxl raises almost anything on files that are not what they should be
         raise UserError(f"{file} cannot be read: it is no Excel workbook, or a broken one.") from error
