@@ -37,7 +37,7 @@ class Predictor:
       variables: its trained variables, on one device.
       fields: what of a row it reads; None: it reads whole files alone.
       limits: of reading a file.
-      facts: what it knows of its data.
+      facts: what it knows of its data, the encoding of texts among it.
       step: the checkpoint.
     """
 
@@ -57,7 +57,10 @@ class Predictor:
         self._seed = config.data.seed
         node = config.data.dataset
         dataset: Any = locate(node.target, "config.data.dataset.target")
-        self.fields: Fields | None = dataset.fields(node, self.facts) if hasattr(dataset, "fields") else None
+        self.fields: Fields | None = None
+        if hasattr(dataset, "fields"):
+            self.fields = fields = dataset.fields(node, self.facts)
+            self.facts = {**self.facts, "encoding": fields.encoding}
         self.limits: Limits = build(node.get("limits"), _path="config.data.dataset.limits") or LIMITS
         self._read: Callable[[Any], Example | Sequence[Example]]
         if not isinstance(inspect.getattr_static(dataset, "read"), staticmethod):

@@ -414,3 +414,16 @@ def test_the_code_that_makes_tokens_is_part_of_the_key(tmp_path, monkeypatch):
     key = corpus._key()
     monkeypatch.setattr(texts, "source_digest", lambda module: "edited")
     assert corpus._key() != key
+
+
+def test_a_users_file_is_read_in_the_encoding_of_the_facts(tmp_path):
+    (tmp_path / "a.txt").write_bytes("明月几时有".encode("gb18030"))
+    (tmp_path / "b.txt").write_bytes("明月几时有".encode())
+    facts = {"tokenizer": Bytes().fit(lambda: iter(()), lambda: iter(()), False).state(), "length": 8}
+    ours, theirs = (
+        read_text(str(tmp_path / name), {**facts, **more})[0]
+        for name, more in (("a.txt", {"encoding": "gb18030"}), ("b.txt", {}))
+    )
+    np.testing.assert_array_equal(ours["inputs"], theirs["inputs"])
+    with pytest.raises(UserError, match=r"a.txt is not utf-8 .*as in :root=...,encoding=gb18030"):
+        read_text(str(tmp_path / "a.txt"), facts)

@@ -215,3 +215,23 @@ def test_rows_are_read_as_they_are_answered(classifier, tmp_path):
     path.write_text("review\n" + "a film\n" * 1000)
     rows = inputs.read([str(path)], Predictor(classifier).fields)
     assert next(rows).given == {"text": "a film"} and inputs.estimate([str(path)], Predictor(classifier).fields) == 1001
+
+
+def test_files_are_read_in_the_encoding_of_the_training(tmp_path, capsys):
+    for i in range(40):
+        path = tmp_path / "data" / ("好" if i % 2 else "坏") / f"{i}.txt"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(f"{'好' if i % 2 else '坏'}电影 {i}".encode("gb18030"))
+    words = {"model": "bow", "tokenizer": "bytes", "encoding": "gb18030"}
+    run = train(tmp_path / "run", "text_classify", tmp_path / "data", **words)
+    text = "好电影\n明月几时有"
+    (tmp_path / "a.txt").write_bytes(text.encode("gb18030"))
+    (tmp_path / "b.txt").write_bytes(text.encode("utf-8-sig"))
+    (tmp_path / "c.csv").write_bytes(f'text\n"{text}"\n'.encode("gb18030"))
+    (expected,) = one_by_one(run, [text])
+    for name in ("a.txt", "b.txt", "c.csv"):  # as in training, a text is all of its file
+        (found,), _ = predict(capsys, run, str(tmp_path / name))
+        assert found["probabilities"] == pytest.approx(expected["probabilities"], abs=1e-6), name
+    (found,), _ = predict(capsys, run, str(tmp_path / "data" / "好" / "1.txt"))
+    assert found["probability"] != pytest.approx(expected["probability"], abs=1e-6)
+    assert Predictor(run).facts["class_names"] == ("坏", "好")

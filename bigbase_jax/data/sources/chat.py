@@ -342,7 +342,7 @@ def read_chat(given: str | Mapping[str, Any], facts: Mapping[str, Any], limits: 
     tokenizer, template = load(facts["tokenizer"]), chat_template.load(facts["chat_template"])
     found = []
     if isinstance(given, str):
-        chats = [(row.values, row.where) for row in rows(one_file(given, limits))]
+        chats = [(row.values, row.where) for row in rows(one_file(given, limits), facts.get("encoding", "utf-8"))]
     else:
         chats = [(given, "the row")]
     for values, where in chats:

@@ -347,10 +347,10 @@ def read_text(given: str | Mapping[str, Any], facts: Mapping[str, Any], limits: 
     Raises:
       UserError: unreadable, empty, or a pair that is not there.
     """
-    first, second = given_text(given, limits=limits).strip(), ""
+    first, second = given_text(given, facts, limits=limits).strip(), ""
     if facts["pair"]:
         whole = isinstance(given, str)
-        first, _, second = first.partition("\n") if whole else (first, "", given_text(given, "text_pair"))
+        first, _, second = first.partition("\n") if whole else (first, "", given_text(given, facts, "text_pair"))
         if not second.strip():
             raise UserError(f"{given} has one line; this model reads two texts: the first line, and what follows it.")
     with named(given):

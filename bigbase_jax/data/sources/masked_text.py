@@ -332,7 +332,7 @@ def read_text(given: str | Mapping[str, Any], facts: Mapping[str, Any], limits: 
     Raises:
       UserError: unreadable, not UTF-8, or empty.
     """
-    text, tokenizer, length = given_text(given, limits=limits).strip(), load(facts["tokenizer"]), facts["length"]
+    text, tokenizer, length = given_text(given, facts, limits=limits).strip(), load(facts["tokenizer"]), facts["length"]
     with named(given):
         tokens_T, _ = tokenizer.encode_marked(text)
     encode = Encoder(tokenizer, length)

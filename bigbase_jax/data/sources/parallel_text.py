@@ -331,7 +331,7 @@ def read_lines(given: str | Mapping[str, Any], facts: Mapping[str, Any], limits:
     """
     if isinstance(given, Mapping) and isinstance(pair := given["source"], Mapping):
         given = {"source": pair.get(facts.get("source_language", ""), "")}
-    text = given_text(given, "source", limits)
+    text = given_text(given, facts, "source", limits)
     texts = [line.strip() for line in text.splitlines() if line.strip()] if isinstance(given, str) else [text.strip()]
     tokenizer, encode = load(facts["source_tokenizer"]), Encoder(facts)
     with named(given):

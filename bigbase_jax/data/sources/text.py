@@ -32,7 +32,7 @@ from bigbase_jax.data.documents import (
     split_of,
     whole_text,
 )
-from bigbase_jax.data.files import LIMITS, Limits, stems_of
+from bigbase_jax.data.files import LIMITS, Limits, readable, stems_of
 from bigbase_jax.data.rows import checked
 from bigbase_jax.data.sources.splits import digest, to_split_off
 from bigbase_jax.data.tokenizer import Bytes, Texts, TokenizerFile, facts_of, load
@@ -212,7 +212,7 @@ def read_text(given: str | Mapping[str, Any], facts: Mapping[str, Any], limits: 
     Raises:
       UserError: unreadable, not UTF-8, a character without a token, or too short to predict anything.
     """
-    text, tokenizer = given_text(given, limits=limits), load(facts["tokenizer"])
+    text, tokenizer = given_text(given, facts, limits=limits), load(facts["tokenizer"])
     with named(given):
         windows = Windows(token_caches.of_text(text, tokenizer), "train", facts["length"])
     if not len(windows):
@@ -221,14 +221,16 @@ def read_text(given: str | Mapping[str, Any], facts: Mapping[str, Any], limits: 
     return [windows[i] for i in range(len(windows))]
 
 
-def given_text(given: str | Mapping[str, Any], entry: str = "text", limits: Limits = LIMITS) -> str:
-    """All the text of a file, or that of an entry of a row.
+def given_text(
+    given: str | Mapping[str, Any], facts: Mapping[str, Any], entry: str = "text", limits: Limits = LIMITS
+) -> str:
+    """All the text of a file, in the encoding that ``facts`` may have, or that of an entry of a row.
 
     Raises:
       UserError: unreadable, no text, or an empty one.
     """
     if isinstance(given, str):
-        text = whole_text(plain_file(given, limits))
+        text = whole_text(plain_file(given, limits), facts.get("encoding", "utf-8"))
     else:
         text = checked(as_text(given[entry], repr(entry)), repr(entry))
     if not text.strip():
@@ -246,7 +248,7 @@ def named(given: str | Mapping[str, Any]) -> Iterator[None]:
 
 
 def plain_file(path: str, limits: Limits = LIMITS) -> File:
-    file = one_file(path, limits)
+    file = readable(one_file(path, limits))
     name = file.name.lower()
     return file._replace(name="text" + next((suffix for suffix in (".gz", ".zst") if name.endswith(suffix)), ".txt"))
 
