@@ -45,6 +45,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from bigbase_jax.core import Batch, Sum, Task, UserError, Variables, flatten
 from bigbase_jax.parallel import BASE
+from bigbase_jax.untrusted import open_regular, read_object
 
 Path = tuple[str, ...]
 A, B, KEY, KERNEL = "lora_a", "lora_b", "lora_key", "kernel"
@@ -455,8 +456,9 @@ def load_adapter(directory: str | pathlib.Path, task: LoRA | Frozen, variables: 
     """
     folder = pathlib.Path(directory)
     try:
-        config = json.loads((folder / CONFIG).read_text())
-        loaded = safetensors.numpy.load((folder / WEIGHTS).read_bytes())
+        config = read_object(folder / CONFIG)
+        with open_regular(folder / WEIGHTS, folder) as file:
+            loaded = safetensors.numpy.load(file.read())
     except FileNotFoundError as error:
         raise UserError(f"there is no adapter in {folder}: it has no {pathlib.Path(error.filename).name}.") from error
     except (OSError, ValueError, safetensors.SafetensorError) as error:

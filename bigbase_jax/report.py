@@ -45,6 +45,7 @@ from bigbase_jax.page import (
     wilson,
 )
 from bigbase_jax.page import write as write_page
+from bigbase_jax.untrusted import read_object
 
 Pictures = Callable[[str, int], tuple[np.ndarray, str]]
 """(split, index) -> the picture, uint8 or float in [0, 1], [H, W], [H, W, 1] or [H, W, 3], and its file's name."""
@@ -150,10 +151,9 @@ def _rank(split: str) -> tuple[int, str]:
 
 def _json(path: pathlib.Path) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return read_object(path)
+    except (FileNotFoundError, UserError):
         return {}
-    return found if isinstance(found, dict) else {}
 
 
 def _classified(path: pathlib.Path) -> dict[str, np.ndarray]:

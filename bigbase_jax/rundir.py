@@ -28,6 +28,7 @@ from ml_collections import ConfigDict
 
 from bigbase_jax import redact
 from bigbase_jax.core import UserError
+from bigbase_jax.untrusted import read_object
 from bigbase_jax.whole import clean, written
 
 MACHINERY = re.compile(
@@ -110,20 +111,26 @@ class RunDir:
         return self.read_json("config.json", f"{self.path} is not a run folder: it has no config.json")
 
     def config(self) -> ConfigDict:
-        """The config of the run, ready to build from."""
-        return ConfigDict(self.config_json())
+        """The config of the run, ready to build from (what it may name: ``build.locate``).
+
+        Raises:
+          UserError: there is no run here, or no config of one.
+        """
+        found = self.config_json()
+        try:
+            return ConfigDict(found)
+        except (KeyError, TypeError, ValueError) as error:  # a key that no config has
+            raise UserError(f"{self.path / 'config.json'} holds no config ({error}).") from error
 
     def read_json(self, name: str, otherwise: str | None = None) -> dict[str, Any]:
         """
         Raises:
-          UserError: the file is missing or broken.
+          UserError: the file is missing or broken; see ``untrusted.read_object``.
         """
         try:
-            return json.loads((self.path / name).read_text())
+            return read_object(self.path / name)
         except FileNotFoundError as error:
             raise UserError(f"{otherwise or f'{self.path} has no {name}'}.") from error
-        except (OSError, ValueError) as error:
-            raise UserError(f"{self.path / name} cannot be read ({error}).") from error
 
     def write_json(self, name: str, value: Any) -> None:
         """Writes atomically, numbers in full precision; of several processes the first writes.

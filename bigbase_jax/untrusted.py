@@ -24,6 +24,7 @@ LIMITS = "BIGBASE_LIMITS"
 MOST_BYTES = 64 << 20
 """Of a file that is read whole. The largest published ``tokenizer.json`` has 34 MB."""
 _MOST_VALUES = 4_000_000  # of a JSON file, about 100 bytes in memory each; the largest tokenizer.json has 2.3 million
+_DEPTH = 64  # of the objects and lists of a config
 _KINDS = ((stat.S_ISDIR, "a folder"), (stat.S_ISFIFO, "a named pipe"), (stat.S_ISSOCK, "a socket"))
 
 
@@ -109,6 +110,43 @@ def parse_json(data: bytes | str, name: str | os.PathLike, unique: bool = False)
         raise UserError(f"{name} cannot be read: its lists and objects are nested too deep.") from error
     except ValueError as error:  # not JSON, not UTF-8, or a number of thousands of digits
         raise UserError(f"{name} cannot be read as JSON ({error}).") from error
+
+
+def file_in(folder: str | os.PathLike, name: str) -> pathlib.Path | None:
+    """The path of a regular file of a folder, to be copied; None: it has none of this name. See ``open_regular``."""
+    path = pathlib.Path(folder) / name
+    try:
+        open_regular(path, folder).close()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error}).") from error
+    return path
+
+
+def read_object(path: str | os.PathLike) -> dict[str, Any]:
+    """The object in a JSON file, which has to be in the folder where it seems to be.
+
+    Raises:
+      FileNotFoundError: there is none.
+      UserError: it cannot be read, is too large or nested too deep, or holds something else.
+    """
+    try:
+        data = read_regular(path, os.path.dirname(path) or ".")
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error}).") from error
+    found = parse_json(data, path)
+    level = [found]
+    for _ in range(_DEPTH):
+        inner = [x for x in level if isinstance(x, (dict, list))]
+        level = [y for x in inner for y in (x.values() if isinstance(x, dict) else x)]
+    if level:
+        raise UserError(f"{path} is nested deeper than {_DEPTH} levels, which no config is.")
+    if not isinstance(found, dict):
+        raise UserError(f"{path} does not hold a JSON object.")
+    return found
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from bigbase_jax.log import read_rows
 from bigbase_jax.page import SPLITS, finite
 from bigbase_jax.report import settings
 from bigbase_jax.rundir import MACHINERY
+from bigbase_jax.untrusted import read_object
 
 SEEDS = ("seed", "data.seed")
 """Settings that make another sample of the same experiment."""
@@ -355,10 +356,9 @@ def read(path: pathlib.Path, name: str, sweep: int | None, ending: str | None = 
 
 def _object(path: pathlib.Path) -> dict[str, Any] | None:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return read_object(path)
+    except (FileNotFoundError, UserError):
         return None
-    return found if isinstance(found, dict) else None
 
 
 def _origin(lineage: Mapping[str, Any]) -> dict[str, Any]:

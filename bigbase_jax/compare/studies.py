@@ -14,6 +14,7 @@ from typing import Any
 
 from bigbase_jax import redact
 from bigbase_jax.core import UserError
+from bigbase_jax.untrusted import read_object
 
 _TRIAL = re.compile(r"trial-(\d+)")
 
@@ -21,9 +22,9 @@ _TRIAL = re.compile(r"trial-(\d+)")
 def objective(folder: pathlib.Path) -> tuple[str, bool] | None:
     """The metric that a sweep searched for, and whether less of it is better; None where it left no summary."""
     try:
-        found = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+        found = read_object(folder / "summary.json")
         return str(found["metric"]), found["mode"] == "min"
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, KeyError, UserError):
         return None
 
 
@@ -67,9 +68,9 @@ def unread(folder: pathlib.Path, storage: str | None = None) -> str | None:
 def _elsewhere(folder: pathlib.Path, storage: str | None) -> tuple[list[Any], str | None]:
     """The study of a sweep without a journal, and why there is none."""
     try:
-        word = json.loads((folder / "storage.json").read_text(encoding="utf-8"))
+        word = read_object(folder / "storage.json")
         remembered, name = str(word["storage"]), str(word["study"])
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+    except (OSError, KeyError, UserError):
         remembered, name = None, folder.resolve().name
     if storage is None:
         said = redact.hide(repr(remembered))

@@ -24,7 +24,7 @@ from bigbase_jax.core import UserError
 from bigbase_jax.data.tokenizer import ROLES, Tokenizer
 from bigbase_jax.sandbox import CLOSE as _CLOSE
 from bigbase_jax.sandbox import OPEN as _OPEN
-from bigbase_jax.untrusted import Refused, ask, parse_json
+from bigbase_jax.untrusted import Refused, ask, file_in, parse_json, read_object
 
 Message = Mapping[str, str]
 """``role`` ("system", "user", "assistant") and ``content``."""
@@ -175,9 +175,8 @@ def read(path: str, origin: str | None = None) -> ChatTemplate | None:
     if isinstance(given, list):  # several, by name
         by_name = {entry.get("name"): entry.get("template") for entry in given if isinstance(entry, dict)}
         given = by_name.get("default")
-    beside = os.path.join(folder, "chat_template.jinja")
-    if os.path.isfile(beside):
-        given = _read(beside)
+    if beside := file_in(folder, "chat_template.jinja"):
+        given = _read(str(beside))
     if not isinstance(given, str):
         return None
     tokens = {}
@@ -284,10 +283,7 @@ def _read(path: str) -> str:
 
 
 def _json(path: str) -> dict[str, Any]:
-    if not os.path.isfile(path):
-        return {}
     try:
-        found = json.loads(_read(path))
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path} is not JSON: {error}.") from error
-    return found if isinstance(found, dict) else {}
+        return read_object(path)
+    except FileNotFoundError:
+        return {}

@@ -22,7 +22,7 @@ import numpy as np
 
 from bigbase_jax.checkpoint import disk_error
 from bigbase_jax.core import UserError
-from bigbase_jax.untrusted import limit, open_regular, parse_json, too_much
+from bigbase_jax.untrusted import limit, open_regular, parse_json, read_object, too_much
 from bigbase_jax.whole import partial
 
 CONFIG = "config.json"
@@ -67,17 +67,12 @@ _TORCH = ("pytorch_model.bin", "pytorch_model.bin.index.json", "model.pt", "mode
 def read_json(path: pathlib.Path) -> dict[str, Any]:
     """
     Raises:
-      UserError: the file is missing or broken.
+      UserError: the file is missing or broken; see ``untrusted.read_object``.
     """
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        return read_object(path)
     except FileNotFoundError as error:
         raise UserError(f"{path.parent} has no {path.name}.") from error
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read ({error}).") from error
-    if not isinstance(found, dict):
-        raise UserError(f"{path} does not hold a JSON object.")
-    return found
 
 
 def read_tensors(folder: pathlib.Path) -> dict[str, np.ndarray]:

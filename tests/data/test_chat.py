@@ -174,7 +174,7 @@ def test_templates_that_cannot_be_used_are_one_sentence(tmp_path):
         assert "NAME" in str(raised.value) and "\n" not in str(raised.value)
     assert chat_template.read(str(tmp_path)) is None
     (tmp_path / "tokenizer_config.json").write_text("{")
-    with pytest.raises(UserError, match="tokenizer_config.json is not JSON"):
+    with pytest.raises(UserError, match="tokenizer_config.json cannot be read"):
         chat_template.read(str(tmp_path))
     several = [{"name": "tool_use", "template": "a"}, {"name": "default", "template": "b"}]
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": several}))
