@@ -3,6 +3,8 @@
 ``target(Class, **kwargs)`` stores the import path and all of the constructor's arguments with their defaults, so that
 every knob exists in the config, is saved with the run and can be set from the command line. ``deferred`` does the same
 for a callable whose remaining arguments are known only later; it builds a ``functools.partial``.
+
+A config is data, and may come in a folder from anywhere: ``locate`` says what it may name.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import functools
 import importlib
 import inspect
 import re
+import sys
 import types
 import typing
 from collections.abc import Callable, Mapping
@@ -24,6 +27,10 @@ from bigbase_jax.core import UserError
 
 TARGET = "target"
 DEFER = "deferred"
+_OPEN = ("bigbase_jax", "flax.linen", "optax", "jax.nn", "jax._src.nn")
+_FUNCTIONS = ("optax", "optax.contrib", "jax.nn", "jax.nn.initializers")  # all of them compute, and do nothing else
+_trusted: set[str] = set()  # packages
+_named: set[str] = set()  # import paths
 
 
 def suggest(name: str, options: typing.Iterable[str], kind: str = "option") -> str:
@@ -77,9 +84,8 @@ def build(node: Any, facts: Mapping[str, Any] | None = None, _path: str = "confi
     for key, value in items.items():
         if known is not None and key not in known:
             raise UserError(f"{_path}: {_name(fn)} has no argument {key!r}.{suggest(key, known, 'argument')}")
-        if value is None and key in facts:
-            value = facts[key]
-        kwargs[key] = build(value, facts, f"{_path}.{key}")
+        fact = value is None and key in facts
+        kwargs[key] = _tuples(facts[key]) if fact else build(value, facts, f"{_path}.{key}")  # a fact is never a node
     try:
         return functools.partial(fn, **kwargs) if defer else fn(**kwargs)
     except (TypeError, ValueError) as error:
@@ -88,30 +94,88 @@ def build(node: Any, facts: Mapping[str, Any] | None = None, _path: str = "confi
         raise UserError(f"{_path}: cannot build {_name(fn)}: {error}") from error
 
 
-def locate(path: str, where: str = "config") -> Callable[..., Any]:
-    """The callable at ``"package.module:Name"``.
+def locate(path: Any, where: str = "config") -> Callable[..., Any]:
+    """The callable at ``"package.module:Name"``, if a config may name it, wherever the config comes from.
+
+    - What code of this process has itself named, with ``target``, ``deferred`` or ``trust_config``: a recipe does.
+    - What a package defines that the user trusts: ``trust``, ``--trust=PACKAGE``.
+    - Of bigbase_jax the classes that configs are made of: dataclasses, Linen modules, and the data sources.
+    - Linen modules of flax, and functions that optax, ``jax.nn`` and ``jax.nn.initializers`` offer.
+
+    Nothing among the last two runs code, starts a process or writes a file, whatever its arguments are. The object that
+    is found is judged, by where it was defined and not by the way to it, and a module is imported only if it may be.
 
     Raises:
-      UserError: there is no such module or name in it (with the nearest name).
+      UserError: a config may not name it, or there is no such module or name in it (with the nearest name).
     """
-    module_name, _, name = path.partition(":")
+    module_name, _, name = path.partition(":") if isinstance(path, str) else ("", "", "")
     if not name:
-        raise UserError(f"{where}.target is {path!r}; it must read 'package.module:Name'.")
+        raise UserError(f"{where}.target is {str(path)[:80]!r}; it must read 'package.module:Name'.")
+    named = path in _named
+    if not named and not _within(module_name, (*_OPEN, *_trusted)):
+        raise _refused(where, path, module_name)
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         if error.name is None or not (module_name + ".").startswith(error.name + "."):
             raise UserError(f"{where}.target {path!r} needs the package {error.name!r}; install it.") from error
         raise UserError(f"{where}.target {path!r}: there is no module {module_name!r}.") from error
-    found = module
+    found: Any = module
     for part in name.split("."):
         if not hasattr(found, part):
             public = [n for n in dir(found) if not n.startswith("_")]
             raise UserError(f"{where}.target: {module_name} has no {name!r}.{suggest(part, public, 'name')}")
         found = getattr(found, part)
+        if isinstance(found, types.ModuleType) and not named and not _within(found.__name__, (*_OPEN, *_trusted)):
+            raise _refused(where, path, found.__name__)
     if not callable(found):
         raise UserError(f"{where}.target {path!r} is not something that can be called.")
+    home = getattr(found.func if isinstance(found, functools.partial) else found, "__module__", None)
+    if not named and not _within(home, tuple(_trusted)) and not _is_of_configs(found, home):
+        raise _refused(where, path, home or type(found).__module__)
     return found
+
+
+def trust(*packages: str) -> None:
+    """Lets configs of this process name what these packages define, and imports them for it.
+
+    Raises:
+      UserError: that is no name of a package.
+    """
+    for package in packages:
+        if not re.fullmatch(r"\w+(\.\w+)*", package):
+            raise UserError(f"--trust={package!r} is no name of a package; try --trust=my_models.")
+    _trusted.update(packages)
+
+
+def trust_config(node: Any) -> None:
+    """Lets configs of this process name what this one does: that of a recipe which the user has given."""
+    if isinstance(node, (Mapping, ConfigDict)):
+        _named.update(path for key, path in node.items() if key == TARGET and isinstance(path, str))
+        node = node.values()
+    for item in () if isinstance(node, str) or not isinstance(node, typing.Iterable) else node:
+        trust_config(item)
+
+
+def _within(module: str | None, packages: typing.Iterable[str]) -> bool:
+    return any(f"{module}.".startswith(f"{package}.") for package in packages)
+
+
+def _is_of_configs(found: Any, home: str | None) -> bool:
+    """Whether it is of what ``locate`` lists last; ``home`` is the module that defines it."""
+    if isinstance(found, type):
+        node = dataclasses.is_dataclass(found) and _within(home, ("bigbase_jax", "flax.linen"))
+        return node or _within(home, ("bigbase_jax.data.sources",))
+    spaces = [vars(sys.modules[name]) for name in _FUNCTIONS if name in sys.modules]
+    return _within(home, _OPEN) and any(x is found for space in spaces for key, x in space.items() if key[0] != "_")
+
+
+def _refused(where: str, path: str, module: str) -> UserError:
+    package = module if _within(module, _OPEN) else module.partition(".")[0]
+    return UserError(
+        f"{where} names {path!r}, and a config may name only what its recipe does, and models, tasks, data and"
+        f" functions of bigbase_jax, flax, optax and jax; if you trust that code, add --trust={package}."
+    )
 
 
 def parse_arg(arg: str | None, whose: str = "the recipe", /, **defaults: Any) -> types.SimpleNamespace:
@@ -147,6 +211,10 @@ def parse_arg(arg: str | None, whose: str = "the recipe", /, **defaults: Any) ->
     return types.SimpleNamespace(**values)
 
 
+def _tuples(value: Any) -> Any:
+    return tuple(map(_tuples, value)) if isinstance(value, (list, tuple)) else value
+
+
 def _items(text: str, defaults: Mapping[str, Any]) -> list[str]:
     """The items of what ``parse_arg`` reads, each with the commas that belong to it."""
     flags = [key for key, default in defaults.items() if isinstance(default, bool)]
@@ -172,6 +240,7 @@ def _node(fn: Callable[..., Any], kwargs: dict[str, Any], deferred: bool) -> Con
             if key not in known:
                 raise UserError(f"{_name(fn)} has no argument {key!r}.{suggest(key, known, 'argument')}")
     node = ConfigDict({TARGET: import_path(fn)}, convert_dict=True)
+    _named.add(node[TARGET])
     if deferred:
         node[DEFER] = True
         values = dict(kwargs)

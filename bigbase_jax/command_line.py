@@ -17,7 +17,7 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from bigbase_jax import redact
-from bigbase_jax.build import suggest
+from bigbase_jax.build import suggest, trust, trust_config
 from bigbase_jax.core import UserError
 
 _PROMPT = flags.DEFINE_multi_string("prompt", None, "generate: what to go on with; may be given several times.")
@@ -31,6 +31,9 @@ _SWEEP = flags.DEFINE_string("sweep", None, "train: a file that declares a searc
 _WORKERS = flags.DEFINE_integer("workers", 1, "sweep: processes on this machine, each with devices of its own.")
 _STORAGE = flags.DEFINE_string(
     "sweep_storage", None, "sweep, compare: a database's URL; default: a file in the sweep's folder."
+)
+_TRUST = flags.DEFINE_multi_string(
+    "trust", None, "A package whose code the configs of folders may name, beside ours; may be given several times."
 )
 _INDEX = flags.DEFINE_integer("sweep_index", None, "sweep: run this trial alone, as one of an array of jobs.")
 
@@ -73,7 +76,10 @@ def ending(main: Callable[[list[str]], int]) -> Callable[[], None]:
         sys.excepthook = redact.print_exception
         threading.excepthook = lambda args: redact.print_exception(*args[:3])
         try:
-            status = main(parse(sys.argv))
+            rest = parse(sys.argv)
+            trust(*(_TRUST.value or ()))
+            trust_config(flags.FLAGS["config"].value)  # the user has typed its name
+            status = main(rest)
         except UserError as error:
             print(redact.hide(f"error: {error}"), file=sys.stderr)
             status = 2

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
+from types import NoneType
 from typing import Any
 
 import jax
@@ -19,8 +20,19 @@ from bigbase_jax.rundir import RunDir
 
 
 def facts(run: RunDir) -> dict[str, Any]:
-    """What the run has kept of the data's facts."""
-    found = run.read_json("data.json")["facts"]
+    """What the run has kept of the data's facts: numbers, texts and lists of them, for a config's arguments.
+
+    Raises:
+      UserError: there are none, or others.
+    """
+    found = run.read_json("data.json").get("facts")
+    if not isinstance(found, dict):
+        raise UserError(f"{run.path / 'data.json'} has no facts.")
+    for key, value in found.items():
+        if not all(isinstance(x, (str, int, float, NoneType)) for x in (value if isinstance(value, list) else [value])):
+            raise UserError(
+                f"{run.path / 'data.json'} has the fact {key}={str(value)[:80]}; facts are numbers and texts."
+            )
     return {key: tuple(value) if isinstance(value, list) else value for key, value in found.items()}
 
 
@@ -37,8 +49,11 @@ def restore(run: RunDir, config: ConfigDict, mesh: Any, step: int | None = None)
     """
     task: Task = build(config.task, facts(run), _path="config.task")
     checkpoints = Checkpoints(run.checkpoints, read_only=True)
-    kept = run.read_json("data.json")
-    spec = {key: jax.ShapeDtypeStruct(tuple(shape), dtype) for key, (shape, dtype) in kept["batch"].items()}
+    try:
+        batch = run.read_json("data.json")["batch"].items()
+        spec = {key: jax.ShapeDtypeStruct(tuple(map(int, shape)), dtype) for key, (shape, dtype) in batch}
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{run.path / 'data.json'} does not say the shapes of a batch ({error}).") from error
     variables = dict(jax.eval_shape(task.init, jax.random.key(0), spec))
     abstract = parallel.placed(variables, _shardings(variables, mesh, config.train.sharding))
     if config.train.ema_decay is not None:

@@ -188,8 +188,9 @@ def report(workdir: str) -> dict[str, Any]:
 
 def _mesh(config: ConfigDict) -> Any:
     """The run's own mesh where it fits the devices here, else all of them along ``data``: a run opens anywhere."""
+    shape = build(config.train.mesh, _path="config.train.mesh")
     try:
-        return parallel.make_mesh(config.train.devices, build(config.train.mesh, _path="config.train.mesh"))
+        return parallel.make_mesh(config.train.devices, shape)
     except UserError:
         return parallel.make_mesh()
 

@@ -84,7 +84,8 @@ def test_linen_modules_show_their_own_fields_only():
         ("math:pi", "not something that can be called"),
     ],
 )
-def test_unknown_import_paths_are_one_sentence(path, message):
+def test_unknown_import_paths_are_one_sentence(path, message, monkeypatch):
+    monkeypatch.setattr(building, "_trusted", {"math", "not_there_at_all"})
     with pytest.raises(UserError, match=message):
         building.locate(path)
 
@@ -95,6 +96,7 @@ def test_a_bug_inside_a_constructor_keeps_its_traceback():
 
     broken.__module__, broken.__qualname__ = __name__, "broken"
     globals()["broken"] = broken
+    building.trust_config({"target": f"{__name__}:broken"})
     with pytest.raises(TypeError):
         build(ConfigDict({"target": f"{__name__}:broken", "size": 3}))
 
