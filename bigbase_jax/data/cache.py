@@ -66,7 +66,7 @@ class Cache:
         self.transforms: int = index["transforms"]
         self.bad: Bad = [(int(i), str(why)) for i, why in index["bad"]]
         self._entries = [
-            (name, np.dtype(e["dtype"]), None if e["shape"] is None else tuple(e["shape"]), e["ndim"])
+            (name, plain_dtype(e["dtype"]), None if e["shape"] is None else tuple(e["shape"]), e["ndim"])
             for name, e in index["entries"].items()
         ]
         self._length: int = index["length"]
@@ -91,6 +91,13 @@ class Cache:
             example[name] = array
             offset += _padded(array.nbytes)
         return example
+
+
+def plain_dtype(name: str) -> np.dtype:
+    """A dtype that a file names; raises ValueError for one of Python objects, whose addresses a file must not say."""
+    if (dtype := np.dtype(name)).hasobject:
+        raise ValueError(f"{name!r} holds Python objects")
+    return dtype
 
 
 class Unfinished:

@@ -145,10 +145,11 @@ def _open(path: pathlib.Path) -> Ragged | None:
     try:
         index = json.loads((path / "index.json").read_text())
         values, stops = {}, {}
-        for name, dtype in index["dtypes"].items():
+        for name, given in index["dtypes"].items():
+            dtype = caches.plain_dtype(given)
             stops[name] = np.load(path / f"{name}.npy")
             length = int(stops[name][-1]) if len(stops[name]) else 0
-            if (path / f"{name}.bin").stat().st_size != length * np.dtype(dtype).itemsize:
+            if (path / f"{name}.bin").stat().st_size != length * dtype.itemsize:
                 raise ValueError(f"{path} is damaged")
             empty = np.zeros(0, dtype)
             values[name] = np.memmap(path / f"{name}.bin", dtype, "r", shape=(length,)) if length else empty

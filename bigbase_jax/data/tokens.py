@@ -222,7 +222,7 @@ def _open(path: pathlib.Path) -> Tokens | None:
     try:
         index = json.loads((path / "index.json").read_text())
         stops, split = np.load(path / "documents.npy")
-        tokens = _map(path / "tokens.bin", np.dtype(index["dtype"]), index["length"])
+        tokens = _map(path / "tokens.bin", caches.plain_dtype(index["dtype"]), index["length"])
         counts = _map(path / "counts.bin", np.dtype("<u4"), index["length"]) if index["counts"] else None
         size = (tokens.nbytes + (0 if counts is None else counts.nbytes)) / 1e6
         about = index["about"]

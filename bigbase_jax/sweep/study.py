@@ -17,9 +17,11 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
+import io
 import json
 import os
 import pathlib
+import pickle
 import re
 import secrets
 import socket
@@ -46,6 +48,9 @@ STORAGE = "storage.json"
 """Where the study is, if not in the journal."""
 _JUDGEMENT = re.compile(r"sweep\.(metric|pruner|objective)\b")
 """What of a sweep may change as long as no trial was judged by it."""
+_PICKLED = {("cmaes._cma", "CMA"), ("cmaes._sepcma", "SepCMA"), ("cmaes._cmawm", "CMAwM")}
+_PICKLED |= {("numpy", "ndarray"), ("numpy", "dtype"), ("numpy._core.multiarray", "scalar")}
+_PICKLED |= {(f"numpy.{core}.multiarray", "_reconstruct") for core in ("core", "_core")}
 _TRIES = 5  # to open a database that others open too
 _PROCESS = threading.Lock()  # a process's locks on a file end when any of its threads closes it
 
@@ -456,8 +461,26 @@ def _make_sampler(sweep: Sweep, number: int) -> Any:
     if sweep.sampler == "random":
         return optuna.samplers.RandomSampler(seed=seed)
     if sweep.sampler == "cmaes":
-        return optuna.samplers.CmaEsSampler(seed=seed, warn_independent_sampling=False)
+        return _CmaEs(seed=seed, warn_independent_sampling=False)
     return optuna.samplers.TPESampler(seed=seed, multivariate=True, group=True, constant_liar=True)
+
+
+class _CmaEs(optuna.samplers.CmaEsSampler):
+    """Keeps its state in the study as a pickle, and a study may come in a folder: of a pickle only arrays are read."""
+
+    def _restore_optimizer(self, completed_trials: list[FrozenTrial]) -> Any:
+        for trial in reversed(completed_trials):
+            parts = {k: x for k, x in trial.system_attrs.items() if k.startswith(self._attr_key_optimizer)}
+            if parts:
+                return _Arrays(io.BytesIO(bytes.fromhex(self._concat_optimizer_attrs(parts)))).load()
+        return None
+
+
+class _Arrays(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in _PICKLED:
+            raise UserError(f"the study holds a pickle that asks for {module}.{name}, which CMA-ES does not need.")
+        return super().find_class(module, name)
 
 
 def _pruner(sweep: Sweep) -> Any:

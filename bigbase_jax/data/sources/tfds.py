@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,6 +15,7 @@ from bigbase_jax.data.sources.image import ReadsPictures, decode
 from bigbase_jax.data.sources.splits import digest, stratified, to_split_off
 
 _SPLITS = {"train": "train", "validation": "val", "val": "val", "valid": "val", "test": "test"}
+_NAME = re.compile(r"\w+(/[\w.+-]+)?(:(\d+|\*)(\.(\d+|\*)){2})?")
 _READ_AHEAD = 256  # records per read of the labels
 
 
@@ -76,6 +78,8 @@ class Tfds(ReadsPictures):
           UserError: there is no such data set, it is not prepared (with the command that does it), or it is not for
             picture classification.
         """
+        if not _NAME.fullmatch(name):  # "namespace:name" would fetch and run somebody's code
+            raise UserError(f"{name!r} is no data set's name; it reads like cifar10, name/config or name:1.0.0.")
         import tensorflow_datasets as tfds  # half a second, for those who use it
 
         if data_dir is not None:
