@@ -13,7 +13,6 @@ import dataclasses
 import functools
 import io
 import json
-import os
 import pathlib
 import sys
 import tempfile
@@ -34,6 +33,7 @@ from bigbase_jax.data.sources.parallel_text import Encoder, pair_facts
 from bigbase_jax.data.tokenizer import Tokenizer, TokenizerFile, encode, load, sides
 from bigbase_jax.models.encoder_decoder import EncoderDecoder
 from bigbase_jax.models.transformer import unstack_blocks
+from bigbase_jax.pretrained.folder import generation
 from bigbase_jax.pretrained.start import is_run, merged, model_of
 from bigbase_jax.restored import facts, restore
 from bigbase_jax.rundir import RunDir
@@ -558,22 +558,16 @@ def _of_folder(path: str, model: Any, variables: Variables) -> tuple[Writer, Any
     """Of a published model: its ends are those of ``generation_config.json`` and ``config.json``."""
     tokenizer = TokenizerFile(path).fit(lambda: iter(()), lambda: iter(()), False)
     ends: set[int] = set()
-    for config in _configs(path):
+    for config in generation(path):
         found = config.get("eos_token_id")
         ends |= set(found) if isinstance(found, list) else set() if found is None else {found}
     return Writer(model, variables, tuple(sorted(ends)), tokenizer), chat_template.read(path)
 
 
-def _configs(path: str) -> list[dict[str, Any]]:
-    """``config.json`` and ``generation_config.json`` of a published model."""
-    paths = [pathlib.Path(os.path.expanduser(path)) / name for name in ("config.json", "generation_config.json")]
-    return [json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {} for file in paths]
-
-
 def _translate_by_folder(path: str, model: EncoderDecoder, variables: Variables, prompts: list[str], out: Any) -> int:
     """The translation of each prompt, a line each, by a published model, as its ``generation_config.json`` says."""
-    config, words = _configs(path)
-    words = {**config, **{key: value for key, value in words.items() if value is not None}}
+    config, words = generation(path)
+    words = {**config, **words}
     source, target = sides(TokenizerFile(path).fit(lambda: iter(()), lambda: iter(()), True))
     tokens = [encode(source, prompt) for prompt in prompts]
     most = (words.get("max_length") or 512) - 1  # theirs counts the start token

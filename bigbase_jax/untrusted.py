@@ -117,7 +117,7 @@ def file_in(folder: str | os.PathLike, name: str) -> pathlib.Path | None:
     path = pathlib.Path(folder) / name
     try:
         open_regular(path, folder).close()
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error}).") from error

@@ -17,8 +17,10 @@ from bigbase_jax.build import build
 from bigbase_jax.core import UserError, Variables, flatten
 from bigbase_jax.log import say
 from bigbase_jax.pretrained import files, weights
-from bigbase_jax.pretrained.families import Family, family_for, family_of
+from bigbase_jax.pretrained.families import COMMON, GENERATION, Family, family_for, family_of
+from bigbase_jax.pretrained.schema import Checked, check
 from bigbase_jax.pretrained.table import unrolled
+from bigbase_jax.untrusted import file_in
 
 
 def load(path: str | os.PathLike) -> tuple[Any, dict[str, Any]]:
@@ -39,33 +41,23 @@ def load(path: str | os.PathLike) -> tuple[Any, dict[str, Any]]:
     found = weights.plan(source, wanted, family.HEAD)
     arrays = {name: source.read(name, wanted[name]) for name in found.paths}
     if found.fresh:
-        zeros = [jnp.zeros(x.shape, x.dtype) for x in inputs]
 
-        def fresh(*args: Any) -> dict[str, Any]:  # of the rest, the compiler makes nothing
-            made = flatten(model.init(*args))
+        def fresh(key: jax.Array) -> dict[str, Any]:  # of the rest, the compiler makes nothing
+            made = flatten(model.init(key, *(jnp.zeros(x.shape, x.dtype) for x in inputs)))
             return {name: made[name] for name in found.fresh}
 
-        arrays.update(jax.jit(fresh)(jax.random.key(0), *zeros))
+        arrays.update(jax.jit(fresh)(jax.random.key(0)))
         say(f"{path} has no {files.some(found.fresh)}: fresh from here on")
     return model, dict(jax.tree.unflatten(jax.tree.structure(shapes), [arrays[name] for name in wanted]))
 
 
-class Published(dict):
-    """A ``config.json``; a key that is needed, ``config[key]``, and is not there or null, is the folder's mistake."""
-
-    def __getitem__(self, key: str) -> Any:
-        if self.get(key) is None:
-            raise UserError(f"its config.json has no {key!r}, which a {self.get('model_type')} needs.")
-        return super().__getitem__(key)
-
-
 def describe(path: str | os.PathLike) -> tuple[Family, dict[str, Any]]:
-    """The family of a folder (or ``.npz``), and its ``config.json``.
+    """The family of a folder (or ``.npz``), and what its ``config.json`` says of the keys that are read.
 
     Raises:
-      UserError: there is none, or no table for it.
+      UserError: there is none, no table for it, or a value that does not fit.
     """
-    place = pathlib.Path(os.path.expanduser(path))
+    where, place = f"{path}: config.json", pathlib.Path(os.path.expanduser(path))
     if place.is_file() and place.suffix == ".npz":
         from bigbase_jax.pretrained.families import resnet_cifar
 
@@ -74,7 +66,19 @@ def describe(path: str | os.PathLike) -> tuple[Family, dict[str, Any]]:
         config = files.read_json(place / files.CONFIG)
     else:
         raise UserError(f"there is no folder {path} of published weights.")
-    return family_of(config, path), Published(config)
+    family = family_of(config, path)
+    return family, Checked(config, {**COMMON, **family.SCHEMA}, where)
+
+
+def generation(path: str | os.PathLike) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What the ``config.json`` and the ``generation_config.json`` of a folder say of how its model writes.
+
+    Raises:
+      UserError: as ``describe``.
+    """
+    file, config = pathlib.Path(os.path.expanduser(path)) / files.GENERATION, describe(path)[1]
+    said = files.read_json(file) if os.path.lexists(file) else {}
+    return {k: config[k] for k in GENERATION if k in config}, check(said, GENERATION, str(file))
 
 
 def open_weights(path: str | os.PathLike, family: Family, model: nn.Module) -> weights.Weights:
@@ -154,8 +158,7 @@ def save(
 def _write_tokenizer(folder: pathlib.Path, tokenizer: Any) -> None:
     if isinstance(tokenizer, (str, os.PathLike)):
         for name in (*files.TOKENIZER, files.GENERATION):
-            source = pathlib.Path(os.path.expanduser(tokenizer)) / name
-            if source.is_file():
+            if source := file_in(os.path.expanduser(tokenizer), name):
                 shutil.copyfile(source, folder / name)
         return
     from bigbase_jax.pretrained.tokenizers import published

@@ -23,6 +23,7 @@ from bigbase_jax.pretrained import files
 from bigbase_jax.pretrained.folder import describe
 from bigbase_jax.pretrained.start import RunTokenizer, is_run
 from bigbase_jax.rundir import RunDir
+from bigbase_jax.untrusted import file_in
 from bigbase_jax.whole import partial
 
 _OF_A_RUN = (files.CONFIG, "data.json")
@@ -80,14 +81,16 @@ def _copy(path: str, place: pathlib.Path) -> None:
     """The small files of ``path``; the folder ``place`` appears when it is whole."""
     origin, unfinished = pathlib.Path(os.path.expanduser(path)), partial(place)
     try:
-        unfinished.mkdir(parents=True)
-        names = set(_OF_A_RUN if is_run(path) else _OF_A_FOLDER)
+        names, config = set(_OF_A_RUN), None
         if not is_run(path):
-            files.write_json(unfinished / files.CONFIG, describe(path)[1])
+            names, config = set(_OF_A_FOLDER), describe(path)[1]
             names |= {name for name in os.listdir(origin) if name.endswith(".model")} if origin.is_dir() else set()
-        for name in names:
-            if (origin / name).is_file():
-                shutil.copy2(origin / name, unfinished / name)  # with its time, which caches look at
+        found = [file for name in names if (file := file_in(origin, name))]
+        unfinished.mkdir(parents=True)
+        if config is not None:
+            files.write_json(unfinished / files.CONFIG, config)
+        for file in found:
+            shutil.copy2(file, unfinished / file.name)  # with its time, which caches look at
         os.replace(unfinished, place)
     except OSError as error:
         shutil.rmtree(unfinished, ignore_errors=True)
@@ -127,6 +130,8 @@ def data_of(run: RunDir, config: ConfigDict) -> ConfigDict:
     place, origin, dataset = kept(run), config.get("init_from"), config.data.get("dataset")
     node = dataset.get("tokenizer") if isinstance(dataset, ConfigDict) else None
     if place is None or not origin or not isinstance(node, ConfigDict) or node.get("path") != origin:
+        return config.data
+    if node.get(TARGET) not in _KEPT:  # a tokenizer of the user's own
         return config.data
     data = copy.deepcopy(config.data)
     data.unlock()

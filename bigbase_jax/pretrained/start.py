@@ -25,6 +25,7 @@ from bigbase_jax.models.transformer import unstack_blocks
 from bigbase_jax.pretrained import files, weights
 from bigbase_jax.pretrained.families import adjust, head_of
 from bigbase_jax.pretrained.folder import describe, open_weights
+from bigbase_jax.pretrained.schema import Schema, check, listed, number
 from bigbase_jax.restored import facts, restore
 from bigbase_jax.rundir import RunDir
 
@@ -40,6 +41,10 @@ KEPT = (
     "pipeline_microbatches",
 )
 """Of the recipe's model: how it is trained and computed, and what it is to tell apart. All else comes with weights."""
+_PREPROCESSING: Schema = {
+    "image_mean": listed(number(-1e3, 1e3), 1, 1024),
+    "image_std": listed(number(1e-6, 1e6), 1, 1024),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,8 +115,10 @@ def resolve(config: ConfigDict, instead: str | None = None) -> ConfigDict:
     config.unlock()
     task.model = node
     said = pathlib.Path(os.path.expanduser(place)) / files.PREPROCESSOR
-    if "mean" in task and "std" in task and said.is_file() and (given := files.read_json(said)).get("image_mean"):
-        task.mean, task.std = tuple(given["image_mean"]), tuple(given["image_std"])
+    if "mean" in task and "std" in task and os.path.lexists(said):
+        given = check(files.read_json(said), _PREPROCESSING, str(said))
+        if len(given) == len(_PREPROCESSING):
+            task.mean, task.std = tuple(given["image_mean"]), tuple(given["image_std"])
     dataset = config.data.get("dataset")
     if tokenizer is not None and isinstance(dataset, ConfigDict) and "tokenizer" in dataset:
         tokenizer.path = path

@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 
 from bigbase_jax.build import suggest
 from bigbase_jax.core import UserError
+from bigbase_jax.pretrained.schema import LABELS, TOKEN, WORD, Schema, either, listed, number, whole
 from bigbase_jax.pretrained.table import Table
 from bigbase_jax.pretrained.weights import Weights
 
@@ -36,6 +37,22 @@ FAMILIES: Mapping[str, str] = {
     "xlm-roberta": "bert",
 }
 """``model_type`` of a ``config.json`` -> module of this folder."""
+GENERATION: Schema = {
+    "eos_token_id": either(TOKEN, listed(TOKEN, 0, 256)),
+    "decoder_start_token_id": TOKEN,
+    "max_length": whole(2, 1 << 16),
+    "num_beams": whole(1, 1024),
+    "length_penalty": number(-100, 100),
+}
+"""What is read of a ``generation_config.json``, and of a ``config.json`` that says it too."""
+COMMON: Schema = {
+    "model_type": WORD,
+    "architectures": listed(WORD, 0, 64),
+    "num_labels": whole(1, 1 << 17),
+    "id2label": LABELS,
+    **GENERATION,
+}
+"""What is read of the ``config.json`` of any family."""
 Shapes = Mapping[str, tuple[int, ...]]
 """Of a model's variables by path (``params.encoder.block_0.norm1.scale``), stacks as their layers."""
 
@@ -47,11 +64,13 @@ class Family(Protocol):
       MODELS: the classes of ours that it speaks of.
       HEAD: regex of the paths of parameters that a model may start with fresh, where the folder has none or others of
         another shape.
+      SCHEMA: what is read of its ``config.json``, beside ``COMMON``.
       TRANSFORMERS: whether transformers has such models; False: the format is that of published torch state dicts.
     """
 
     MODELS: tuple[type[nn.Module], ...]
     HEAD: str
+    SCHEMA: Schema
     TRANSFORMERS: bool
 
     def from_config(self, config: Mapping[str, Any]) -> ConfigDict:

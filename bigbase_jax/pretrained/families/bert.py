@@ -15,6 +15,20 @@ from ml_collections import ConfigDict
 from bigbase_jax.build import target
 from bigbase_jax.models.bert import Bert
 from bigbase_jax.pretrained.families import Shapes, classes, expect, lookup, need
+from bigbase_jax.pretrained.schema import (
+    FLAG,
+    HIDDEN,
+    LAYERS,
+    LENGTH,
+    SHARE,
+    TOKEN,
+    VOCABULARY,
+    WIDTH,
+    WORD,
+    heads_of,
+    only,
+    whole,
+)
 from bigbase_jax.pretrained.table import Entry, Table, dense, heads, joined, norm, repeat
 
 MODELS = (Bert,)
@@ -32,10 +46,27 @@ _HEADS: Mapping[str, Mapping[str, Any]] = {
 """What follows "Bert" or "Roberta" in the names of their classes -> words of our model. Others have heads that ours
 cannot have, and are read without."""
 
+SCHEMA = {
+    "vocab_size": VOCABULARY,
+    "max_position_embeddings": LENGTH,
+    "hidden_size": WIDTH,
+    "num_hidden_layers": LAYERS,
+    "num_attention_heads": heads_of("hidden_size"),
+    "intermediate_size": HIDDEN,
+    "type_vocab_size": whole(1, 1 << 16),
+    "pad_token_id": TOKEN,
+    "hidden_act": WORD,
+    "layer_norm_eps": SHARE,
+    "hidden_dropout_prob": SHARE,
+    "tie_word_embeddings": FLAG,
+    "position_embedding_type": only("absolute"),
+    "is_decoder": only(False),
+    "add_cross_attention": only(False),
+}
+
 
 def from_config(config: Mapping[str, Any]) -> ConfigDict:
     """See ``Family``."""
-    expect(config, position_embedding_type="absolute", is_decoder=False, add_cross_attention=False)
     bert = config["model_type"] == "bert"
     name = str((config.get("architectures") or [""])[0])
     kind = next((kind for kind in _HEADS if name.endswith(kind)), "" if name else "Model")

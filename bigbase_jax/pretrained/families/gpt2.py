@@ -14,7 +14,8 @@ from ml_collections import ConfigDict
 
 from bigbase_jax.build import target
 from bigbase_jax.models.decoder import Decoder
-from bigbase_jax.pretrained.families import Shapes, expect, lookup, need
+from bigbase_jax.pretrained.families import Shapes, lookup, need
+from bigbase_jax.pretrained.schema import FLAG, HIDDEN, LAYERS, LENGTH, SHARE, VOCABULARY, WIDTH, WORD, heads_of, only
 from bigbase_jax.pretrained.table import Entry, Table, dense, norm, repeat
 
 MODELS = (Decoder,)
@@ -22,10 +23,24 @@ HEAD = r"^head(\.|$)"  # of tokens, or of a task that reads what the model gives
 TRANSFORMERS = True
 _ACTIVATIONS = {"gelu_new": "gelu_tanh", "gelu": "gelu", "relu": "relu", "silu": "silu", "tanh": "tanh"}
 
+SCHEMA = {
+    "vocab_size": VOCABULARY,
+    "n_positions": LENGTH,
+    "n_embd": WIDTH,
+    "n_layer": LAYERS,
+    "n_head": heads_of("n_embd"),
+    "n_inner": HIDDEN,
+    "tie_word_embeddings": FLAG,
+    "layer_norm_epsilon": SHARE,
+    "activation_function": WORD,
+    "scale_attn_weights": only(True),
+    "scale_attn_by_inverse_layer_idx": only(False),
+    "add_cross_attention": only(False),
+}
+
 
 def from_config(config: Mapping[str, Any]) -> ConfigDict:
     """See ``Family``."""
-    expect(config, scale_attn_weights=True, scale_attn_by_inverse_layer_idx=False, add_cross_attention=False)
     return target(
         Decoder,
         vocab_size=config["vocab_size"],

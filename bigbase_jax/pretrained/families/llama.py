@@ -16,7 +16,23 @@ from ml_collections import ConfigDict
 from bigbase_jax.build import target
 from bigbase_jax.core import UserError
 from bigbase_jax.models.decoder import Decoder
-from bigbase_jax.pretrained.families import Shapes, expect, lookup, need
+from bigbase_jax.pretrained.families import Shapes, lookup, need
+from bigbase_jax.pretrained.schema import (
+    FLAG,
+    HEADS,
+    HIDDEN,
+    LAYERS,
+    LENGTH,
+    SHARE,
+    VOCABULARY,
+    WIDTH,
+    WORD,
+    heads_of,
+    listed,
+    number,
+    only,
+    whole,
+)
 from bigbase_jax.pretrained.table import Entry, Table, dense, heads, joined, norm, repeat
 
 MODELS = (Decoder,)
@@ -32,11 +48,51 @@ _CLASSES = {
     "qwen3": "Qwen3ForCausalLM",
 }
 
+_THETA = number(2, 1e15)
+_ROPE = {
+    "rope_type": WORD,
+    "type": WORD,
+    "rope_theta": _THETA,
+    "factor": number(1e-3, 1e6),
+    "original_max_position_embeddings": LENGTH,
+    "low_freq_factor": number(0, 1e6),
+    "high_freq_factor": number(0, 1e6),
+    "beta_fast": number(1e-3, 1e6),
+    "beta_slow": number(1e-3, 1e6),
+    "attention_factor": number(1e-3, 1e6),
+    "mscale": number(0, 1e6),
+    "mscale_all_dim": number(0, 1e6),
+    "truncate": FLAG,
+}
+SCHEMA = {
+    "vocab_size": VOCABULARY,
+    "max_position_embeddings": LENGTH,
+    "hidden_size": WIDTH,
+    "num_hidden_layers": LAYERS,
+    "num_attention_heads": HEADS,
+    "num_key_value_heads": heads_of("num_attention_heads"),
+    "head_dim": whole(1, 4096),
+    "intermediate_size": HIDDEN,
+    "tie_word_embeddings": FLAG,
+    "rms_norm_eps": SHARE,
+    "hidden_act": WORD,
+    "attention_bias": FLAG,
+    "mlp_bias": FLAG,
+    "rope_theta": _THETA,
+    "rope_scaling": _ROPE,
+    "rope_parameters": _ROPE,
+    "sliding_window": LENGTH,
+    "use_sliding_window": FLAG,
+    "max_window_layers": whole(0, 1 << 16),
+    "layer_types": listed(WORD, 0, 1024),
+    "pretraining_tp": only(1),
+    "partial_rotary_factor": only(1.0, 1),
+}
+
 
 def from_config(config: Mapping[str, Any]) -> ConfigDict:
     """See ``Family``."""
     kind = config["model_type"]
-    expect(config, pretraining_tp=1, partial_rotary_factor=1.0)
     bias = kind == "qwen2" or bool(config.get("attention_bias", False) and kind not in ("mistral", "ministral"))
     theta, scaling = _rope(config)
     window, windowed = _windows(config)

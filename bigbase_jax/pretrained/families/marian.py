@@ -12,7 +12,8 @@ from ml_collections import ConfigDict
 from bigbase_jax.build import target
 from bigbase_jax.core import UserError
 from bigbase_jax.models.encoder_decoder import EncoderDecoder
-from bigbase_jax.pretrained.families import Shapes, expect, lookup, need
+from bigbase_jax.pretrained.families import Shapes, lookup, need
+from bigbase_jax.pretrained.schema import FLAG, HIDDEN, LAYERS, LENGTH, TOKEN, VOCABULARY, WIDTH, WORD, heads_of, only
 from bigbase_jax.pretrained.table import Entry, Table, dense, heads, joined, norm, repeat
 
 MODELS = (EncoderDecoder,)
@@ -28,18 +29,31 @@ _ACTIVATIONS = {
 }
 _EPSILON = 1e-5
 
+SCHEMA = {
+    "vocab_size": VOCABULARY,
+    "decoder_vocab_size": VOCABULARY,
+    "max_position_embeddings": LENGTH,
+    "d_model": WIDTH,
+    "encoder_layers": LAYERS,
+    "decoder_layers": LAYERS,
+    "encoder_attention_heads": heads_of("d_model"),
+    "decoder_attention_heads": heads_of("d_model"),
+    "encoder_ffn_dim": HIDDEN,
+    "decoder_ffn_dim": HIDDEN,
+    "scale_embedding": FLAG,
+    "pad_token_id": TOKEN,
+    "activation_function": WORD,
+    "share_encoder_decoder_embeddings": only(True),
+    "tie_word_embeddings": only(True),
+    "normalize_before": only(False),
+    "normalize_embedding": only(False),
+    "static_position_embeddings": only(True),
+    "add_final_layer_norm": only(False),
+}
+
 
 def from_config(config: Mapping[str, Any]) -> ConfigDict:
     """See ``Family``."""
-    expect(
-        config,
-        share_encoder_decoder_embeddings=True,
-        tie_word_embeddings=True,
-        normalize_before=False,
-        normalize_embedding=False,
-        static_position_embeddings=True,
-        add_final_layer_norm=False,
-    )
     if config.get("decoder_vocab_size") not in (None, config["vocab_size"]):
         raise UserError("config.json has two sizes of vocabulary; known here is one for both languages.")
     for key in ("attention_heads", "ffn_dim"):

@@ -14,16 +14,27 @@ from bigbase_jax.build import target
 from bigbase_jax.core import UserError
 from bigbase_jax.models.resnet import LAYOUTS, BasicBlock, ResNet
 from bigbase_jax.pretrained.families import Shapes, classes, expect, need
+from bigbase_jax.pretrained.schema import CHANNELS, HIDDEN, WIDTH, WORD, listed, only, whole
 from bigbase_jax.pretrained.table import Entry, Table, batch_norm, conv, dense
 
 MODELS = (ResNet,)
 HEAD = r"^fc\."
 TRANSFORMERS = True
 
+SCHEMA = {
+    "num_channels": CHANNELS,
+    "embedding_size": WIDTH,
+    "hidden_sizes": listed(HIDDEN, 1, 64),
+    "depths": listed(whole(1, 1024), 1, 64),
+    "layer_type": WORD,
+    "hidden_act": only("relu"),
+    "downsample_in_first_stage": only(False),
+    "downsample_in_bottleneck": only(False),
+}
+
 
 def from_config(config: Mapping[str, Any]) -> ConfigDict:
     """See ``Family``."""
-    expect(config, hidden_act="relu", downsample_in_first_stage=False, downsample_in_bottleneck=False)
     kind, depths = config.get("layer_type", "bottleneck"), tuple(config["depths"])
     found = {(_kind(block), counts): depth for depth, (block, counts) in LAYOUTS.items()}
     if (kind, depths) not in found:

@@ -18,6 +18,7 @@ from bigbase_jax.build import target
 from bigbase_jax.core import UserError
 from bigbase_jax.models.resnet import CifarResNet
 from bigbase_jax.pretrained.families import Shapes
+from bigbase_jax.pretrained.schema import WIDTH, only, whole
 from bigbase_jax.pretrained.table import Entry, Table, batch_norm, conv, dense, repeat
 
 MODELS = (CifarResNet,)
@@ -41,6 +42,9 @@ def config_of(arrays: Mapping[str, np.ndarray], where: str) -> dict[str, Any]:
         "shortcut": "conv" if any(".shortcut." in name for name in arrays) else "pad",
         "num_labels": len(arrays["linear.weight"]),
     }
+
+
+SCHEMA = {"depth": whole(8, 6 * 1024 + 2), "width": WIDTH, "shortcut": only("pad", "conv")}
 
 
 def from_config(config: Mapping[str, Any]) -> ConfigDict:

@@ -15,7 +15,20 @@ from ml_collections import ConfigDict
 
 from bigbase_jax.build import target
 from bigbase_jax.models.encoder_decoder import EncoderDecoder
-from bigbase_jax.pretrained.families import Shapes, expect, lookup, need
+from bigbase_jax.pretrained.families import Shapes, lookup, need
+from bigbase_jax.pretrained.schema import (
+    FLAG,
+    HEADS,
+    HIDDEN,
+    LAYERS,
+    SHARE,
+    TOKEN,
+    VOCABULARY,
+    WIDTH,
+    WORD,
+    only,
+    whole,
+)
 from bigbase_jax.pretrained.table import Entry, Table, dense, heads, joined, norm, repeat
 
 MODELS = (EncoderDecoder,)
@@ -23,10 +36,28 @@ HEAD = r"^head$"
 TRANSFORMERS = True
 _ACTIVATIONS = {"relu": "relu", "gelu_new": "gelu_tanh", "gelu": "gelu", "silu": "silu"}
 
+SCHEMA = {
+    "vocab_size": VOCABULARY,
+    "d_model": WIDTH,
+    "num_layers": LAYERS,
+    "num_decoder_layers": LAYERS,
+    "num_heads": HEADS,
+    "d_kv": whole(1, 4096),
+    "d_ff": HIDDEN,
+    "feed_forward_proj": WORD,
+    "scale_decoder_outputs": FLAG,
+    "tie_word_embeddings": FLAG,
+    "pad_token_id": TOKEN,
+    "relative_attention_num_buckets": whole(4, 4096),
+    "relative_attention_max_distance": whole(2, 1 << 20),
+    "layer_norm_epsilon": SHARE,
+    "is_encoder_decoder": only(True),
+    "tie_encoder_decoder": only(False),
+}
+
 
 def from_config(config: Mapping[str, Any]) -> ConfigDict:
     """See ``Family``."""
-    expect(config, is_encoder_decoder=True, tie_encoder_decoder=False)
     kind, _, activation = config.get("feed_forward_proj", "relu").rpartition("-")
     if (kind, activation) == ("gated", "gelu"):
         activation = "gelu_new"  # as published: its gates have the approximation

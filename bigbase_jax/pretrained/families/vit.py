@@ -14,7 +14,8 @@ from ml_collections import ConfigDict
 
 from bigbase_jax.build import target
 from bigbase_jax.models.vit import ViT
-from bigbase_jax.pretrained.families import Shapes, classes, expect, lookup, need, side
+from bigbase_jax.pretrained.families import Shapes, classes, lookup, need, side
+from bigbase_jax.pretrained.schema import CHANNELS, HIDDEN, LAYERS, SHARE, SIDE, WIDTH, WORD, heads_of, only
 from bigbase_jax.pretrained.table import Entry, Table, conv, dense, heads, joined, norm, repeat
 from bigbase_jax.pretrained.weights import Weights
 
@@ -24,10 +25,22 @@ TRANSFORMERS = True
 _ACTIVATIONS = {"gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "relu": "relu"}
 _ACTIVATIONS |= {"silu": "silu", "tanh": "tanh"}
 
+SCHEMA = {
+    "image_size": SIDE,
+    "num_channels": CHANNELS,
+    "patch_size": SIDE,
+    "hidden_size": WIDTH,
+    "num_hidden_layers": LAYERS,
+    "num_attention_heads": heads_of("hidden_size"),
+    "intermediate_size": HIDDEN,
+    "layer_norm_eps": SHARE,
+    "hidden_act": WORD,
+    "qkv_bias": only(True),
+}
+
 
 def from_config(config: Mapping[str, Any]) -> ConfigDict:
     """See ``Family``."""
-    expect(config, qkv_bias=True)
     return target(
         ViT,
         num_classes=classes(config),
