@@ -21,6 +21,7 @@ import typing
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import flax.linen as nn
 from ml_collections import ConfigDict, config_dict
 
 from bigbase_jax.core import UserError
@@ -31,6 +32,20 @@ _OPEN = ("bigbase_jax", "flax.linen", "optax", "jax.nn", "jax._src.nn")
 _FUNCTIONS = ("optax", "optax.contrib", "jax.nn", "jax.nn.initializers")  # all of them compute, and do nothing else
 _trusted: set[str] = set()  # packages
 _named: set[str] = set()  # import paths
+_SIZES = {
+    "width",
+    "depth",
+    "decoder_depth",
+    "heads",
+    "kv_heads",
+    "head_dim",
+    "mlp_dim",
+    "patch",
+    "length",
+    "vocab_size",
+}
+_SIZES |= {"types", "num_classes", "hidden", "stages", "depths", "pipeline_microbatches"}
+_RATES = {"dropout", "drop_path"}
 
 
 def suggest(name: str, options: typing.Iterable[str], kind: str = "option") -> str:
@@ -86,12 +101,24 @@ def build(node: Any, facts: Mapping[str, Any] | None = None, _path: str = "confi
             raise UserError(f"{_path}: {_name(fn)} has no argument {key!r}.{suggest(key, known, 'argument')}")
         fact = value is None and key in facts
         kwargs[key] = _tuples(facts[key]) if fact else build(value, facts, f"{_path}.{key}")  # a fact is never a node
+    if isinstance(fn, type) and issubclass(fn, nn.Module):
+        _check_numbers(kwargs, _path)
     try:
         return functools.partial(fn, **kwargs) if defer else fn(**kwargs)
     except (TypeError, ValueError) as error:
         if isinstance(error, TypeError) and error.__traceback__ and error.__traceback__.tb_next:
             raise  # raised inside the constructor, not by the call: a bug, which keeps its traceback
         raise UserError(f"{_path}: cannot build {_name(fn)}: {error}") from error
+
+
+def _check_numbers(kwargs: Mapping[str, Any], path: str) -> None:
+    """Of a model: its sizes are at least 1, its rates at least 0 and below 1."""
+    for key, value in kwargs.items():
+        for number in value if isinstance(value, tuple) else (value,):
+            if key in _SIZES and isinstance(number, int) and number < 1:
+                raise UserError(f"{path}.{key} is {value}; it must be at least 1.")
+            if key in _RATES and isinstance(number, (int, float)) and not 0 <= number < 1:
+                raise UserError(f"{path}.{key} is {value}; it lies in [0, 1), for example 0.1.")
 
 
 def locate(path: Any, where: str = "config") -> Callable[..., Any]:

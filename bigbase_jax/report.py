@@ -329,7 +329,7 @@ def _classes(final: Mapping[str, Any], split: str) -> str:
     columns: dict[str, None] = {}
     for values in classes.values():
         columns.update(dict.fromkeys(values))
-    head = "".join(f"<th>{e(heading(column))}</th>" for column in columns)
+    head = "".join(f"<th>{e(heading(column).partition(' (')[0])}</th>" for column in columns)  # of a class, not macro
     rows = []
     for name, values in classes.items():
         cells = []

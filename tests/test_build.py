@@ -1,6 +1,7 @@
 """Configs build what they say, and say what they cannot build."""
 
 import dataclasses
+import re
 
 import optax
 import pytest
@@ -10,6 +11,12 @@ from ml_collections import ConfigDict
 from bigbase_jax import build as building
 from bigbase_jax.build import build, deferred, parse_arg, target
 from bigbase_jax.core import UserError
+from bigbase_jax.models.bag_of_words import BagOfWords
+from bigbase_jax.models.bert import Bert
+from bigbase_jax.models.cnn import ConvNet
+from bigbase_jax.models.encoder_decoder import EncoderDecoder
+from bigbase_jax.models.mlp import MLP
+from bigbase_jax.models.vit import ViT
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,3 +149,29 @@ def test_a_comma_in_a_string_belongs_to_it(text, found):
             parse_arg(text, **defaults)
     else:
         assert vars(parse_arg(text, **defaults)) == {**defaults, **found}
+
+
+MODELS = {
+    Bert: {"vocab_size": 9, "length": 8, "width": 8, "depth": 1, "heads": 2},
+    BagOfWords: {"vocab_size": 9, "width": 8},
+    ViT: {"num_classes": 2, "patch": 4, "width": 8, "depth": 1, "heads": 2},
+    ConvNet: {"num_classes": 2, "stages": (4, 8), "dense": 0},
+    MLP: {"num_classes": 2, "hidden": (8, 8)},
+    EncoderDecoder: {"vocab_size": 9, "length": 8, "width": 8, "depth": 1, "heads": 2},
+}
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_sizes_and_rates_of_models_are_in_range(model):
+    words = MODELS[model]
+    build(target(model, **words))
+    for key, value in words.items():
+        for wrong in (0, -4) if key != "dense" else ():
+            wrong = (4, wrong) if isinstance(value, tuple) else wrong
+            with pytest.raises(
+                UserError, match=re.escape(f"config.task.model.{key} is {wrong}; it must be at least 1.")
+            ):
+                build({"model": target(model, **{**words, key: wrong})}, _path="config.task")
+    for rate in (1.5, -0.1, 1.0):
+        with pytest.raises(UserError, match=rf"config\.dropout is {rate}; it lies in \[0, 1\)"):
+            build(target(model, **words, dropout=rate))

@@ -9,10 +9,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from bigbase_jax.core import Example, Source, UserError
-from bigbase_jax.data.sources.image import ReadsPictures, decode, existing
+from bigbase_jax.data.sources.image import ReadsPictures, decode, existing, resized
 from bigbase_jax.data.sources.splits import stratified, to_split_off
 
 
@@ -106,7 +105,7 @@ class ArrayDataset:
         count = sum(map(len, self.splits.values()))
         self.description = f"{count:,} {colours} pictures of {size} pixels and {len(names)} classes in {root}"
 
-    fields = staticmethod(ReadsPictures.fields)
+    fields, fit = staticmethod(ReadsPictures.fields), staticmethod(ReadsPictures.fit)
 
     def read(self, path: str) -> Example:
         """A user's file as an unlabelled example: ``image`` uint8 [H, W, C], resized and made grey to fit.
@@ -114,10 +113,5 @@ class ArrayDataset:
         Raises:
           UserError: the file does not decode.
         """
-        height, width = self._shape[:2]
-        image = Image.fromarray(decode(existing(path, "file")))
-        grey = self._shape[2:] != (3,)
-        if image.size != (width, height):
-            image = image.resize((width, height), Image.Resampling.BICUBIC)
-        x = np.asarray(image.convert("L") if grey else image)
-        return {"image": x[..., None] if grey else x}
+        height, width, *channels = self._shape
+        return {"image": resized(decode(existing(path, "file")), (height, width, 3 if channels == [3] else 1))}

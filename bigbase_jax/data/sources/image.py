@@ -165,12 +165,30 @@ class Pictures:
         return self._names[index]
 
 
+def resized(x_HWC: np.ndarray, shape: Sequence[int]) -> np.ndarray:
+    """An RGB picture, uint8 [H, W, 3], as uint8 of ``shape``: stretched, and grey where that has no third channel."""
+    height, width, *channels = shape
+    image = Image.fromarray(x_HWC)
+    if image.size != (width, height):
+        image = image.resize((width, height), Image.Resampling.BICUBIC)
+    x = np.asarray(image if channels == [3] else image.convert("L"))
+    return x if x.shape == tuple(shape) else x.reshape(shape)
+
+
 class ReadsPictures:
-    """The ``read`` of data sets whose examples are pictures, and ``fields``: a table names files of pictures."""
+    """The ``read`` of data sets whose examples are pictures; ``fields``: a table names files of pictures; ``fit``."""
 
     @staticmethod
     def fields(config: Mapping[str, Any], facts: Mapping[str, Any]) -> Fields:
         return Fields({"image": [(name,) for name in _COLUMNS]}, files=True)
+
+    @staticmethod
+    def fit(example: Example, shapes: Mapping[str, Sequence[int]]) -> Example:
+        """A user's picture as large as those that the model was trained on, where the transforms leave it another size."""
+        x_HWC, shape = example["image"], shapes["image"]
+        if x_HWC.shape == tuple(shape) or x_HWC.dtype != np.uint8:
+            return example
+        return {**example, "image": resized(np.broadcast_to(x_HWC, (*x_HWC.shape[:2], 3)), shape)}
 
     @staticmethod
     def read(path: str, limits: Limits = LIMITS) -> Example:
