@@ -200,7 +200,8 @@ class Dataset(Protocol):
         That is the path of a file, or, where the class has ``fields(config, facts) -> Fields``, a row by entry. What is
         longer than an example gives several, whose outputs ``Task.join`` joins. A static method where it needs nothing
         of the data, so that a model predicts where its data is not; one with a parameter ``facts`` gets those that the
-        run has kept, and one with ``limits`` those of its config."""
+        run has kept, and one with ``limits`` those of its config. After the transforms, a static method
+        ``fit(example, shapes)`` of the class may give arrays the shapes of those that were trained on."""
         ...
 
 

@@ -34,7 +34,8 @@ ALLOWED = {  # file or folder -> what of ours it may import; folders may import 
     "report.py": CORE | {"bigbase_jax.log", "bigbase_jax.page"},
     "doctor": set(),
     "inference": CORE
-    | {f"bigbase_jax.{name}" for name in ("build", "checkpoint", "data", "log", "parallel", "restored", "rundir")},
+    | {f"bigbase_jax.{name}" for name in ("build", "checkpoint", "data", "log", "parallel", "restored", "rundir")}
+    | {"bigbase_jax.whole"},
     "data": CORE | {"bigbase_jax.sandbox", "bigbase_jax.build"},
     "models": set(),
     "pretrained": CORE

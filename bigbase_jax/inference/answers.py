@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import io
 import itertools
 import json
 import os
+import pathlib
 import re
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, TextIO, TypeVar
+from typing import Any, BinaryIO, TextIO, TypeVar
 
+from bigbase_jax import whole
 from bigbase_jax.checkpoint import disk_error
 from bigbase_jax.core import UserError
 from bigbase_jax.data.files import optional
@@ -37,23 +40,19 @@ class Answers:
     """
 
     def __init__(self, path: str | os.PathLike):
-        self.path = os.path.abspath(os.path.expanduser(path))
-        self._kind = os.path.splitext(self.path)[1].lower()
+        self.path = pathlib.Path(os.path.abspath(os.path.expanduser(path)))
+        self._kind = self.path.suffix.lower()
         if self._kind not in FORMATS:
-            raise UserError(
-                f"--output={os.fspath(path)} ends in none of {', '.join(FORMATS)}, which say what is written."
-            )
+            raise UserError(f"--output={os.fspath(path)} ends in none of {', '.join(FORMATS)}; choose one of them.")
         if self._kind == ".parquet":
             optional("pyarrow", "pyarrow", os.fspath(path))
         self._columns: dict[str, type | None] = {}  # of their values; None: nothing yet
-        folder, name = os.path.split(self.path)
-        self._rows_path, self._table_path = (
-            os.path.join(folder, f".{name}.{os.getpid()}.{part}.tmp") for part in ("rows", "table")
-        )
 
     def __enter__(self) -> Answers:
         with self._disk():
-            self._rows: TextIO = open(self._rows_path, "w", encoding="utf-8")
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._partial = whole.partial(self.path.with_name(f"{self.path.name}.rows"))
+            self._rows: TextIO = open(self._partial, "w", encoding="utf-8")
         return self
 
     def __call__(self, row: Mapping[str, Any]) -> None:
@@ -71,41 +70,35 @@ class Answers:
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         try:
-            if error is None:
-                with self._disk():
-                    self._finish()
+            with self._disk():
+                self._rows.close()
+                if error is None and self._kind == ".jsonl":
+                    os.replace(self._partial, self.path)
+            if error is None and self._kind != ".jsonl":
+                with whole.written(self.path) as file:
+                    self._parquet(file) if self._kind == ".parquet" else self._cells(file)
         finally:
             with contextlib.suppress(OSError):
-                self._rows.close()
-            for path in (self._rows_path, self._table_path):
-                with contextlib.suppress(OSError):
-                    os.remove(path)
-
-    def _finish(self) -> None:
-        self._rows.close()
-        if self._kind == ".jsonl":
-            os.replace(self._rows_path, self.path)
-            return
-        self._parquet() if self._kind == ".parquet" else self._cells()
-        os.replace(self._table_path, self.path)
+                self._partial.unlink()
 
     def _table(self) -> Iterator[list[Any]]:
-        with open(self._rows_path, encoding="utf-8") as lines:
+        with open(self._partial, encoding="utf-8") as lines:
             for line in lines:
                 row = json.loads(line)
                 yield [row.get(name) for name in self._columns]
 
-    def _cells(self) -> None:
-        with open(self._table_path, "w", encoding="utf-8", newline="") as file:
-            table = csv.writer(file, lineterminator="\n")
-            for row in itertools.chain([list(self._columns)], self._table()):
-                if self._kind == ".csv":
-                    table.writerow(row)
-                else:  # no quotes, so no tabs and line ends in a cell
-                    cells = ("" if cell is None else re.sub(r"[\t\r\n]+", " ", str(cell)) for cell in row)
-                    file.write("\t".join(cells) + "\n")
+    def _cells(self, file: BinaryIO) -> None:
+        text = io.TextIOWrapper(file, "utf-8", newline="", write_through=True)
+        table = csv.writer(text, lineterminator="\n")
+        for row in itertools.chain([list(self._columns)], self._table()):
+            if self._kind == ".csv":
+                table.writerow(row)
+            else:  # no quotes, so no tabs and line ends in a cell
+                cells = ("" if cell is None else re.sub(r"[\t\r\n]+", " ", str(cell)) for cell in row)
+                text.write("\t".join(cells) + "\n")
+        text.detach()
 
-    def _parquet(self) -> None:
+    def _parquet(self, file: BinaryIO) -> None:
         import pyarrow
         from pyarrow import parquet
 
@@ -113,13 +106,13 @@ class Answers:
         schema = pyarrow.schema([(name, kinds.get(kind, pyarrow.string())) for name, kind in self._columns.items()])
         casts = [kind or str for kind in self._columns.values()]
         table = self._table()
-        with parquet.ParquetWriter(self._table_path, schema) as file:
+        with parquet.ParquetWriter(file, schema) as writer:
             while some := list(itertools.islice(table, _BATCH)):
                 columns = [
                     [None if x is None else cast(x) for x in column]
                     for cast, column in zip(casts, zip(*some, strict=True), strict=True)
                 ]
-                file.write_batch(pyarrow.record_batch(columns, schema=schema))
+                writer.write_batch(pyarrow.record_batch(columns, schema=schema))
 
     @contextlib.contextmanager
     def _disk(self) -> Iterator[None]:

@@ -57,6 +57,9 @@ class Predictor:
         self._seed = config.data.seed
         node = config.data.dataset
         dataset: Any = locate(node.target, "config.data.dataset.target")
+        shapes = run.read_json("data.json")["batch"]
+        self._shapes: Mapping[str, tuple[int, ...]] = {key: tuple(shape[1:]) for key, (shape, _) in shapes.items()}
+        self._fit: Callable[..., Example] | None = getattr(dataset, "fit", None)
         self.fields: Fields | None = None
         if hasattr(dataset, "fields"):
             self.fields = fields = dataset.fields(node, self.facts)
@@ -80,8 +83,15 @@ class Predictor:
         examples = [found] if isinstance(found, Mapping) else found
         if not examples:
             raise UserError("there is nothing in it that the model could read.")
-        ready = (apply_eval(self._transforms, example, self._seed) for example in examples)
-        return [{key: np.asarray(example[key]) for key in self.task.inputs} for example in ready]
+        return [self._ready(apply_eval(self._transforms, example, self._seed)) for example in examples]
+
+    def _ready(self, example: Example) -> Example:
+        fitted = self._fit(example, self._shapes) if self._fit else example
+        ready = {key: np.asarray(fitted[key]) for key in self.task.inputs}
+        for key, x in ready.items():
+            if x.shape != self._shapes[key]:
+                raise UserError(f"its {key} has the shape {x.shape}, and the model was trained on {self._shapes[key]}.")
+        return ready
 
     def outputs(
         self, inputs: Iterable[Input], compute: Compute | None = None

@@ -179,8 +179,8 @@ def test_nothing_stands_half_written_under_its_name(classifier, tmp_path, capsys
         verbs.predict(classifier, source, output=str(tmp_path / "answers.doc"))
     with pytest.raises(UserError, match="is one of the files to answer"):
         verbs.predict(classifier, source, output=source)
-    with pytest.raises(UserError, match="cannot write .*No such file or directory"):
-        verbs.predict(classifier, source, output=str(tmp_path / "nowhere" / "answers.csv"))
+    with pytest.raises(UserError, match=r"cannot write .*answers\.csv: (Not a directory|File exists)"):
+        verbs.predict(classifier, source, output=f"{source}/answers.csv")
     with pytest.raises(UserError, match="No space left on device"), answers.Answers(output) as write:
         write._rows = open("/dev/full", "w")  # noqa: SIM115
         for i in itertools.count():

@@ -184,7 +184,7 @@ class ReadsPictures:
 
     @staticmethod
     def fit(example: Example, shapes: Mapping[str, Sequence[int]]) -> Example:
-        """A user's picture as large as those that the model was trained on, where the transforms leave it another size."""
+        """A user's picture as large as those of the training, where the transforms leave it another size."""
         x_HWC, shape = example["image"], shapes["image"]
         if x_HWC.shape == tuple(shape) or x_HWC.dtype != np.uint8:
             return example
