@@ -32,19 +32,8 @@ _OPEN = ("bigbase_jax", "flax.linen", "optax", "jax.nn", "jax._src.nn")
 _FUNCTIONS = ("optax", "optax.contrib", "jax.nn", "jax.nn.initializers")  # all of them compute, and do nothing else
 _trusted: set[str] = set()  # packages
 _named: set[str] = set()  # import paths
-_SIZES = {
-    "width",
-    "depth",
-    "decoder_depth",
-    "heads",
-    "kv_heads",
-    "head_dim",
-    "mlp_dim",
-    "patch",
-    "length",
-    "vocab_size",
-}
-_SIZES |= {"types", "num_classes", "hidden", "stages", "depths", "pipeline_microbatches"}
+_SIZES = {"width", "depth", "decoder_depth", "heads", "kv_heads", "head_dim", "mlp_dim", "patch", "length", "types"}
+_SIZES |= {"vocab_size", "num_classes", "hidden", "stages", "depths", "pipeline_microbatches"}
 _RATES = {"dropout", "drop_path"}
 
 

@@ -216,12 +216,12 @@ class LabelledText:
     def fields(config: Mapping[str, Any], facts: Mapping[str, Any]) -> Fields:
         """The columns of the training data, or the usual names where the run has not kept them; a text is rows by line,
         but one row (see ``read_text``) where the model reads pairs, or was trained on files of one text each."""
-        known = facts.get("columns") or {name: _several(config.get(name)) for name in ("text", "text_pair")}
+        known = {name: facts.get(f"{name}_columns") or _several(config.get(name)) for name in ("text", "text_pair")}
         usual = {"text": [(a,) for a, b in _TEXTS if bool(b) == facts["pair"]]}
         usual |= {"text_pair": [(b,) for _, b in _TEXTS if b is not None]} if facts["pair"] else {}
         columns = {entry: [tuple(known[entry])] if known.get(entry) else names for entry, names in usual.items()}
-        lines = not (facts["pair"] or known.get("files"))
-        header = known.get("header", not all(name.isdigit() for name in known["text"] or ("text",)))
+        lines = not (facts["pair"] or facts.get("text_files"))
+        header = facts.get("header", not all(name.isdigit() for name in known["text"] or ("text",)))
         return Fields(columns, lines, encoding=config.get("encoding", "utf-8"), header=header)
 
     @staticmethod
@@ -243,7 +243,7 @@ class Labelled:
             "num_classes": len(about["class_names"]),
             "class_names": tuple(about["class_names"]),
             "pair": about["pair"],
-            "columns": about["columns"],
+            **about["columns"],
         }
         encode = Encoder(self.facts)
         split_N = np.asarray(rows_N.values["split"])
@@ -472,7 +472,12 @@ class _Survey:
             "tokenizer": tokenizer.state(),
             "class_names": self.class_names,
             "pair": bool(self.columns.text_pair),
-            "columns": {**self.columns._asdict(), "files": bool(self._class_of_file)},
+            "columns": {
+                "text_columns": self.columns.text,
+                "text_pair_columns": self.columns.text_pair,
+                "header": self.columns.header,
+                "text_files": bool(self._class_of_file),
+            },
             "empty": self._empty,
             "unlabelled": self._unlabelled,
             "shared": dict(self._shared),
