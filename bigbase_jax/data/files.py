@@ -32,7 +32,7 @@ from bigbase_jax.core import UserError
 from bigbase_jax.data.archives import Member, members
 from bigbase_jax.untrusted import not_regular
 
-PLAIN = frozenset({".txt", ".text", ".md", ".rst"})
+PLAIN = frozenset({".txt", ".text", ".md", ".rst", ".conll", ".bio"})
 """Suffixes of plain text."""
 TABLES = frozenset({".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".xlsx", ".parquet", ".arrow"})
 """Suffixes of what has rows."""

@@ -25,6 +25,42 @@ PADDING = -1
 POOLS = ("last", "mean")
 
 
+def headless(model: nn.Module, num_classes: int | None = None) -> nn.Module:
+    """A model that gives hidden vectors, without the heads that it can have but for that of classes.
+
+    Raises:
+      UserError: it does not read text.
+    """
+    if not callable(getattr(model, "hidden", None)):
+        raise UserError(f"{type(model).__name__} does not read text; models such as Bert and Decoder do.")
+    words: dict[str, Any] = {
+        "masked": False,
+        "pooled": False,
+        "next_sentence": False,
+        "tied": True,
+        "num_classes": num_classes,
+    }
+    return model.clone(**{name: value for name, value in words.items() if hasattr(model, name)})
+
+
+def hidden(model: Any, variables: Variables, batch: Batch, dropout: jax.Array | None = None) -> jax.Array:
+    """f32[B,L,D]: what a model makes of the tokens of a batch; without a key for dropout, as for inference.
+
+    Raises:
+      UserError: the model does not fit the texts.
+    """
+    rngs = {} if dropout is None else {"dropout": dropout}
+    with model_errors():
+        y_BLD: Any = model.apply(variables, *words_of(model, batch), train=bool(rngs), rngs=rngs, method="hidden")
+    return y_BLD.astype(jnp.float32)
+
+
+def words_of(model: Any, batch: Batch) -> tuple[Any, ...]:
+    """What a model takes: tokens, segments, positions and, where it tells them apart, types."""
+    words = (batch["tokens"], batch["segments"], None)
+    return (*words, batch["types"]) if hasattr(model, "types") else words
+
+
 @dataclasses.dataclass(frozen=True)
 class TextClassification(Classifier):
     """An encoder or a decoder that tells texts apart.
@@ -54,12 +90,7 @@ class TextClassification(Classifier):
             raise UserError(f"there is no pool {self.pool!r}.{suggest(str(self.pool), POOLS, 'pool')}")
         if not 0 <= self.dropout < 1:
             raise UserError(f"dropout is {self.dropout}; it lies in [0, 1), for example 0.1.")
-        if not callable(getattr(self.model, "hidden", None)):
-            raise UserError(f"{type(self.model).__name__} does not read text; models such as Bert and Decoder do.")
-        words: dict[str, Any] = {"masked": False, "pooled": False, "next_sentence": False, "tied": True}
-        words["num_classes"] = self.num_classes
-        mine = {name: value for name, value in words.items() if hasattr(self.model, name)}
-        object.__setattr__(self, "model", self.model.clone(**mine))
+        object.__setattr__(self, "model", headless(self.model, self.num_classes))
 
     # -- inside the compiled step ----------------------------------------------------------------------------------
 
@@ -75,8 +106,8 @@ class TextClassification(Classifier):
         body_key, head_key = jax.random.split(key)
         with model_errors():
             if hasattr(self.model, "classify"):
-                return self.model.init(body_key, *self._words(one))
-            y_1LD, variables = self.model.init_with_output(body_key, *self._words(one), method="hidden")
+                return self.model.init(body_key, *words_of(self.model, one))
+            y_1LD, variables = self.model.init_with_output(body_key, *words_of(self.model, one), method="hidden")
         head = self._head.init(head_key, jnp.zeros((1, y_1LD.shape[-1])))["params"]
         return {**variables, "params": {**variables["params"], "head": head}}
 
@@ -94,23 +125,18 @@ class TextClassification(Classifier):
 
     def _logits(self, variables: Variables, batch: Batch, key: jax.Array | None) -> jax.Array:
         train = key is not None
-        keys = (None, None) if key is None else jax.random.split(key)
-        body_rngs, head_rngs = ({} if k is None else {"dropout": k} for k in keys)
-        with model_errors():
-            y_BLD: Any = self.model.apply(variables, *self._words(batch), train=train, rngs=body_rngs, method="hidden")
-            if hasattr(self.model, "classify"):
+        body_key, head_key = (None, None) if key is None else jax.random.split(key)
+        head_rngs = {} if head_key is None else {"dropout": head_key}
+        y_BLD = hidden(self.model, variables, batch, body_key)
+        if hasattr(self.model, "classify"):
+            with model_errors():
                 segments_BL = batch["segments"]
                 y_BK: Any = self.model.apply(variables, y_BLD, segments_BL, train, rngs=head_rngs, method="classify")
                 return y_BK
-        y_BD: Any = self._pooled(y_BLD.astype(jnp.float32), jnp.asarray(batch["segments"]))
+        y_BD: Any = self._pooled(y_BLD, jnp.asarray(batch["segments"]))
         y_BD = nn.Dropout(self.dropout, deterministic=not train).apply({}, y_BD, rngs=head_rngs)
         logits_BK: Any = self._head.apply({"params": variables["params"]["head"]}, y_BD)
         return logits_BK
-
-    def _words(self, batch: Batch) -> tuple[Any, ...]:
-        """What the model takes: tokens, segments, positions and, where it tells them apart, types."""
-        words = (batch["tokens"], batch["segments"], None)
-        return (*words, batch["types"]) if hasattr(self.model, "types") else words
 
     def _pooled(self, y_BLD: jax.Array, segments_BL: jax.Array) -> jax.Array:
         real_BL1 = (segments_BL > 0).astype(jnp.float32)[..., None]

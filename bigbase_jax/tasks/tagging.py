@@ -1,0 +1,169 @@
+"""Tagging of words: named entities, parts of speech.
+
+Axes: B examples of a batch, N examples of a split, L length, D model width, K tags, W words of an example.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bigbase_jax.core import Batch, Sum, UserError, Variables, joined
+from bigbase_jax.data.tokenizer import load
+from bigbase_jax.tasks import spans
+from bigbase_jax.tasks.errors import model_errors
+from bigbase_jax.tasks.text_classification import PADDING, headless, hidden, words_of
+
+NONE = -1
+"""The tag of a token that begins no word."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Tagging:
+    """An encoder whose every word's first token is classified (Devlin et al. 2019, section 5.3).
+
+    A batch holds ``tokens``, ``segments``, ``types``, ``starts`` and ``tags``, i32[B,L] each; see
+    ``data.sources.tagged_text``.
+
+    Attributes:
+      model: a Linen module with the method ``hidden``; the heads that it can have are left out.
+      tag_names: K names.
+      tokenizer: ``Tokenizer.state()``, to show texts; None: tokens are shown as numbers.
+      dropout: rate before the last layer.
+
+    Raises:
+      UserError: a value out of its range, or a model that does not read text.
+    """
+
+    model: nn.Module
+    tag_names: tuple[str, ...] | None = None
+    tokenizer: str | None = None
+    dropout: float = 0.1
+
+    inputs: ClassVar[tuple[str, ...]] = ("tokens", "segments", "types", "starts")
+    batch_coupled: ClassVar[bool] = False
+    join = staticmethod(joined)
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.dropout < 1:
+            raise UserError(f"dropout is {self.dropout}; it lies in [0, 1), for example 0.1.")
+        if self.tag_names is not None and len(self.tag_names) < 2:
+            raise UserError(f"the only tag is {self.tag_names[0]!r}; there must be two at least.")
+        object.__setattr__(self, "model", headless(self.model))
+
+    # -- inside the compiled step ----------------------------------------------------------------------------------
+
+    def init(self, key: jax.Array, batch: Batch) -> Variables:
+        """
+        Raises:
+          UserError: the model does not fit the sentences, or the tags are not known.
+        """
+        if self.tag_names is None:
+            raise UserError("the task does not know the tags; set tag_names.")
+        one_1L = jnp.ones((1, batch["tokens"].shape[1]), jnp.int32)
+        body_key, head_key = jax.random.split(key)
+        words = words_of(self.model, {"tokens": one_1L * 0, "segments": one_1L, "types": one_1L * 0})
+        with model_errors():
+            y_1LD, variables = self.model.init_with_output(body_key, *words, method="hidden")
+        head = self._head.init(head_key, jnp.zeros((1, y_1LD.shape[-1])))["params"]
+        return {**variables, "params": {**variables["params"], "head": head}}
+
+    def loss(self, variables: Variables, batch: Batch, key: jax.Array) -> tuple[Sum, Variables]:
+        """Cross-entropy in nats; its weight is the number of words."""
+        logp_BLK = self._log_probabilities(variables, batch, key)
+        nats, count = _of_tags(logp_BLK, batch)
+        return Sum(nats, count), {name: x for name, x in variables.items() if name != "params"}
+
+    def predict(self, variables: Variables, inputs: Batch) -> Mapping[str, jax.Array]:
+        """``tokens`` i32[B,L] (-1: padding), ``tag`` i32[B,L], -1 where no word begins, and its ``probability``."""
+        logp_BLK = self._log_probabilities(variables, inputs)
+        starts_BL = jnp.asarray(inputs["starts"]) == 1
+        return {
+            "tokens": jnp.where(inputs["segments"] > 0, inputs["tokens"], PADDING),
+            "tag": jnp.where(starts_BL, jnp.argmax(logp_BLK, -1), NONE),
+            "probability": jnp.where(starts_BL, jnp.exp(jnp.max(logp_BLK, -1)), 0.0),
+            "log_probabilities": logp_BLK,
+        }
+
+    def metrics(self, outputs: Mapping[str, jax.Array], batch: Batch) -> Mapping[str, Sum]:
+        """``loss`` in nats per word, and ``accuracy``, the share of words whose tag is right."""
+        nats, count = _of_tags(outputs["log_probabilities"], batch)
+        right_BL = (outputs["tag"] == batch["tags"]) * _counted(batch)
+        return {"loss": Sum(nats, count), "accuracy": Sum(jnp.sum(right_BL), count)}
+
+    def _log_probabilities(self, variables: Variables, batch: Batch, key: jax.Array | None = None) -> jax.Array:
+        body_key, head_key = (None, None) if key is None else jax.random.split(key)
+        y_BLD = hidden(self.model, variables, batch, body_key)
+        head_rngs = {} if head_key is None else {"dropout": head_key}
+        kept_BLD = nn.Dropout(self.dropout, deterministic=key is None).apply({}, y_BLD, rngs=head_rngs)
+        logits_BLK: Any = self._head.apply({"params": variables["params"]["head"]}, kept_BLD)
+        return jax.nn.log_softmax(logits_BLK)
+
+    @property
+    def _head(self) -> nn.Dense:
+        return nn.Dense(len(self.tag_names or ()), kernel_init=nn.initializers.normal(0.02))
+
+    # -- on the host -----------------------------------------------------------------------------------------------
+
+    def report(self, examples: Mapping[str, np.ndarray]) -> Mapping[str, Any]:
+        """``precision``, ``recall`` and ``f1`` of whole spans, and those of each type; see ``spans.scores``."""
+        names = np.asarray(self.tag_names)
+        pairs = zip(examples["tags"], examples["tag"], strict=True)
+        return spans.scores((names[true[true != NONE]], names[guess[true != NONE]]) for true, guess in pairs)
+
+    def present(self, output: Mapping[str, np.ndarray]) -> dict[str, Any]:
+        """``words`` as the model saw them, the ``tags`` of each, and the ``entities``: type, text and first word."""
+        words, tags = self._words(output["tokens"], output["tag"])
+        found = [
+            {"type": span.type, "text": " ".join(words[span.start : span.stop]), "word": span.start}
+            for span in spans.spans(tags)
+        ]
+        return {"words": words, "tags": tags, "entities": found}
+
+    def passages(
+        self, examples: Mapping[str, np.ndarray], count: int = 12
+    ) -> list[tuple[str, list[tuple[str, float]]]]:
+        """The sentences with the most wrong words: [(how many, [(word and what was said of it, shade), ...]), ...]."""
+        wrong_NL = (examples["tags"] != examples["tag"]) & (examples["tags"] != NONE)
+        found = []
+        for n in np.argsort(-wrong_NL.sum(1), kind="stable")[:count]:
+            words, guess = self._words(examples["tokens"][n], examples["tag"][n])
+            _, truth = self._words(examples["tokens"][n], examples["tags"][n])
+            number = f"row {int(examples['index'][n]) + 1}: " if "index" in examples else ""
+            title = f"{number}{int(wrong_NL[n].sum())} of {len(words)} words wrong"
+            pieces = [
+                (f"{word} " if g == t else f"{word} [said {g}, is {t}] ", 0.0 if g == t else 4.0)
+                for word, g, t in zip(words, guess, truth, strict=True)
+            ]
+            found.append((title, pieces))
+        return found
+
+    def _words(self, tokens_L: np.ndarray, tag_L: np.ndarray) -> tuple[list[str], list[str]]:
+        """The words, and the names of their tags."""
+        start_W = np.flatnonzero(tag_L != NONE)
+        ends_W = [*start_W[1:], len(tokens_L)]
+        pieces = [tokens_L[a:b][tokens_L[a:b] != PADDING].tolist() for a, b in zip(start_W, ends_W, strict=True)]
+        tokenizer = None if self.tokenizer is None else load(self.tokenizer)
+        words = [
+            " ".join(map(str, piece)) if tokenizer is None else tokenizer.decode(piece).strip() for piece in pieces
+        ]
+        return words, [(self.tag_names or ())[tag_L[start]] for start in start_W]
+
+
+def _counted(batch: Batch) -> jax.Array:
+    """f32[B,L]: 1 for a word that counts."""
+    return (jnp.asarray(batch["tags"]) != NONE) * jnp.asarray(batch["mask"])[:, None]
+
+
+def _of_tags(logp_BLK: jax.Array, batch: Batch) -> tuple[jax.Array, jax.Array]:
+    """Nats of the true tags, and how many there are."""
+    counted_BL = _counted(batch)
+    tag_BL1 = jnp.maximum(jnp.asarray(batch["tags"]), 0)[..., None]
+    nats_BL = -jnp.take_along_axis(logp_BLK, tag_BL1, -1)[..., 0]
+    return jnp.sum(counted_BL * nats_BL), jnp.sum(counted_BL)
