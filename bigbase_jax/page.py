@@ -24,7 +24,13 @@ from bigbase_jax.whole import written
 SPLITS = ("test", "val", "train")
 """Splits in the order in which a reader wants them."""
 _OF_CLASSES = ("precision", "recall", "f1")
-SHARES = ("accuracy", "top5_accuracy", *_OF_CLASSES, *(f"{name}_positive" for name in _OF_CLASSES))
+SHARES = (
+    "accuracy",
+    "top5_accuracy",
+    *_OF_CLASSES,
+    *(f"{name}_positive" for name in _OF_CLASSES),
+    *(f"overall_{name}" for name in _OF_CLASSES),
+)
 """Metrics that are read as percentages."""
 
 
@@ -201,6 +207,7 @@ def finite(value: Any) -> float | None:
 _HEADINGS = {
     **{name: f"{name.capitalize()} (macro)" for name in _OF_CLASSES},
     **{f"{name}_positive": f"{name.capitalize()} (positive class)" for name in _OF_CLASSES},
+    **{f"overall_{name}": f"Overall {name.replace('f1', 'F1')}" for name in _OF_CLASSES},
 }
 _HEADINGS |= {"auc": "AUC", "mfu": "MFU", "memory_gb": "Memory (GB)", "top5_accuracy": "Top-5 accuracy"}
 

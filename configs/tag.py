@@ -70,7 +70,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         clip_norm=1.0,
     )
     if args.tiny:
-        config.train = target(Loop, steps=8, log_every=2, eval_every=4, best_metric="f1")
+        config.train = target(Loop, steps=8, log_every=2, eval_every=4, best_metric="overall_f1")
     else:
-        config.train = target(Loop, epochs=4.0, log_every=50, best_metric="f1")
+        config.train = target(Loop, epochs=4.0, log_every=50, best_metric="overall_f1")
     return config

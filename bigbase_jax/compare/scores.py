@@ -67,7 +67,7 @@ class F1(Score):
     positive: int | None = None
 
     def sample(self, count_rN: np.ndarray) -> np.ndarray:
-        shape = len(self.label_N), int(max(self.label_N.max(), self.guess_N.max())) + 1
+        shape = len(self.label_N), int(max(self.label_N.max(), self.guess_N.max(), self.positive or 0)) + 1
         rows_N, right_N = np.arange(shape[0]), self.label_N == self.guess_N
         one = np.ones(shape[0])
         hit_NK = sparse.csr_array((2.0 * right_N, (rows_N, self.label_N)), shape)
@@ -142,9 +142,10 @@ def read(run: Run, split: str) -> Scored | str:
     """The scores of a run's examples; else a sentence that says why there are none.
 
     Where ``predictions-SPLIT.npz`` holds ``probabilities`` [N,K] and ``label`` [N] (or soft, [N,K]): ``accuracy``, and
-    for hard labels ``f1``, ``auc`` (where resampling it does not take long) and ``log_loss`` in nats. Where it holds
-    ``log_probability`` and ``target`` [N,L], in which a negative target means none: ``loss`` in nats per target, with
-    ``bytes`` [N,L] ``bits_per_byte``, and with ``correct`` [N,L] ``accuracy``, the share of targets that are right.
+    for hard labels ``f1``, of two classes ``f1_positive``, ``auc`` (where resampling it does not take long) and
+    ``log_loss`` in nats. Where it holds ``log_probability`` and ``target`` [N,L] (negative: no target):
+    ``loss`` in nats per target, with ``bytes`` [N,L] ``bits_per_byte``, and with ``correct`` [N,L] ``accuracy``, the
+    share of targets that are right.
     """
     path = pathlib.Path(run.path) / f"predictions-{split}.npz"
     if not path.exists():
@@ -191,6 +192,8 @@ def _scores(arrays: dict[str, np.ndarray]) -> tuple[dict[str, Score], np.ndarray
             if np.isfinite(log_N).all():
                 scores["log_loss"] = Ratio(log_N, one_N)
             scores["f1"] = F1(label_N, p_NK.argmax(-1))
+            if p_NK.shape[1] == 2:
+                scores["f1_positive"] = F1(label_N, p_NK.argmax(-1), positive=1)
             if p_NK.size <= _MOST:
                 scores["auc"] = AUC(p_NK, label_N)
         return scores, label

@@ -36,7 +36,8 @@ def spans(tags: Sequence[str]) -> list[Span]:
 
 
 def scores(pairs: Iterable[tuple[Sequence[str], Sequence[str]]]) -> dict[str, Any]:
-    """Precision, recall and F1 of spans over all sentences (micro averages), and of each type under ``per_class``.
+    """``overall_precision``, ``overall_recall`` and ``overall_f1`` of spans over all sentences (micro averages), and
+    those of each type under ``per_class``.
 
     Args:
       pairs: (true tags, predicted tags) of each sentence.
@@ -48,8 +49,7 @@ def scores(pairs: Iterable[tuple[Sequence[str], Sequence[str]]]) -> dict[str, An
             counter.update(span.type for span in group)
     each = {kind: _scores(true[kind], guessed[kind], right[kind]) for kind in sorted(true | guessed)}
     whole = _scores(true.total(), guessed.total(), right.total())
-    whole.pop("support")
-    return {**whole, "per_class": each}
+    return {**{f"overall_{name}": whole[name] for name in ("precision", "recall", "f1")}, "per_class": each}
 
 
 def _scores(true: int, guessed: int, right: int) -> dict[str, Any]:

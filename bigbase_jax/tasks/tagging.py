@@ -112,7 +112,7 @@ class Tagging:
     # -- on the host -----------------------------------------------------------------------------------------------
 
     def report(self, examples: Mapping[str, np.ndarray]) -> Mapping[str, Any]:
-        """``precision``, ``recall`` and ``f1`` of whole spans, and those of each type; see ``spans.scores``."""
+        """``overall_f1`` of whole spans, its precision and recall, and those of each type; see ``spans.scores``."""
         names = np.asarray(self.tag_names)
         pairs = zip(examples["tags"], examples["tag"], strict=True)
         return spans.scores((names[true[true != NONE]], names[guess[true != NONE]]) for true, guess in pairs)

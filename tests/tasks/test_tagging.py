@@ -63,14 +63,15 @@ def test_spans_and_their_f1_are_seqevals(marks):
     found = spans.scores(pairs)
     truths, guesses = zip(*pairs, strict=True)
     for name, score in (("precision", precision_score), ("recall", recall_score), ("f1", f1_score)):
-        assert found[name] == pytest.approx(score(truths, guesses), abs=1e-12)
+        assert found[f"overall_{name}"] == pytest.approx(score(truths, guesses), abs=1e-12)
         each = score(truths, guesses, average=None)
         assert [found["per_class"][kind][name] for kind in ("LOC-X", "PER")] == pytest.approx(each, abs=1e-12)
-    assert 0 < found["f1"] < 1
+    assert 0 < found["overall_f1"] < 1
 
 
 def test_no_span_at_all_scores_nothing():
-    assert spans.scores([(["O", "O"], ["O", "O"])]) == {"precision": 0.0, "recall": 0.0, "f1": 0.0, "per_class": {}}
+    nothing = {"overall_precision": 0.0, "overall_recall": 0.0, "overall_f1": 0.0, "per_class": {}}
+    assert spans.scores([(["O", "O"], ["O", "O"])]) == nothing
     assert spans.spans(["B-A", "L-A", "U-B", "I-B"]) == [("A", 0, 2), ("B", 2, 3), ("B", 3, 4)]  # BILOU
 
 

@@ -53,7 +53,7 @@ class MadeUpNames(TaggedSentences):
       UserError: too few sentences.
     """
 
-    count: int = 4000
+    count: int = 1000
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -27,7 +27,7 @@ from bigbase_jax.core import Example, Fields, Source, UserError
 from bigbase_jax.data import cache as caches
 from bigbase_jax.data import ragged
 from bigbase_jax.data.documents import Format
-from bigbase_jax.data.files import TABLES, File, by_split, kind_of, list_files, unused
+from bigbase_jax.data.files import LIMITS, TABLES, File, Limits, by_split, kind_of, list_files, unused
 from bigbase_jax.data.ragged import Ragged
 from bigbase_jax.data.sources.labelled_text import ROLES, Encoder
 from bigbase_jax.data.sources.splits import digest, stratified, to_split_off
@@ -126,14 +126,14 @@ class TaggedSentences:
         return Fields({"text": columns}, lines=True, encoding=config.get("encoding", "utf-8"))
 
     @staticmethod
-    def read(given: str | Mapping[str, Any], facts: Mapping[str, Any]) -> list[Example]:
+    def read(given: str | Mapping[str, Any], facts: Mapping[str, Any], limits: Limits = LIMITS) -> list[Example]:
         """A text as examples without tags. Its words are what blanks and punctuation part, and single ideographs.
 
         Raises:
           UserError: unreadable, or without a word.
         """
         with named(given):
-            words = _WORD.findall(given_text(given))
+            words = _WORD.findall(given_text(given, facts, limits=limits))
             encode = _Encode(facts)
             parts = _parts([words], load(facts["tokenizer"]), encode.room)
             return [encode(tokens_T, word_T >= 0) for _, tokens_T, word_T in parts]
@@ -151,6 +151,7 @@ class ConllFiles(TaggedSentences):
       word, tag: which columns, from 0, or from -1 for the last.
       train, val, test: what the files of the split are called, where not after it.
       encoding: of the files.
+      limits: of reading a file.
     """
 
     root: str
@@ -160,6 +161,7 @@ class ConllFiles(TaggedSentences):
     val: str | None = None
     test: str | None = None
     encoding: str = "utf-8"
+    limits: Limits = LIMITS
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -171,7 +173,7 @@ class ConllFiles(TaggedSentences):
         Raises:
           UserError: there are none.
         """
-        listed = [file for file in list_files(self.root) if kind_of(file.name) not in TABLES - {".tsv"}]
+        listed = [file for file in list_files(self.root, self.limits) if kind_of(file.name) not in TABLES - {".tsv"}]
         if not listed:
             raise UserError(f"{self.root} holds no file of words and tags; .conll, .bio, .tsv and .txt are read.")
         used = by_split(listed, self.root, {"train": self.train, "val": self.val, "test": self.test})
@@ -208,7 +210,7 @@ class ConllFiles(TaggedSentences):
 
     def stamp(self) -> list[Any]:
         files, _ = self.files()
-        listed = [[split, *file] for split, given in files.items() for file in given]
+        listed = [[split, *file.stamp] for split, given in files.items() for file in given]
         return [listed, [self.word, self.tag, self.encoding]]
 
     def origin(self) -> str:
