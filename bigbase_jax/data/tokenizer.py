@@ -15,9 +15,9 @@ from __future__ import annotations
 import base64
 import dataclasses
 import functools
+import io
 import json
 import os
-import pathlib
 import re
 import struct
 import unicodedata
@@ -28,6 +28,16 @@ import numpy as np
 
 from bigbase_jax.build import suggest
 from bigbase_jax.core import UserError
+from bigbase_jax.data.tokenizer_checks import (
+    MOST_PIECES,
+    attempt,
+    charsmap_growth,
+    check,
+    check_ids,
+    library,
+    one_sentence,
+)
+from bigbase_jax.untrusted import limit, parse_json, read_regular
 
 END = "<|endoftext|>"
 """The name of the token between documents, where a tokenizer has none of its own."""
@@ -44,6 +54,7 @@ ROLES: Mapping[str, tuple[str, ...]] = {
 """Roles of special tokens, and what they are called: new ones by the first name, published ones by any, in order."""
 _BERT = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 _MARIAN = ("vocab.json", "source.spm", "target.spm")
+_MOST_PIECE = 1024  # bytes of a SentencePiece model's pieces
 _NEVER = -1e4  # log-probability of a Unigram's byte pieces: the last resort
 
 Texts = Callable[[], Iterator[str]]
@@ -120,14 +131,18 @@ class Tokenizer(Protocol):
 
 
 def load(state: str) -> Tokenizer:
-    """The tokenizer of ``Tokenizer.state()``."""
+    """The tokenizer of ``Tokenizer.state()``; raises UserError for anything else."""
     return _load(state)
 
 
 @functools.lru_cache(maxsize=4)
 def _load(state: str) -> Tokenizer:
-    given = json.loads(state)
-    return {"symbols": Symbols, "subword": Subword, "marian": Marian}[given.pop("kind")](**given)
+    with one_sentence("what should be a tokenizer's state is none"):
+        given = parse_json(state, "a tokenizer's state")
+        kind = given.pop("kind")
+        if kind == "subword":
+            check(given["tokenizer"], "a tokenizer's state")
+        return {"symbols": Symbols, "subword": Subword, "marian": Marian}[kind](**given)
 
 
 def encode(tokenizer: Tokenizer, text: str) -> np.ndarray:
@@ -409,7 +424,9 @@ class Subword:
 
     def encode_batch(self, texts: Sequence[str]) -> list[tuple[np.ndarray, np.ndarray]]:
         found = []
-        for text, encoding in zip(texts, self._tokenizer.encode_batch(texts, add_special_tokens=False), strict=True):
+        with library():
+            encodings = self._tokenizer.encode_batch(texts, add_special_tokens=False)
+        for text, encoding in zip(texts, encodings, strict=True):
             tokens_T = np.array(encoding.ids, np.int32)
             if self.token_bytes is not None:
                 found.append((tokens_T, self.token_bytes[tokens_T]))
@@ -418,7 +435,8 @@ class Subword:
         return found
 
     def encode_marked(self, text: str) -> tuple[np.ndarray, np.ndarray]:
-        encoding = self._marked.encode(text, add_special_tokens=False)
+        with library():
+            encoding = self._marked.encode(text, add_special_tokens=False)
         return np.array(encoding.ids, np.int32), _bytes_by_offsets(text, encoding)
 
     @functools.cached_property
@@ -446,13 +464,12 @@ class Subword:
         return Layout(tuple(tokens), tuple(types)) if published else _around(self.special, pair)
 
     def spelled(self) -> list[bytes]:
-        raw = _byte_of_character() if self._byte_level else {}
         found = [b""] * self.size
         for piece, token in self._tokenizer.get_vocab(with_added_tokens=True).items():
             if token in self._added:
                 found[token] = b"" if self._added[token]["special"] else piece.encode()
             elif self._byte_level:
-                found[token] = bytes(raw[c] for c in piece)
+                found[token] = _bytes_of_piece(piece)
             elif match := re.fullmatch("<0x([0-9A-F]{2})>", piece):
                 found[token] = bytes([int(match[1], 16)])
             else:
@@ -461,16 +478,16 @@ class Subword:
 
     def decode(self, tokens: Iterable[int]) -> str:
         hidden = {self.end, *self.special.values()}
-        text = self._tokenizer.decode([int(t) for t in tokens if t not in hidden], skip_special_tokens=False)
+        with library():
+            text = self._tokenizer.decode([int(t) for t in tokens if t not in hidden], skip_special_tokens=False)
         return _BLANK.sub("", text) if self.continues else text
 
     def pieces(self, tokens: Iterable[int]) -> list[str]:
         spelled = [(t, self._tokenizer.id_to_token(int(t)) or f"<{t}>") for t in tokens]
         if not self._byte_level:
             return [piece for _, piece in spelled]
-        raw = _byte_of_character()
         return [
-            piece if int(t) in self._added else bytes(raw[c] for c in piece).decode(errors="backslashreplace")
+            piece if int(t) in self._added else _bytes_of_piece(piece).decode(errors="backslashreplace")
             for t, piece in spelled
         ]
 
@@ -512,8 +529,10 @@ class Marian:
           models: the source's ``.spm`` file in base64, and the target's where this is the target's side.
           end: see ``Tokenizer``.
         """
+        check_ids(vocabulary.values(), _MARIAN[0])
         self._vocabulary, self._models, self.end = dict(vocabulary), list(models), end
         self._tokenizer = _sentencepiece(_hugging_face(), base64.b64decode(models[-1]), False)
+        attempt(self._tokenizer.to_str(), "a Marian tokenizer")
         self._unknown = vocabulary["<unk>"]
         self._names = {token: piece for piece, token in vocabulary.items()}
         self.size = 1 + max(self._names)
@@ -533,7 +552,9 @@ class Marian:
         cuts = [text.find("<<") + 2 if text.startswith(">>") and "<<" in text else 0 for text in texts]
         plain = [text[cut:] for text, cut in zip(texts, cuts, strict=True)]
         found = []
-        for text, cut, rest, encoding in zip(texts, cuts, plain, self._tokenizer.encode_batch(plain), strict=True):
+        with library():
+            encodings = self._tokenizer.encode_batch(plain)
+        for text, cut, rest, encoding in zip(texts, cuts, plain, encodings, strict=True):
             tokens = [self._tokens.get(piece, self._unknown) for piece in self._pieces(rest, encoding)]
             counts_T = _bytes_by_offsets(rest, encoding)
             if cut:
@@ -608,6 +629,12 @@ def _byte_of_character() -> dict[str, int]:
     plain = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     others = [b for b in range(256) if b not in plain]
     return {**{chr(b): b for b in plain}, **{chr(256 + i): b for i, b in enumerate(others)}}
+
+
+def _bytes_of_piece(piece: str) -> bytes:
+    """What a piece of byte-level BPE spells; of another one, its text."""
+    raw = _byte_of_character()
+    return bytes([raw[c] for c in piece]) if raw.keys() >= set(piece) else piece.encode()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -756,23 +783,18 @@ class TokenizerFile:
         """
         path, *more = self._files()
         hf = _hugging_face()
-        try:
+        with one_sentence(f"{self.path if more else path} is not a tokenizer that can be read"):
             if more:
-                return _marian([path, *more], end)
+                return _marian(path, [self._read(p) for p in (path, *more)], end)
             if path.endswith(".txt"):
                 tokenizer = self._wordpiece(hf, path)
             elif path.endswith((".model", ".spm")):
-                with open(path, "rb") as file:
-                    tokenizer = _sentencepiece(hf, file.read())
+                tokenizer = _sentencepiece(hf, self._read(path))
+                attempt(tokenizer.to_str(), path)
             else:
-                tokenizer = hf.Tokenizer.from_file(path)
-        except UserError:
-            raise
-        except Exception as error:  # the library raises bare Exceptions
-            where = self.path if more else path
-            raise UserError(
-                f"{where} is not a tokenizer that can be read: {str(error) or type(error).__name__}."
-            ) from error
+                content = self._read(path).decode()
+                check(content, path)
+                tokenizer = hf.Tokenizer.from_str(content)
         return _finish(tokenizer, end)
 
     def stamp(self) -> tuple[str | int, ...]:
@@ -799,16 +821,20 @@ class TokenizerFile:
                     return [os.path.join(path, name)]
         raise UserError(f"{self.path} has no tokenizer.json, vocab.txt or *.model.")
 
+    def _read(self, path: str) -> bytes:
+        """A file; where it was found in a folder, one of that folder."""
+        return read_regular(path, None if path == os.path.expanduser(self.path) else os.path.dirname(path))
+
     def _wordpiece(self, hf: Any, path: str) -> Any:
-        with open(path, encoding="utf-8") as file:
-            pieces = [line.rstrip("\r\n") for line in file]
+        data = self._read(path)
+        check_ids(range(data.count(b"\n")), path)
+        pieces = [line.rstrip("\n") for line in io.StringIO(data.decode(), newline=None)]
         if "[UNK]" not in pieces:
             raise UserError(f"{path} has no entry [UNK]; a vocab.txt of BERT holds one entry a line.")
         lowercase = self.lowercase
         beside = os.path.join(os.path.dirname(path), "tokenizer_config.json")
         if lowercase is None and os.path.isfile(beside):
-            with open(beside, encoding="utf-8") as file:
-                lowercase = json.load(file).get("do_lower_case")
+            lowercase = parse_json(read_regular(beside, os.path.dirname(beside)), beside).get("do_lower_case")
         if lowercase is None:
             lowercase = not any(p != p.lower() for p in pieces if not p.startswith("["))
         model = hf.models.WordPiece({piece: i for i, piece in enumerate(pieces)}, unk_token="[UNK]")
@@ -817,13 +843,13 @@ class TokenizerFile:
         return tokenizer
 
 
-def _marian(paths: Sequence[str], end: bool) -> Marian:
-    vocabulary, *models = (pathlib.Path(path).read_bytes() for path in paths)
-    pieces = json.loads(vocabulary)
+def _marian(path: str, contents: Sequence[bytes], end: bool) -> Marian:
+    pieces = parse_json(contents[0], path)
     for name in ("<unk>", "</s>"):
         if name not in pieces:
-            raise UserError(f"{paths[0]} has no {name}.")
-    made = Marian(pieces, [base64.b64encode(m).decode() for m in models], pieces["</s>"] if end else None)
+            raise UserError(f"{path} has no {name}.")
+    models = [base64.b64encode(model).decode() for model in contents[1:]]
+    made = Marian(pieces, models, pieces["</s>"] if end else None)
     assert made.source  # which is read as well
     return made
 
@@ -833,10 +859,12 @@ def _sentencepiece(hf: Any, data: bytes, special: bool = True) -> Any:
 
     Without ``special``, its unknown and control pieces have no name, and no text holds them.
     """
-    model = _fields(data)
-    pieces = [_fields(piece) for piece in model.get(1, [])]
+    model = _fields(data, limit(MOST_PIECES))
+    pieces = [_fields(piece, 16) for piece in model.get(1, [])]
     if not pieces:
         raise UserError("it holds no pieces.")
+    if max(len(piece[1][0]) for piece in pieces) > _MOST_PIECE:
+        raise UserError(f"it holds a piece of more than {_MOST_PIECE:,} bytes.")
     kinds = [piece.get(3, [1])[0] for piece in pieces]  # 1 normal, 2 unknown, 3 control, 4 user-defined, 6 byte
     names = [
         piece[1][0].decode() if special or kind not in (2, 3) else f"\ufdd0{i}"  # which Unicode has given to nobody
@@ -869,6 +897,8 @@ def _sentencepiece(hf: Any, data: bytes, special: bool = True) -> Any:
     tokenizer = hf.Tokenizer(core)
     rules = []
     if normalizer.get(2, [b""])[0]:
+        if charsmap_growth(normalizer[2][0]) > 64:
+            raise UserError("its rules make more than 64 characters of one.")
         rules.append(hf.normalizers.Precompiled(normalizer[2][0]))
     if normalizer.get(4, [1])[0]:
         rules += [hf.normalizers.Replace(hf.Regex(r"\A +| +\z"), ""), hf.normalizers.Replace(hf.Regex(" {2,}"), " ")]
@@ -883,11 +913,11 @@ def _sentencepiece(hf: Any, data: bytes, special: bool = True) -> Any:
     return tokenizer
 
 
-def _fields(data: bytes) -> dict[int, list[Any]]:
+def _fields(data: bytes, most: int = 64) -> dict[int, list[Any]]:
     """The fields of a protocol buffer message by number: integers, or bytes (protobuf.dev, "Encoding").
 
     Raises:
-      ValueError: it is not one.
+      ValueError: it is not one, or has more than ``most`` fields.
     """
 
     def varint(at: int) -> tuple[int, int]:
@@ -902,8 +932,10 @@ def _fields(data: bytes) -> dict[int, list[Any]]:
                 return value, at
 
     fields: dict[int, list[Any]] = {}
-    at = 0
+    at = count = 0
     while at < len(data):
+        if (count := count + 1) > most:
+            raise ValueError(f"it holds more than {most:,} fields")
         key, at = varint(at)
         value: Any
         if key & 7 == 0:

@@ -288,7 +288,7 @@ def test_a_sentencepiece_model_gives_its_own_librarys_tokens(tmp_path, kind, byt
 @pytest.mark.parametrize(
     ("name", "content", "says"),
     [
-        ("tokenizer.json", b"{", "is not a tokenizer that can be read"),
+        ("tokenizer.json", b"{", "tokenizer.json cannot be read as JSON"),
         ("vocab.txt", b"a\nb\n", "no entry"),
         ("vocab.txt", b"\xff\xfe", "is not a tokenizer that can be read"),
         ("m.model", b"\xff\xff", "is not a SentencePiece model"),

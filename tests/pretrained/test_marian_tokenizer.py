@@ -119,7 +119,7 @@ def test_a_stamp_knows_all_three_files_and_one_file_stands_for_itself(tmp_path):
     [
         ("target.spm", None, "has source.spm but no target.spm"),
         ("vocab.json", None, "has source.spm but no vocab.json"),
-        ("vocab.json", b"[", "is not a tokenizer that can be read"),
+        ("vocab.json", b"[", "vocab.json cannot be read as JSON"),
         ("vocab.json", b'{"a": 0, "</s>": 1}', "vocab.json has no <unk>"),
         ("target.spm", b"\xff\xff", "is not a SentencePiece model"),
         ("target_vocab.json", b"{}", "a vocabulary for each language"),
