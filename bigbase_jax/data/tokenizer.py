@@ -37,7 +37,7 @@ from bigbase_jax.data.tokenizer_checks import (
     library,
     one_sentence,
 )
-from bigbase_jax.untrusted import limit, parse_json, read_regular
+from bigbase_jax.untrusted import limit, parse_json, read_object, read_regular
 
 END = "<|endoftext|>"
 """The name of the token between documents, where a tokenizer has none of its own."""
@@ -834,7 +834,7 @@ class TokenizerFile:
         lowercase = self.lowercase
         beside = os.path.join(os.path.dirname(path), "tokenizer_config.json")
         if lowercase is None and os.path.isfile(beside):
-            lowercase = parse_json(read_regular(beside, os.path.dirname(beside)), beside).get("do_lower_case")
+            lowercase = read_object(beside).get("do_lower_case")
         if lowercase is None:
             lowercase = not any(p != p.lower() for p in pieces if not p.startswith("["))
         model = hf.models.WordPiece({piece: i for i, piece in enumerate(pieces)}, unk_token="[UNK]")
