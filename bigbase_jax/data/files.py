@@ -224,7 +224,7 @@ def walk(folder: str) -> Iterator[tuple[str, str]]:
 def _members(path: str, prefix: str, limits: Limits) -> list[File]:
     """The files in an archive that hold documents; nothing is unpacked to where their names say."""
     whole = file_at(os.path.basename(path), path, limits)
-    found, others = [], []
+    found, others, count = [], [], limits.meter(path, whole.size)
     for name, member in _archive(whole).items():
         parts = name.split("/")
         litter = any(part.startswith((".", "__MACOSX")) for part in parts) or _NOT_DATA.match(parts[-1])
@@ -233,6 +233,7 @@ def _members(path: str, prefix: str, limits: Limits) -> list[File]:
             continue
         if member.hindrance:
             raise UserError(f"{path}/{name} {member.hindrance}; unpack {path}, or make it without.")
+        count(member.size)
         found.append(File(prefix + name.lstrip("/"), path, member.size, whole.mtime_ns, name, limits))
     if not found and not prefix:
         raise UserError(f"{path} holds no text or table. {read_endings(others)}")
@@ -455,7 +456,7 @@ def one_sentence(file: File, encoding: str) -> Iterator[None]:
 def _errors() -> tuple[type[BaseException], ...]:
     """What a reader raises for a file that is not what its name says."""
     found: list[type[BaseException]] = [OSError, EOFError, zlib.error, csv.Error, zipfile.BadZipFile, tarfile.TarError]
-    found += [RuntimeError, MemoryError, UnicodeError, struct.error]  # zipfile knows more ways, and codecs
+    found += [RuntimeError, MemoryError, UnicodeError, IndexError, struct.error]  # of zipfile, codecs and pyarrow
     for module, name in (("zstandard", "ZstdError"), ("pyarrow", "ArrowException"), ("lzma", "LZMAError")):
         if sys.modules.get(module) is not None:
             found.append(getattr(sys.modules[module], name))

@@ -9,6 +9,7 @@ import io
 import itertools
 import json
 import re
+import struct
 import sys
 import warnings
 import zipfile
@@ -392,12 +393,12 @@ def rows_of_columns(file: File, choose: Callable[[list[str]], Sequence[str]]) ->
 
 
 def _size(value: Any) -> int:
-    """About how many characters a value is long."""
+    """About how many bytes a value has."""
     if isinstance(value, (str, bytes)):
-        return len(value)
+        return 8 + len(value)
     if isinstance(value, Mapping):
-        return sum(map(_size, value.values()))
-    return sum(map(_size, value)) if isinstance(value, list) else 8
+        return 8 + sum(map(_size, value.values()))
+    return 8 + sum(map(_size, value)) if isinstance(value, list) else 8
 
 
 def _columns(file: File) -> tuple[list[str], Mapping[bytes, bytes] | None, Callable[[list[str]], Iterator[Any]]]:
@@ -405,17 +406,75 @@ def _columns(file: File) -> tuple[list[str], Mapping[bytes, bytes] | None, Calla
     pyarrow = optional("pyarrow", "pyarrow", str(file))
     if kind_of(file.name) == ".parquet":
         parquet = optional("pyarrow.parquet", "pyarrow", str(file))
-        table = parquet.ParquetFile(open_file(file) if file.member else file.path)
+        table = parquet.ParquetFile(open_file(file) if file.member else file.path, buffer_size=_BLOCK)
         schema = table.schema_arrow
-        return list(schema.names), schema.metadata, lambda names: table.iter_batches(batch_size=1024, columns=names)
+        return list(schema.names), schema.metadata, functools.partial(_parquet_batches, file, table)
     source = pyarrow.BufferReader(open_file(file).read()) if is_packed(file) else pyarrow.memory_map(file.path)
     whole = source.read(6) == b"ARROW1"
+    source.seek(8 if whole else 0)
+    count = file.limits.meter(file, file.size)
+    with contextlib.suppress(EOFError, StopIteration):
+        for message in pyarrow.ipc.MessageReader.open_stream(source):
+            count(_unpacked_size(message))
     source.seek(0)
     reader = (pyarrow.ipc.open_file if whole else pyarrow.ipc.open_stream)(source)
 
     def batches(names: list[str]) -> Iterator[Any]:
         for batch in (reader.get_batch(i) for i in range(reader.num_record_batches)) if whole else reader:
-            for start in range(0, batch.num_rows, 1024):
-                yield batch.slice(start, 1024)
+            chosen = batch.select(names)
+            chosen.validate(full=True)  # reading what lies about its lengths ends the process
+            yield chosen
 
     return list(reader.schema.names), reader.schema.metadata, batches
+
+
+_EXPANDED = 1 << 30  # bytes of a batch, if every row repeated all that a group of rows holds
+
+
+def _parquet_batches(file: File, table: Any, names: list[str]) -> Iterator[Any]:
+    """Batches of some columns; nothing is read if it would be out of proportion to the file, by what this says."""
+    count, most = file.limits.meter(file, file.size), 1
+    nested = [name for name in names if table.schema_arrow.field(name).type.num_fields]
+    for group in map(table.metadata.row_group, range(table.num_row_groups)):
+        most = max(most, group.total_byte_size)
+        values = group.num_rows * len(names)
+        if nested:  # pyarrow aborts the process where the metadata of a column is damaged
+            chunks = map(group.column, range(group.num_columns))
+            values += sum(chunk.num_values for chunk in chunks if chunk.path_in_schema.split(".")[0] in nested)
+        count(max(group.total_byte_size, 8 * values))
+    yield from table.iter_batches(batch_size=max(8, min(1024, _EXPANDED // most)), columns=names)
+
+
+def _unpacked_size(message: Any) -> int:
+    """Bytes that the compressed buffers of an Arrow message say they unpack to; 0 where they are not compressed.
+
+    A message is a table of flatbuffers whose third field is a RecordBatch (in a dictionary's message, the second field
+    of that is); of this the third field has places and lengths of buffers, and the fourth says that they are
+    compressed.
+    """
+    data = message.metadata.to_pybytes()
+
+    def number(kind: str, at: int) -> int:
+        return int(struct.unpack_from(kind, data, at)[0])
+
+    def field(at: int, index: int) -> int:
+        table = at + number("<I", at)
+        entries = table - number("<i", table)
+        inside = 4 + 2 * index < number("<H", entries)
+        offset = number("<H", entries + 4 + 2 * index) if inside else 0
+        return table + offset if offset else 0
+
+    if message.type not in ("record batch", "dictionary"):
+        return 0
+    batch = field(0, 2)
+    batch = field(batch, 1) if message.type == "dictionary" else batch
+    buffers = field(batch, 2)
+    if not field(batch, 3) or not buffers:
+        return 0
+    first = buffers + number("<I", buffers)
+    sizes = []
+    for i in range(number("<I", first)):
+        at, length = struct.unpack_from("<qq", data, first + 4 + 16 * i)
+        if length >= 8:
+            sizes.append(struct.unpack("<q", message.body.slice(at, 8).to_pybytes())[0])
+    return sum(size for size in sizes if size > 0)

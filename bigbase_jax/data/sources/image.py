@@ -73,7 +73,7 @@ def decode(data: bytes | str | os.PathLike[str], draft_size: int | None = None, 
         with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
             width, height = image.size
             if width * height > limits.pixels:
-                raise too_large(f"{width:,} x {height:,} pixels", width * height)
+                raise too_large(f"a size of {width:,} x {height:,} pixels", width * height)
             with _room(width * height):
                 if draft_size is not None:
                     image.draft(None, (draft_size, draft_size))  # None keeps the mode
@@ -90,7 +90,7 @@ def decode(data: bytes | str | os.PathLike[str], draft_size: int | None = None, 
 
 def too_large(what: str, pixels: int) -> UserError:
     """Says that a picture is larger than ``limits.pixels``."""
-    return UserError(f"{what} are too much for a picture; if it is honest, set {KEY}.pixels={pixels} or more.")
+    return UserError(f"{what} is too much for a picture; if it is honest, set {KEY}.pixels={pixels} or more.")
 
 
 _DECODED_AT_ONCE = 1 << 26  # pixels, of up to 24 bytes on the way, by all threads together; a larger one is alone
