@@ -24,7 +24,7 @@ import tempfile
 import zipfile
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from bigbase_jax.build import suggest
@@ -49,7 +49,12 @@ _CURES = {
     **dict.fromkeys((".db", ".sqlite", ".mdb"), "export its table as .csv"),
 }
 _NOT_DATA = re.compile(r"(readme|licen[cs]e|copying|notice)\b|(dataset_infos?|dataset_dict)\.json$", re.IGNORECASE)
-_SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val", "test": "test"}
+_SPLITS = {
+    "train": ("training", "train"),
+    "val": ("validation", "valid", "val", "development", "dev", "evaluation", "eval"),
+    "test": ("testing", "test", "holdout", "hold-out", "hold_out", "heldout", "held-out", "held_out"),
+}
+"""What splits are called, in any case, also with "set" or "data" after it (``training_set``, ``TestData``)."""
 _FREE = 1 << 26  # bytes that any file may hold, however small it is
 
 
@@ -279,7 +284,11 @@ def split_of(files: Sequence[File], root: str) -> dict[str, str]:
     return splits
 
 
-_SPLIT = re.compile(r"(train|validation|valid|val|dev|test)(?![A-Za-z])", re.IGNORECASE)
+_SPLIT = re.compile(
+    "(?:" + "|".join(f"(?P<{split}>{'|'.join(words)})" for split, words in _SPLITS.items()) + ")"
+    r"(?:[-_ ]?(?:data|set|dataset|split|images|imgs|pictures|photos|texts))?(?![a-z])(?P<rest>.*)",
+    re.IGNORECASE | re.DOTALL,
+)
 
 
 def common_folders(files: Sequence[File]) -> int:
@@ -330,10 +339,38 @@ def stems_of(files: Sequence[File]) -> dict[str, str]:
     return {file.name: _stem(file.name.split("/")[depth]) for file in files}
 
 
-def named_after(stem: str) -> str | None:
-    """The split that a file of this name belongs to: ``val`` for ``dev_2``."""
+def named_after(stem: str, whole: bool = False) -> str | None:
+    """The split that a file of this name belongs to: ``val`` for ``dev_2``.
+
+    Args:
+      whole: numbers alone may follow the word, since classes may be called ``train_station`` or ``test tube``.
+    """
     match = _SPLIT.match(stem)
-    return _SPLITS[match.group(1).lower()] if match else None
+    if match is None or (whole and match["rest"].strip("-_. 0123456789")):
+        return None
+    return next(split for split in _SPLITS if match[split])
+
+
+def refuse_alike(root: str, inside: Mapping[str, Collection[str]]) -> None:
+    """Refuses folders that would be classes where most of them have the same folders in them, two or more.
+
+    Args:
+      inside: what the folders in each are called.
+
+    Raises:
+      UserError: they look like splits of names that nobody knows.
+    """
+    alike: dict[frozenset[str], list[str]] = {}
+    for name, folders in sorted(inside.items()):
+        alike.setdefault(frozenset(folder.casefold() for folder in folders), []).append(name)
+    for folders, names in alike.items():
+        if len(folders) > 1 and 1 < len(names) > len(inside) / 2:
+            latter = ", ".join(sorted(folders)[:6]) + ", ..." * (len(folders) > 6)
+            raise UserError(
+                f"{root} has {' and '.join(names[:6])}, each with the folders {latter}; if the former are splits, call"
+                " them train, val and test, or name one of them as root; if they are the classes, move what is in the"
+                " latter up into them."
+            )
 
 
 def unused(files: Sequence[File], used: Mapping[str, Sequence[File]]) -> list[str]:

@@ -1,5 +1,6 @@
 """Data that somebody sent: whatever a file is or says it is, it is read within limits or refused in one sentence."""
 
+import copy
 import json
 import os
 import socket
@@ -120,19 +121,33 @@ def test_a_file_of_the_kernels_that_may_not_end_is_empty(tmp_path):
     assert not list(Format().documents(file))
 
 
-def test_zips(tmp_path):
+def test_archives_are_read_in_proportion_and_within_what_they_say(tmp_path):
     path = tmp_path / "a.zip"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("../../b.txt", "where it does not belong")
         archive.writestr("a.txt", bytes(MANY))
-    assert [file.name for file in list_files(str(path))] == ["a.txt"]
-    with pytest.raises(UserError, match=r"a.zip/a.txt unpacks to more than 100 times its 10\d,\d{3} bytes"):
+    with pytest.raises(UserError, match=r"a.zip unpacks to more than 100 times its 10\d,\d{3} bytes"):
         read(path)
     data = bytearray(path.read_bytes())
     at = data.rindex(b"PK\x01\x02")
-    data[at + 24 : at + 28] = struct.pack("<I", 5)  # the size, as the directory has it
+    data[at + 24 : at + 28] = struct.pack("<I", 5)  # the size of a.txt, as the directory has it
     path.write_bytes(data)
-    with pytest.raises(UserError, match="cannot be read"):
+    assert [file.name for file in list_files(str(path))] == ["a.txt"]
+    with pytest.raises(UserError, match="cannot be read: Bad CRC"):
+        read(path)
+
+
+def test_entries_of_a_zip_that_share_their_bytes_are_refused(tmp_path):
+    """A "better zip bomb": many entries of one and the same content."""
+    path = tmp_path / "a.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a0.txt", bytes(1 << 20))
+        info = archive.getinfo("a0.txt")
+        for i in range(1, 100):
+            archive.filelist.append(copy.copy(info))
+            archive.filelist[-1].filename = f"a{i}.txt"
+        archive._didModify = True
+    with pytest.raises(UserError, match="a.zip unpacks to more than 100 times|differ"):
         read(path)
 
 

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from bigbase_jax.build import suggest
 from bigbase_jax.core import Source, UserError
-from bigbase_jax.data.files import LIMITS, Limits
+from bigbase_jax.data.files import LIMITS, Limits, named_after, refuse_alike
 from bigbase_jax.data.sources.image import SUFFIXES, Pictures, ReadsPictures, existing
 from bigbase_jax.data.sources.splits import digest, stratified, to_split_off
 
-_SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 _LITTER = {"thumbs.db", "desktop.ini", "__macosx"}
 
 
@@ -31,9 +30,16 @@ class ImageFolder(ReadsPictures):
 
     ``DIR/CLASS`` (or ``DIR/train/CLASS`` alone) is split into train, val and test. Where there is a test or val folder,
     no test split is made up; where there is no val folder, val is split off train. Splits are seeded and stratified: a
-    file's place depends on the seed, its path and the other files of its class. ``valid`` and ``validation`` mean val.
+    file's place depends on the seed, its path and the other files of its class.
 
-    Links are followed. Hidden files and files whose suffix is not one of ``image.SUFFIXES`` (in any case) are ignored.
+    Split folders may have any of the usual names (``training_set``, ``Valid``, ``dev``; see ``files.named_after``).
+    They are splits if one of them is train and holds folders but no pictures, and if so does another, or no folder of
+    another name has pictures of its own in it: a class may be called ``train`` beside ``bus``, or ``test``. Folders
+    that hold nothing but one folder of folders (``DIR/dataset/train``, ``training_set/training_set``) are looked into.
+
+    Links are followed, also out of DIR, and each folder of a class is read once, however many links lead to it. Hidden
+    files and files whose suffix is not one of ``image.SUFFIXES`` (in any case) are ignored; so are folders beside those
+    of splits, which the description names.
 
     Attributes:
       splits: ``image`` uint8 [H, W, 3] and ``label`` i32[] each.
@@ -64,12 +70,13 @@ class ImageFolder(ReadsPictures):
           limits: of a picture.
 
         Raises:
-          UserError: no such folder, no class, one class only, a class without pictures, or one that train lacks.
+          UserError: no such folder, no class, one class only, a class without pictures, or one that train lacks; or
+            folders with the same folders in each, which may be splits.
         """
         if draft_size is not None and draft_size < 1:
             raise UserError(f"draft_size is {draft_size}; it must be at least 1, or None for full size.")
         folder = existing(root)
-        self.ignored = 0
+        self.ignored, self._unused = 0, list[str]()
         given = self._split_folders(folder, root)
         files: dict[str, list[_File]] = {}
         names: list[str] = []
@@ -77,7 +84,7 @@ class ImageFolder(ReadsPictures):
             where = os.path.join(root, prefix)
             classes = self._subfolders(os.path.join(folder, prefix))
             if split == "train":
-                _check_classes(where, classes, self._subfolders, folder, prefix)
+                _check_classes(where, classes)
                 names = classes
             for name in classes:
                 if name not in names:
@@ -103,65 +110,86 @@ class ImageFolder(ReadsPictures):
         self.facts: Mapping[str, Any] = {"num_classes": len(names), "class_names": tuple(names)}
         count = sum(map(len, files.values()))
         ignored = f" ({self.ignored:,} other files ignored)" if self.ignored else ""
-        self.description = f"{count:,} pictures of {len(names)} classes in {root}{ignored}"
+        unused = f"; not used: {', '.join(self._unused)}" if self._unused else ""
+        self.description = f"{count:,} pictures of {len(names)} classes in {root}{ignored}{unused}"
 
     def fingerprint(self) -> str:
         """A digest of each split's paths, sizes and modification times, and of how they are decoded."""
         return digest([self.facts["class_names"], self._draft_size, *sorted(self._files.items())])
 
     def _split_folders(self, folder: str, root: str) -> dict[str, str]:
-        """Split -> folder below the root, which is "" where the root itself holds the classes."""
-        found = self._subfolders(folder)
-        splits: dict[str, str] = {}
-        for name in found:
-            split = _SPLITS.get(name.casefold())
-            if split is None:
-                continue
-            if split in splits:
-                raise UserError(f"{root} has two folders for {split}, {splits[split]} and {name}; leave one.")
-            splits[split] = name
-        only_splits = len(splits) == len(found) and found
+        """Split -> folder below the root; train alone where there are no splits: where the classes are."""
+        prefix = self._inner(folder, "")
+        found = self._subfolders(os.path.join(folder, prefix))
+        paths = {name: os.path.join(prefix, name) for name in found}
+        named = {name: split for name in found if (split := named_after(name, whole=True))}
+        splits = {split: self._inner(folder, paths[name], split) for name, split in named.items()}
+        others = [name for name in found if name not in named]
         if "train" in splits:
-            below = os.path.join(folder, splits["train"])
-            if self._subfolders(below) and not any(True for _ in self._own_pictures(below)):
-                return splits
-            if only_splits and any(True for _ in self._own_pictures(below)):
+            folders = {split: os.path.join(folder, path) for split, path in splits.items()}
+            holds = {s: not self._has_pictures(p) and bool(self._subfolders(p)) for s, p in folders.items()}
+            if not others and self._has_pictures(folders["train"]):
                 raise UserError(
                     f"{os.path.join(root, splits['train'])} holds pictures but no class folders; put those of each"
                     " class into a folder of its own."
                 )
-            if only_splits:
+            alone = not any(self._has_pictures(os.path.join(folder, paths[name])) for name in others)
+            if not others or (holds["train"] and (sum(holds.values()) > 1 or alone)):
+                for split in splits:
+                    same = [name for name, s in named.items() if s == split]
+                    if len(same) > 1:
+                        raise UserError(f"{root} has two folders for {split}, {' and '.join(same[:2])}; leave one.")
+                self._unused = others
                 return splits
-        elif only_splits and len(found) > 1:
+        elif named and not others and len(found) > 1:
             raise UserError(f"{root} has {' and '.join(found)} but no train folder.")
-        return {"train": ""}  # with classes that may be called "train" (beside "bus") or "test"
+        inside = {name: os.path.join(folder, self._inner(folder, path)) for name, path in paths.items()}
+        refuse_alike(
+            root, {n: () if self._has_pictures(path) else self._subfolders(path) for n, path in inside.items()}
+        )
+        return {"train": prefix}
+
+    def _inner(self, folder: str, prefix: str, split: str | None = None) -> str:
+        """The place below the folder after single folders of folders, which are called after the split, or none."""
+        for _ in range(8):  # links may lead up
+            here = os.path.join(folder, prefix)
+            found = self._subfolders(here)
+            if len(found) != 1 or named_after(found[0], whole=True) != split or self._has_pictures(here):
+                break
+            below = os.path.join(here, found[0])
+            if self._has_pictures(below) or not self._subfolders(below):
+                break
+            prefix = os.path.join(prefix, found[0])
+        return prefix
 
     @staticmethod
     def _subfolders(folder: str) -> list[str]:
         with os.scandir(folder) as entries:
-            return sorted(entry.name for entry in entries if not _is_litter(entry.name) and entry.is_dir())
+            return sorted(entry.name for entry in entries if not _is_litter(entry.name) and _is_folder(entry))
 
     @staticmethod
-    def _own_pictures(folder: str) -> Iterator[str]:
+    def _has_pictures(folder: str) -> bool:
         with os.scandir(folder) as entries:
-            yield from (e.name for e in entries if not _is_litter(e.name) and _is_picture(e.name) and not e.is_dir())
+            return any(not _is_litter(e.name) and _is_picture(e.name) and not _is_folder(e) for e in entries)
 
     def _pictures(self, root: str, prefix: str, name: str, label: int) -> list[_File]:
         """The pictures of one class, in order of their names; counts what else is there."""
         found: list[_File] = []
         others: Counter[str] = Counter()
         first = os.path.join(root, prefix, name)
-        stack = [(first, "/".join(filter(None, (prefix, name))), {os.path.realpath(first)})]
+        stack, seen = [(first, "/".join(filter(None, (prefix, name))))], set()
         while stack:
-            folder, relative, above = stack.pop()
+            folder, relative = stack.pop()
+            real = os.path.realpath(folder)
+            if real in seen:  # links may lead up, or in many ways to the same folder
+                continue
+            seen.add(real)
             with os.scandir(folder) as entries:
-                for entry in entries:
+                for entry in sorted(entries, key=lambda entry: entry.name, reverse=True):
                     if _is_litter(entry.name):
                         self.ignored += 1
-                    elif entry.is_dir():
-                        real = os.path.realpath(entry.path) if entry.is_symlink() else entry.path
-                        if real not in above:  # a link to a folder above would never end
-                            stack.append((entry.path, f"{relative}/{entry.name}", above | {real}))
+                    elif _is_folder(entry):
+                        stack.append((entry.path, f"{relative}/{entry.name}"))
                     elif _is_picture(entry.name):
                         try:
                             stat = entry.stat()
@@ -180,19 +208,22 @@ class ImageFolder(ReadsPictures):
         return sorted(found)
 
 
-def _check_classes(where: str, classes: Sequence[str], subfolders: Any, folder: str, prefix: str) -> None:
+def _check_classes(where: str, classes: Sequence[str]) -> None:
     if not classes:
         raise UserError(f"{where} has no class folders; expected pictures in {os.path.join(where, 'CLASS')}.")
     if len(classes) == 1:
-        below = subfolders(os.path.join(folder, prefix, classes[0]))
-        hint = f" Did you mean {os.path.join(where, classes[0])}?" if len(below) > 1 else ""
-        raise UserError(
-            f"{where} has one class only, {classes[0]!r}; a classifier needs at least two class folders.{hint}"
-        )
+        raise UserError(f"{where} has one class only, {classes[0]!r}; a classifier needs at least two class folders.")
 
 
 def _labels(files: Sequence[_File]) -> np.ndarray:
     return np.array([file.label for file in files], np.int32)
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # links that lead to each other
+        return False
 
 
 def _is_litter(name: str) -> bool:

@@ -43,6 +43,7 @@ from bigbase_jax.data.files import (
     list_files,
     named_after,
     one_file,
+    refuse_alike,
     unused,
 )
 from bigbase_jax.data.ragged import Ragged
@@ -514,19 +515,17 @@ def _class_folders(files: Sequence[File], root: str) -> dict[str, str]:
         return {}
     depth = common_folders(files)
     parts = {file.name: file.name.split("/")[depth:] for file in files}
-    if any(len(p) > 2 and named_after(p[0]) == "train" for p in parts.values()):
-        found = {name: p[1] for name, p in parts.items() if len(p) > 2 and named_after(p[0])}
+    for p in parts.values():  # training_set/training_set/CLASS
+        if len(p) > 2 and named_after(p[0], whole=True) == named_after(p[1], whole=True) is not None:
+            del p[1]
+    if any(len(p) > 2 and named_after(p[0], whole=True) == "train" for p in parts.values()):
+        found = {name: p[1] for name, p in parts.items() if len(p) > 2 and named_after(p[0], whole=True)}
     else:
         found = {name: p[0] for name, p in parts.items() if len(p) > 1}
         below: dict[str, set[str]] = {}
         for name, folder in found.items():
             below.setdefault(folder, set()).update(set(parts[name][1:-1][:1]) - _UNLABELLED)
-        inside = next(iter(below.values()), set())
-        if len(below) > 1 and len(inside) > 1 and all(names == inside for names in below.values()):
-            raise UserError(
-                f"{root} has {' and '.join(sorted(below))}, each with the folders {', '.join(sorted(inside))}; if the"
-                " former are splits, call them train, val or test."
-            )
+        refuse_alike(root, below)
     found = {name: folder for name, folder in found.items() if folder not in _UNLABELLED}
     return found if any(not named_after(folder) for folder in found.values()) and len(set(found.values())) > 1 else {}
 
@@ -591,7 +590,10 @@ def _label(row: Row, name: str, has_names: bool) -> Any:
     value = row.values[name]
     if isinstance(value, str):
         value = value.strip()
-        return int(float(value)) if _is_whole(value) else value or None
+        whole = value.partition(".")[0]
+        if _is_whole(value) and len(whole) > 18:
+            raise UserError(f"{row.where}: {name!r} is a number of {len(whole):,} digits, and so no class.")
+        return int(whole) if _is_whole(value) else value or None
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     if value is None or (has_names and value == -1):

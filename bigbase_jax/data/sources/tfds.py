@@ -11,10 +11,10 @@ import numpy as np
 
 from bigbase_jax.build import suggest
 from bigbase_jax.core import Example, Source, UserError
+from bigbase_jax.data.files import named_after
 from bigbase_jax.data.sources.image import ReadsPictures, decode
 from bigbase_jax.data.sources.splits import digest, stratified, to_split_off
 
-_SPLITS = {"train": "train", "validation": "val", "val": "val", "valid": "val", "test": "test"}
 _NAME = re.compile(r"\w+(/[\w.+-]+)?(:(\d+|\*)(\.(\d+|\*)){2})?")
 _READ_AHEAD = 256  # records per read of the labels
 
@@ -114,7 +114,7 @@ class Tfds(ReadsPictures):
                 f" data_dir, and {_how(name, data_dir)}"
             ) from error
 
-        found = {_SPLITS[split]: (split, source) for split, source in sources.items() if split in _SPLITS}
+        found = {s: (given, source) for given, source in sources.items() if (s := named_after(given, whole=True))}
         if "train" not in found:
             raise UserError(f"{name} has no split 'train'; it has: {', '.join(sources)}.")
         channels = 1 if features[keys[0]].shape[-1] == 1 else 3
