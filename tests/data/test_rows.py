@@ -1,6 +1,7 @@
 """Rows of tables as people have them: delimiters, byte-order marks, Excel, JSON around a list; and broken ones."""
 
 import json
+import zipfile
 
 import openpyxl
 import pytest
@@ -87,6 +88,13 @@ def test_an_excel_file_is_a_table_of_cells(tmp_path):
     book.active.append(("a", "b", "c", "d"))
     book.save(tmp_path / "a.xlsx")
     with pytest.raises(UserError, match=r"a.xlsx, row 6 has 4 columns instead of 3"):
+        values(tmp_path)
+
+
+def test_an_excel_file_that_unpacks_to_too_much_is_refused(tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.xlsx", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("xl/worksheets/sheet1.xml", bytes(70 << 20))
+    with pytest.raises(UserError, match=r"a.xlsx unpacks to more than 200 times its [\d,]+ bytes"):
         values(tmp_path)
 
 
