@@ -1,7 +1,9 @@
 """Configs build what they say, and say what they cannot build."""
 
 import dataclasses
+import pathlib
 import re
+import runpy
 
 import optax
 import pytest
@@ -17,6 +19,8 @@ from bigbase_jax.models.cnn import ConvNet
 from bigbase_jax.models.encoder_decoder import EncoderDecoder
 from bigbase_jax.models.mlp import MLP
 from bigbase_jax.models.vit import ViT
+
+ROOT = pathlib.Path(__file__).parent.parent
 
 
 @dataclasses.dataclass(frozen=True)
@@ -175,3 +179,22 @@ def test_sizes_and_rates_of_models_are_in_range(model):
     for rate in (1.5, -0.1, 1.0):
         with pytest.raises(UserError, match=rf"config\.dropout is {rate}; it lies in \[0, 1\)"):
             build(target(model, **words, dropout=rate))
+
+
+@pytest.mark.parametrize(
+    ("recipe", "arg", "found"),
+    [
+        ("text_classify", "text=a+b,label=2,class_names=/c,d", {"text": "a+b", "label": "2", "class_names": "/c,d"}),
+        ("text_classify", "text=a,text_pair=b", {"text": "a", "text_pair": "b", "label": None}),
+        ("translate", "source=1,target=0", {"source_language": "1", "target_language": "0"}),
+        ("lm", "data=text,columns=a+b", {"format": {"columns": ("a", "b"), "unit": "file"}}),
+        ("bert", "data=text", {"format": {"columns": ()}}),
+        ("instruct", "", {}),
+    ],
+)
+def test_recipes_take_paths_columns_and_encodings_as_arguments(recipe, arg, found):
+    given = f"root=/my,data,encoding=gb18030,{arg}"
+    node = runpy.run_path(f"{ROOT}/configs/{recipe}.py")["get_config"](given).data.dataset.to_dict()
+    assert node["root"] == "/my,data" and {**node, **node.get("format", {})}["encoding"] == "gb18030"
+    for key, value in found.items():
+        assert node[key] == value or node[key].items() >= value.items()

@@ -1,4 +1,4 @@
-"""Documents from files: plain text, JSON and JSON lines, CSV and TSV, Parquet, Arrow; also in gzip, Zstandard or zip.
+"""Documents from files: plain text, JSON and JSON lines, CSV, TSV, Excel, Parquet, Arrow; also packed (see ``files``).
 
 A document comes in blocks of about a million characters, so that one file may be larger than memory. Text is taken
 exactly as it stands, line ends included; only a byte-order mark goes.

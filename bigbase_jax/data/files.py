@@ -47,6 +47,7 @@ _CURES = {
         "a pickle can run code and is never read; save what it holds as .csv, .jsonl or .parquet",
     ),
     **dict.fromkeys((".db", ".sqlite", ".mdb"), "export its table as .csv"),
+    "without suffix": "call it .txt, .csv, ...",
 }
 _NOT_DATA = re.compile(r"(readme|licen[cs]e|copying|notice)\b|(dataset_infos?|dataset_dict)\.json$", re.IGNORECASE)
 _SPLITS = {
@@ -177,7 +178,8 @@ def list_files(root: str, limits: Limits = LIMITS) -> list[File]:
 
 def read_endings(kinds: Iterable[str] = ()) -> str:
     """Sentences on which endings are read, and on what to do about some that are not."""
-    cures = [f" {kind}: {_CURES[kind]}." for kind, _ in Counter(kinds).most_common() if kind in _CURES]
+    known = Counter(kind or "without suffix" for kind in kinds).most_common()
+    cures = [f" {kind}: {_CURES[kind]}." for kind, _ in known if kind in _CURES]
     return (
         "Read are texts (.txt, .md, .rst) and tables (.csv, .tsv, .xlsx, .json, .jsonl, .parquet, .arrow), also in .gz,"
         f" .zst, .zip and .tar.{''.join(cures[:2])}"

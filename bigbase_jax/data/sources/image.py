@@ -207,7 +207,8 @@ def existing(path: str, kind: str = "folder") -> str:
         return expanded
     if os.path.exists(expanded):
         other = "file" if kind == "folder" else "folder"
-        raise UserError(f"{path} is a {other}, not a {kind}.")
+        cure = " Unpack it first." * path.lower().endswith((".zip", ".tar", ".gz", ".tgz", ".rar", ".7z"))
+        raise UserError(f"{path} is a {other}, not a {kind}.{cure}")
     parent, name = os.path.split(os.path.abspath(expanded))
     while not os.path.isdir(parent):  # name the first missing part of the path
         parent, name = os.path.split(parent)

@@ -67,8 +67,6 @@ _TEXTS: tuple[tuple[str, str | None], ...] = (
     *((name, None) for name in ("text", "sentence", "review", "content", "comment", "sms", "tweet", "title")),
 )
 _LABELS = ("label", "labels", "class", "target", "sentiment", "category", "coarse_label", "intent", "stars", "rating")
-
-
 _UNLABELLED = {"unsup", "unsupervised", "unlabelled", "unlabeled"}  # folders beside those of classes
 
 
@@ -204,7 +202,8 @@ class LabelledText:
     def stamp(self) -> list[Any]:
         """What changes when the rows change, and all that says how to read them."""
         files = [[split, *file.stamp] for split, given in self.files().splits.items() for file in given]
-        return [files, [self.text, self.text_pair, self.label, self.encoding, self.names()]]
+        names = self.names()
+        return [files, [self.text, self.text_pair, self.label, self.encoding, *([names] if names else [])]]
 
     def dealing(self) -> list[Any]:
         """What the splits depend on."""
