@@ -34,6 +34,8 @@ from orbax.checkpoint import v1 as ocp
 
 from bigbase_jax.core import PyTree, UserError, flatten
 from bigbase_jax.log import say
+from bigbase_jax.untrusted import read_object
+from bigbase_jax.whole import clean, written
 
 _COMMON = 64  # checkpoints, the latest, among which processes look for one that all see
 _METADATA = "_CHECKPOINT_METADATA"  # orbax's name for what is to be known of a whole checkpoint; ours within: progress
@@ -93,8 +95,8 @@ class Checkpoints:
         self.directory.mkdir(parents=True, exist_ok=True)
         for leftover in self.directory.glob("*.orbax-checkpoint-tmp"):
             shutil.rmtree(leftover, ignore_errors=True)
-        (self.directory / f".{_CHECKSUMS}.tmp").unlink(missing_ok=True)
         for step in self._folders():
+            clean(self.directory / str(step))
             if fault := _fault(self.directory / str(step), lambda name: not name.startswith("state/")):
                 self._set_aside(step, str(self._damaged(step, fault)))
 
@@ -143,14 +145,11 @@ class Checkpoints:
         for this."""
         saving.result()
         if jax.process_index() == 0:
-            folder, partial = self.directory / str(step), self.directory / f".{_CHECKSUMS}.tmp"
+            folder = self.directory / str(step)
             sizes = _sizes(folder)
             crcs = _crcs(folder, sizes)
-            with open(partial, "w") as file:
-                json.dump({name: [size, crcs[name]] for name, size in sizes.items()}, file, indent=0)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(partial, folder / _CHECKSUMS)
+            with written(folder / _CHECKSUMS) as file:
+                file.write(json.dumps({name: [size, crcs[name]] for name, size in sizes.items()}, indent=0).encode())
 
     def wait(self) -> None:
         """Blocks until the save under way is on disk.
@@ -375,7 +374,7 @@ def _is_complete(folder: pathlib.Path) -> bool:
 
 def _progress(folder: pathlib.Path) -> dict[str, Any]:
     """What ``save`` was given. Orbax would take metadata that it cannot read for none."""
-    return dict(json.loads((folder / _METADATA).read_bytes())["custom_metadata"] or {})
+    return dict(read_object(folder / _METADATA)["custom_metadata"] or {})
 
 
 def _sizes(folder: pathlib.Path) -> dict[str, int]:
@@ -404,7 +403,7 @@ def _fault(folder: pathlib.Path, reads: Callable[[str], bool]) -> str | None:
         return f"{_METADATA} is missing"
     sizes = _sizes(folder)
     try:
-        saved = json.loads((folder / _CHECKSUMS).read_bytes())
+        saved = read_object(folder / _CHECKSUMS)
         wrong = [name for name, (size, _) in saved.items() if sizes.get(name) != size]
         if not wrong:
             crcs = _crcs(folder, {name: sizes[name] for name in saved if reads(name)})
@@ -413,7 +412,7 @@ def _fault(folder: pathlib.Path, reads: Callable[[str], bool]) -> str | None:
             return f"{wrong[0]} is {'not what was saved' if wrong[0] in sizes else 'missing'}"
     except FileNotFoundError:
         pass
-    except (OSError, ValueError, TypeError, AttributeError):
+    except (OSError, UserError, ValueError, TypeError):
         return f"{_CHECKSUMS} cannot be read"
     for name, read in ((_METADATA, _progress), ("metrics/metrics", _rank)):
         try:
@@ -426,7 +425,7 @@ def _fault(folder: pathlib.Path, reads: Callable[[str], bool]) -> str | None:
 def _rank(folder: pathlib.Path) -> float | None:
     """What ``BestN`` compares; None: it was saved without."""
     path = folder / "metrics" / "metrics"
-    return float(json.loads(path.read_bytes())["best"]) if path.is_file() else None
+    return float(read_object(path)["best"]) if path.is_file() else None
 
 
 def _meet(what: str) -> None:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from absl import flags
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, config_flags
 
 from bigbase_jax import redact
 from bigbase_jax.build import suggest, trust, trust_config
@@ -119,7 +119,9 @@ def parse(argv: list[str]) -> list[str]:
         print(f"{sys.modules['__main__'].__doc__}\n{usage()}")
         sys.exit(0)
     try:
-        return flags.FLAGS(argv)
+        rest = flags.FLAGS(argv)
+        _one_length()
+        return rest
     except (flags.Error, KeyError, AttributeError, TypeError, ValueError) as error:
         if _raised_in_a_recipe(error):
             raise  # a bug of the recipe, which keeps its traceback
@@ -146,6 +148,17 @@ def usage() -> str:
             groups.setdefault(verb, []).append("\n".join(lines))
     known = "Any key of the recipe is a flag as well: --config.train.steps=100."
     return "\n\n".join([*("\n".join([f"{verb}:", *sorted(rows)]) for verb, rows in sorted(groups.items())), known])
+
+
+def _one_length() -> None:
+    """Of ``train.steps`` and ``train.epochs``, the one that is given takes the place of the recipe's other."""
+    if "config" not in flags.FLAGS or flags.FLAGS["config"].value is None:
+        return
+    flag: Any = flags.FLAGS["config"]
+    given = config_flags.get_override_values(flag)
+    for key, other in (("train.steps", "train.epochs"), ("train.epochs", "train.steps")):
+        if given.get(key) is not None and given.get(other) is None:
+            flag.value.update_from_flattened_dict({other: None})
 
 
 def misspelt_key(argv: list[str]) -> str | None:

@@ -58,8 +58,8 @@ class Diverged(UserError):
     def __init__(self, step: int, what: str):
         self.step = step
         super().__init__(
-            f"{what} at step {step}; the last good checkpoint is kept: lower the learning rate "
-            "(config.optim.learning_rate) or clip gradients (config.optim.clip_norm)."
+            f"{what} at step {step}; lower the learning rate (config.optim.learning_rate) or clip gradients "
+            "(config.optim.clip_norm)."
         )
 
 

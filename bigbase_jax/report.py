@@ -565,9 +565,9 @@ def _lineage(run: _Run) -> str:
                 f'<span class="pair">{e(k)} <b>{e("" if v is None else v)}</b></span>' for k, v in lineage[name].items()
             )
             rows.append((name.capitalize(), pairs))
-    starts = lineage.get("starts") or []
+    starts = [start if isinstance(start, dict) else {"started": start} for start in lineage.get("starts") or []]
     rows += [("Started", e(when(lineage["started"])))] if lineage.get("started") else []
-    rows += [("Continued", e(", ".join(map(when, starts[1:]))))] if len(starts) > 1 else []
+    rows += [("Starts", "<br>".join(e(_start(start)) for start in starts))] if len(starts) > 1 else []
     rows += [("Finished", e(when(lineage["finished"])))] if lineage.get("finished") else []
     known = {
         "command",
@@ -592,6 +592,14 @@ def _command(said: Any) -> str:
         return shlex.join(redact.command(shlex.split(str(said))))
     except ValueError:  # it is no command
         return redact.hide(str(said))
+
+
+def _start(start: Mapping[str, Any]) -> str:
+    """One of several starts: when, from which step to which, and how it ended."""
+    steps = [str(start[key]) for key in ("from_step", "to_step") if key in start]
+    parts = [when(start["started"])] if start.get("started") else []
+    parts += [f"{'steps' if len(steps) > 1 else 'from step'} {' to '.join(steps)}"] if steps else []
+    return ", ".join([*parts, *([str(start["how"])] if start.get("how") else [])])
 
 
 def _config(run: _Run) -> str:

@@ -1,14 +1,16 @@
 """The run folder: everything one run knows of itself, readable without the package.
 
-``config.json`` the config as it was run; ``lineage.json`` where it comes from (command, commit, versions, devices,
-data); ``data.json`` what predicting needs to know of the data; ``start/`` what was kept of ``config.init_from``;
-``metrics.jsonl`` the log; ``tensorboard/``; ``checkpoints/STEP/``; ``eval-SPLIT.json`` and ``predictions-SPLIT.npz``
-the last evaluation; ``report.html``.
+``config.json`` the config as it was run; ``lineage.json`` where it comes from: the data, and of each start that trained
+the command, commit, versions, devices, first and last step and how it ended; ``data.json`` what predicting needs to
+know of the data; ``start/`` what was kept of ``config.init_from``; ``metrics.jsonl`` the log; ``tensorboard/``;
+``checkpoints/STEP/``; ``eval-SPLIT.json`` and ``predictions-SPLIT.npz`` the last evaluation; ``report.html``.
 """
 
 from __future__ import annotations
 
+import contextlib
 import datetime
+import fcntl
 import importlib.metadata
 import json
 import os
@@ -19,8 +21,8 @@ import shlex
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import IO, Any
 
 import jax
 import numpy as np
@@ -28,6 +30,7 @@ from ml_collections import ConfigDict
 
 from bigbase_jax import redact
 from bigbase_jax.core import UserError
+from bigbase_jax.log import say
 from bigbase_jax.untrusted import read_object
 from bigbase_jax.whole import clean, written
 
@@ -49,6 +52,16 @@ _PACKAGES = (
 )
 
 
+_BEFORE_A_RUN = re.compile(r"\..*|lost\+found|output\.txt|.*\.(log|out|err)")  # what a new run's folder may hold
+_LOCK = ".lock"
+_locks: set[IO[str]] = set()  # held by this process; a forked one, which may outlive it, lets go of them
+os.register_at_fork(after_in_child=lambda: [file.close() for file in _locks])
+
+
+class InUse(UserError):
+    """Another process trains in the folder."""
+
+
 class RunDir:
     """One run's folder.
 
@@ -68,6 +81,79 @@ class RunDir:
     def begun(self) -> bool:
         """Whether training has left something here that another run would spoil."""
         return any(child.name[0].isdigit() for child in self.checkpoints.glob("*"))
+
+    def refuse_foreign(self) -> None:
+        """
+        Raises:
+          UserError: the folder is not empty and holds no run: what is there is somebody's, and not to be written among.
+        """
+        with contextlib.suppress(UserError):
+            if {"data", "task", "train"} <= self.config_json().keys():
+                return
+        found = [name for name in sorted(os.listdir(self.path)) if not _BEFORE_A_RUN.fullmatch(name)]
+        if found:
+            more = f" and {len(found) - 3} more" if len(found) > 3 else ""
+            raise UserError(
+                f"{self.path} is not empty and holds no run ({', '.join(found[:3])}{more} in it); give --workdir a new "
+                "or an empty folder."
+            )
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keeps all but this process (of several, the first stands for all) from training here.
+
+        The folder is made if it is not there, and removed again if nothing was written into it. The operating system
+        ends the lock with the process, however that ends; on a network's file system its server does, which may take
+        it a while. A file system without locks is said, and nothing is kept.
+
+        Raises:
+          InUse: another process trains here: says which.
+          UserError: the folder holds what is no run, or cannot be written.
+        """
+        if jax.process_index():
+            yield
+            return
+        try:
+            if not (made := not self.path.exists()):
+                self.refuse_foreign()
+            self.path.mkdir(parents=True, exist_ok=True)
+            file = self._lock()
+        except OSError as error:
+            raise UserError(f"cannot write {self.path}: {error.strerror or error}.") from error
+        with file:
+            _locks.add(file)
+            try:
+                yield
+            finally:
+                _locks.discard(file)
+                with contextlib.suppress(OSError):
+                    if os.listdir(self.path) == [_LOCK]:
+                        (self.path / _LOCK).unlink()
+                        self.path.rmdir() if made else None
+
+    def _lock(self) -> IO[str]:
+        """The open file that holds the lock; what this process starts does not inherit it."""
+        while True:
+            file = open(self.path / _LOCK, "a+")  # noqa: SIM115
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                file.seek(0)
+                who = file.read() or "another process"
+                file.close()
+                raise InUse(
+                    f"{self.path} is in use by {who}; wait for it, stop it, or give this run its own --workdir."
+                ) from error
+            except OSError as error:
+                say(f"{self.path} has no locks ({error.strerror}); see to it that one process at a time trains there.")
+                return file
+            with contextlib.suppress(OSError):
+                if os.path.samestat(os.fstat(file.fileno()), os.stat(self.path / _LOCK)):  # else it was just removed
+                    file.truncate(0)
+                    file.write(f"process {os.getpid()} on {socket.gethostname()} since {_now()} ({_command()})")
+                    file.flush()
+                    return file
+            file.close()
 
     def refuse_other(self, config: ConfigDict) -> None:
         """
@@ -101,6 +187,11 @@ class RunDir:
             raise UserError(
                 f"the data changed since the run in {self.path} began; restore it or give this run its own --workdir."
             )
+
+    def keep_data(self, kept: Mapping[str, Any]) -> None:
+        """Writes ``data.json``, unless the run has begun with one."""
+        if not (self.begun and (self.path / "data.json").exists()):
+            self.write_json("data.json", kept)
 
     def config_json(self) -> dict[str, Any]:
         """The config as plain data.
@@ -155,35 +246,47 @@ class RunDir:
         with written(self.path / name) as file:
             write(file)
 
-    def write_lineage(self, mesh_devices: int, data: Mapping[str, Any]) -> None:
-        """Records where the run comes from; a resumed run keeps the first start and adds its own."""
-        started = _now()
-        starts = [started]
-        if (self.path / "lineage.json").exists():
-            starts = [*self.read_json("lineage.json").get("starts", []), started]
-        self.write_json(
-            "lineage.json",
-            {
-                "command": shlex.join([os.path.basename(sys.executable), *redact.command(sys.argv)]),
-                "git_commit": _git("rev-parse", "HEAD"),
-                "git_dirty": bool(_git("status", "--porcelain", "--untracked-files=no")),
-                "versions": {"python": platform.python_version(), **{p: _version(p) for p in _PACKAGES}},
-                "devices": {
-                    "backend": jax.default_backend(),
-                    "kind": jax.devices()[0].device_kind,
-                    "count": mesh_devices,
-                    "processes": jax.process_count(),
-                },
-                "host": {"name": socket.gethostname(), "cores": os.cpu_count(), "system": platform.platform()},
-                "data": dict(data),
-                "started": starts[0],
-                "starts": starts,
-            },
-        )
+    @contextlib.contextmanager
+    def training(self, step: int, mesh_devices: int, data: Mapping[str, Any]) -> Iterator[None]:
+        """Around the loop that goes on from ``step``: records this start, and the error that ends it, in the lineage.
 
-    def finish_lineage(self) -> None:
-        """Notes when the run ended."""
-        self.write_json("lineage.json", {**self.read_json("lineage.json"), "finished": _now()})
+        The record is the last of ``starts``; what it says of this process stands at the top too.
+        """
+        if jax.process_index():
+            yield
+            return
+        lineage = self.read_json("lineage.json") if (self.path / "lineage.json").exists() else {}
+        before = [start if isinstance(start, dict) else {"started": start} for start in lineage.get("starts", [])]
+        here = {
+            "command": _command(),
+            "git_commit": _git("rev-parse", "HEAD"),
+            "git_dirty": bool(_git("status", "--porcelain", "--untracked-files=no")),
+            "versions": {"python": platform.python_version(), **{p: _version(p) for p in _PACKAGES}},
+            "devices": {
+                "backend": jax.default_backend(),
+                "kind": jax.devices()[0].device_kind,
+                "count": mesh_devices,
+                "processes": jax.process_count(),
+            },
+            "host": {"name": socket.gethostname(), "cores": os.cpu_count(), "system": platform.platform()},
+        }
+        starts = [*before, {"started": _now(), "from_step": step, **here}]
+        self.write_json("lineage.json", {**here, "data": dict(data), "started": starts[0]["started"], "starts": starts})
+        try:
+            yield
+        except BaseException as error:
+            with contextlib.suppress(UserError):  # the disk may be what ended it
+                self.ended(None, redact.hide((str(error) or type(error).__name__).splitlines()[0]))
+            raise
+
+    def ended(self, step: int | None, how: str, finished: bool = False) -> None:
+        """Notes in the lineage how and after which step the last start ended; ``finished``: and the run with it."""
+        if jax.process_index() or "finished" in (lineage := self.read_json("lineage.json")):
+            return
+        last = (lineage.get("starts") or [None])[-1]
+        if isinstance(last, dict) and "how" not in last:
+            last.update({"ended": _now(), "how": how} | ({} if step is None else {"to_step": step}))
+        self.write_json("lineage.json", lineage | ({"finished": _now()} if finished else {}))
 
 
 def as_json(config: ConfigDict) -> dict[str, Any]:
@@ -208,6 +311,10 @@ def _default(value: Any) -> Any:
     if isinstance(value, (np.generic, np.ndarray)):
         return value.tolist()
     return str(value)
+
+
+def _command() -> str:
+    return shlex.join([os.path.basename(sys.executable), *redact.command(sys.argv)])
 
 
 def _now() -> str:

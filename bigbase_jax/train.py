@@ -35,7 +35,8 @@ class Loop:
     """How long and how to run (``config.train``).
 
     Attributes:
-      epochs: passes over the training split; or give ``steps`` (exactly one of the two).
+      epochs: passes over the training split; or give ``steps`` (one of the two; on the command line, it replaces the
+        other). Learning-rate schedules span the steps that either gives.
       steps: optimizer updates.
       log_every: steps between log lines.
       eval_every: steps between evaluations on the validation split; None: once per epoch.
@@ -74,7 +75,7 @@ class Loop:
 
     def __post_init__(self) -> None:
         if (self.epochs is None) == (self.steps is None):
-            raise UserError("give exactly one of config.train.epochs and config.train.steps.")
+            raise UserError("give exactly one of config.train.epochs and config.train.steps; the other is None.")
         for name in (
             "epochs",
             "steps",
@@ -139,10 +140,7 @@ def train(config: ConfigDict, workdir: str, name: str = "", observe: Observe | N
     with contextlib.closing(data.train_batches(0, parallel.host(mesh))) as batches:
         first = next(batches)
     spec = {k: jax.ShapeDtypeStruct((data.batch_size, *v.shape[1:]), v.dtype) for k, v in first.items()}
-    run.write_json(
-        "data.json", {"facts": data.facts, "batch": {k: [list(s.shape), str(s.dtype)] for k, s in spec.items()}}
-    )
-    run.write_lineage(mesh.size, about)
+    run.keep_data({"facts": data.facts, "batch": {k: [list(s.shape), str(s.dtype)] for k, s in spec.items()}})
     total = loop.total_steps(data.steps_per_epoch)
     eval_every = loop.eval_every or data.steps_per_epoch
     checkpoint_every = loop.checkpoint_every or eval_every
@@ -203,7 +201,14 @@ def train(config: ConfigDict, workdir: str, name: str = "", observe: Observe | N
         # --------------------------------------------------------------------------------------------- loop
         stream = parallel.prefetch(data.train_batches(start, parallel.host(mesh)), mesh)
         closing = contextlib.closing
-        with distributed.Watch(loop.watchdog, start) as watch, closing(checkpoints), closing(log), closing(stream):
+        recorded = run.training(start, mesh.size, about)
+        with (
+            recorded,
+            distributed.Watch(loop.watchdog, start) as watch,
+            closing(checkpoints),
+            closing(log),
+            closing(stream),
+        ):
             for step in range(start + 1, total + 1):
                 with log.data_wait():
                     batch = next(stream)
@@ -226,11 +231,13 @@ def train(config: ConfigDict, workdir: str, name: str = "", observe: Observe | N
         if watch.signal and int(state.step) < total:
             by = signal.Signals(watch.signal).name
             say(f"stopped by {by} after step {int(state.step)}; the same command goes on from there")
+            run.ended(int(state.step), by)
             return {"step": int(state.step), "signal": int(watch.signal)}
         if reason and int(state.step) < total:
             say(f"stopped after step {int(state.step)}: {reason}")
+            run.ended(int(state.step), reason)
             return {"step": int(state.step), "stopped": reason}
-        run.finish_lineage()
+    run.ended(int(state.step), "finished", finished=True)
 
     # ------------------------------------------------------------------------------------------------- final evaluation
     step = int(state.step)

@@ -54,16 +54,20 @@ def _show_warning(show: Callable[..., None], told: list[str], message: Any, *arg
 def train(config: ConfigDict, workdir: str, name: str = "", observe: training.Observe | None = None) -> dict[str, Any]:
     """Trains, or goes on with the run in ``workdir``; then evaluates and writes the report. Returns the metrics."""
     setup()
-    config = pretrained.resolve(config, pretrained.kept(RunDir(workdir)))
-    try:
-        result = training.train(config, workdir, name, observe)
-    except Diverged:
-        with distributed.last_words():
+    run = RunDir(workdir)
+    with run.locked():
+        config = pretrained.resolve(config, pretrained.kept(run))
+        try:
+            result = training.train(config, workdir, name, observe)
+        except Diverged as error:
+            with distributed.last_words():
+                _report_once(workdir)
+            anew = "nothing was saved before it, so that the next start begins anew"
+            kept = "the last good checkpoint is kept" if run.begun else anew
+            raise UserError(f"{str(error).removesuffix('.')}; {kept}.") from error
+        if "split" in result:
             _report_once(workdir)
-        raise
-    if "split" in result:
-        _report_once(workdir)
-    return result
+        return result
 
 
 def evaluate(workdir: str, step: int | None = None, split: str | None = None) -> dict[str, Any]:

@@ -368,7 +368,7 @@ def make_folder(root, count):
         ),
         (["--config=configs/catdog.py:tiny", "--config.train.parallel=pmap"], "'jit' or 'shard_map'"),
         (["--config=configs/catdog.py:tiny", "--config.task.model.depth=19"], "depth"),
-        (["--config=configs/catdog.py:tiny", "--config.train.epochs=1"], "exactly one of"),
+        (["--config=configs/catdog.py:tiny", "--config.train.epochs=1", "--config.train.steps=3"], "exactly one of"),
         (["--mode=evaluate", "--workdir=x"], "Did you mean 'eval'?"),
         (["--mode=eval"], "needs --workdir"),
         (["--mode=eval", "--workdir=/no/such/run"], "not a run folder"),

@@ -21,7 +21,7 @@ ALLOWED = {  # file or folder -> what of ours it may import; folders may import 
     "distributed.py": CORE,
     "optim.py": CORE,
     "parallel.py": CORE,
-    "rundir.py": CORE | {"bigbase_jax.checkpoint"},
+    "rundir.py": CORE | {"bigbase_jax.checkpoint", "bigbase_jax.log"},
     "untrusted.py": {"bigbase_jax.core"},
     "sandbox.py": set(),
     "evaluate.py": CORE | {"bigbase_jax.parallel"},

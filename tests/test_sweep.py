@@ -23,6 +23,7 @@ from scipy import stats
 from bigbase_jax.build import deferred
 from bigbase_jax.core import UserError
 from bigbase_jax.log import Diverged
+from bigbase_jax.rundir import InUse
 from bigbase_jax.sweep import Sweep, choice, command, integer, log_uniform, space, uniform, worker
 from bigbase_jax.sweep import study as studies
 from bigbase_jax.sweep.study import Stop, Study
@@ -313,6 +314,21 @@ def test_a_full_disk_ends_the_worker_and_not_the_trial(tmp_path):
     study = swept(tmp_path / "s", sweep)
     assert [trial.state.name for trial in study.trials()] == ["COMPLETE"] * 2
     assert did(study) == {"trial-0000": [1, 2, 3, 4], "trial-0001": [1, 2, 3, 4]}
+
+
+def test_a_trial_whose_folder_is_in_use_is_tried_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(worker, "_POLL", 0.0)
+    fake = Fake(fail={"0000": InUse("it is in use by process 7.")})
+
+    def execute(*args):
+        try:
+            return fake(*args)
+        finally:
+            fake.fail = {}
+
+    study = swept(tmp_path / "s", Sweep("accuracy", fixed=[{}] * 2), execute)
+    assert did(study) == {"trial-0000": [1, 2, 3, 4], "trial-0001": [1, 2, 3, 4]}
+    assert [trial.state.name for trial in study.trials()] == ["COMPLETE"] * 2
 
 
 def test_a_metric_that_is_not_measured_stops_at_once_and_may_be_corrected(tmp_path):

@@ -3,14 +3,18 @@
 import json
 import runpy
 import shutil
+import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from absl import flags
+from ml_collections import config_flags
 
-from bigbase_jax import parallel, verbs
+from bigbase_jax import command_line, parallel, verbs
 from bigbase_jax import train as training
+from bigbase_jax.build import build
 from bigbase_jax.checkpoint import Checkpoints
 from bigbase_jax.core import UserError, flatten
 from bigbase_jax.log import Diverged, _Rows
@@ -49,7 +53,15 @@ def test_early_stopping_keeps_and_reports_the_best_checkpoint_whatever_is_damage
     assert [row["step"] for row in evaluations] == [2, 4, 6, 8]
     assert result["step"] == 2
     assert Checkpoints(tmp_path / "checkpoints", read_only=True).steps() == [2, 6, 8]
+
+    def files():
+        found = {p: p for p in sorted(tmp_path.rglob("*")) if p.is_file()}
+        kept = {p: (p.read_bytes(), p.stat().st_mtime_ns) for p in found if not p.name.startswith(("eval-", "pred"))}
+        return kept, {p: p.read_bytes() for p in found.keys() - kept.keys()}
+
+    before = files()
     assert training.train(config, str(tmp_path)) == result  # again: evaluates the best one and ends
+    assert files() == before
     (tmp_path / "checkpoints" / "8" / "_CHECKPOINT_METADATA").write_text("")
     (tmp_path / "checkpoints" / "8.damaged").mkdir()
     assert verbs.evaluate(str(tmp_path)) == result
@@ -145,6 +157,27 @@ def test_divergence_names_the_step_and_saves_nothing_infinite(tmp_path):
     assert (tmp_path / "report.html").exists()
 
 
+def test_nan_before_the_first_checkpoint_is_a_sentence_and_the_next_start_begins_anew(tmp_path):
+    config = recipe(steps=6, log_every=1, checkpoint_every=5)
+    config.task.loss_kind = "softmax"
+    config.task.model.activation = "relu"
+    config.optim.learning_rate = 1e38
+    for _ in range(2):
+        with pytest.raises(UserError, match=r"at step 2; lower the .*; nothing was saved before it, .* begins anew\.$"):
+            verbs.train(config, str(tmp_path))
+        assert "diverged at step 2" in (tmp_path / "report.html").read_text()
+        assert not list((tmp_path / "checkpoints").iterdir())
+    config.optim.learning_rate = 1e-3  # in the same folder
+    assert verbs.train(config, str(tmp_path))["step"] == 6
+    assert [row["step"] for row in rows_of(tmp_path, "train")] == [1, 2, 3, 4, 5, 6]
+    assert not rows_of(tmp_path, "diverged")
+    lineage = json.loads((tmp_path / "lineage.json").read_text())
+    assert [start["from_step"] for start in lineage["starts"]] == [0, 0, 0]
+    assert ["nan" in lineage["starts"][0]["how"], lineage["starts"][2]["how"]] == [True, "finished"]
+    page = (tmp_path / "report.html").read_text()
+    assert ">finished</span>" in page and "steps 0 to 6, finished" in page
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -158,6 +191,31 @@ def test_divergence_names_the_step_and_saves_nothing_infinite(tmp_path):
 def test_impossible_loops_are_refused(arguments, message):
     with pytest.raises(UserError, match=message):
         Loop(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("given", "steps", "epochs"),
+    [(["steps=50"], 50, None), (["epochs=2"], None, 2.0), ([], None, 8.0), (["steps=50", "epochs=2"], 50, 2.0)],
+)
+def test_steps_on_the_command_line_take_the_place_of_epochs(monkeypatch, given, steps, epochs):
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_file("config", None, flag_values=values)
+    monkeypatch.setattr(flags, "FLAGS", values)
+    assert command_line.parse(["launch.py"]) == ["launch.py"]
+    values.unparse_flags()
+    argv = ["launch.py", "--config=configs/catdog.py", *(f"--config.train.{flag}" for flag in given)]
+    monkeypatch.setattr(sys, "argv", argv)  # where overrides are looked for
+    command_line.parse(argv)
+    config = values.config
+    assert (config.train.steps, config.train.epochs) == (steps, epochs)
+    if steps and epochs:
+        with pytest.raises(UserError, match="exactly one of"):
+            build(config.train)
+        return
+    total = build(config.train).total_steps(10.0)
+    assert total == (steps or 10 * epochs)
+    rate = build(config.optim).rate(total)
+    assert float(rate(total)) < 0.1 * float(rate(total // 2))  # the schedule ends with the run
 
 
 def test_epochs_and_evaluations_need_not_be_whole():

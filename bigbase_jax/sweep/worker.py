@@ -30,7 +30,7 @@ from bigbase_jax.build import suggest
 from bigbase_jax.checkpoint import disk_error
 from bigbase_jax.core import UserError
 from bigbase_jax.log import read_rows
-from bigbase_jax.rundir import RunDir
+from bigbase_jax.rundir import InUse, RunDir
 from bigbase_jax.sweep import space
 from bigbase_jax.sweep.space import Sweep
 from bigbase_jax.sweep.study import Claim, Stop, Study
@@ -81,8 +81,15 @@ def work(study: Study, config: ConfigDict, execute: Execute, only: int | None = 
                         raise Stop(gone)
                     time.sleep(_POLL)
                     continue
-                with pulse.beating(claim):
-                    stopped_by = _run(claim, study, config, execute)
+                try:
+                    with pulse.beating(claim):
+                        stopped_by = _run(claim, study, config, execute)
+                except InUse as busy:  # by a process that was taken for dead
+                    if only is not None:
+                        raise
+                    os.write(2, f"{busy}\n".encode())
+                    time.sleep(_POLL)
+                    continue
                 if stopped_by:
                     return 128 + stopped_by
                 if only is not None:
@@ -145,7 +152,7 @@ def _run(claim: Claim, study: Study, config: ConfigDict, execute: Execute) -> in
             claim.note(values=values)
         found = summarise(list(values.values()), sweep)
         claim.finish(TrialState.COMPLETE, found.pop("value"), **found, seconds=time.monotonic() - began)
-    except (Stop, _Interrupted):
+    except (Stop, InUse, _Interrupted):
         with contextlib.suppress(UserError):
             claim.release()
         raise
