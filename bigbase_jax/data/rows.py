@@ -26,6 +26,7 @@ from bigbase_jax.data.files import (
     is_packed,
     kind_of,
     list_files,
+    named_after,
     one_sentence,
     open_file,
     optional,
@@ -182,7 +183,7 @@ def json_values(file: File, encoding: str, lenient: bool = False) -> Iterator[tu
                         f"{file} is one value of more than {most:,} characters; make it a list of records, or JSON"
                         f" lines, or raise {KEY}.text."
                     )
-                yield from enumerate(_unwrapped(_json(head, f"{file}")), 1)
+                yield from enumerate(_unwrapped(file, _json(head, f"{file}")), 1)
         return
     for number, line in lines_of(file, encoding):
         if line.strip():
@@ -265,8 +266,14 @@ def _elements(file: File, text: str, rest: io.TextIOBase) -> Iterator[tuple[int,
         raise UserError(f"{file} is not JSON: something follows its list.")
 
 
-def _unwrapped(values: Any) -> list[Any]:
+def _unwrapped(file: File, values: Any) -> list[Any]:
     if isinstance(values, dict):
+        lists = [name for name, value in values.items() if isinstance(value, list)]
+        if len(lists) > 1 and all(named_after(name, whole=True) for name in lists):
+            shown = " and ".join(f"{name}.json" for name in lists)
+            raise UserError(
+                f"{file} holds several lists, named after splits; put each into a file of its own ({shown})."
+            )
         inside = [value for name, value in values.items() if name in _WRAPPERS and isinstance(value, list)]
         values = inside[0] if len(inside) == 1 else [values]
     return values if isinstance(values, list) else [values]

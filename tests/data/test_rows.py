@@ -123,6 +123,7 @@ def test_json_around_a_list_of_rows(tmp_path):
         ("a.xls", "x", "a.xls is not read. .*xls: save it as .xlsx or .csv"),
         ("a.pkl", "x", "a pickle can run code and is never read"),
         ("a.7z", "x", "7z: unpack it"),
+        ("a.json", '{"train": [{"text": "a"}], "test": []}', r"several lists, .* its own \(train.json and test.json\)"),
         ("a", "x,1", "holds no table. .* without suffix: call it .txt, .csv"),
         ("a.bin", b"\xff\x00", "holds no table. Read are"),
     ],

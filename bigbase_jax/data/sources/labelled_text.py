@@ -31,7 +31,7 @@ from bigbase_jax.build import suggest
 from bigbase_jax.core import Example, Fields, Source, UserError
 from bigbase_jax.data import cache as caches
 from bigbase_jax.data import ragged
-from bigbase_jax.data.documents import Format
+from bigbase_jax.data.documents import Format, whole_text
 from bigbase_jax.data.files import (
     LIMITS,
     TABLES,
@@ -424,8 +424,7 @@ class _Survey:
     def _rows(self, file: File, header: bool) -> Iterator[Row]:
         if not self._class_of_file:
             return rows(file, self._data.encoding, header)
-        documents = Format(encoding=self._data.encoding).documents(file)
-        text = "".join(block for document in documents for block in document.blocks)
+        text = whole_text(file, self._data.encoding)
         return iter([Row(1, {"text": text, "label": self._class_of_file[file.name]}, file)])
 
     def _deal(self, given: list[str], print_N: list[bytes], label_N: list[Any]) -> list[str]:
