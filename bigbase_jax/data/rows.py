@@ -322,8 +322,8 @@ def lines_of_table(file: File, encoding: str) -> Iterator[tuple[int, list[str]]]
 
 
 def delimiter(file: File, encoding: str) -> str | None:
-    """What divides the cells of a table in text: the mark by which most of the first lines have as many cells as the
-    very first one, which is at least two; None where there is none. A comma divides no ``.txt``."""
+    """What divides the cells of a table in text: the mark by which the first lines, or more than half of them, have as
+    many cells as the very first one, which is at least two; None where there is none. A comma divides no ``.txt``."""
     if kind_of(file.name) == ".tsv":
         return "\t"
     with one_sentence(file, encoding), text_of(file, encoding) as whole:
@@ -338,7 +338,7 @@ def delimiter(file: File, encoding: str) -> str | None:
                 len(row) for row in itertools.islice(filter(None, csv.reader(lines, delimiter=mark)), _SAMPLE_ROWS)
             ]
             score = counts.count(counts[0]) if counts and counts[0] > 1 else 0
-            if score > best:
+            if score > max(best, len(counts) / 2):
                 best, found = score, mark
     return found
 

@@ -53,6 +53,7 @@ def test_between_tabs_quotation_marks_are_text_unless_excel_wrote_them(tmp_path)
         ("preis;text\n3,5;a, b\n" + "1,0;c\n" * 9 + "ragged\n", ";"),
         ("1,one; two\n2,three\n3,a; b; c\n", ","),
         ("text\nfirst, second\nthird\n", None),
+        ("first; second\nthird\nfourth\n", None),
         ("", None),
     ],
 )
