@@ -333,10 +333,10 @@ def delimiter(file: File, encoding: str) -> str | None:
         del lines[-1]
     best, found = 0, None
     for mark in _DELIMITERS if kind_of(file.name) == ".csv" else _DELIMITERS[:-1]:
+        plain: dict[str, Any] = {"quoting": csv.QUOTE_NONE} if mark == "\t" and kind_of(file.name) != ".csv" else {}
         with contextlib.suppress(csv.Error):
-            counts = [
-                len(row) for row in itertools.islice(filter(None, csv.reader(lines, delimiter=mark)), _SAMPLE_ROWS)
-            ]
+            table = filter(None, csv.reader(lines, delimiter=mark, **plain))
+            counts = [len(row) for row in itertools.islice(table, _SAMPLE_ROWS)]
             score = counts.count(counts[0]) if counts and counts[0] > 1 else 0
             if score > max(best, len(counts) / 2):
                 best, found = score, mark
