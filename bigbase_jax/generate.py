@@ -11,11 +11,9 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import io
 import json
 import pathlib
 import sys
-import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -31,6 +29,8 @@ from bigbase_jax.core import UserError, Variables
 from bigbase_jax.data import chat_template
 from bigbase_jax.data.sources.parallel_text import Encoder, pair_facts
 from bigbase_jax.data.tokenizer import Tokenizer, TokenizerFile, encode, load, sides
+from bigbase_jax.inference.inputs import Input
+from bigbase_jax.inference.predictor import Predictor
 from bigbase_jax.models.encoder_decoder import EncoderDecoder
 from bigbase_jax.models.transformer import unstack_blocks
 from bigbase_jax.pretrained.folder import generation
@@ -601,17 +601,11 @@ def _translate_by_folder(path: str, model: EncoderDecoder, variables: Variables,
 
 def _translate(workdir: str, prompts: list[str], step: int | None, out: Any) -> int:
     """The translation of each prompt, a line each, by the task's own words."""
-    began, answer = time.monotonic(), io.StringIO()
-    with tempfile.TemporaryDirectory() as folder:
-        file = pathlib.Path(folder) / "prompts.txt"
-        file.write_text("\n".join(" ".join(prompt.split()) or "." for prompt in prompts), encoding="utf-8")
-        verbs.predict(workdir, str(file), step, out=answer)
-    found = json.loads(answer.getvalue())
-    if "error" in found:
-        raise UserError(found["error"].replace(str(file), "the prompt"))
-    seconds = round(time.monotonic() - began, 3)
-    for prompt, text in zip(prompts, found["translation"].split("\n"), strict=True):
-        print(
-            json.dumps({"prompt": prompt, "text": text, "seconds": seconds}, ensure_ascii=False), flush=True, file=out
-        )
+    began = time.monotonic()
+    given = [Input({"source": " ".join(prompt.split()) or "."}, "") for prompt in prompts]
+    for prompt, (_, answer) in zip(prompts, Predictor(workdir, step).answers(given), strict=True):
+        if "error" in answer:
+            raise UserError(f"the prompt {prompt[:40]!r}: {answer['error']}")
+        line = {"prompt": prompt, "text": answer["translation"], "seconds": round(time.monotonic() - began, 3)}
+        print(json.dumps(line, ensure_ascii=False), flush=True, file=out)
     return 0

@@ -2,6 +2,7 @@
 
 import errno
 import functools
+import io
 import json
 import os
 import pathlib
@@ -43,6 +44,15 @@ MEASURED = {  # by task: what an evaluation reports, and what it keeps of each e
         {"step", "loss", "accuracy", "perplexity", "bleu", "chrf"},
         {"log_probability", "correct", "target", "tokens", "reference", "index"},
     ),
+}
+
+
+NEW = {  # by recipe: rows that a run of it answers one by one
+    "bert": ({"text": "the [MASK] statement"}, {"text": "an object is an [MASK] here"}),
+    "instruct": ({"prompt": "What is 1 + 1?", "completion": "2"}, {"prompt": "What is 1 + 1?", "completion": "11"}),
+    "lm": ({"text": "Names refer to objects."}, {"text": "The global statement"}),
+    "text_classify": ({"text": "Read a file."}, {"text": "Return the square root of x, a number."}),
+    "translate": ({"source": "17"}, {"source": "942"}),
 }
 
 
@@ -101,6 +111,13 @@ def test_every_recipe_trains_evaluates_and_reports(recipe, tmp_path):
     for name in ("config.json", "lineage.json", "report.html", f"predictions-{split}.npz"):
         assert (tmp_path / "run" / name).stat().st_size > 0
     assert list((tmp_path / "run" / "tensorboard").iterdir())
+    if recipe.stem in NEW:
+        new, found = tmp_path / "new.jsonl", io.StringIO()
+        new.write_text("".join(json.dumps(row) + "\n" for row in (*NEW[recipe.stem], {"nothing": 1})))
+        assert verbs.predict(str(tmp_path / "run"), str(new), out=found) == 1
+        one, two, bad = map(json.loads, found.getvalue().splitlines())
+        assert (one.pop("row"), two.pop("row"), set(bad)) == (1, 2, {"input", "row", "error"})
+        assert one != two and one.keys() == two.keys() and "error" not in one
 
 
 def test_the_command_again_evaluates_a_finished_run_and_ends(finished):

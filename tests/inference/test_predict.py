@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from bigbase_jax import verbs
+from bigbase_jax import generate, verbs
 from bigbase_jax.core import UserError
 from bigbase_jax.inference import answers, inputs
 from bigbase_jax.inference.predictor import Predictor
@@ -235,3 +235,15 @@ def test_files_are_read_in_the_encoding_of_the_training(tmp_path, capsys):
     (found,), _ = predict(capsys, run, str(tmp_path / "data" / "好" / "1.txt"))
     assert found["probability"] != pytest.approx(expected["probability"], abs=1e-6)
     assert Predictor(run).facts["class_names"] == ("坏", "好")
+
+
+def test_prompts_of_a_run_that_translates_are_its_rows(tmp_path, capsys):
+    config = runpy.run_path(str(CONFIGS / "translate.py"))["get_config"]("tiny")
+    config.train.steps = 1
+    verbs.train(config, str(tmp_path / "run"))
+    (tmp_path / "new.txt").write_text("17\n\n942\n")
+    found, _ = predict(capsys, str(tmp_path / "run"), str(tmp_path / "new.txt"))
+    assert [f["row"] for f in found] == [1, 3]  # lines of the file
+    assert generate.run(str(tmp_path / "run"), ["17", "942"]) == 0
+    prompts = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [p["text"] for p in prompts] == [f["translation"] for f in found]
