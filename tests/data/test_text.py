@@ -427,3 +427,8 @@ def test_a_users_file_is_read_in_the_encoding_of_the_facts(tmp_path):
     np.testing.assert_array_equal(ours["inputs"], theirs["inputs"])
     with pytest.raises(UserError, match=r"a.txt is not utf-8 .*as in :root=...,encoding=gb18030"):
         read_text(str(tmp_path / "a.txt"), facts)
+    form = {"format": {"encoding": "gb18030", "columns": ("0",), "unit": "line"}}
+    for config in (form, {"parts": {"a": form, "b": {}}}):
+        found = TextFiles.fields(config, facts)
+        assert (found.encoding, found.columns["text"], found.lines, found.header) == ("gb18030", (("0",),), True, False)
+    assert TextFiles.fields({"parts": {"a": {}}}, facts).encoding == TextFiles.fields({}, facts).encoding == "utf-8"

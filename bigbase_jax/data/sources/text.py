@@ -198,8 +198,9 @@ class Text:
 
 
 def fields_of(config: Mapping[str, Any], facts: Mapping[str, Any]) -> Fields:
-    """A row has one entry, ``text``; a text is a row by line where the documents were lines, else it is one."""
-    form = config.get("format") or {}
+    """A row has one entry, ``text``; a text is a row by line where the documents were lines, else it is one. Of a
+    mixture, as in its first part."""
+    form = next(iter((config.get("parts") or {"": config}).values())).get("format") or {}
     names = tuple(form.get("columns", ()))
     header = not (names and all(name.isdigit() for name in names))
     options = (names,) if names else COLUMNS
