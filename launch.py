@@ -4,6 +4,7 @@ python launch.py --config=configs/catdog.py                       train, evaluat
 python launch.py --config=RECIPE --sweep=experiments/STUDY/sweep.py --workers=2    many runs, the best of them
 python launch.py --mode=eval --workdir=runs/catdog                restore, evaluate
 python launch.py --mode=predict --workdir=runs/catdog --input=a.jpg    or --input=new.csv --output=answers.csv
+python launch.py --mode=embed --workdir=runs/bert --input=texts.csv --output=vectors.npy    or a published folder
 python launch.py --mode=generate --workdir=runs/lm --prompt="Once" --sample=temperature=0.8,top_k=50 --stop="\n"
 python launch.py --mode=report --workdir=runs/catdog
 python launch.py --mode=compare --workdir=runs/a --workdir=runs/b    or a sweep's folder: what differs
@@ -33,17 +34,15 @@ from bigbase_jax import command_line, distributed, memory
 from bigbase_jax.build import suggest
 from bigbase_jax.core import UserError
 
-MODES = ("train", "eval", "predict", "generate", "report", "compare", "export", "plan", "doctor")
+MODES = ("train", "eval", "predict", "embed", "generate", "report", "compare", "export", "plan", "doctor")
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The recipe: configs/NAME.py[:argument,...].")
 _MODE = flags.DEFINE_string("mode", "train", f"What to do: {', '.join(MODES)}.")
 _WORKDIR = flags.DEFINE_multi_string("workdir", None, "The run folder; default: runs/ and the recipe's name.")
-_STEP = flags.DEFINE_integer(
-    "step", None, "eval, predict, generate, export: which one; default: the best, or the last."
-)
+_STEP = flags.DEFINE_integer("step", None, "eval, predict, embed, generate, export: which; default: the best one.")
 _SPLIT = flags.DEFINE_string("split", None, "eval, compare: the split; default: test, or else val.")
-_INPUT = flags.DEFINE_string("input", None, "predict: files or tables, a path or quoted pattern; generate: prompts.")
+_INPUT = flags.DEFINE_string("input", None, "predict, embed: files or tables, a path or pattern; generate: prompts.")
 _TO = flags.DEFINE_string("to", "safetensors", "export: what to write: safetensors, adapter.")
-_OUTPUT = flags.DEFINE_string("output", None, "predict: .csv, .tsv, .jsonl, .parquet; export, compare: a folder.")
+_OUTPUT = flags.DEFINE_string("output", None, "predict: .csv, .tsv, .jsonl, .parquet; embed: .npy; export: a folder.")
 _COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, where a cluster does not say it.")
 _PROCESSES = flags.DEFINE_integer("num_processes", None, "How many processes run this command; 1 is this one alone.")
 _PROCESS = flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.")
@@ -60,7 +59,7 @@ def main(_: list[str]) -> int:
     memory.keep_freed()
     if mode in ("train", "plan") and _CONFIG.value is None:
         raise UserError("--config is missing; try --config=configs/catdog.py.")
-    if mode in ("eval", "predict", "generate", "report", "export") and not workdir:
+    if mode in ("eval", "predict", "embed", "generate", "report", "export") and not workdir:
         raise UserError(f"--mode={mode} needs --workdir: the folder of the run.")
     if mode == "plan":
         from bigbase_jax import plan, pretrained
@@ -92,10 +91,11 @@ def _verb(mode: str, workdir: str) -> int:
         result = verbs.train(_CONFIG.value, workdir or os.path.join("runs", name), name)
     elif mode == "eval":
         result = verbs.evaluate(workdir, _STEP.value, _SPLIT.value)
-    elif mode == "predict":
+    elif mode in ("predict", "embed"):
         if _INPUT.value is None:
-            raise UserError("--mode=predict needs --input: a file, a folder or a quoted pattern.")
-        return verbs.predict(workdir, _INPUT.value, _STEP.value, _OUTPUT.value)
+            raise UserError(f"--mode={mode} needs --input: a file, a folder or a quoted pattern.")
+        verb = verbs.predict if mode == "predict" else verbs.embed
+        return verb(workdir, _INPUT.value, _STEP.value, _OUTPUT.value)
     elif mode == "generate":
         from bigbase_jax import generate
 

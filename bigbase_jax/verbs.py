@@ -15,7 +15,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from bigbase_jax import distributed, parallel, pretrained
+from bigbase_jax import distributed, parallel, pretrained, whole
 from bigbase_jax import report as report_page
 from bigbase_jax import train as training
 from bigbase_jax.build import build, suggest
@@ -135,6 +135,54 @@ def predict(workdir: str, pattern: str, step: int | None = None, output: str | N
             write({**(place if len(files) > 1 or item.row is None else {}), **item.values, **named})
     if output is not None:
         print(json.dumps({"output": output, "answers": number, "errors": failed}), flush=True, file=out)
+    return int(failed > 0)
+
+
+def embed(workdir: str, pattern: str, step: int | None = None, output: str | None = None, out: Any = None) -> int:
+    """A vector for each text, be it a row of a table, a line or a file, by a run or a folder of published weights.
+
+    Prints ``{"input", "row", "vector"}`` or ``{"input", "row", "error"}`` each.
+
+    Args:
+      output: a file to write them to instead, ``.npy`` (f32[N,D], NaN where a text is unreadable) or as ``predict``.
+
+    Returns:
+      The exit status: 1 if something could not be read.
+
+    Raises:
+      UserError: nothing matches ``pattern``, the model reads no text, or the disk refuses.
+    """
+    from bigbase_jax.inference.embedding import Embedder, Vectors
+
+    setup()
+    files = inputs.find(pattern)
+    failed = number = 0
+    with contextlib.ExitStack() as stack:
+        embedder = Embedder(workdir, step)
+        add = write = None
+        if output is not None and output.lower().endswith(".npy"):
+            file = stack.enter_context(whole.written(pathlib.Path(os.path.expanduser(output))))
+            add = stack.enter_context(Vectors(file, embedder.width))
+        elif output is not None:
+            write = stack.enter_context(answers.Answers(output))
+        found = embedder.vectors(inputs.read(files, embedder.fields, embedder.limits))
+        for item, vector in answers.counted(found, inputs.estimate(files, embedder.fields), "embed"):
+            number += 1
+            place = {"input": item.file} if item.row is None else {"input": item.file, "row": item.row}
+            wrong = isinstance(vector, UserError)
+            failed += wrong
+            answer = {"error": str(vector)} if isinstance(vector, UserError) else {"vector": vector.tolist()}
+            if add is not None:
+                add(np.full(embedder.width, np.nan) if isinstance(vector, UserError) else vector)
+                if wrong:
+                    say(f"{item.file}{'' if item.row is None else f', row {item.row}'}: {vector}")
+            elif write is not None:
+                write({**place, **item.values, **answer})
+            else:
+                print(answers.as_json({**place, **answer}), flush=True, file=out)
+    if output is not None:
+        about = {"output": output, "vectors": number, "width": embedder.width, "errors": failed}
+        print(json.dumps(about), flush=True, file=out)
     return int(failed > 0)
 
 

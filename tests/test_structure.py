@@ -35,7 +35,7 @@ ALLOWED = {  # file or folder -> what of ours it may import; folders may import 
     "doctor": set(),
     "inference": CORE
     | {f"bigbase_jax.{name}" for name in ("build", "checkpoint", "data", "log", "parallel", "restored", "rundir")}
-    | {"bigbase_jax.whole"},
+    | {f"bigbase_jax.{name}" for name in ("pretrained", "tasks", "whole")},
     "data": CORE | {"bigbase_jax.sandbox", "bigbase_jax.build"},
     "models": set(),
     "pretrained": CORE

@@ -149,7 +149,7 @@ def _wider(kind: type | None, value: Any) -> type | None:
     return float if {kind, new} == {int, float} else str
 
 
-def counted(answers: Iterable[T], about: float | None) -> Iterator[T]:
+def counted(answers: Iterable[T], about: float | None, verb: str = "predict") -> Iterator[T]:
     """``answers``, with lines for people about how many there were, how fast, and how long the rest takes.
 
     Args:
@@ -163,6 +163,6 @@ def counted(answers: Iterable[T], about: float | None) -> Iterator[T]:
         if now - last > _EVERY:
             last, rate = now, number / (now - begin)
             left = f", about {max(about - number, 0) / rate / 60:.1f} min left" if about else ""
-            say(f"predict: {number:,} answers, {rate:,.0f} a second{left}")
+            say(f"{verb}: {number:,} answers, {rate:,.0f} a second{left}")
     seconds = time.monotonic() - begin
-    say(f"predict: {number:,} answers in {seconds:.1f} s, {number / max(seconds, 1e-9):,.0f} a second")
+    say(f"{verb}: {number:,} answers in {seconds:.1f} s, {number / max(seconds, 1e-9):,.0f} a second")
