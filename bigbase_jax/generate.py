@@ -570,7 +570,7 @@ def _translate_by_folder(path: str, model: EncoderDecoder, variables: Variables,
     words = {**config, **words}
     source, target = sides(TokenizerFile(path).fit(lambda: iter(()), lambda: iter(()), True))
     tokens = [encode(source, prompt) for prompt in prompts]
-    most = (words.get("max_length") or 512) - 1  # theirs counts the start token
+    most = min(words.get("max_length", 512), 1 << 14) - 1  # theirs counts the start token
     facts = pair_facts(source, target, _rounded(max(map(len, tokens)) + 1, 16), most)
     facts["start_id"] = words.get("decoder_start_token_id", facts["start_id"])
     task = Translation(

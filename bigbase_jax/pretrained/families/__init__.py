@@ -40,7 +40,7 @@ FAMILIES: Mapping[str, str] = {
 GENERATION: Schema = {
     "eos_token_id": either(TOKEN, listed(TOKEN, 0, 256)),
     "decoder_start_token_id": TOKEN,
-    "max_length": whole(2, 1 << 16),
+    "max_length": whole(2, (1 << 31) - 1),
     "num_beams": whole(1, 1024),
     "length_penalty": number(-100, 100),
 }
