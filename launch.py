@@ -21,6 +21,9 @@ import json
 import os
 import sys
 
+from bigbase_jax import signals
+
+signals.leave_on_interrupt()  # the imports take seconds
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # XLA's notes to its own developers; what fails is raised
 if "--mode=doctor" in sys.argv:  # before the other imports: it also has to run where these fail
     from bigbase_jax import doctor
@@ -67,7 +70,6 @@ def main(_: list[str]) -> int:
         config = pretrained.resolve(_CONFIG.value)
         print(json.dumps(plan.run(config, **command_line.planning())), flush=True)
         return 0
-
     if mode == "train" and (sweep := command_line.sweeping()):
         from bigbase_jax.sweep import command
 

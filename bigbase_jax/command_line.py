@@ -16,7 +16,7 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from bigbase_jax import redact
+from bigbase_jax import redact, signals
 from bigbase_jax.build import suggest, trust, trust_config
 from bigbase_jax.core import UserError
 
@@ -69,17 +69,19 @@ def sweeping() -> dict[str, Any]:
 
 
 def ending(main: Callable[[list[str]], int]) -> Callable[[], None]:
-    """``main`` as a command, which ends with the status that it returns, or with 2 and a sentence for a mistake."""
+    """``main`` as a command, which ends with the status that it returns, with 2 and a sentence for a mistake, or with a
+    line and 130 after Ctrl-C."""
 
     def run() -> None:
         redact.receive()
         sys.excepthook = redact.print_exception
         threading.excepthook = lambda args: redact.print_exception(*args[:3])
         try:
-            rest = parse(sys.argv)
-            trust(*(_TRUST.value or ()))
-            trust_config(flags.FLAGS["config"].value)  # the user has typed its name
-            status = main(rest)
+            with signals.interruptible():
+                rest = parse(sys.argv)
+                trust(*(_TRUST.value or ()))
+                trust_config(flags.FLAGS["config"].value)  # the user has typed its name
+                status = main(rest)
         except UserError as error:
             print(redact.hide(f"error: {error}"), file=sys.stderr)
             status = 2

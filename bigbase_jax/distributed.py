@@ -26,13 +26,13 @@ import threading
 import time
 import traceback
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any, NoReturn
 
 import jax
 
-from bigbase_jax import redact
+from bigbase_jax import redact, signals
 from bigbase_jax.core import UserError
 
 LOST = os.EX_TEMPFAIL
@@ -171,7 +171,8 @@ def joined(place: Place | None, lost_after: float = 30.0, within: float = 300.0)
     except UserError as error:
         _group.fail(str(error), 2, f"error: {error}")
     except KeyboardInterrupt:
-        _group.fail("interrupted", 128 + signal.SIGINT, "interrupted")
+        signals.interrupted()
+        _group.fail("interrupted", 128 + signal.SIGINT, "")
     except BaseException as error:
         _group.await_verdict()
         first = (str(error).strip() or "no message").splitlines()[0]
@@ -502,29 +503,30 @@ def _keep_stdout_for_results(first: bool) -> None:
 class Watch:
     """Around the training loop: collects signals to stop for, and reports steps that take too long.
 
-    SIGTERM (preemption) and SIGINT end the loop after a step, in all processes after the same one, even if only one of
-    them got it; a second SIGINT interrupts at once. A step that takes longer than ``stall_after`` is named on stderr,
-    with the stacks of all threads, once.
+    SIGTERM (preemption), SIGINT and SIGHUP end the loop after a step, in all processes after the same one, even if only
+    one of them got it; a SIGINT after that interrupts at once. A step that takes longer than ``stall_after`` is named
+    on stderr, with the stacks of all threads, once.
 
     Args:
       stall_after: seconds; None: steps may take for ever.
       start: the last step before the loop.
+      tell: says at once that a signal has come.
 
     Attributes:
       signal: the number of the signal that ended the loop, the same in all processes; None: no signal did.
     """
 
-    def __init__(self, stall_after: float | None, start: int = 0):
-        self._stall_after, self._step = stall_after, start
+    def __init__(self, stall_after: float | None, start: int = 0, tell: Callable[[str], None] | None = None):
+        self._stall_after, self._step, self._tell = stall_after, start, tell
         self._received: list[int] = []
+        self._heard = False
         self._pauses = 0
         self._over = threading.Event()
-        self._before: dict[int, Any] = {}
+        self._caught = signals.caught(self._receive, self._hear)
         self.signal: int | None = None
 
     def __enter__(self) -> Watch:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            self._before[number] = signal.signal(number, self._receive)
+        self._caught.__enter__()
         if _group is not None:
             _group.step = self._step
         if self._stall_after is not None:
@@ -533,8 +535,7 @@ class Watch:
 
     def __exit__(self, *_: object) -> None:
         self._over.set()
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
+        self._caught.__exit__(None, None, None)
 
     def ends(self, step: int) -> bool:
         """Notes that ``step`` has ended; whether the loop ends with it because of a signal."""
@@ -561,6 +562,14 @@ class Watch:
         if _group is not None:
             _group.asked = number
 
+    def _hear(self, number: int) -> None:
+        if self._heard and number == signal.SIGINT:
+            signals.interrupted()
+        elif not self._heard and self._tell is not None:
+            again = "; Ctrl-C again stops it at once, without" if number == signal.SIGINT else ""
+            self._tell(f"{signal.Signals(number).name}: the run stops after this step, with a checkpoint{again}")
+        self._heard = True
+
     def _guard(self, stall_after: float) -> None:
         tick = min(1.0, stall_after / 4)
         step, waited = self._step, 0.0  # in ticks of this thread, so that a stopped process does not count
@@ -582,8 +591,8 @@ def spawn(count: int, lost_after: float = 30.0) -> int | None:
     """Runs the command that this process was started with as ``count`` processes on this machine's CPU, to try it out.
 
     Simulated devices (``--xla_force_host_platform_device_count`` in ``XLA_FLAGS``) are divided among them. Standard
-    output is that of process 0; the lines of standard error begin with ``[I]``. SIGTERM and SIGINT go to all. When one
-    has failed, the others have the time to say so before they are stopped.
+    output is that of process 0; the lines of standard error begin with ``[I]``. Signals go to all. When one has failed,
+    the others have the time to say so before they are stopped.
 
     Returns:
       The exit status of the first that failed, or 0; None: this process is itself one of them.
@@ -602,30 +611,29 @@ def spawn(count: int, lost_after: float = 30.0) -> int | None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         address = "{}:{}".format(*server.getsockname())
     share = _DEVICES.sub(lambda m: m[0].replace(m[1], str(int(m[1]) // count)), flags)
-    children, pumps = [], []
+    children: list[subprocess.Popen] = []
+    pumps = []
     command, arguments = redact.child([sys.executable, *sys.argv])
-    for index in range(count):
-        place = {_SPAWNED: f"{address} {count} {index}", "JAX_PLATFORMS": "cpu", "XLA_FLAGS": share}
-        child = subprocess.Popen(
-            command,
-            env={**os.environ, **arguments, **place},
-            stdin=subprocess.DEVNULL,
-            stdout=None if index == 0 else subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            process_group=0,  # else the terminal's Ctrl-C would reach them twice
-        )
-        children.append(child)
-        pumps.append(threading.Thread(target=_pump, args=(child.stderr, f"[{index}] "), daemon=True))
-        pumps[-1].start()
 
     def forward(number: int, _: FrameType | None) -> None:
         for child in children:
             child.send_signal(number)
 
-    before = {number: signal.signal(number, forward) for number in (signal.SIGTERM, signal.SIGINT)}
-    status = _first_failure(children, lost_after + 30)
-    for number, handler in before.items():
-        signal.signal(number, handler)
+    with signals.caught(forward):
+        for index in range(count):
+            place = {_SPAWNED: f"{address} {count} {index}", "JAX_PLATFORMS": "cpu", "XLA_FLAGS": share}
+            child = subprocess.Popen(
+                command,
+                env={**os.environ, **arguments, **place},
+                stdin=subprocess.DEVNULL,
+                stdout=None if index == 0 else subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                process_group=0,  # else the terminal's Ctrl-C would reach them twice
+            )
+            children.append(child)
+            pumps.append(threading.Thread(target=_pump, args=(child.stderr, f"[{index}] "), daemon=True))
+            pumps[-1].start()
+        status = _first_failure(children, lost_after + 30)
     for pump in pumps:
         pump.join()
     return status

@@ -68,10 +68,11 @@ def say(text: str) -> None:
     if jax.distributed.is_initialized() and jax.process_index():
         return
     text = redact.hide(text)
-    if _live is not None:
-        _live.print(text, markup=False, highlight=False, soft_wrap=True)
-    else:
-        print(text, file=sys.stderr, flush=True)
+    with contextlib.suppress(OSError):  # nobody reads any more
+        if _live is not None:
+            _live.print(text, markup=False, highlight=False, soft_wrap=True)
+        else:
+            print(text, file=sys.stderr, flush=True)
 
 
 class Log:
@@ -480,7 +481,8 @@ class _Bar:
     def close(self) -> None:
         global _live
         _live = None
-        self._progress.stop()
+        with contextlib.suppress(OSError):
+            self._progress.stop()
 
 
 def _rate(value: float) -> str:

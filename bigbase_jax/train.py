@@ -204,7 +204,7 @@ def train(config: ConfigDict, workdir: str, name: str = "", observe: Observe | N
         recorded = run.training(start, mesh.size, about)
         with (
             recorded,
-            distributed.Watch(loop.watchdog, start) as watch,
+            distributed.Watch(loop.watchdog, start, say) as watch,
             closing(checkpoints),
             closing(log),
             closing(stream),

@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import queue
 import random
 import re
 import shutil
@@ -327,13 +328,18 @@ def test_alone_the_loop_ends_after_the_step_in_progress():
     assert signal.getsignal(signal.SIGTERM) is before
 
 
-def test_a_second_interrupt_interrupts_at_once():
-    with distributed.Watch(None) as watch:
-        os.kill(os.getpid(), signal.SIGINT)
-        assert watch.ends(1)
+@pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGHUP])
+def test_a_signal_is_said_at_once_and_an_interrupt_after_it_interrupts(monkeypatch, first):
+    said = queue.SimpleQueue()
+    monkeypatch.setattr(distributed.signals, "interrupted", lambda: said.put("interrupted"))
+    with distributed.Watch(None, tell=said.put) as watch:
+        os.kill(os.getpid(), first)
+        assert said.get(timeout=30).startswith(f"{first.name}: the run stops after this step, with a checkpoint")
+        assert watch.ends(1) and watch.signal == first
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
             time.sleep(1)
+        assert said.get(timeout=30) == "interrupted"
 
 
 def test_a_step_that_stalls_is_named_once_with_all_stacks(capfd):

@@ -289,21 +289,24 @@ def test_kill_9_at_random_times_gives_the_same_bits(undisturbed, tmp_path, kills
     assert steps == sorted(set(steps))
 
 
-def test_sigterm_saves_after_the_step_in_progress_and_the_same_bits_follow(undisturbed, tmp_path):
+def test_signals_save_after_the_step_in_progress_and_the_same_bits_follow(undisturbed, tmp_path):
     workdir, result, _ = undisturbed
     command = ("--config=configs/catdog.py:tiny", f"--workdir={tmp_path / 'run'}", *LONG)
-    process = start(*command)
-    while "step 2/" not in (line := process.stderr.readline()) and line:
-        pass
-    process.send_signal(signal.SIGTERM)
-    out, err = process.communicate(timeout=120)
-    assert process.returncode == 128 + signal.SIGTERM, err
-    stopped = json.loads(out.splitlines()[-1])
-    assert stopped["signal"] == signal.SIGTERM and "stopped by SIGTERM" in err
-    assert str(stopped["step"]) == arrays(tmp_path / "run")[0]
-    assert 2 <= stopped["step"] < 40
+    for number, step in ((signal.SIGINT, 2), (signal.SIGHUP, 12)):
+        process = start(*command)
+        while f"step {step}/" not in (line := process.stderr.readline()) and line:
+            pass
+        process.send_signal(number)
+        out, err = process.communicate(timeout=120)
+        assert process.returncode == 128 + number, err
+        stopped = json.loads(out.splitlines()[-1])
+        assert stopped["signal"] == number
+        assert f"{number.name}: the run stops" in err and f"stopped by {number.name}" in err
+        assert str(stopped["step"]) == arrays(tmp_path / "run")[0]
+        assert step <= stopped["step"] < 40
     assert launch(*command)[0] == result
     assert arrays(tmp_path / "run") == arrays(workdir)
+    assert train_losses(tmp_path / "run") == train_losses(workdir)
 
 
 PIECES = ("--config.train.mesh.data=1", "--config.train.mesh.fsdp=-1", "--config.train.sharding=('fsdp:16',)")

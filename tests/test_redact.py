@@ -1,5 +1,6 @@
 """Secrets reach no file, page, line, sentence, traceback or process table."""
 
+import contextlib
 import json
 import os
 import pathlib
@@ -65,6 +66,7 @@ def test_secrets_of_this_process_are_hidden_wherever_they_stand(argv):
 def test_neither_lines_nor_sentences_nor_tracebacks_hold_a_secret(argv, capsys, monkeypatch):
     monkeypatch.setattr(sys, "excepthook", sys.excepthook)
     monkeypatch.setattr(threading, "excepthook", threading.excepthook)
+    monkeypatch.setattr(command_line.signals, "interruptible", contextlib.nullcontext)
     say(f"opening {URL}")
 
     def ended(error):

@@ -9,7 +9,7 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
 PACKAGE = ROOT / "bigbase_jax"
-CORE = {"bigbase_jax.core", "bigbase_jax.redact", "bigbase_jax.untrusted", "bigbase_jax.whole"}
+CORE = {"bigbase_jax.core", "bigbase_jax.redact", "bigbase_jax.signals", "bigbase_jax.untrusted", "bigbase_jax.whole"}
 ALLOWED = {  # file or folder -> what of ours it may import; folders may import their own siblings
     "adapt.py": CORE | {"bigbase_jax.parallel"},
     "compare": CORE | {f"bigbase_jax.{name}" for name in ("build", "log", "page", "report", "rundir")},

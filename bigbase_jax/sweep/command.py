@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from ml_collections import ConfigDict
 
-from bigbase_jax import redact
+from bigbase_jax import redact, signals
 from bigbase_jax.core import UserError
 from bigbase_jax.log import say
 from bigbase_jax.rundir import as_json
@@ -217,10 +217,16 @@ class _Parent:
         self._study, self._places = study, places
         self._seen: dict[int, tuple[str, Any]] = {}
         self._signal: int | None = None
+        self._heard = False
         self._children: list[_Child] = []
         self._deaths = 0
 
     def watch(self) -> int:
+        """See ``_watch``; signals go to the workers."""
+        with signals.caught(self._forward, self._hear):
+            return self._watch()
+
+    def _watch(self) -> int:
         """Until all trials are finished or a signal comes; prints the summary and returns the exit status."""
         from bigbase_jax.sweep.worker import AGAIN
 
@@ -230,8 +236,6 @@ class _Parent:
         say(f"sweep {folder}: {len(trials)} trials, {open_} of them to run with {len(self._places)} workers")
         for trial in trials:
             self._seen[trial.number] = (trial.state.name, trial.user_attrs.get("worker"))
-        for number in (signal.SIGTERM, signal.SIGINT):  # for good: the process ends after this
-            signal.signal(number, self._forward)
         self._children = [_Child(i, place) for i, place in enumerate(self._places[:open_])]
         mistake, deadline = None, float("inf")
         try:
@@ -265,7 +269,16 @@ class _Parent:
             raise UserError(mistake)
         return self._sum_up()
 
+    def _hear(self, number: int) -> None:
+        again = "; Ctrl-C again ends them at once, without" if number == signal.SIGINT else ""
+        if not self._heard:
+            say(f"{signal.Signals(number).name}: the workers stop after their steps, with checkpoints{again}")
+        self._heard = True
+
     def _forward(self, number: int, _: FrameType | None) -> None:
+        if self._signal and number == signal.SIGINT:
+            for child in self._children:
+                child.process.kill()
         self._signal = number
         self._stop()
 

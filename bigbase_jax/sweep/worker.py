@@ -25,7 +25,7 @@ from typing import Any
 from ml_collections import ConfigDict
 from optuna.trial import FrozenTrial, TrialState
 
-from bigbase_jax import distributed, pretrained, redact
+from bigbase_jax import distributed, pretrained, redact, signals
 from bigbase_jax.build import suggest
 from bigbase_jax.checkpoint import disk_error
 from bigbase_jax.core import UserError
@@ -45,7 +45,7 @@ _POLL = 1.0  # seconds between looks at trials that others run
 
 
 class _Interrupted(BaseException):
-    """SIGTERM or SIGINT outside of a training loop, which ends after a step instead."""
+    """A signal outside of a training loop, which ends after a step instead."""
 
     def __init__(self, number: int):
         super().__init__(number)
@@ -67,9 +67,8 @@ def work(study: Study, config: ConfigDict, execute: Execute, only: int | None = 
     Raises:
       Stop: what would hit every trial.
     """
-    before = {number: signal.signal(number, _interrupt) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
-        with _Pulse(study.lost_after / 6, parent) as pulse:
+        with signals.caught(_interrupt), _Pulse(study.lost_after / 6, parent) as pulse:
             while True:
                 gone = pretrained.absent(config)
                 claim = study.claim(only, functools.partial(_begun, study) if gone else None)
@@ -98,9 +97,6 @@ def work(study: Study, config: ConfigDict, execute: Execute, only: int | None = 
         return 128 + interrupted.number
     except _OutOfMemory:
         return AGAIN if only is None else 0
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _place(study: Study, number: int, seed: int) -> pathlib.Path:
