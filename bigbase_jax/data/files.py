@@ -14,6 +14,7 @@ import gzip
 import importlib
 import io
 import os
+import pathlib
 import re
 import shutil
 import stat
@@ -68,8 +69,8 @@ class Limits:
 
     Attributes:
       pixels: of a picture, by its header. Its file may have four bytes for each.
-      text: characters of a line, a row, a record or a file that is one text. A JSON file that is neither a list nor
-        lines may have four times as many.
+      text: characters of a line, a row, a record or a file that is read as one text; subwords take 200 to 500 bytes of
+        memory for each. A JSON file that is neither a list nor lines may have 16 times as many.
       ratio: bytes, or characters, that come out of a packed file (gzip, Zstandard, zip, Parquet, Arrow, npz) for each
         byte of it, beyond the first 64 MiB. Text packs 3 to 20 times, a bomb a thousand times and more.
 
@@ -78,7 +79,7 @@ class Limits:
     """
 
     pixels: int = 1 << 26
-    text: int = 1 << 24
+    text: int = 1 << 22
     ratio: float = 200.0
 
     def __post_init__(self) -> None:
@@ -212,12 +213,17 @@ def _nothing(root: str) -> UserError:
     return UserError(f"there is no file or folder {root}.{hint if 'Did you mean' in hint else ''}")
 
 
+def above(folder: str) -> set[str]:
+    """The folders that a folder is in, all links followed."""
+    return set(map(str, pathlib.Path(os.path.realpath(folder)).parents))
+
+
 def walk(folder: str) -> Iterator[tuple[str, str]]:
     """(name relative to the folder, path) of every file that may be data."""
-    seen = set()
+    seen = above(folder)
     for where, folders, names in os.walk(folder, followlinks=True):
         real = os.path.realpath(where)
-        if real in seen:  # a link to a folder above would never end
+        if real in seen:  # links may lead up, or in many ways to the same folder
             folders.clear()
             continue
         seen.add(real)

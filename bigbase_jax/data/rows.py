@@ -176,7 +176,7 @@ def json_values(file: File, encoding: str, lenient: bool = False) -> Iterator[tu
             if head.lstrip()[:1] == "[":
                 yield from _elements(file, head, text)
             else:
-                most = 4 * file.limits.text
+                most = 16 * file.limits.text
                 head += text.read(most + 1 - len(head))
                 if len(head) > most:
                     raise UserError(

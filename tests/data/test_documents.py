@@ -14,7 +14,7 @@ import zstandard
 from bigbase_jax.core import UserError
 from bigbase_jax.data import documents
 from bigbase_jax.data.documents import Format, list_files, split_of
-from bigbase_jax.data.files import by_split, unused
+from bigbase_jax.data.files import by_split, named_after, unused
 from bigbase_jax.data.rows import class_names, rows
 
 TEXTS = ['The fox,\t"quoted".', "明月几时有？\n把酒问青天。", "naïve 🦊\r\n"]
@@ -291,3 +291,24 @@ def test_json_lines_under_the_name_of_json(tmp_path):
     (tmp_path / "a.json").write_text('{"text": "a"}\n{"text"')
     with pytest.raises(UserError, match="line 2 is not JSON"):
         read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("split", "names"),
+    [
+        ("train", "train train-00000-of-00002 training TRAINING_SET trainset train2017 Train.data training.1600000"),
+        ("val", "val valid validation_matched dev dev2 development eval evaluation Eval-Set val_images valData"),
+        ("test", "test test_2016_flickr testing testset hold_out holdout held-out TestData"),
+        (None, "trainer values devices testament evaluator text"),
+    ],
+)
+def test_what_splits_are_called(split, names):
+    for name in names.split(" "):
+        assert named_after(name) == split, name
+
+
+def test_classes_that_only_begin_like_splits_are_no_split_folders():
+    for name in ("train_station", "test tube", "dev-board", "val thorens"):
+        assert named_after(name) and named_after(name, whole=True) is None
+    for name in ("train", "Training Set", "train2017", "test_images", "val_1"):
+        assert named_after(name, whole=True)

@@ -221,8 +221,14 @@ def test_folders_of_texts_below_splits_as_imdb_has_them(tmp_path):
     assert {name: len(source) for name, source in data.splits.items()} == {"train": 6, "val": 2, "test": 8}
     assert [label for _, label in texts_of(data, "test")] == ["neg"] * 4 + ["pos"] * 4
     assert "not used: unsup, x/imdbEr.txt, x/train/urls_pos.txt" in data.description
-    for split, other in (("train", "part1"), ("test", "part2")):
-        (tmp_path / "d" / "x" / split).rename(tmp_path / "d" / "x" / other)
+    for split, other in (("train", "training_set"), ("test", "Testing")):
+        (tmp_path / "d" / "x" / split).rename(tmp_path / split)
+        (tmp_path / "d" / "x" / other).mkdir()
+        (tmp_path / split).rename(tmp_path / "d" / "x" / other / other)
+    data, _ = prepare(tmp_path, root=root, val_fraction=0.25)
+    assert {name: len(source) for name, source in data.splits.items()} == {"train": 6, "val": 2, "test": 8}
+    for split, other in (("training_set", "part1"), ("Testing", "part2")):
+        (tmp_path / "d" / "x" / split / split).rename(tmp_path / "d" / "x" / other)
     with pytest.raises(
         UserError, match=r"has part1 and part2, each with the folders neg, pos; if the former are splits"
     ):

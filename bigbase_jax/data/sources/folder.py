@@ -11,7 +11,7 @@ import numpy as np
 
 from bigbase_jax.build import suggest
 from bigbase_jax.core import Source, UserError
-from bigbase_jax.data.files import LIMITS, Limits, named_after, refuse_alike
+from bigbase_jax.data.files import LIMITS, Limits, above, named_after, refuse_alike
 from bigbase_jax.data.sources.image import SUFFIXES, Pictures, ReadsPictures, existing
 from bigbase_jax.data.sources.splits import digest, stratified, to_split_off
 
@@ -177,7 +177,7 @@ class ImageFolder(ReadsPictures):
         found: list[_File] = []
         others: Counter[str] = Counter()
         first = os.path.join(root, prefix, name)
-        stack, seen = [(first, "/".join(filter(None, (prefix, name))))], set()
+        stack, seen = [(first, "/".join(filter(None, (prefix, name))))], above(first)
         while stack:
             folder, relative = stack.pop()
             real = os.path.realpath(folder)
