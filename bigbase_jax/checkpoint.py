@@ -74,7 +74,7 @@ class Checkpoints:
             kept.append(policies.BestN(get_metric_fn=lambda metrics: metrics["best"], n=1))
         with _sentences(f"cannot use {self.directory} for checkpoints"):
             if jax.process_index() == 0:
-                self._clean_up()
+                self._clean_up(keep)
             _meet("checkpoints cleaned up")
             if not _appears(self.directory):
                 raise UserError(
@@ -90,14 +90,21 @@ class Checkpoints:
                     preservation_policy=policies.AnyPreservationPolicy(kept),
                 )
 
-    def _clean_up(self) -> None:
-        """Removes what an interrupted save left, and sets aside what orbax could not open its folder with."""
+    def _clean_up(self, keep: int) -> None:
+        """Removes what an interrupted save or removal left, and sets aside what orbax cannot open the folder with."""
         self.directory.mkdir(parents=True, exist_ok=True)
         for leftover in self.directory.glob("*.orbax-checkpoint-tmp"):
             shutil.rmtree(leftover, ignore_errors=True)
-        for step in self._folders():
-            clean(self.directory / str(step))
-            if fault := _fault(self.directory / str(step), lambda name: not name.startswith("state/")):
+        sound: list[int] = []
+        for step in reversed(self._folders()):
+            folder = self.directory / str(step)
+            clean(folder)
+            fault = _fault(folder, lambda name: not name.startswith("state/"))
+            if fault is None:
+                sound.append(step)
+            elif len(sound) >= keep and self.progress(sound[0]).get("best_step") != step:
+                shutil.rmtree(folder, ignore_errors=True)  # it was being removed
+            else:
                 self._set_aside(step, str(self._damaged(step, fault)))
 
     def _folders(self) -> list[int]:

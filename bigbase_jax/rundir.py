@@ -82,22 +82,6 @@ class RunDir:
         """Whether training has left something here that another run would spoil."""
         return any(child.name[0].isdigit() for child in self.checkpoints.glob("*"))
 
-    def refuse_foreign(self) -> None:
-        """
-        Raises:
-          UserError: the folder is not empty and holds no run: what is there is somebody's, and not to be written among.
-        """
-        with contextlib.suppress(UserError):
-            if {"data", "task", "train"} <= self.config_json().keys():
-                return
-        found = [name for name in sorted(os.listdir(self.path)) if not _BEFORE_A_RUN.fullmatch(name)]
-        if found:
-            more = f" and {len(found) - 3} more" if len(found) > 3 else ""
-            raise UserError(
-                f"{self.path} is not empty and holds no run ({', '.join(found[:3])}{more} in it); give --workdir a new "
-                "or an empty folder."
-            )
-
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
         """Keeps all but this process (of several, the first stands for all) from training here.
@@ -114,8 +98,8 @@ class RunDir:
             yield
             return
         try:
-            if not (made := not self.path.exists()):
-                self.refuse_foreign()
+            if not (made := not self.path.exists()) and not self._is_run():
+                refuse_filled(self.path, "run")
             self.path.mkdir(parents=True, exist_ok=True)
             file = self._lock()
         except OSError as error:
@@ -130,6 +114,11 @@ class RunDir:
                     if os.listdir(self.path) == [_LOCK]:
                         (self.path / _LOCK).unlink()
                         self.path.rmdir() if made else None
+
+    def _is_run(self) -> bool:
+        with contextlib.suppress(UserError):
+            return {"data", "task", "train"} <= self.config_json().keys()
+        return False
 
     def _lock(self) -> IO[str]:
         """The open file that holds the lock; what this process starts does not inherit it."""
@@ -287,6 +276,20 @@ class RunDir:
         if isinstance(last, dict) and "how" not in last:
             last.update({"ended": _now(), "how": how} | ({} if step is None else {"to_step": step}))
         self.write_json("lineage.json", lineage | ({"finished": _now()} if finished else {}))
+
+
+def refuse_filled(folder: pathlib.Path, what: str) -> None:
+    """
+    Raises:
+      UserError: a folder that holds no ``what`` is not empty: its files are somebody's, and not to be written among.
+    """
+    found = [name for name in sorted(os.listdir(folder)) if not _BEFORE_A_RUN.fullmatch(name)]
+    if found:
+        more = f" and {len(found) - 3} more" if len(found) > 3 else ""
+        raise UserError(
+            f"{folder} is not empty and holds no {what} ({', '.join(found[:3])}{more} in it); give --workdir a new "
+            "or an empty folder."
+        )
 
 
 def as_json(config: ConfigDict) -> dict[str, Any]:

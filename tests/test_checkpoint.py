@@ -264,6 +264,15 @@ def test_a_damaged_one_without_checksums_does_not_shut_the_run(saved, tmp_path, 
         assert progress["data_step"] == 2 and "it is set aside as 3.damaged." in capsys.readouterr().err
 
 
+def test_a_removal_that_was_interrupted_is_ended(saved, tmp_path, capsys):
+    shutil.copytree(saved, tmp_path / "checkpoints")
+    for step in "12":  # the best, and one that is not kept
+        (tmp_path / "checkpoints" / step / "_CHECKPOINT_METADATA").unlink()
+    Checkpoints(tmp_path / "checkpoints", keep=1, keep_best=True).close()
+    assert {path.name for path in (tmp_path / "checkpoints").iterdir()} == {"1.damaged", "3"}
+    assert capsys.readouterr().err.count("set aside") == 1
+
+
 def test_where_all_are_damaged_it_is_one_sentence(saved, tmp_path, capsys):
     shutil.copytree(saved, tmp_path / "checkpoints")
     for path in (tmp_path / "checkpoints").glob("*/state/manifest.ocdbt"):

@@ -655,6 +655,13 @@ def end(process, status=0):
     return json.loads(out.splitlines()[-1]) if out else None, err
 
 
+def test_a_folder_of_other_things_is_no_sweeps_folder(tmp_path):
+    (tmp_path / "sweep.py").write_text(FILE)
+    with pytest.raises(UserError, match=r"is not empty and holds no sweep \(sweep.py in it\); give --workdir a new"):
+        command.run(CONFIG, str(tmp_path / "sweep.py"), str(tmp_path))
+    assert [path.name for path in tmp_path.iterdir() if path.name != "__pycache__"] == ["sweep.py"]
+
+
 def test_a_misspelt_key_ends_the_command_before_anything_is_made(tmp_path):
     (tmp_path / "bad.py").write_text(FILE.replace("learning_rate", "learning_rat"))
     bad = start(tmp_path, f"--workdir={tmp_path / 'runs'}", f"--sweep={tmp_path / 'bad.py'}")

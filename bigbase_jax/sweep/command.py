@@ -26,7 +26,7 @@ from ml_collections import ConfigDict
 from bigbase_jax import redact, signals
 from bigbase_jax.core import UserError
 from bigbase_jax.log import say
-from bigbase_jax.rundir import as_json
+from bigbase_jax.rundir import as_json, refuse_filled
 from bigbase_jax.sweep import space
 from bigbase_jax.sweep.space import Sweep
 from bigbase_jax.whole import written
@@ -78,6 +78,8 @@ def run(
     from bigbase_jax.sweep import worker
 
     folder = pathlib.Path(workdir or default_folder(path))
+    if folder.is_dir() and not any(next(folder.glob(w), 0) for w in (studies.JOURNAL, studies.STORAGE, "trial-*")):
+        refuse_filled(folder, "sweep")
     redact.refuse(as_json(config))
     redact.refuse(sweep.definition(), "sweep")
     config = pretrained.resolve(config, pretrained.kept_by_sweep(folder, config))
