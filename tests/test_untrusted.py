@@ -491,6 +491,22 @@ def test_caches_say_no_addresses_of_objects(tmp_path):
     assert cache.find(tmp_path, "k")[0]["x"] == 0
 
 
+def test_what_is_deleted_from_a_place_of_caches_is_caches(tmp_path):
+    for name, inside in (
+        ("tmp-mine", "notes.txt"),
+        ("cache-mine", "thesis.tex"),
+        ("tmp-0", "data.bin"),
+        ("cache-0", "x.npy"),
+    ):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / inside).write_bytes(b"x" * 9)
+        (tmp_path / name / "data.bin").write_bytes(b"x" * 9)
+        for path in ((tmp_path / name / inside), (tmp_path / name / "data.bin"), (tmp_path / name)):
+            os.utime(path, (0, 0))
+    cache.prune(tmp_path, 0)
+    assert {path.name for path in tmp_path.glob("*-*")} == {"tmp-mine", "cache-mine"}
+
+
 def test_pickles_are_never_read(tmp_path, canary):
     assert pickle.dumps(Opens(str(canary)))
     for file in pathlib.Path(building.__file__).parent.rglob("*.py"):

@@ -16,6 +16,7 @@ import json
 import mmap
 import os
 import pathlib
+import re
 import shutil
 import sys
 import tempfile
@@ -256,20 +257,25 @@ def prune(root: pathlib.Path, limit_bytes: float, keep: Iterable[pathlib.Path] =
     with contextlib.suppress(OSError):
         for path in root.iterdir():
             with contextlib.suppress(OSError):
-                if path.name.startswith("cache-"):
+                if path.name.startswith("cache-") and _holds_only_data(path):
                     size = sum(file.stat().st_size for file in path.glob("*.bin"))
                     found.append((path in kept, path.stat().st_mtime, size, path))
-                elif path.name.startswith("tmp-") and path.is_dir():
+                elif path.name.startswith("tmp-") and _holds_only_data(path):
                     last_write = max(p.stat().st_mtime for p in (path, *path.iterdir()))
                     if now - last_write > _ABANDONED:
                         shutil.rmtree(path, ignore_errors=True)
-                elif path.name.startswith("checked-") and now - path.stat().st_mtime > _FORGOTTEN:
+                elif re.fullmatch("checked-.*[.]json", path.name) and now - path.stat().st_mtime > _FORGOTTEN:
                     path.unlink()
     total = 0
     for used, _, size, path in sorted(found, reverse=True):
         total += size
         if total > limit_bytes and not used:
             discard(path)
+
+
+def _holds_only_data(path: pathlib.Path) -> bool:
+    """Whether a folder may be one of ours: a config may name any place for caches, and all else there stays."""
+    return path.is_dir() and all(p.suffix in (".bin", ".npy", ".json") and p.is_file() for p in path.iterdir())
 
 
 def free_bytes(root: pathlib.Path) -> float:
