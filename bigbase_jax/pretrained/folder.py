@@ -32,13 +32,8 @@ def load(path: str | os.PathLike) -> tuple[Any, dict[str, Any]]:
     Raises:
       UserError: it is no such folder, its model has no table, or its tensors are not those of its ``config.json``.
     """
-    family, config = describe(path)
-    model: nn.Module = build(family.from_config(config))
-    source = open_weights(path, family, model)
-    inputs = family.inputs(model, config)
-    shapes = jax.eval_shape(model.init, jax.random.key(0), *inputs)
+    model, inputs, shapes, source, found = _compared(path)
     wanted = flatten(shapes)
-    found = weights.plan(source, wanted, family.HEAD)
     arrays = {name: source.read(name, wanted[name]) for name in found.paths}
     if found.fresh:
 
@@ -49,6 +44,21 @@ def load(path: str | os.PathLike) -> tuple[Any, dict[str, Any]]:
         arrays.update(jax.jit(fresh)(jax.random.key(0)))
         say(f"{path} has no {files.some(found.fresh)}: fresh from here on")
     return model, dict(jax.tree.unflatten(jax.tree.structure(shapes), [arrays[name] for name in wanted]))
+
+
+def check_weights(path: str | os.PathLike) -> None:
+    """Raises UserError where ``load`` would: by names and shapes alone, nothing is computed or allocated."""
+    _compared(path)
+
+
+def _compared(path: str | os.PathLike) -> tuple[nn.Module, tuple[Any, ...], Any, weights.Weights, weights.Plan]:
+    """The model of a folder, its inputs, the shapes of its variables, the tensors, and which of them are to be read."""
+    family, config = describe(path)
+    model: nn.Module = build(family.from_config(config))
+    source = open_weights(path, family, model)
+    inputs = family.inputs(model, config)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), *inputs)
+    return model, inputs, shapes, source, weights.plan(source, flatten(shapes), family.HEAD)
 
 
 def describe(path: str | os.PathLike) -> tuple[Family, dict[str, Any]]:

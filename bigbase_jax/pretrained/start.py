@@ -24,7 +24,7 @@ from bigbase_jax.log import say
 from bigbase_jax.models.transformer import unstack_blocks
 from bigbase_jax.pretrained import files, weights
 from bigbase_jax.pretrained.families import adjust, head_of
-from bigbase_jax.pretrained.folder import describe, open_weights
+from bigbase_jax.pretrained.folder import check_weights, describe, open_weights
 from bigbase_jax.pretrained.schema import Schema, check, listed, number
 from bigbase_jax.restored import facts, restore
 from bigbase_jax.rundir import RunDir
@@ -95,7 +95,8 @@ def resolve(config: ConfigDict, instead: str | None = None) -> ConfigDict:
       instead: what a run has kept of that folder, to be read in its place; see ``kept``.
 
     Raises:
-      UserError: the folder is neither that of published weights nor of a run, or the task has no model to replace.
+      UserError: the folder is neither that of published weights nor of a run, its weights are not those of its
+        ``config.json``, or the task has no model to replace.
     """
     path = config.get("init_from")
     if not path:
@@ -107,6 +108,8 @@ def resolve(config: ConfigDict, instead: str | None = None) -> ConfigDict:
     if not isinstance(task.get("model"), ConfigDict):
         raise UserError(f"config.init_from needs a task with one model; {task.get('target')} has none.")
     place = instead or path
+    if instead is None and not is_run(path):
+        check_weights(path)  # before a model of these sizes is made
     node, tokenizer = _of_run(place) if is_run(place) else _of_folder(place)
     with node.ignore_type():
         for key in KEPT:

@@ -74,11 +74,15 @@ def converted(tensors: Mapping[str, np.ndarray], table: Table, where: str) -> We
     """A folder's tensors by our paths, as the table says; nothing is read yet.
 
     Raises:
-      UserError: a tensor does not have the shape that its arrangement asks for.
+      UserError: a tensor does not have the shape that its arrangement asks for, or there are far too few for the model:
+        of one that ``config.json`` makes out larger than it is, nothing is traced.
     """
     known = {name for entry in table.entries for name in (entry.theirs, *entry.also)} | set(table.constants)
     plain = table.prefix and not any(name.startswith(table.prefix) for name in tensors)
     full = {table.prefix + name if plain and name not in known else name: name for name in tensors}
+    absent = [entry.theirs for entry in table.entries if full.keys().isdisjoint((entry.theirs, *entry.also))]
+    if len(absent) > len(tensors) + 100:
+        raise UserError(f"{where} does not hold what its config.json says: of the tensors, it lacks {some(absent)}.")
     arrays: dict[str, np.ndarray] = {}
     for entry in table.entries:
         name = next((name for name in (entry.theirs, *entry.also) if name in full), None)

@@ -3,14 +3,20 @@
 import io
 import json
 import os
+import shutil
 import zipfile
 
+import jax
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
-from bigbase_jax import untrusted
+from bigbase_jax import pretrained, untrusted
+from bigbase_jax.build import target
 from bigbase_jax.core import UserError
-from bigbase_jax.pretrained import files
+from bigbase_jax.models.decoder import Decoder
+from bigbase_jax.pretrained import files, weights
+from bigbase_jax.tasks.language import CausalLanguageModel
 
 # ----------------------------------------------------------------------------------------------------- which files
 
@@ -200,3 +206,56 @@ def test_npz(name, tmp_path, monkeypatch):
     with pytest.raises(UserError, match=sentence) as caught:
         files.read_npz(tmp_path / "x.npz")
     assert "x.npz" in str(caught.value)
+
+
+# -------------------------------------------------------------------------------- what config.json says and tensors do not
+
+
+@pytest.fixture(scope="module")
+def gpt2(tmp_path_factory):
+    """A folder with a GPT-2 of 2 layers."""
+    model = Decoder(vocab_size=61, length=16, width=16, depth=2, heads=4)
+    folder = tmp_path_factory.mktemp("hostile") / "gpt2"
+    pretrained.save(folder, model, jax.jit(model.init)(jax.random.key(0), jax.numpy.zeros((1, 1), int)))
+    return folder
+
+
+def changed(folder, to, **words):
+    shutil.copytree(folder, to)
+    config = json.loads((to / "config.json").read_text())
+    (to / "config.json").write_text(json.dumps({**config, **words}))
+    return to
+
+
+@pytest.mark.parametrize("depth", [50, 1000, 10**6, 10**9])
+def test_layers_that_are_not_there_are_never_traced(depth, gpt2, tmp_path, monkeypatch):
+    folder = changed(gpt2, tmp_path / "x", n_layer=depth)
+    monkeypatch.setattr(jax, "eval_shape", lambda *args: pytest.fail("it was traced"))
+    with pytest.raises(UserError, match=r"lacks transformer\.h\.2\.ln_1\.weight|n_layer=100000") as caught:
+        pretrained.load(folder)
+    assert str(folder) in str(caught.value) and len(str(caught.value)) < 1000
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        {"n_layer": 3},
+        {"n_layer": 1},
+        {"vocab_size": 1 << 24},
+        {"n_positions": (1 << 31) - 1},
+        {"n_embd": 1 << 17},
+        {"n_inner": 1 << 20},
+        {"vocab_size": 10**12},
+    ],
+    ids=str,
+)
+def test_sizes_that_tensors_do_not_have_are_never_allocated(words, gpt2, tmp_path, monkeypatch):
+    folder = changed(gpt2, tmp_path / "x", **words)
+    monkeypatch.setattr(weights.Weights, "read", lambda *args: pytest.fail("it was read"))
+    monkeypatch.setattr(jax, "jit", lambda *args, **kwargs: pytest.fail("it was compiled"))
+    with pytest.raises(UserError, match=r"does not fit the model|config\.json") as caught:
+        pretrained.load(folder)
+    assert str(folder) in str(caught.value)
+    task = target(CausalLanguageModel, model=target(Decoder, vocab_size=61, length=16))
+    with pytest.raises(UserError, match=r"does not fit the model|config\.json"):  # before a run makes such a model
+        pretrained.resolve(ConfigDict({"init_from": str(folder), "task": task, "data": {"dataset": None}}))
