@@ -14,15 +14,17 @@ import numpy as np
 
 from bigbase_jax import parallel
 from bigbase_jax.build import build, locate
-from bigbase_jax.core import Array, Batch, Example, Fields, Task, UserError, Variables
+from bigbase_jax.core import Array, Batch, Example, Fields, UserError, Variables
 from bigbase_jax.data.files import LIMITS, Limits
 from bigbase_jax.data.pipeline import apply_eval
+from bigbase_jax.inference import published
 from bigbase_jax.inference.inputs import Input
+from bigbase_jax.inference.published import Opened
 from bigbase_jax.restored import facts, restore
 from bigbase_jax.rundir import RunDir
 
 ROWS = 32
-"""Inputs that are answered at once, and examples of a compiled batch, which is filled up to one shape."""
+"""Inputs that are answered at once, and examples of a batch; where all inputs are fewer, a power of two is enough."""
 Output = dict[str, np.ndarray]
 """What the model gives of one example, without a batch axis."""
 Compute = Callable[[Variables, Batch], Mapping[str, Array]]
@@ -42,23 +44,15 @@ class Predictor:
     """
 
     def __init__(self, workdir: str | os.PathLike, step: int | None = None):
-        """Opens a run; ``step`` as in ``restored.restore``.
+        """Opens a run, ``step`` as in ``restored.restore``, or a published folder.
 
         Raises:
-          UserError: there is no run, or no such checkpoint.
+          UserError: there is neither, or no such checkpoint.
         """
         run = RunDir(workdir)
-        config = run.config()
-        self.facts: Mapping[str, Any] = facts(run)
-        self.task: Task
-        self.variables: Variables
-        self.task, self.variables, self.step = restore(run, config, parallel.make_mesh(1), step)
-        self._transforms = build(config.data.eval_transforms, _path="config.data.eval_transforms")
-        self._seed = config.data.seed
-        node = config.data.dataset
-        dataset: Any = locate(node.target, "config.data.dataset.target")
-        shapes = run.read_json("data.json")["batch"]
-        self._shapes: Mapping[str, tuple[int, ...]] = {key: tuple(shape[1:]) for key, (shape, _) in shapes.items()}
+        opened = _run(run, step) if "task" in run.config_json() else published.opened(str(workdir))
+        self.task, self.variables, self.step, self.facts, self._shapes, self._transforms = opened[:6]
+        self._seed, dataset, node = opened[6:]
         self._fit: Callable[..., Example] | None = getattr(dataset, "fit", None)
         self.fields: Fields | None = None
         if hasattr(dataset, "fields"):
@@ -102,7 +96,7 @@ class Predictor:
           compute: what to compute of the examples; None: ``Task.predict``.
         """
         compiled = jax.jit(compute or self.task.predict)
-        waiting = iter(inputs)
+        waiting, rows = iter(inputs), 0
         while some := list(itertools.islice(waiting, ROWS)):
             read: list[list[Example] | UserError] = []
             for item in some:
@@ -110,7 +104,10 @@ class Predictor:
                     read.append(UserError(item.error) if item.error else self.examples(item.given))
                 except UserError as error:
                     read.append(error)
-            computed = self._compute(compiled, [e for found in read if isinstance(found, list) for e in found])
+            examples = [example for found in read if isinstance(found, list) for example in found]
+            if not rows:
+                rows = ROWS if len(some) == ROWS else min(ROWS, 1 << max(len(examples) - 1, 0).bit_length())
+            computed = self._compute(compiled, examples, rows)
             for item, found in zip(some, read, strict=True):
                 yield item, found if isinstance(found, UserError) else list(itertools.islice(computed, len(found)))
 
@@ -125,12 +122,22 @@ class Predictor:
             else:
                 yield item, self.task.present(found[0] if len(found) == 1 else self.task.join(found))
 
-    def _compute(self, compiled: Any, examples: Sequence[Example]) -> Iterator[Output]:
-        """The outputs of examples, in order; batches have one shape, so that one program is compiled."""
-        for start in range(0, len(examples), ROWS):
-            some = examples[start : start + ROWS]
-            padded = [*some, *[some[-1]] * (ROWS - len(some))]
+    def _compute(self, compiled: Any, examples: Sequence[Example], rows: int) -> Iterator[Output]:
+        """The outputs of examples, in order, by batches of so many rows: one shape, and so one compiled program."""
+        for start in range(0, len(examples), rows):
+            some = examples[start : start + rows]
+            padded = [*some, *[some[-1]] * (rows - len(some))]
             batch = {key: np.stack([example[key] for example in padded]) for key in self.task.inputs}
             computed = jax.device_get(compiled(self.variables, batch))
             for i in range(len(some)):
                 yield {key: x[i] for key, x in computed.items()}
+
+
+def _run(run: RunDir, step: int | None) -> Opened:
+    config, known = run.config(), facts(run)
+    task, variables, step = restore(run, config, parallel.make_mesh(1), step)
+    shapes = {key: tuple(shape[1:]) for key, (shape, _) in run.read_json("data.json")["batch"].items()}
+    transforms = build(config.data.eval_transforms, _path="config.data.eval_transforms")
+    node = config.data.dataset
+    dataset = locate(node.target, "config.data.dataset.target")
+    return Opened(task, variables, step, known, shapes, transforms, config.data.seed, dataset, node)

@@ -23,11 +23,12 @@ from bigbase_jax.pretrained.table import unrolled
 from bigbase_jax.untrusted import file_in
 
 
-def load(path: str | os.PathLike) -> tuple[Any, dict[str, Any]]:
+def load(path: str | os.PathLike, fresh: bool = True) -> tuple[Any, dict[str, Any]]:
     """The model of a folder and its variables, on the first device: ``model.apply(variables, ...)``.
 
     Args:
       path: a folder with ``config.json``, safetensors files and perhaps a tokenizer; or a state dict as ``.npz``.
+      fresh: whether a head that it lacks is made anew.
 
     Raises:
       UserError: it is no such folder, its model has no table, or its tensors are not those of its ``config.json``.
@@ -35,13 +36,15 @@ def load(path: str | os.PathLike) -> tuple[Any, dict[str, Any]]:
     model, inputs, shapes, source, found = _compared(path)
     wanted = flatten(shapes)
     arrays = {name: source.read(name, wanted[name]) for name in found.paths}
+    if found.fresh and not fresh:
+        raise UserError(f"{path} lacks the weights {files.some(found.fresh)}.")
     if found.fresh:
 
-        def fresh(key: jax.Array) -> dict[str, Any]:  # of the rest, the compiler makes nothing
+        def make(key: jax.Array) -> dict[str, Any]:  # of the rest, the compiler makes nothing
             made = flatten(model.init(key, *(jnp.zeros(x.shape, x.dtype) for x in inputs)))
             return {name: made[name] for name in found.fresh}
 
-        arrays.update(jax.jit(fresh)(jax.random.key(0)))
+        arrays.update(jax.jit(make)(jax.random.key(0)))
         say(f"{path} has no {files.some(found.fresh)}: fresh from here on")
     return model, dict(jax.tree.unflatten(jax.tree.structure(shapes), [arrays[name] for name in wanted]))
 

@@ -50,6 +50,7 @@ COMMON: Schema = {
     "architectures": listed(WORD, 0, 64),
     "num_labels": whole(1, 1 << 17),
     "id2label": LABELS,
+    "problem_type": WORD,
     **GENERATION,
 }
 """What is read of the ``config.json`` of any family."""

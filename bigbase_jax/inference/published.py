@@ -1,0 +1,157 @@
+"""Published folders that answer as they stand: classifiers of texts, and of pictures in the size that they ask for."""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+from ml_collections import ConfigDict
+from PIL import Image
+
+from bigbase_jax import pretrained
+from bigbase_jax.core import Example, Task, UserError, Variables
+from bigbase_jax.data.sources.image import ReadsPictures
+from bigbase_jax.data.sources.labelled_text import LabelledText
+from bigbase_jax.data.tokenizer import TokenizerFile, facts_of
+from bigbase_jax.pretrained.files import PREPROCESSOR, read_json
+from bigbase_jax.pretrained.folder import describe
+from bigbase_jax.pretrained.schema import FLAG, SIDE, Kind, check, either, listed, number, whole
+from bigbase_jax.tasks.classification import Classification
+from bigbase_jax.tasks.text_classification import TextClassification
+
+_LENGTH = 512  # tokens, of a model that reads more
+_SIDES = Kind(
+    "an object of sides up to 4,096",
+    lambda x, _: isinstance(x, dict) and len(x) > 0 and all(type(v) is int and 1 <= v <= 4096 for v in x.values()),
+)
+_SIZE = either(SIDE, _SIDES)
+_PICTURES = {
+    "image_mean": listed(number(-1e3, 1e3), 3, 3),
+    "image_std": listed(number(1e-6, 1e6), 3, 3),
+    "size": _SIZE,
+    "crop_size": _SIZE,
+    "crop_pct": number(0.1, 1),
+    "do_resize": FLAG,
+    "do_center_crop": FLAG,
+    "do_normalize": FLAG,
+    "resample": whole(0, 5),
+}
+
+
+class Opened(NamedTuple):
+    """A model, and what there is to know of its inputs.
+
+    Attributes:
+      step: the checkpoint; 0 of a folder that has none.
+      facts: what it knows of its data.
+      shapes: of a batch's arrays, without axis B.
+      transforms: what comes between reading and the model.
+      seed: of the transforms.
+      dataset: the class whose ``read`` and ``fields`` read inputs.
+      config: its arguments.
+    """
+
+    task: Task
+    variables: Variables
+    step: int
+    facts: Mapping[str, Any]
+    shapes: Mapping[str, tuple[int, ...]]
+    transforms: tuple[Any, ...]
+    seed: int
+    dataset: Any
+    config: ConfigDict
+
+
+def opened(path: str) -> Opened:
+    """A published classifier.
+
+    Raises:
+      UserError: the folder holds another kind of model, or not all that it takes.
+    """
+    _, config = describe(path)
+    kind = (config.get("architectures") or [""])[0]
+    if not kind.endswith(("ForSequenceClassification", "ForImageClassification")) or config.get("problem_type") not in (
+        None,
+        "single_label_classification",
+    ):
+        raise UserError(
+            f"{path} holds a {kind or config.get('model_type')}; of published folders, --mode=predict takes classifiers"
+            " of texts or pictures, one class for each. Try --mode=generate, or a run that begins from it"
+            " (--config.init_from)."
+        )
+    model, variables = pretrained.load(path, fresh=False)
+    labels = config.get("id2label") or {}
+    names = tuple(str(labels[key]) for key in sorted(labels, key=int))
+    facts: dict[str, Any] = {"num_classes": model.num_classes}
+    if len(names) == model.num_classes and len(set(names)) == len(names):
+        facts["class_names"] = names
+    if kind.endswith("ForImageClassification"):
+        return _of_pictures(path, model, variables, facts)
+    tokenizer = TokenizerFile(path).fit(lambda: iter(()), lambda: iter(()), False)
+    length = min(model.length, _LENGTH)
+    facts |= {**facts_of(tokenizer), "length": length, "pair": False}
+    task: Any = TextClassification(model, class_names=facts.get("class_names"), tokenizer=tokenizer.state())
+    shapes = dict.fromkeys(task.inputs, (length,))
+    return Opened(task, variables, 0, facts, shapes, (), 0, LabelledText, ConfigDict())
+
+
+def _of_pictures(path: str, model: Any, variables: Variables, facts: Mapping[str, Any]) -> Opened:
+    where = pathlib.Path(path).expanduser() / PREPROCESSOR
+    if not where.is_file():
+        raise UserError(f"{path} has no {PREPROCESSOR}, which says what becomes of pictures before the model.")
+    said = check(read_json(where), _PICTURES, str(where))
+    resize = _Resize.of(said)
+    normalised = said.get("do_normalize", True)
+    mean, std = (tuple(said.get(key, 3 * [0.5])) if normalised else 3 * (x,) for key, x in _NORMALISED.items())
+    task: Any = Classification(model, class_names=facts.get("class_names"), mean=mean, std=std)
+    return Opened(task, variables, 0, facts, {"image": (*resize.shape, 3)}, (resize,), 0, ReadsPictures, ConfigDict())
+
+
+_NORMALISED = {"image_mean": 0.0, "image_std": 1.0}
+
+
+class _Resize(NamedTuple):
+    """As transformers' image processors with Pillow: to a size, or the short side to a length and the middle of that.
+
+    Attributes:
+      shape: height and width of the result.
+      short: the short side before the middle is cut; None: stretched to ``shape``.
+      resample: the number of Pillow's filter.
+    """
+
+    shape: tuple[int, int]
+    short: int | None
+    resample: int
+
+    @classmethod
+    def of(cls, said: Mapping[str, Any]) -> _Resize:
+        """What a ``preprocessor_config.json`` says."""
+        size, resample = said.get("size", 224), said.get("resample", 2)
+        shortest = size.get("shortest_edge") if isinstance(size, dict) else None
+        if shortest is None:
+            shape = _sides(size)
+            return cls(shape, None, resample)
+        if said.get("do_center_crop"):
+            return cls(_sides(said.get("crop_size", 224)), shortest, resample)
+        if shortest >= 384:  # as ConvNextImageProcessor has it
+            return cls((shortest, shortest), None, resample)
+        return cls((shortest, shortest), int(shortest / said.get("crop_pct", 224 / 256)), resample)
+
+    def __call__(self, example: Example, rng: np.random.Generator) -> Example:
+        picture, (height, width) = Image.fromarray(example["image"]), self.shape
+        filter_ = Image.Resampling(self.resample)
+        if self.short is None:
+            return {**example, "image": np.asarray(picture.resize((width, height), filter_))}
+        scale = self.short / min(picture.size)
+        w, h = (self.short if side == min(picture.size) else int(side * scale) for side in picture.size)
+        left, top = (w - width) // 2, (h - height) // 2
+        cut = picture.resize((w, h), filter_).crop((left, top, left + width, top + height))
+        return {**example, "image": np.asarray(cut)}
+
+
+def _sides(size: Any) -> tuple[int, int]:
+    if isinstance(size, dict):
+        return size.get("height", 224), size.get("width", 224)
+    return (size, size) if isinstance(size, int) else (size[0], size[1])
