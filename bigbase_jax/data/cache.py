@@ -72,7 +72,8 @@ class Cache:
         ]
         self._length: int = index["length"]
         self._rows = np.fromfile(directory / "rows.bin", "<i8").reshape(self._length, index["columns"])
-        if (directory / "data.bin").stat().st_size != self.nbytes:
+        least = min([0, self._rows.min(initial=0), *(n for _, _, shape, _ in self._entries for n in shape or ())])
+        if (directory / "data.bin").stat().st_size != self.nbytes or least < 0:  # numpy would read before the data
             raise ValueError(f"{directory} is damaged")
         with open(directory / "data.bin", "rb") as file:
             self._data: Any = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if self.nbytes else b""

@@ -182,13 +182,18 @@ def test_a_function_whose_arguments_do_not_show_is_not_cached(prepare):
 # --- never half-written -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("damage", ["data.bin", "rows.bin", "index.json"])
+@pytest.mark.parametrize("damage", ["data.bin", "rows.bin", "index.json", "negative"])
 def test_a_damaged_cache_is_made_anew(prepare, tmp_path, damage):
     expected = batches(prepare()[0])
     (folder,) = (tmp_path / "cache").glob("cache-*")
-    content = (folder / damage).read_bytes()
-    (folder / damage).unlink()  # not in place: cutting a file short that is mapped ends the process
-    (folder / damage).write_bytes(content[: len(content) // 2])
+    if damage == "negative":  # an example that begins before the data, where numpy would read it
+        rows = np.fromfile(folder / "rows.bin", "<i8")
+        rows[0] = -16
+        rows.tofile(folder / "rows.bin")
+    else:
+        content = (folder / damage).read_bytes()
+        (folder / damage).unlink()  # not in place: cutting a file short that is mapped ends the process
+        (folder / damage).write_bytes(content[: len(content) // 2])
     again, source = prepare()
     assert source.reads >= 9
     assert_same(batches(again), expected)
