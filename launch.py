@@ -67,7 +67,7 @@ def main(_: list[str]) -> int:
     if mode == "plan":
         from bigbase_jax import plan, pretrained
 
-        config = pretrained.resolve(_CONFIG.value)
+        config = pretrained.resolve(_CONFIG.value, compared=False)
         print(json.dumps(plan.run(config, **command_line.planning())), flush=True)
         return 0
     if mode == "train" and (sweep := command_line.sweeping()):

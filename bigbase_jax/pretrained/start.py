@@ -85,7 +85,7 @@ def is_run(path: str | os.PathLike) -> bool:
 # --------------------------------------------------------------------------------------------------------- the config
 
 
-def resolve(config: ConfigDict, instead: str | None = None) -> ConfigDict:
+def resolve(config: ConfigDict, instead: str | None = None, compared: bool = True) -> ConfigDict:
     """The config with the model that ``config.init_from`` holds, and what it reads: the tokenizer, or the mean and
     standard deviation of pictures, where the folder has them and the recipe has a place for them.
 
@@ -93,6 +93,7 @@ def resolve(config: ConfigDict, instead: str | None = None) -> ConfigDict:
 
     Args:
       instead: what a run has kept of that folder, to be read in its place; see ``kept``.
+      compared: look whether a published folder's weights are those of the model, before one of its sizes is made.
 
     Raises:
       UserError: the folder is neither that of published weights nor of a run, its weights are not those of its
@@ -108,8 +109,6 @@ def resolve(config: ConfigDict, instead: str | None = None) -> ConfigDict:
     if not isinstance(task.get("model"), ConfigDict):
         raise UserError(f"config.init_from needs a task with one model; {task.get('target')} has none.")
     place = instead or path
-    if instead is None and not is_run(path):
-        check_weights(path)  # before a model of these sizes is made
     node, tokenizer = _of_run(place) if is_run(place) else _of_folder(place)
     with node.ignore_type():
         for key in KEPT:
@@ -127,6 +126,8 @@ def resolve(config: ConfigDict, instead: str | None = None) -> ConfigDict:
         tokenizer.path = path
         dataset.tokenizer = tokenizer
     config.lock()
+    if compared and instead is None and not is_run(path):
+        check_weights(path)
     return config
 
 

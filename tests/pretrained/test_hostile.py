@@ -208,7 +208,7 @@ def test_npz(name, tmp_path, monkeypatch):
     assert "x.npz" in str(caught.value)
 
 
-# -------------------------------------------------------------------------------- what config.json says and tensors do not
+# ---------------------------------------------------------------------------- what config.json says and tensors do not
 
 
 @pytest.fixture(scope="module")
