@@ -71,6 +71,8 @@ def flatten(tree: PyTree) -> dict[str, Any]:
 class Task(Protocol):
     """A model, its loss, what it predicts and what it measures: a frozen dataclass of pure methods.
 
+    A task whose outputs are as long as its batch may have ``padding``, names -> what fills them up (where not named: 0)
+    so that those of batches of different lengths lie in one array.
     A task whose examples are worth reading may have ``passages(examples)``, of the same arrays as ``report``: it gives
     the report page ``[(title, [(text, its loss in nats), ...]), ...]``.
 
@@ -165,7 +167,10 @@ class Fields(NamedTuple):
 
 @runtime_checkable
 class Source(Protocol):
-    """Random access to the examples of one split: index -> numpy example; no state, safe to call from many threads."""
+    """Random access to the examples of one split: index -> numpy example; no state, safe to call from many threads.
+
+    Where examples are sequences that are padded to one length, ``lengths`` i64[N] may say how many first places of each
+    are no padding, in the entries that ``sequences`` names: what is behind them may be cut off (``data.buckets``)."""
 
     def __len__(self) -> int: ...
 

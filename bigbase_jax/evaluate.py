@@ -56,7 +56,10 @@ def evaluate(
         pending = dispatched
     if pending is not None:
         read(pending)
-    examples = {name: np.concatenate(parts) for name, parts in kept.items()}
+    padding = getattr(task, "padding", {})
+    examples = {name: _joined(parts, padding.get(name, 0)) for name, parts in kept.items()}
+    order = np.argsort(examples["index"], kind="stable")
+    examples = {name: x[order] for name, x in examples.items()}
     metrics: dict[str, Any] = {
         name: np.divide(total, weight, out=np.zeros_like(total + weight), where=weight != 0).tolist()
         for name, (total, weight) in totals.items()
@@ -64,3 +67,12 @@ def evaluate(
     report = task.report(examples)
     assert not set(report) & set(metrics), f"task.report repeats {set(report) & set(metrics)}"
     return Evaluation({**metrics, **report}, examples)
+
+
+def _joined(parts: list[np.ndarray], fill: Any) -> np.ndarray:
+    """Arrays [n, ...] one after another, those that are shorter in other axes filled up."""
+    most = np.max([part.shape[1:] for part in parts], axis=0)
+    missing = [[(0, 0), *((0, m - n) for m, n in zip(most, part.shape[1:], strict=True))] for part in parts]
+    return np.concatenate(
+        [np.pad(p, m, constant_values=fill) if np.any(m) else p for p, m in zip(parts, missing, strict=True)]
+    )

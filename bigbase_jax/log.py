@@ -86,7 +86,6 @@ class Log:
       interval: what ``interval()`` told of the interval that was in progress at that step; None: nothing.
       steps_per_epoch: to show epochs; None: not shown.
       batch_size: examples per step over all devices; 0: examples/s is not shown.
-      flops_per_step: floating-point operations of a step over all devices; None or 0: unknown.
       writers: besides metrics.jsonl, any of "tensorboard", "wandb", "mlflow". W&B stays offline unless WANDB_MODE says
         otherwise; MLflow writes to ``workdir/mlruns`` unless MLFLOW_TRACKING_URI says otherwise.
       name: of the run, for the writers.
@@ -107,7 +106,6 @@ class Log:
         interval: Mapping[str, Any] | None = None,
         steps_per_epoch: float | None = None,
         batch_size: int = 0,
-        flops_per_step: float | None = None,
         writers: tuple[str, ...] = ("tensorboard",),
         name: str = "",
         config: Mapping[str, Any] | None = None,
@@ -116,8 +114,7 @@ class Log:
     ):
         self._total, self._every, self._start = total_steps, max(1, every), start_step
         self._steps_per_epoch, self._batch_size = steps_per_epoch, batch_size
-        peak = (peak_flops() or 0.0) * (devices or jax.device_count())
-        self._flops_share = flops_per_step / peak if flops_per_step and peak else None  # of a step that takes 1 s
+        self._peak = (peak_flops() or 0.0) * (devices or jax.device_count())
         self._rows: _Rows | None = None
         self._writers: dict[str, _Writer] = {}
         for writer in writers:
@@ -149,7 +146,7 @@ class Log:
 
     # ------------------------------------------------------------------------------------------------- training
 
-    def step(self, step: int, sums: Mapping[str, Sum], **extras: float) -> None:
+    def step(self, step: int, sums: Mapping[str, Sum], flops: float = 0.0, **extras: float) -> None:
         """Keeps the sums of a step that was just dispatched, and logs the interval that ended with the one before.
 
         The host is held back only where it would run more than two steps ahead of the device.
@@ -157,12 +154,14 @@ class Log:
         Args:
           step: its number, from 1.
           sums: of the step, on the device.
+          flops: floating-point operations of the step over all devices; 0: unknown.
           **extras: floats of the host, averaged over the interval like the sums.
 
         Raises:
           Diverged: the loss of a step of that interval is NaN or infinite.
           UserError: the disk is full.
         """
+        extras["flops"] = flops
         hosted = {name: Sum(np.asarray(value, np.float64), np.ones(())) for name, value in extras.items()}
         self._pending.append((step, {**sums, **hosted}))
         if len(self._pending) > 2:
@@ -297,6 +296,7 @@ class Log:
         step, steps = self._last_read, self._read_steps
         training, waited = self._training_seconds(), self._waited
         seconds = max(training - self._mark[0], 1e-9)
+        flops, _ = self._merged.pop("flops", (0.0, 0.0))
         weighed = {name: (total, weight) for name, (total, weight) in self._merged.items() if np.all(weight != 0)}
         weighed = {name: weighed[name] for name in sorted(weighed, key=lambda name: name != "loss")}  # the loss first
         row: dict[str, Any] = {name: (total / weight).tolist() for name, (total, weight) in weighed.items()}
@@ -304,8 +304,8 @@ class Log:
             row["examples_per_second"] = self._batch_size * steps / seconds
         row["step_seconds"] = seconds / steps
         row["data_wait"] = min(1.0, max(0.0, (waited - self._mark[1]) / seconds))
-        if self._flops_share is not None:
-            row["mfu"] = self._flops_share * steps / seconds
+        if flops and self._peak:
+            row["mfu"] = float(flops) / seconds / self._peak
         row["memory_gb"] = memory_gb()
         epoch = {} if not self._steps_per_epoch else {"epoch": step / self._steps_per_epoch}
         self._write({"step": step, **epoch, "kind": "train", **row, "seconds": self._seconds()})

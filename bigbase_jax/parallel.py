@@ -321,12 +321,18 @@ def placed_batch(spec: Mapping[str, Any], mesh: Mesh) -> dict[str, jax.ShapeDtyp
     return {name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding) for name, x in spec.items()}
 
 
+def global_spec(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes of the global batch, of which this process has these rows."""
+    pieces = host(mesh)[1]
+    return {name: jax.ShapeDtypeStruct((len(x) * pieces, *x.shape[1:]), x.dtype) for name, x in batch.items()}
+
+
 def put(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
     """The global batch, rows spread over the ``BATCH`` axes, from this process's rows of it. Returns at once."""
     sharding = NamedSharding(mesh, PartitionSpec(BATCH))
-    pieces = host(mesh)[1]
+    spec = global_spec(batch, mesh)
     return {
-        name: jax.make_array_from_process_local_data(sharding, np.asarray(x), (len(x) * pieces, *np.shape(x)[1:]))
+        name: jax.make_array_from_process_local_data(sharding, np.asarray(x), spec[name].shape)
         for name, x in batch.items()
     }
 
@@ -405,6 +411,29 @@ def program(
     homes = shardings(shapes, mesh, sharding)
     step = train_step(task, tx, mesh, homes, mode, microbatches, ema_decay)
     return Program(placed(shapes, homes), _InMesh(jax.jit(init, out_shardings=homes), mesh, first=own), step)
+
+
+class Steps:
+    """The step of a program, compiled for each shape of a batch."""
+
+    def __init__(self, program: Program, specs: Sequence[Mapping[str, Any]], mesh: Mesh):
+        """``specs``: shapes of the global batches that there will be."""
+        self._compiled = {}
+        for spec in specs:
+            compiled = program.step.lower(program.state, placed_batch(spec, mesh)).compile()
+            self._compiled[_shapes(spec)] = compiled, flops(compiled) * mesh.size
+
+    def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Sum]]:
+        """See ``Program.step``."""
+        return self._compiled[_shapes(batch)][0](state, batch)
+
+    def flops(self, batch: Batch) -> float:
+        """Floating-point operations of the step over all devices; see ``flops``."""
+        return self._compiled[_shapes(batch)][1]
+
+
+def _shapes(batch: Batch) -> tuple[Any, ...]:
+    return tuple(sorted((name, x.shape) for name, x in batch.items()))
 
 
 class _InMesh:

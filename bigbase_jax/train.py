@@ -137,9 +137,9 @@ def train(config: ConfigDict, workdir: str, name: str = "", observe: Observe | N
     about = data.lineage()
     run.create(config, about["fingerprint"])
     pretrained.keep(run, config)
-    with contextlib.closing(data.train_batches(0, parallel.host(mesh))) as batches:
-        first = next(batches)
-    spec = {k: jax.ShapeDtypeStruct((data.batch_size, *v.shape[1:]), v.dtype) for k, v in first.items()}
+    shapes = data.train_shapes(parallel.host(mesh))
+    specs = [parallel.global_spec(batch, mesh) for batch in shapes]
+    first, spec = shapes[-1], specs[-1]
     run.keep_data({"facts": data.facts, "batch": {k: [list(s.shape), str(s.dtype)] for k, s in spec.items()}})
     total = loop.total_steps(data.steps_per_epoch)
     eval_every = loop.eval_every or data.steps_per_epoch
@@ -180,7 +180,7 @@ def train(config: ConfigDict, workdir: str, name: str = "", observe: Observe | N
     reason: str | None = None
     if not done:
         began = time.perf_counter()
-        step_fn = program.step.lower(program.state, parallel.placed_batch(spec, mesh)).compile()
+        step_fn = parallel.Steps(program, specs, mesh)
         compile_seconds = time.perf_counter() - began
         log = Log(
             str(run.path),
@@ -190,7 +190,6 @@ def train(config: ConfigDict, workdir: str, name: str = "", observe: Observe | N
             interval=progress.get("interval"),
             steps_per_epoch=data.steps_per_epoch,
             batch_size=data.batch_size,
-            flops_per_step=parallel.flops(step_fn) * mesh.size,
             writers=loop.writers,
             name=name,
             config=as_json(config),
@@ -213,7 +212,7 @@ def train(config: ConfigDict, workdir: str, name: str = "", observe: Observe | N
                 with log.data_wait():
                     batch = next(stream)
                 state, sums = step_fn(state, batch)
-                log.step(step, sums)
+                log.step(step, sums, step_fn.flops(batch))
 
                 if "val" in data.splits and (_due(step, eval_every) or step == total):
                     with log.pause(), watch.pause():

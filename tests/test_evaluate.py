@@ -7,7 +7,11 @@ from toys import Regression, regression_batch
 
 from bigbase_jax import parallel
 from bigbase_jax.core import Sum, add
+from bigbase_jax.data.pipeline import Data
+from bigbase_jax.data.sources.numerals import Numerals
 from bigbase_jax.evaluate import evaluate
+from bigbase_jax.models.encoder_decoder import EncoderDecoder
+from bigbase_jax.tasks.translation import Translation
 
 
 def padded_batches(data, size):
@@ -38,3 +42,21 @@ def test_sums_add_up_and_empty_ones_are_zero():
     a, b = Sum(np.float32(3), np.float32(2)), Sum(np.float32(1), np.float32(6))
     assert float(add(a, b).mean()) == 0.5
     assert float(Sum(np.float32(0), np.float32(0)).mean()) == 0.0
+
+
+def test_batches_of_several_lengths_give_what_those_of_one_length_give(tmp_path):
+    """In the order of the split, and filled up to one length."""
+    words = {"dataset": Numerals(count=60, largest=999), "cache_dir": str(tmp_path)}
+    plain, by_length = (Data(batch_size=8, buckets=b, **words).prepare(lambda line: None) for b in ((), (20, 30)))
+    model = EncoderDecoder(vocab_size=plain.facts["vocab_size"], depth=1, heads=2, width=16, mlp_dim=16)
+    ids = {name: plain.facts[name] for name in ("tokenizer", "pad_id", "start_id", "end_id")}
+    task = Translation(model, max_length=9, **ids)
+    variables = task.init(jax.random.key(0), plain.train_shapes()[0])
+    mesh = parallel.make_mesh(2)
+    step = parallel.eval_step(task, mesh)
+    one, several = (evaluate(task, step, variables, list(d.eval_batches("train")), mesh) for d in (plain, by_length))
+    lengths = [batch["source"].shape[1] for batch in by_length.eval_batches("train")]
+    assert set(lengths) == {20, 30, 80} and several.examples["target"].shape == (54, 80)
+    assert several.metrics["loss"] == pytest.approx(one.metrics["loss"], rel=1e-5)
+    for name, x in one.examples.items():
+        np.testing.assert_allclose(several.examples[name], x, rtol=1e-4, atol=1e-5, err_msg=name)

@@ -248,9 +248,9 @@ def test_mfu_needs_a_known_device(tmp_path, monkeypatch):
                        "NVIDIA A100-SXM4-40GB": 312e12, "Tesla V100-SXM2-16GB": 125e12}.items():  # fmt: skip
         assert peak_flops(types.SimpleNamespace(device_kind=kind)) == peak
     monkeypatch.setattr(log_module, "peak_flops", lambda: 1e12)
-    log = make(tmp_path, total=2, every=2, flops_per_step=1e9, devices=4)
-    log.step(1, loss(1.0))
-    log.step(2, loss(1.0))
+    log = make(tmp_path, total=2, every=2, devices=4)
+    log.step(1, loss(1.0), 0.5e9)
+    log.step(2, loss(1.0), 1.5e9)
     log.close()
     (row,) = rows(tmp_path)
     assert row["mfu"] == pytest.approx(1e9 / row["step_seconds"] / 4e12)

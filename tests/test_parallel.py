@@ -197,6 +197,17 @@ def test_rules_place_parameters_and_their_optimizer_slots_alike():
     )["w"].spec == P(None, None, "fsdp")
 
 
+def test_the_step_is_compiled_for_each_shape_of_a_batch_and_counts_its_operations():
+    mesh, program = start_program(Regression(), 2)
+    batches = [jax.device_get(regression_batch(size)) for size in (8, 16)]
+    steps = parallel.Steps(program, [parallel.global_spec(batch, mesh) for batch in batches], mesh)
+    for batch in batches:
+        placed = parallel.put(batch, mesh)
+        (one, _), (same, _) = (step(program.init(placed), placed) for step in (steps, program.step))
+        assert_same(one.params, same.params, 1e-6)
+    assert 1.5 < steps.flops(batches[1]) / steps.flops(batches[0]) < 2.1
+
+
 def test_parameters_are_born_where_they_live():
     """No device ever holds a whole parameter: the compiled init's largest buffer is a shard (and the shard's bits)."""
 

@@ -255,3 +255,17 @@ def test_a_run_is_restored_where_its_rules_say_and_whole_where_they_do_not_fit(t
         spec, same = head(parallel.make_mesh(devices, parallel.MeshShape(**shape)))  # 8 do not divide two classes
         assert spec == expected
         np.testing.assert_array_equal(same, trained)
+
+
+def test_a_run_with_buckets_goes_on_where_it_stopped_on_several_devices(tmp_path):
+    texts = [f"{'ab' * (i % 7)},{i % 2}" for i in range(1, 200) if i % 7]
+    (tmp_path / "a.csv").write_text("\n".join(["text,label", *texts]))
+    arg = f"tiny,model=bow,tokenizer=chars,root={tmp_path / 'a.csv'}"
+    config = recipe("text_classify", arg, devices=4, microbatches=2, steps=6, log_every=1, eval_every=3)
+    config.data.buckets = (6, 10)
+    expected = training.train(config, str(tmp_path / "whole"))
+    stopped = training.train(config, str(tmp_path / "parts"), observe=lambda step, metrics: "enough")
+    assert stopped == {"step": 3, "stopped": "enough"}
+    assert training.train(config, str(tmp_path / "parts")) == expected
+    losses = [[row["loss"] for row in rows_of(tmp_path / name, "train")] for name in ("whole", "parts")]
+    assert losses[0] == losses[1] and len(set(losses[0])) == 6

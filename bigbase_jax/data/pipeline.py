@@ -7,6 +7,9 @@ not on the number of hosts, threads or batches read ahead, and not on where the 
 is counter-based, with ``g`` as its counter. Threads work on whole batches: rows are written where they belong, and
 grain's cost per element is paid once per batch.
 
+With buckets of lengths, the examples of some consecutive batches are dealt anew among these, so that those of about the
+same length share a batch, which is then as long as they need. That too depends on the seed and on ``k`` alone.
+
 Legend: B examples in a global batch, N examples in a split, g position in the training stream, k step.
 """
 
@@ -17,6 +20,7 @@ import contextlib
 import dataclasses
 import functools
 import hashlib
+import itertools
 import json
 import math
 import os
@@ -52,7 +56,9 @@ _LISTED = 20  # bad files named in a message
 _SAMPLED = 16  # examples decoded to estimate the size of a cache
 _WORTH = 2.0  # a cache may be this many times larger than the smallest one, to spare transforms at each use
 _SAY_EVERY = 10.0  # seconds between progress lines
-_TRAIN, _EVAL = 0, 1  # streams of random numbers
+_TRAIN, _EVAL, _ORDER = 0, 1, 2  # streams of random numbers
+_POOL = 64  # batches among which examples are dealt by length
+_WHOLE = sys.maxsize  # the length of a sequence that is not cut
 
 
 def _to_stderr(line: str) -> None:
@@ -77,6 +83,9 @@ class Data:
         decoded examples that do not fit are decoded anew each time. 0: no cache.
       cache_dir: the folder of caches; None: ``$BIGBASE_CACHE``, or ``bigbase_jax`` below ``$XDG_CACHE_HOME`` or
         ``~/.cache``.
+      buckets: lengths, each longer than the one before, such as ``(16, 24)``: a batch of sequences is padded to the
+        shortest of them that all its examples fit, or else to the data set's own length, and examples that need the
+        same share a batch. The training step is compiled once for each. Empty: all batches have one length.
 
     Raises:
       UserError: a value out of its range.
@@ -93,6 +102,7 @@ class Data:
     prefetch: int = 4
     cache_limit_gb: float = 4.0
     cache_dir: str | None = None
+    buckets: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if self.on_bad_example not in ("stop", "skip"):
@@ -107,6 +117,10 @@ class Data:
                 raise UserError(f"data.{name} is {value}; it must be at least {least}.")
         if not self.cache_limit_gb >= 0:
             raise UserError(f"data.cache_limit_gb is {self.cache_limit_gb}; it must be 0 (no cache) or more.")
+        if any(shorter >= longer for shorter, longer in itertools.pairwise((0, *self.buckets))):
+            raise UserError(
+                f"data.buckets is {self.buckets}; it holds lengths that grow, such as (16, 24), or nothing."
+            )
 
     @property
     def facts(self) -> Mapping[str, Any]:
@@ -137,6 +151,8 @@ class Data:
             raise UserError(
                 f"the data has no split 'train'; it has: {', '.join(sorted(self.dataset.splits)) or 'no split at all'}."
             )
+        if self.buckets and getattr(self.dataset.splits["train"], "lengths", None) is None:
+            raise UserError("these examples are all of one length; leave data.buckets at ().")
         for name, source in self.dataset.splits.items():
             if len(source) < 1:
                 raise UserError(f"the {name} split has no examples; add some, or leave the split out.")
@@ -168,6 +184,10 @@ class Prepared:
     def __init__(self, data: Data, parts: Mapping[str, _Part]):
         self.data = data
         self._parts = dict(parts)
+        for part in parts.values():
+            if data.buckets and part.kept.lengths is not None:
+                lengths = np.array([*data.buckets, _WHOLE])
+                part.cut_N = lengths[np.searchsorted(data.buckets, part.kept.lengths)]
         self.splits: Mapping[str, int] = {name: len(part.kept) for name, part in parts.items()}
         self.bad: Mapping[str, caches.Bad] = {name: part.bad for name, part in parts.items()}
 
@@ -224,6 +244,12 @@ class Prepared:
         for name, part in self._parts.items():
             states.setdefault(part.state, []).append(name)
         lines += [f"  cache ({', '.join(names)}): {state}" for state, names in states.items()]
+        if (cut_N := self._part("train").cut_N) is not None:
+            shares = (
+                f"{'longer' if length == _WHOLE else f'up to {length}'} {count / len(cut_N):.1%}"
+                for length, count in zip(*np.unique(cut_N, return_counts=True), strict=True)
+            )
+            lines.append(f"  lengths (train): {', '.join(shares)}")
         return lines
 
     def fingerprint(self) -> str:
@@ -274,22 +300,32 @@ class Prepared:
         Raises:
           UserError: the hosts do not divide the batch size.
         """
-        batch_size, data = self.batch_size, self.data
-        rows = _rows_of_host(batch_size, shard, "data.batch_size")
-        part = self._part("train")
-        # Grain's seeds of successive epochs are successive numbers: spread ours, or seeds 0 and 1 would share epochs.
-        shuffle_seed = int(np.random.SeedSequence(data.seed % 2**64).generate_state(1)[0])
-        order = grain.MapDataset.range(len(part.kept)).shuffle(seed=shuffle_seed).repeat()
+        make, rows = self._training(shard)
+        return Batches(make, start, sys.maxsize // self.batch_size, self.data, rows)
+
+    def train_shapes(self, shard: tuple[int, int] = (0, 1)) -> list[dict[str, np.ndarray]]:
+        """A training batch of each shape that there is, the longest last."""
+        make, _ = self._training(shard)
+        cut_N = self._part("train").cut_N
+        return [make(0, None, 0, length) for length in ([None] if cut_N is None else np.unique(cut_N))]
+
+    def _training(self, shard: tuple[int, int]) -> tuple[Callable[..., dict[str, np.ndarray]], int]:
+        """What makes training batch k, and how many of its rows this host has."""
+        data, part = self.data, self._part("train")
+        rows = _rows_of_host(self.batch_size, shard, "data.batch_size")
+        order = _Order(len(part.kept), self.batch_size, data.seed, part.cut_N)
         chain = part.chain(data.train_transforms, data.seed, _TRAIN)
 
-        def batch(k: int, pool: concurrent.futures.Executor | None, chunks: int) -> dict[str, np.ndarray]:
-            g = [k * batch_size + j for j in rows]
-            return chain.batch([int(order[x]) for x in g], g, len(g), pool, chunks)
+        def batch(
+            k: int, pool: concurrent.futures.Executor | None, chunks: int, length: int | None = None
+        ) -> dict[str, np.ndarray]:
+            examples, g, needed = order.batch(k, rows)
+            return chain.batch(examples, g, len(g), pool, chunks, length=length or needed)
 
-        return Batches(batch, start, sys.maxsize // batch_size, data, len(rows))
+        return batch, len(rows)
 
     def eval_batches(self, split: str, shard: tuple[int, int] = (0, 1)) -> Batches:
-        """A split once, in order, with the evaluation transforms; every batch has the same shape.
+        """A split once, with the evaluation transforms; in order and with batches of one shape, but for ``buckets``.
 
         The last batch is padded by repeating an example, with ``mask`` 0. With several hosts each gets its rows of
         every batch, so that all have the same number of batches.
@@ -311,11 +347,14 @@ class Prepared:
         part = self._part(split)
         n = len(part.kept)
         chain = part.chain(data.eval_transforms, data.seed, _EVAL)
+        cut_N = part.cut_N
+        order = range(n) if cut_N is None else np.argsort(cut_N, kind="stable").tolist()
 
         def batch(k: int, pool: concurrent.futures.Executor | None, chunks: int) -> dict[str, np.ndarray]:
-            indices = [k * batch_size + j for j in rows if k * batch_size + j < n] or [n - 1]
+            indices = [order[k * batch_size + j] for j in rows if k * batch_size + j < n] or [order[n - 1]]
             real = sum(k * batch_size + j < n for j in rows)
-            return chain.batch(indices, indices, len(rows), pool, chunks, real)
+            length = None if cut_N is None else int(cut_N[order[min((k + 1) * batch_size, n) - 1]])
+            return chain.batch(indices, indices, len(rows), pool, chunks, real, length)
 
         return Batches(batch, 0, math.ceil(n / batch_size), data, len(rows))
 
@@ -392,6 +431,8 @@ class KeptSource:
 
     Attributes:
       labels: i32[N] where the source has labels, else None.
+      lengths: i64[N] where the source has lengths, else None.
+      sequences: names of the entries whose first axis has these lengths.
     """
 
     def __init__(self, source: Source, split: str, bad: caches.Bad):
@@ -399,10 +440,15 @@ class KeptSource:
         self._indices: np.ndarray | None = None
         if bad:
             self._indices = np.setdiff1d(np.arange(len(source)), [i for i, _ in bad], assume_unique=True)
-        labels = getattr(source, "labels", None)
-        self.labels: np.ndarray | None = None
-        if labels is not None:
-            self.labels = np.asarray(labels) if self._indices is None else np.asarray(labels)[self._indices]
+        self.labels = self._of("labels")
+        self.lengths = self._of("lengths")
+        self.sequences: tuple[str, ...] = getattr(source, "sequences", ())
+
+    def _of(self, name: str) -> np.ndarray | None:
+        values = getattr(self._source, name, None)
+        if values is None:
+            return None
+        return np.asarray(values) if self._indices is None else np.asarray(values)[self._indices]
 
     def __len__(self) -> int:
         return len(self._source) if self._indices is None else len(self._indices)
@@ -427,7 +473,11 @@ class KeptSource:
 
 @dataclasses.dataclass
 class _Part:
-    """A split after its check: the readable examples, and the cache of what the first transforms make of them."""
+    """A split after its check: the readable examples, and the cache of what the first transforms make of them.
+
+    Attributes:
+      cut_N: i64[N], to which length each readable example can be cut; None: there are no buckets.
+    """
 
     split: str
     source: Source
@@ -435,6 +485,7 @@ class _Part:
     cache: caches.Cache | None = None
     prefix: tuple[Transform, ...] = ()
     state: str = "none"
+    cut_N: np.ndarray | None = None
     kept: KeptSource = dataclasses.field(init=False)
 
     def __post_init__(self) -> None:
@@ -444,8 +495,8 @@ class _Part:
         """Examples through ``transforms``, from the cache if that holds what their first ones make."""
         done = len(self.prefix)
         if self.cache is not None and transforms[:done] == self.prefix:
-            return _Chain(self.cache, transforms[done:], self.split, seed, stream)
-        return _Chain(self.kept, transforms, self.split, seed, stream)
+            return _Chain(self.cache, transforms[done:], self.split, seed, stream, self.kept.sequences)
+        return _Chain(self.kept, transforms, self.split, seed, stream, self.kept.sequences)
 
     def why(self, limit: int) -> list[str]:
         """The first unreadable examples, a line each."""
@@ -454,6 +505,42 @@ class _Part:
             name = _name(self.source, self.split, index)
             lines.append(reason if name in reason else f"{name}: {reason}")
         return lines
+
+
+class _Order:
+    """Which examples are in training batch k.
+
+    With ``cut_N``, the examples of ``_POOL`` consecutive batches (fewer where an epoch has fewer) are dealt among them
+    again: those that need the same length share a batch, and the batches follow each other in random order.
+    """
+
+    def __init__(self, n: int, batch_size: int, seed: int, cut_N: np.ndarray | None):
+        # Grain's seeds of successive epochs are successive numbers: spread ours, or seeds 0 and 1 would share epochs.
+        shuffle_seed = int(np.random.SeedSequence(seed % 2**64).generate_state(1)[0])
+        self._stream = grain.MapDataset.range(n).shuffle(seed=shuffle_seed).repeat()
+        self._batch_size, self._seed, self._cut_N = batch_size, seed, cut_N
+        self._pool = max(1, min(_POOL, n // batch_size))
+        self._dealt = functools.lru_cache(maxsize=4)(self._deal)
+
+    def batch(self, k: int, rows: range) -> tuple[list[int], list[int], int | None]:
+        """(examples, their positions g, the length that the batch needs) of some rows."""
+        if self._cut_N is None:
+            g = [k * self._batch_size + j for j in rows]
+            return [int(self._stream[x]) for x in g], g, None
+        examples_PB, g_PB = self._dealt(k // self._pool)
+        examples_B, g_B = examples_PB[k % self._pool], g_PB[k % self._pool]
+        length = int(self._cut_N[examples_B].max())
+        return examples_B[rows.start : rows.stop].tolist(), g_B[rows.start : rows.stop].tolist(), length
+
+    def _deal(self, pool: int) -> tuple[np.ndarray, np.ndarray]:
+        """i64[P, B] each, examples and positions, of the P batches of a pool."""
+        assert self._cut_N is not None
+        size = self._pool * self._batch_size
+        g = np.arange(pool * size, (pool + 1) * size)
+        examples = np.array([int(self._stream[x]) for x in g.tolist()])
+        by_length = np.argsort(self._cut_N[examples], kind="stable").reshape(self._pool, self._batch_size)
+        by_length = _generator(self._seed, _ORDER, pool).permutation(by_length)
+        return examples[by_length], g[by_length]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -465,14 +552,16 @@ class _Chain:
     split: str
     seed: int
     stream: int
+    sequences: tuple[str, ...] = ()
 
-    def example(self, index: int, counter: int) -> dict[str, np.ndarray]:
+    def example(self, index: int, counter: int, length: int | None = None) -> dict[str, np.ndarray]:
         example = self.source[index]
         if self.transforms:
             rng = _generator(self.seed, self.stream, counter)
             for transform in self.transforms:
                 example = transform(example, rng)
-        return {name: caches.as_array(value) for name, value in example.items()}
+        arrays = {name: caches.as_array(value) for name, value in example.items()}
+        return {name: array[:length] if name in self.sequences else array for name, array in arrays.items()}
 
     def batch(
         self,
@@ -482,9 +571,12 @@ class _Chain:
         pool: concurrent.futures.Executor | None,
         chunks: int,
         real: int | None = None,
+        length: int | None = None,
     ) -> dict[str, np.ndarray]:
-        """Examples stacked into arrays of ``size`` rows, the last one filling the rest; ``real`` rows have mask 1."""
-        first = self.example(indices[0], counters[0])
+        """Examples stacked into arrays of ``size`` rows, the last one filling the rest; ``real`` rows have mask 1.
+
+        ``sequences`` are cut to ``length``."""
+        first = self.example(indices[0], counters[0], length)
         out = {name: np.empty((size, *array.shape), array.dtype) for name, array in first.items()}
         clash = {"mask", "index"} & out.keys()
         if clash:
@@ -492,7 +584,7 @@ class _Chain:
 
         def fill(rows: range) -> None:
             for row in rows:
-                self._put(out, row, first if row == 0 else self.example(indices[row], counters[row]))
+                self._put(out, row, first if row == 0 else self.example(indices[row], counters[row], length))
 
         count = len(indices)
         if pool is None or chunks < 2:

@@ -83,6 +83,7 @@ class TextClassification(Classifier):
     dropout: float = 0.0
 
     inputs: ClassVar[tuple[str, ...]] = ("tokens", "segments", "types")
+    padding: ClassVar[Mapping[str, Any]] = {"tokens": PADDING}
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -54,7 +54,7 @@ class Translation:
       generate: write translations wherever the model predicts; False: only the targets' probabilities are computed.
       beams: of the search (``decoding.beam_tokens``); 1: the most probable token, again and again.
       length_penalty: see ``decoding.beam_tokens``.
-      max_length: M, the end token included; None: T.
+      max_length: M, the end token included; None: T, of its batch.
       pad_id, start_id: tokens that are never written.
       end_id: the token that ends a translation.
       target_language: what the target is called; the report does not go by it.
@@ -100,6 +100,11 @@ class Translation:
                 f"config.task.model.vocab_size is {size}, but the tokenizer has {load(self.tokenizer).size} tokens; "
                 "leave it open to take theirs."
             )
+
+    @property
+    def padding(self) -> Mapping[str, Any]:
+        """See ``core.Task``."""
+        return {"target": PADDING, "tokens": self.end_id}
 
     # -- inside the compiled step ----------------------------------------------------------------------------------
 

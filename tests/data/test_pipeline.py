@@ -133,6 +133,94 @@ def test_hosts_together_see_what_one_host_sees(prepare, hosts):
     assert_same(joined, whole)
 
 
+def test_the_order_and_the_augmentation_stay_what_they_have_been(prepare):
+    """Change these only on purpose: every published number would be another one."""
+    batches = take(prepare().train_batches(0), 5)
+    assert [b["index"].tolist() for b in batches] == ORDER
+    np.testing.assert_allclose([b["noise"][0, 0] for b in batches], NOISE, rtol=1e-6)
+
+
+ORDER = [[5, 8, 9, 7], [4, 2, 1, 0], [3, 6, 6, 9], [4, 8, 0, 7], [3, 2, 1, 5]]
+NOISE = [0.03474188, 0.12112302, 0.8763935, 0.53440434, 0.38778871]
+
+
+# --- buckets ----------------------------------------------------------------------------------------------------------
+
+
+class Words(Numbers):
+    """Sequences of 1 to 9 places that are padded to 10 with 0; the second entry has no length."""
+
+    sequences = ("tokens",)
+
+    def __init__(self, n, broken=()):
+        super().__init__(n, broken)
+        self.lengths = 1 + np.random.default_rng(5).integers(0, 9, n)
+
+    def __getitem__(self, index):
+        return {
+            "tokens": np.arange(1, 11) * (np.arange(10) < self.lengths[index]),
+            "other": super().__getitem__(index)["image"][0],
+        }
+
+
+BUCKETS = {"buckets": (4, 7), "train_transforms": ()}
+
+
+@pytest.mark.parametrize(("n", "batch_size"), [(200, 8), (50, 8), (7, 4), (3, 4)])
+def test_batches_of_a_length_hold_the_examples_that_batches_of_any_length_do(prepare, n, batch_size):
+    source = Words(n)
+    pool = max(1, min(64, n // batch_size))
+    plain = take(prepare(n, batch_size, source=source, train_transforms=()).train_batches(0), 3 * pool)
+    data = prepare(n, batch_size, source=source, **BUCKETS)
+    found = take(data.train_batches(0), 3 * pool)
+    for first in range(0, 3 * pool, pool):
+        here, there = (np.concatenate([b["index"] for b in bs[first : first + pool]]) for bs in (found, plain))
+        np.testing.assert_array_equal(np.sort(here), np.sort(there))
+    for batch in found:
+        most = source.lengths[batch["index"]].max()
+        length = next(b for b in (4, 7, 10) if b >= most)
+        assert batch["tokens"].shape == (batch_size, length) and batch["other"].shape == (batch_size, 5, 1)
+        np.testing.assert_array_equal(batch["tokens"], [source[i]["tokens"][:length] for i in batch["index"]])
+    lengths = [b["tokens"].shape[1] for b in found]
+    if n == 200:
+        assert np.mean(lengths) < 7.5 and lengths != sorted(lengths)
+        assert [b["tokens"].shape for b in data.train_shapes()] == [(8, 4), (8, 7), (8, 10)]
+        assert "  lengths (train): up to 4 " in "\n".join(data.summary())
+
+
+@pytest.mark.parametrize(("workers", "start", "hosts"), [(1, 0, 1), (3, 13, 1), (1, 10**9, 1), (1, 13, 2), (2, 40, 4)])
+def test_step_k_of_a_length_is_the_same_for_any_start_threads_and_hosts(prepare, workers, start, hosts):
+    words = {"n": 100, "batch_size": 8, "source": Words(100), **BUCKETS, "train_transforms": (Noise(),)}
+    expected = take(prepare(**words, prefetch=0).train_batches(start - min(start, 13)), 18 + min(start, 13))
+    expected = expected[min(start, 13) :]
+    data = prepare(**words, workers=workers)
+    shards = [take(data.train_batches(start, (i, hosts)), 18) for i in range(hosts)]
+    assert_same([{k: np.concatenate([s[j][k] for s in shards]) for k in expected[0]} for j in range(18)], expected)
+
+
+@pytest.mark.parametrize("hosts", [1, 2])
+def test_evaluation_by_length_covers_each_example_once(prepare, hosts):
+    source = Words(30, broken={3})
+    data = prepare(source=source, **BUCKETS, on_bad_example="skip", eval_batch_size=4)
+    shards = [list(data.eval_batches("train", (i, hosts))) for i in range(hosts)]
+    batches = [{k: np.concatenate([b[k] for b in bs]) for k in bs[0]} for bs in zip(*shards, strict=True)]
+    real = np.concatenate([b["index"][b["mask"] > 0] for b in batches])
+    assert sorted(real) == list(range(29)) and real.tolist() != sorted(real)
+    lengths = [b["tokens"].shape[1] for b in batches]
+    assert lengths == sorted(lengths) and set(lengths) == {4, 7, 10}
+    kept = data.source("train")
+    for batch in batches:
+        np.testing.assert_array_equal((batch["tokens"] > 0).sum(1), kept.lengths[batch["index"]])
+
+
+@pytest.mark.parametrize("buckets", [(7, 4), (0, 4), (4, 4)])
+def test_buckets_that_do_not_grow_or_have_nothing_to_sort_are_refused(prepare, buckets):
+    with pytest.raises(UserError, match="lengths that grow"):
+        prepare(source=Words(9), buckets=buckets)
+    with pytest.raises(UserError, match="all of one length; leave data.buckets at"):
+        prepare(buckets=(4, 7))
+
+
 # --- evaluation batches -----------------------------------------------------------------------------------------------
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from bigbase_jax.core import Example, Source, UserError
-from bigbase_jax.data.sources.labelled_text import ROLES, Encoder, LabelledText, read_text
+from bigbase_jax.data.sources.labelled_text import ROLES, SEQUENCES, Encoder, LabelledText, read_text
 from bigbase_jax.data.sources.splits import digest, stratified
 from bigbase_jax.data.tokenizer import Subwords, Tokenizer, facts_of
 
@@ -128,10 +128,12 @@ class _Texts:
     """The ``Source`` of one split, in memory."""
 
     in_memory = "memory"
+    sequences = SEQUENCES
 
     def __init__(self, tokens: list[np.ndarray], labels: np.ndarray, encode: Encoder, split: str):
         self.labels = labels
         self._tokens, self._encode, self._split = tokens, encode, split
+        self.lengths = encode.lengths(np.array(list(map(len, tokens))))
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -55,6 +55,7 @@ from bigbase_jax.data.tokenizer import Subwords, Tokenizer, compose, facts_of, l
 ROLES = ("pad", "cls", "sep", "mask")
 """Special tokens that a tokenizer learned here has."""
 SUBWORDS = Subwords("bpe", 8192)
+SEQUENCES = ("tokens", "segments", "types")
 _CODE = ("files", "rows", "ragged", "tokenizer", "sources.splits", "sources.labelled_text")
 _SPLITS = ("train", "val", "test")
 _BATCH = 1 << 20  # characters that are encoded at once
@@ -301,10 +302,14 @@ class Encoder:
         self._pad = tokenizer.special.get("pad", 0)
         self.room = self._length - sum(token >= 0 for token in self._layout.tokens)
 
+    def lengths(self, text_N: np.ndarray) -> np.ndarray:
+        """i64[N], of examples with so many tokens of text."""
+        return np.minimum(text_N, self.room) + self._length - self.room
+
     def __call__(self, first_T: np.ndarray, second_T: np.ndarray) -> Example:
         tokens_T, types_T = compose(self._layout, first_T, second_T if self._pair else None, self._length)
         T = len(tokens_T)
-        example = {name: np.zeros(self._length, np.int32) for name in ("tokens", "segments", "types")}
+        example = {name: np.zeros(self._length, np.int32) for name in SEQUENCES}
         example["tokens"][:T] = tokens_T
         example["tokens"][T:] = self._pad
         example["segments"][:T] = 1
@@ -318,12 +323,16 @@ class _Rows:
     Attributes:
       labels: i32[N].
       in_memory: where the tokens are.
+      lengths, sequences: see ``core.Source``.
     """
+
+    sequences = SEQUENCES
 
     def __init__(self, rows_N: Ragged, indices: np.ndarray, encode: Encoder, split: str):
         self._rows, self._indices, self._encode, self._split = rows_N, indices, encode, split
         self.labels = np.asarray(rows_N.values["label"])[indices]
         self.in_memory: str = rows_N.kept
+        self.lengths = encode.lengths((rows_N.lengths("first") + rows_N.lengths("second"))[indices])
 
     def __len__(self) -> int:
         return len(self._indices)

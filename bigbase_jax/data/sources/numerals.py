@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from bigbase_jax.core import Example, Source, UserError
-from bigbase_jax.data.sources.parallel_text import ROLES, Encoder, ParallelText, pair_facts, read_lines
+from bigbase_jax.data.sources.parallel_text import ROLES, SEQUENCES, Encoder, ParallelText, pair_facts, read_lines
 from bigbase_jax.data.sources.splits import digest
 from bigbase_jax.data.tokenizer import Characters, Tokenizer, encode, sides
 
@@ -137,6 +137,7 @@ class _Numbers:
     """The ``Source`` of one split."""
 
     in_memory = "made anew each time"
+    sequences = SEQUENCES
 
     def __init__(
         self,
@@ -154,6 +155,7 @@ class _Numbers:
             source_S, target_T = encode(both[0], str(n)), encode(both[1], name)
             if len(source_S) < data.source_length and len(target_T) < data.target_length:
                 self._rows.append((source_S, target_T, name))
+        self.lengths = np.array([max(len(source_S), len(target_T)) + 1 for source_S, target_T, _ in self._rows])
 
     def __len__(self) -> int:
         return len(self._rows)

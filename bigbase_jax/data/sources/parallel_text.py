@@ -55,6 +55,7 @@ ROLES = ("pad", "start")
 """Special tokens that a tokenizer learned here has, beside the end."""
 SUBWORDS = Subwords("bpe", 8192)
 PADDING = -1
+SEQUENCES = ("source", "source_segments", "target_in", "target_out")
 _CODE = ("files", "rows", "ragged", "tokenizer", "sources.splits", "sources.parallel_text")
 _BATCH = 1 << 20  # characters that are encoded at once
 _FIRST = ("train", "val", "test")
@@ -299,11 +300,15 @@ class _Pairs:
 
     Attributes:
       in_memory: where the tokens are.
+      lengths, sequences: see ``core.Source``; the longer side counts.
     """
+
+    sequences = SEQUENCES
 
     def __init__(self, pairs_N: Ragged, indices: np.ndarray, encode: Encoder, width: int, split: str):
         self._pairs, self._indices, self._encode, self._width, self._split = pairs_N, indices, encode, width, split
         self.in_memory: str = pairs_N.kept
+        self.lengths = np.maximum(pairs_N.lengths("source"), pairs_N.lengths("target"))[indices] + 1
 
     def __len__(self) -> int:
         return len(self._indices)
