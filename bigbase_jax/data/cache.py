@@ -3,13 +3,15 @@
 A cache is a folder with ``data.bin`` (the arrays of all readable examples, one after another), ``rows.bin`` (where each
 example begins, and the shapes that differ from example to example) and ``index.json`` (names, dtypes, common shapes,
 unreadable examples). It is written under a temporary name and renamed when everything is on disk, so a folder with a
-final name is whole; two processes that build the same one both write, and whoever comes second takes the first's.
+final name is whole. Of the processes that share the folder, one builds a cache, and the others wait for it
+(``one_builder``); where they cannot, all write, and whoever comes second takes the first's.
 Its name is a digest of everything that its contents depend on, so a changed file or transform means another name.
 """
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import inspect
 import json
@@ -20,8 +22,9 @@ import re
 import shutil
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
@@ -34,6 +37,9 @@ _ALIGN = 16  # bytes; every array begins at a multiple, so that any dtype can be
 _ABANDONED = 3600.0  # seconds without a write after which a temporary folder belongs to a process that died
 _ATTEMPTS = 20  # to rename a finished cache, where others replace a damaged one at the same time
 _FORGOTTEN = 90 * 86400.0  # seconds without use after which a verdict is deleted
+_BEAT = 1.0  # seconds between a builder's signs of life
+_STALLED = 60.0  # seconds without one after which nobody waits for it any more
+_DONE = b"done"
 
 _T = TypeVar("_T")
 
@@ -265,7 +271,10 @@ def prune(root: pathlib.Path, limit_bytes: float, keep: Iterable[pathlib.Path] =
                     last_write = max(p.stat().st_mtime for p in (path, *path.iterdir()))
                     if now - last_write > _ABANDONED:
                         shutil.rmtree(path, ignore_errors=True)
-                elif re.fullmatch("checked-.*[.]json", path.name) and now - path.stat().st_mtime > _FORGOTTEN:
+                elif (
+                    re.fullmatch("checked-.*[.]json|lock-[0-9a-f]+", path.name)
+                    and now - path.stat().st_mtime > _FORGOTTEN
+                ):
                     path.unlink()
     total = 0
     for used, _, size, path in sorted(found, reverse=True):
@@ -285,6 +294,80 @@ def free_bytes(root: pathlib.Path) -> float:
         with contextlib.suppress(OSError):
             return shutil.disk_usage(path).free
     return float("inf")
+
+
+# --- one builder ------------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def one_builder(root: pathlib.Path, key: str, say: Callable[[str], None]) -> Iterator[None]:
+    """Around looking below ``root`` for what belongs to ``key``, and making it where it is not.
+
+    One of the processes that share the folder is inside; those that come meanwhile wait until it is through, and then
+    find what it has made. If it dies, one of them takes its place. Nobody waits for one that gives no sign of life,
+    or in a folder that knows no locks: then each does the work.
+
+    Args:
+      say: takes a line where this process waits.
+    """
+    path = root / f"lock-{key}"
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        file = open(path, "a+b", buffering=0)  # noqa: SIM115
+    except OSError:
+        yield
+        return
+    with file:  # closing it gives up the lock, and so does the end of the process
+        if not _is_builder(file.fileno(), say):
+            yield
+            return
+        over = threading.Event()
+
+        def live() -> None:
+            while not over.wait(_BEAT):
+                with contextlib.suppress(OSError):
+                    os.utime(file.fileno())
+
+        alive = threading.Thread(target=live, daemon=True)
+        with contextlib.suppress(OSError):
+            file.truncate(0)
+        alive.start()
+        try:
+            yield
+        finally:
+            over.set()
+            alive.join()
+            with contextlib.suppress(OSError):
+                file.write(_DONE)  # for those that have it open; others find what was made
+                path.unlink()
+
+
+def _is_builder(file: int, say: Callable[[str], None]) -> bool:
+    """Waits for the lock on an open file; False as soon as another process, which had it, is through or has stalled."""
+    waits, seen, since = 0, -1, 0.0
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            locked = True
+        except BlockingIOError:
+            locked = False
+        except OSError:  # this folder knows no locks
+            return False
+        try:
+            sign, done = os.fstat(file).st_mtime_ns, os.pread(file, len(_DONE), 0) == _DONE
+        except OSError:  # deleted on another host
+            return False
+        if locked or (waits and done):
+            return not (waits and done)
+        if sign != seen:
+            seen, since = sign, time.monotonic()
+        elif time.monotonic() - since > _STALLED:
+            say(f"warning: the process that reads this data has stood still for {_STALLED:.0f} s; reading it here too.")
+            return False
+        waits += 1
+        if waits == 10:
+            say("data: another process reads it already; waiting until it is through")
+        time.sleep(_BEAT / 10)
 
 
 # --- verdicts: which examples are unreadable, for sets that are not cached -------------------------------------------

@@ -54,11 +54,16 @@ _UNREADABLE = (
 )
 _LISTED = 20  # bad files named in a message
 _SAMPLED = 16  # examples decoded to estimate the size of a cache
+_CHECKED = 256  # examples of a split that are read by data.check=sample
 _WORTH = 2.0  # a cache may be this many times larger than the smallest one, to spare transforms at each use
 _SAY_EVERY = 10.0  # seconds between progress lines
 _TRAIN, _EVAL, _ORDER = 0, 1, 2  # streams of random numbers
 _POOL = 64  # batches among which examples are dealt by length
 _WHOLE = sys.maxsize  # the length of a sequence that is not cut
+
+
+class Unreadable(UserError):
+    """An example that the check did not find, or that could be read at the time."""
 
 
 def _to_stderr(line: str) -> None:
@@ -76,7 +81,11 @@ class Data:
       eval_transforms: applied to examples for evaluation and prediction.
       eval_batch_size: examples per evaluation batch, over all hosts; None: ``batch_size``.
       seed: of the order of examples and of their augmentation.
-      on_bad_example: what to do about examples that cannot be read: ``"stop"`` before the first step, or ``"skip"``.
+      on_bad_example: what to do about examples that cannot be read: ``"stop"``, with their list, or ``"skip"``: those
+        that the check finds are left out; one that is met later has no weight in its batch (``mask`` 0), and is named.
+      check: which examples are read before the first step to find those that cannot be: ``"all"``, once for all starts
+        and for all processes that share ``cache_dir``, which also fills the cache; ``"sample"``, some 256 of each
+        split; or ``"none"``. Without ``"all"``, a cache is used where it exists, and none is made.
       workers: threads that decode and transform; None: the cores available to this process.
       prefetch: batches prepared ahead.
       cache_limit_gb: how much disk (10^9 bytes) the folder of caches may take, least recently used ones going first;
@@ -103,14 +112,13 @@ class Data:
     cache_limit_gb: float = 4.0
     cache_dir: str | None = None
     buckets: tuple[int, ...] = ()
+    check: str = "all"
 
     def __post_init__(self) -> None:
-        if self.on_bad_example not in ("stop", "skip"):
-            known = ("stop", "skip")
-            raise UserError(
-                f"data.on_bad_example is {self.on_bad_example!r}; it must be 'stop' or 'skip'."
-                + suggest(str(self.on_bad_example), known, "value")
-            )
+        for name, known in (("on_bad_example", ("stop", "skip")), ("check", ("all", "sample", "none"))):
+            if (value := getattr(self, name)) not in known:
+                allowed = " or ".join(map(repr, known))
+                raise UserError(f"data.{name} is {value!r}; it must be {allowed}.{suggest(str(value), known, 'value')}")
         for name, least in (("batch_size", 1), ("eval_batch_size", 1), ("workers", 1), ("prefetch", 0)):
             value = getattr(self, name)
             if value is not None and value < least:
@@ -135,7 +143,8 @@ class Data:
         return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
     def prepare(self, say: Callable[[str], None] = _to_stderr) -> Prepared:
-        """Reads every example once, unless an earlier start has: finds the unreadable ones and fills the caches.
+        """Reads every example once, unless an earlier start or another process has, or ``check`` says otherwise: finds
+        the unreadable ones and fills the caches.
 
         Args:
           say: takes lines about progress and about a cache that cannot be used.
@@ -145,7 +154,9 @@ class Data:
         """
         if isinstance(self.dataset, RawDataset):
             root = caches.default_root(self.cache_dir)
-            dataset = self.dataset.prepare(root, self.cache_limit_gb * 1e9, say)
+            key = hashlib.sha256(repr(self.dataset).encode()).hexdigest()[:24]
+            with caches.one_builder(root, key, say) if self.cache_limit_gb > 0 else contextlib.nullcontext():
+                dataset = self.dataset.prepare(root, self.cache_limit_gb * 1e9, say)
             return dataclasses.replace(self, dataset=dataset).prepare(say)
         if "train" not in self.dataset.splits:
             raise UserError(
@@ -159,7 +170,7 @@ class Data:
         preparation = _Preparation(self, say)
         parts = {name: preparation.split(name) for name in sorted(self.dataset.splits, key=_train_first)}
         preparation.finish(parts)
-        prepared = Prepared(self, parts)
+        prepared = Prepared(self, parts, say)
         prepared.refuse_bad()
         return prepared
 
@@ -181,10 +192,18 @@ class Prepared:
       bad: unreadable examples of each split, by name: (index in the dataset's source, why).
     """
 
-    def __init__(self, data: Data, parts: Mapping[str, _Part]):
+    def __init__(self, data: Data, parts: Mapping[str, _Part], say: Callable[[str], None]):
         self.data = data
         self._parts = dict(parts)
+        skipped: set[str] = set()
+
+        def skip(why: str) -> None:
+            if why not in skipped:
+                skipped.add(why)
+                say(f"warning: {why}; it is left out where it would be used.")
+
         for part in parts.values():
+            part.skip = skip if data.on_bad_example == "skip" else None
             if data.buckets and part.kept.lengths is not None:
                 lengths = np.array([*data.buckets, _WHOLE])
                 part.cut_N = lengths[np.searchsorted(data.buckets, part.kept.lengths)]
@@ -239,7 +258,8 @@ class Prepared:
             each = ", ".join(f"{name} {count:,}" for name, count in counts.items())
             lines.append(f"  unreadable, left out: {sum(counts.values()):,} ({each})")
         else:
-            lines.append("  unreadable: none")
+            among = {"all": "", "sample": f" among {_CHECKED} of each split", "none": " looked for"}[self.data.check]
+            lines.append(f"  unreadable: none{among}")
         states: dict[str, list[str]] = {}
         for name, part in self._parts.items():
             states.setdefault(part.state, []).append(name)
@@ -454,10 +474,10 @@ class KeptSource:
         return len(self._source) if self._indices is None else len(self._indices)
 
     def __getitem__(self, index: int) -> Example:
-        try:
-            return self._source[self.original(index)]
-        except OSError as error:
-            raise UserError(f"{self.name(index)} cannot be read any more: {error}") from error
+        example = _read(self._source, self.original(index))
+        if isinstance(example, _Bad):
+            raise Unreadable(f"{self.name(index)} cannot be read: {example.reason}")
+        return example
 
     def original(self, index: int) -> int:
         """The example's index in the dataset's own source."""
@@ -477,6 +497,7 @@ class _Part:
 
     Attributes:
       cut_N: i64[N], to which length each readable example can be cut; None: there are no buckets.
+      skip: takes why an example is skipped that cannot be read after all; None: that is an error.
     """
 
     split: str
@@ -486,6 +507,7 @@ class _Part:
     prefix: tuple[Transform, ...] = ()
     state: str = "none"
     cut_N: np.ndarray | None = None
+    skip: Callable[[str], None] | None = None
     kept: KeptSource = dataclasses.field(init=False)
 
     def __post_init__(self) -> None:
@@ -496,7 +518,7 @@ class _Part:
         done = len(self.prefix)
         if self.cache is not None and transforms[:done] == self.prefix:
             return _Chain(self.cache, transforms[done:], self.split, seed, stream, self.kept.sequences)
-        return _Chain(self.kept, transforms, self.split, seed, stream, self.kept.sequences)
+        return _Chain(self.kept, transforms, self.split, seed, stream, self.kept.sequences, self.skip)
 
     def why(self, limit: int) -> list[str]:
         """The first unreadable examples, a line each."""
@@ -553,6 +575,7 @@ class _Chain:
     seed: int
     stream: int
     sequences: tuple[str, ...] = ()
+    skip: Callable[[str], None] | None = None
 
     def example(self, index: int, counter: int, length: int | None = None) -> dict[str, np.ndarray]:
         example = self.source[index]
@@ -576,17 +599,22 @@ class _Chain:
         """Examples stacked into arrays of ``size`` rows, the last one filling the rest; ``real`` rows have mask 1.
 
         ``sequences`` are cut to ``length``."""
-        first = self.example(indices[0], counters[0], length)
+        first_row, first = self._first(indices, counters, length)
         out = {name: np.empty((size, *array.shape), array.dtype) for name, array in first.items()}
         clash = {"mask", "index"} & out.keys()
         if clash:
             raise UserError(f"examples may not have an entry {min(clash)!r}: the pipeline adds it; rename it.")
 
+        count = len(indices)
+        mask = (np.arange(size) < (count if real is None else real)).astype(np.float32)
+
         def fill(rows: range) -> None:
             for row in rows:
-                self._put(out, row, first if row == 0 else self.example(indices[row], counters[row], length))
+                read = row > first_row
+                example = self._readable(indices[row], counters[row], length) if read else first
+                mask[row] *= example is not None and row >= first_row
+                self._put(out, row, first if example is None else example)
 
-        count = len(indices)
         if pool is None or chunks < 2:
             fill(range(count))
         else:
@@ -598,8 +626,31 @@ class _Chain:
         index = np.full(size, indices[-1], np.int32)
         index[:count] = indices
         out["index"] = index
-        out["mask"] = (np.arange(size) < (count if real is None else real)).astype(np.float32)
+        out["mask"] = mask
         return out
+
+    def _readable(self, index: int, counter: int, length: int | None) -> dict[str, np.ndarray] | None:
+        """An example; None if it cannot be read and is to be skipped, which is said."""
+        try:
+            return self.example(index, counter, length)
+        except Unreadable as error:
+            if self.skip is None:
+                raise UserError(
+                    f"{error}; mend or delete it, or leave such examples out with data.on_bad_example=skip."
+                ) from error
+            self.skip(str(error))
+            return None
+
+    def _first(
+        self, indices: Sequence[int], counters: Sequence[int], length: int | None
+    ) -> tuple[int, dict[str, np.ndarray]]:
+        """The first example that can be read, and its row; of the split, and no row, where those of a batch cannot."""
+        others = ((i, i) for i in range(len(self.source)))
+        for row, (index, counter) in enumerate(itertools.chain(zip(indices, counters, strict=True), others)):
+            example = self._readable(index, counter, length)
+            if example is not None:
+                return min(row, len(indices)), example
+        raise UserError(f"none of the {len(self.source)} examples of the {self.split} split can be read.")
 
     def _put(self, out: dict[str, np.ndarray], row: int, example: dict[str, np.ndarray]) -> None:
         if example.keys() != out.keys():
@@ -637,31 +688,49 @@ class _Preparation:
         chain = self._data.train_transforms if name == "train" else self._data.eval_transforms
         fixed = tuple(chain[: _deterministic(chain)])
         key = caches.key_of(self._fingerprint, name, source, fixed)
-        found = caches.find(self._root, key) if self._left > 0 else None
-        if found is not None and self._mended(source, found.bad):
-            caches.discard(found.directory)
-        elif found is not None:
-            self._left -= found.nbytes
-            state = f"{_megabytes(found.nbytes)} in {self._root}, from an earlier start"
-            return _Part(name, source, found.bad, found, fixed[: found.transforms], state)
-
         in_memory = getattr(source, "in_memory", False)  # or, in words, where the source keeps its examples
-        nbytes, prefix = self._estimate(source, fixed)
-        if self._data.cache_limit_gb == 0:
-            state, wanted = "off", False
+        part = self._cached(name, source, fixed, key)
+        if part is not None:
+            return part
+        if in_memory and (not fixed or self._data.cache_limit_gb == 0):
+            return _Part(name, source, [], state=_kept_where(in_memory) if self._data.cache_limit_gb else "off")
+        if self._data.check != "all":
+            some = range(0, len(source), -(-len(source) // _CHECKED)) if self._data.check == "sample" else ()
+            found = ((index, _read(source, index)) for index in some)
+            bad = [(index, example.reason) for index, example in found if isinstance(example, _Bad)]
+            return _Part(name, source, bad, state=f"none, data.check is {self._data.check}")
+        with caches.one_builder(self._root, key, self._say):
+            return self._cached(name, source, fixed, key) or self._checked(name, source, fixed, key)
+
+    def _cached(self, name: str, source: Source, fixed: tuple[Transform, ...], key: str) -> _Part | None:
+        """The split from a cache that was made before."""
+        found = caches.find(self._root, key) if self._left > 0 else None
+        if found is None or (found.bad and self._data.check != "all"):  # whose order of examples it would change
+            return None
+        if self._mended(source, found.bad):
+            caches.discard(found.directory)
+            return None
+        self._left -= found.nbytes
+        state = f"{_megabytes(found.nbytes)} in {self._root}, from an earlier start"
+        return _Part(name, source, found.bad, found, fixed[: found.transforms], state)
+
+    def _checked(self, name: str, source: Source, fixed: tuple[Transform, ...], key: str) -> _Part:
+        """The split after its check, with a cache where that is wanted and fits."""
+        in_memory = getattr(source, "in_memory", False)
+        limit_gb = self._data.cache_limit_gb
+        nbytes, prefix = self._estimate(source, fixed) if limit_gb else (0.0, ())
+        wanted = False
+        if limit_gb == 0:
+            state = "off"
         elif in_memory and not prefix:
-            state = in_memory if isinstance(in_memory, str) else "none needed, the examples are in memory"
-            wanted = False
+            state = _kept_where(in_memory)
         elif not math.isfinite(nbytes):
-            state, wanted = "none, the examples have no fixed binary form", False
+            state = "none, the examples have no fixed binary form"
         elif nbytes > self._left:
             needs = f"decoded it would take about {_megabytes(nbytes)}"
-            state, wanted = (
-                f"none, {needs}, more than is left of data.cache_limit_gb={self._data.cache_limit_gb:g}",
-                False,
-            )
+            state = f"none, {needs}, more than is left of data.cache_limit_gb={limit_gb:g}"
         elif nbytes > caches.free_bytes(self._root):
-            state, wanted = f"none, it would take about {_megabytes(nbytes)} and the disk has no room for it", False
+            state = f"none, it would take about {_megabytes(nbytes)} and the disk has no room for it"
         else:
             state, wanted = "none", self._writable
         if in_memory and not wanted:
@@ -800,6 +869,10 @@ def _read(source: Source, index: int) -> Example | _Bad:
         return source[index]
     except _UNREADABLE as error:
         return _Bad(str(error) or type(error).__name__)
+
+
+def _kept_where(in_memory: bool | str) -> str:
+    return in_memory if isinstance(in_memory, str) else "none needed, the examples are in memory"
 
 
 def _deterministic(transforms: Sequence[Transform]) -> int:
