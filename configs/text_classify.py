@@ -12,7 +12,7 @@ python launch.py --mode=predict --workdir=runs/text_classify --input=FILE      t
 ``init_from`` is a run of configs/bert.py or configs/lm.py, or a folder of published weights (BERT, RoBERTa, GPT-2,
 ...), whose model and tokenizer take the place of the recipe's. Of it, adapt=full trains everything; lora small products
 beside each block's queries and values, and the head; last the last of the blocks of ``size``, and the head; probe the
-head.
+head. --config.data.buckets=(16,32) pads batches of short texts to 16 or 32 tokens in place of ``length``.
 
 Measured on two cores of an AMD EPYC (experiments/sst2): SST-2 from scratch, 79.9 % of the test sentences (three seeds)
 in 120 core-seconds, with root=DIR,length=40,vocab=8192. The docstrings, seven subjects: 72.6 % in 95 core-seconds, and

@@ -4,7 +4,10 @@ Legend: B examples in a batch, G position in the stream of training examples.
 """
 
 import json
+import os
+import pathlib
 import sys
+import time
 from typing import ClassVar
 
 import jax
@@ -13,6 +16,8 @@ from toys import Regression
 
 from bigbase_jax import distributed, parallel
 from bigbase_jax.data.pipeline import Data
+from bigbase_jax.data.sources.labelled_text import LabelledText
+from bigbase_jax.data.tokenizer import Bytes
 from bigbase_jax.evaluate import evaluate
 
 SIZES = {"train": 20, "test": 21}
@@ -35,6 +40,22 @@ class Rows:
         return {"x": x, "y": np.float32(x.sum())}
 
 
+class Files(Rows):
+    """The same, as if each were a file: who reads which is written down."""
+
+    in_memory = False
+
+    def __init__(self, count, log):
+        super().__init__(count)
+        self.log = log
+
+    def __getitem__(self, index):
+        with open(self.log / f"{os.getpid()}.log", "a") as file:
+            file.write(f"{index}\n")
+        time.sleep(0.02)  # so that the others come while one reads
+        return super().__getitem__(index)
+
+
 class Points:
     splits: ClassVar = {name: Rows(count) for name, count in SIZES.items()}
     facts: ClassVar = {}
@@ -42,6 +63,22 @@ class Points:
 
     def fingerprint(self):
         return "points"
+
+    def __init__(self, log=None):
+        if log is not None:
+            self.splits = {"train": Files(30, log)}
+
+
+def prepare(folder):
+    """Reads files through a cache that all share, where one checks and keeps them; returns what was said of a text."""
+    folder = pathlib.Path(folder)
+    for limit, log in ((1.0, folder / "kept"), (0.0, folder / "checked")):
+        log.mkdir(exist_ok=True)
+        Data(Points(log), B, cache_dir=str(folder / "cache"), cache_limit_gb=limit).prepare(lambda line: None)
+    said = []
+    text = LabelledText(root=str(folder / "text.csv"), tokenizer=Bytes())
+    Data(text, B, cache_dir=str(folder / "cache")).prepare(said.append)
+    return [line for line in said if "once, to tokenise it" in line]
 
 
 def look(devices=None):
@@ -66,6 +103,6 @@ def look(devices=None):
 if __name__ == "__main__":
     address, count, index, folder = sys.argv[1:]
     with distributed.joined(distributed.Place(address, int(count), int(index))):
-        seen = look()
+        seen = {**look(), "said": prepare(folder)}
         with open(f"{folder}/{index}.json", "w") as file:
             json.dump(seen, file)

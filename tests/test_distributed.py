@@ -374,19 +374,31 @@ def test_what_is_not_a_step_may_take_its_time(capfd):
 
 @pytest.fixture(scope="module")
 def four(tmp_path_factory):
-    """What each of four processes of two devices sees."""
+    """What each of four processes of two devices sees, and the folder that they share."""
     folder = tmp_path_factory.mktemp("four")
+    (folder / "text.csv").write_text("text,label\n" + "".join(f"word {i},{i % 2}\n" for i in range(40)))
     flags = "--xla_force_host_platform_device_count=2"
     env = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
     command = [sys.executable, str(ROOT / "tests" / "look.py"), f"127.0.0.1:{free_port()}", "4"]
     processes = [subprocess.Popen([*command, str(i), str(folder)], env=env) for i in range(4)]
     assert [process.wait(timeout=200) for process in processes] == [0] * 4
-    return [json.loads((folder / f"{i}.json").read_text()) for i in range(4)]
+    return [{**json.loads((folder / f"{i}.json").read_text()), "folder": folder} for i in range(4)]
 
 
 def free_port():
     with distributed.socket.create_server(("127.0.0.1", 0)) as server:
         return server.getsockname()[1]
+
+
+@pytest.mark.parametrize("kind", ["kept", "checked"])
+def test_one_process_reads_the_examples_and_the_others_find_them(four, kind):
+    folder = four[0]["folder"]
+    counts = {log.name: log.read_text().splitlines() for log in (folder / kind).glob("*.log")}
+    sampled = 16 if kind == "kept" else 0  # to see how large a cache would be
+    (reads,) = counts.values()
+    assert len(reads) == 30 + sampled and set(map(int, reads)) == set(range(30))
+    assert sum(len(seen["said"]) for seen in four) == 1
+    assert not list((folder / "cache").glob("lock-*")) and not list((folder / "cache").glob("tmp-*"))
 
 
 def test_every_example_is_used_once_per_epoch_over_all_processes(four):

@@ -7,7 +7,10 @@ import itertools
 import json
 import os
 import pathlib
+import subprocess
+import sys
 import threading
+import time
 from typing import ClassVar
 
 import numpy as np
@@ -384,3 +387,55 @@ def test_examples_in_memory_are_kept_only_after_work(tmp_path):
     assert "in memory" in plain.summary()[-1] and not list(tmp_path.iterdir())
     resized = Data(Arrays({"train": InMemory()}), 2, (Resize(4),), cache_dir=str(tmp_path)).prepare(lambda line: None)
     assert resized.summary()[-1].endswith("new") and [p.name[:5] for p in tmp_path.iterdir()] == ["cache"]
+
+
+HOLD = """
+import fcntl, sys, time
+file = open(sys.argv[1], "a+b", buffering=0)
+fcntl.flock(file, fcntl.LOCK_EX)
+print("held", flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("ends", ["dies", "stalls"])
+def test_a_builder_that_dies_or_stalls_holds_nobody_up(tmp_path, monkeypatch, ends):
+    monkeypatch.setattr(caches, "_STALLED", 600.0 if ends == "dies" else 2.0)
+    said = []
+    builder = subprocess.Popen([sys.executable, "-c", HOLD, tmp_path / "lock-a"], stdout=subprocess.PIPE)
+    try:
+        assert builder.stdout.readline() == b"held\n"
+        if ends == "dies":
+            threading.Timer(2.0, builder.kill).start()
+        with caches.one_builder(tmp_path, "a", said.append):
+            assert (builder.poll() is None) == (ends == "stalls")
+    finally:
+        builder.kill()
+        builder.wait()
+    assert "another process reads it already" in said[0]
+    assert ("stood still for 2 s" in said[-1]) == (ends == "stalls") == (len(said) == 2)
+
+
+def test_those_who_waited_go_in_together_when_the_builder_is_through(tmp_path):
+    """Also where it left nothing for them: they do not queue up."""
+    inside = threading.Barrier(4)
+    order, begun = [], []
+
+    def work(name):
+        begun.append(name)
+        with caches.one_builder(tmp_path, "a", lambda line: None):
+            if not order:
+                order.append(name)
+                while len(begun) < 5:
+                    time.sleep(0.01)
+                time.sleep(1.0)
+            else:
+                inside.wait(30)
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(5)]
+    for thread in threads:
+        thread.start()
+        time.sleep(0.05)
+    for thread in threads:
+        thread.join(60)
+    assert not inside.broken and order == [0] and not list(tmp_path.iterdir())

@@ -391,3 +391,47 @@ def test_summary_tells_counts_and_balance(prepare):
     assert lines[0] == "data: numbers for a test"
     assert "  train: 9 examples, cat 5 (55.6%), dog 4 (44.4%)" in lines
     assert "  unreadable: none" in lines
+
+
+# --- data.check -------------------------------------------------------------------------------------------------------
+
+
+class Counted(Numbers):
+    reads = 0
+
+    def __getitem__(self, index):
+        self.reads += 1
+        return super().__getitem__(index)
+
+
+@pytest.mark.parametrize(("check", "most"), [("none", 0), ("sample", 256), ("all", 816)])
+def test_how_much_is_read_before_the_first_step_is_a_choice(prepare, check, most):
+    source = Counted(800)
+    data = prepare(source=source, check=check)
+    assert source.reads == {"none": 0, "sample": 200, "all": 816}[check] <= most  # 16 to see how large a cache is
+    (line,) = [line for line in data.summary() if "unreadable" in line]
+    assert line.endswith({"none": "none looked for", "sample": "none among 256 of each split", "all": "none"}[check])
+    assert_same(take(data.train_batches(0), 5), take(prepare(source=Numbers(800)).train_batches(0), 5))
+
+
+def test_an_unreadable_example_that_was_not_looked_for_is_named_or_has_no_weight(prepare):
+    with pytest.raises(UserError, match=r"^5.jpg cannot be read: .*; mend .* data.on_bad_example=skip"):
+        take(prepare(broken={5}, check="none", train_transforms=()).train_batches(0), 5)
+    said = []
+    bad = {3, 5, 6, 8, 9}
+    words = {"source": Numbers(10, bad), "check": "none", "on_bad_example": "skip", "train_transforms": ()}
+    data = dataclasses.replace(prepare(**words).data, dataset=Set({"train": Numbers(10, bad)})).prepare(said.append)
+    for batch in (*take(data.train_batches(0), 10), *data.eval_batches("train"), *data.eval_batches("train", (3, 4))):
+        np.testing.assert_array_equal(batch["mask"] * np.isin(batch["index"], list(bad)), 0)
+        shown = batch["image"][:, 0, 0, 0]
+        assert not set(shown) & bad and (shown == batch["index"])[batch["mask"] > 0].all()
+    assert sum(batch["mask"].sum() for batch in data.eval_batches("train")) == 5
+    assert len(said) == 5 and all("cannot be read: " in line and "left out where it would" in line for line in said)
+    assert data.num_examples() == 10 and data.bad == {"train": []}
+
+
+def test_a_sample_that_finds_something_unreadable_stops_the_run(prepare):
+    with pytest.raises(UserError, match="1 of 17 examples cannot be read"):
+        prepare(broken={5}, check="sample")
+    with pytest.raises(UserError, match="data.check is 'al'; it must be 'all' or 'sample' or 'none'. Did you mean"):
+        prepare(check="al")
