@@ -7,7 +7,7 @@ python launch.py --config=configs/text_classify.py:root=FILE,text=title+body,lab
 python launch.py --config=configs/text_classify.py:root=FILE,text=1+2,label=0,class_names=FILE or numbers, no header
 python launch.py --config=configs/text_classify.py:root=DIR,model=bow          a bag of words, which others have to beat
 python launch.py --config=configs/text_classify.py:root=DIR,adapt=lora --config.init_from=runs/bert
-python launch.py --mode=predict --workdir=runs/text_classify --input=FILE      the class of a text, and how sure
+python launch.py --mode=predict --workdir=runs/text_classify --input=new.csv --output=answers.csv    of each row
 
 ``init_from`` is a run of configs/bert.py or configs/lm.py, or a folder of published weights (BERT, RoBERTa, GPT-2,
 ...), whose model and tokenizer take the place of the recipe's. Of it, adapt=full trains everything; lora small products

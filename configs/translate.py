@@ -4,7 +4,7 @@ python launch.py --config=configs/translate.py                                  
 python launch.py --config=configs/translate.py:root=DIR,source=en,target=de      files in lines: train.en, train.de, ...
 python launch.py --config=configs/translate.py:root=FILE,source=zh,target=en     columns of .tsv, .csv, .jsonl, ...
 python launch.py --config=configs/translate.py:root=FILE,source=1,target=0       columns by number, without a header
-python launch.py --mode=predict --workdir=runs/translate --input=FILE            translates a file line by line
+python launch.py --mode=predict --workdir=runs/translate --input=new.txt --output=new.csv    line by line
 python launch.py --config=configs/translate.py:root=DIR --config.init_from=DIR   goes on from opus-mt, T5, another run
 
 Without a root, pairs are made up: numbers and their names in English, characters as tokens. BLEU and chrF are

@@ -44,6 +44,8 @@ class Answers:
         self._kind = self.path.suffix.lower()
         if self._kind not in FORMATS:
             raise UserError(f"--output={os.fspath(path)} ends in none of {', '.join(FORMATS)}; choose one of them.")
+        if self.path.is_dir():
+            raise UserError(f"--output={os.fspath(path)} is a folder; name a file in it.")
         if self._kind == ".parquet":
             optional("pyarrow", "pyarrow", os.fspath(path))
         self._columns: dict[str, type | None] = {}  # of their values; None: nothing yet

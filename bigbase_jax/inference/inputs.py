@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import os
 import pathlib
@@ -61,9 +62,9 @@ def estimate(files: Sequence[str], fields: Fields | None) -> float | None:
         elif kind_of(path) in (".json", ".xlsx", ".parquet", ".arrow") or is_packed(one_file(path)):
             return None
         else:
-            with open(path, "rb") as file:
+            with contextlib.suppress(OSError), open(path, "rb") as file:  # the error is told where it is read
                 head = file.read(1 << 20)
-            total += head.count(b"\n") * os.path.getsize(path) / max(len(head), 1)
+                total += head.count(b"\n") * os.path.getsize(path) / max(len(head), 1)
     return total
 
 
