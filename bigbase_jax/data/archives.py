@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import io
 import os
 import posixpath
 import tarfile
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 _HEADER = 1 << 20  # bytes of a member's name and the like
@@ -57,6 +58,35 @@ def members(raw: Any, is_zip: bool) -> dict[str, Member]:
                 part = functools.partial(_Part, raw, entry.offset_data, entry.size)
                 found[posixpath.normpath(entry.name)] = Member(entry.size, entry.size, hindrance, part)
     return found
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """A file or folder in an archive, in the words of ``os.DirEntry``."""
+
+    name: str
+    path: str
+    st_size: int = 0
+    st_mtime_ns: int = 0
+    folder: bool = False
+
+    def is_dir(self) -> bool:
+        return self.folder
+
+    def stat(self) -> Entry:
+        return self
+
+
+def folders(files: Iterable[tuple[str, int, int]]) -> dict[str, list[Entry]]:
+    """What is in each folder of (name, size, time in ns), the first being ""."""
+    found: dict[str, dict[str, Entry]] = {"": {}}
+    for path, size, mtime_ns in files:
+        above, name = posixpath.split(path)
+        found.setdefault(above, {})[name] = Entry(name, path, size, mtime_ns)
+        while above:
+            path, (above, name) = above, posixpath.split(above)
+            found.setdefault(above, {})[name] = Entry(name, path, folder=True)
+    return {folder: list(entries.values()) for folder, entries in found.items()}
 
 
 class _Headers:

@@ -235,22 +235,36 @@ def walk(folder: str) -> Iterator[tuple[str, str]]:
 
 
 def _members(path: str, prefix: str, limits: Limits) -> list[File]:
-    """The files in an archive that hold documents; nothing is unpacked to where their names say."""
-    whole = file_at(os.path.basename(path), path, limits)
+    """The files in an archive that hold documents."""
+    found, others = in_archive(path, PLAIN | TABLES, limits)
+    if not found and not prefix:
+        raise UserError(f"{path} holds no text or table. {read_endings(others)}")
+    return [file._replace(name=prefix + file.name) for file in found]
+
+
+def is_archive(path: str) -> bool:
+    return kind_of(path) in _ARCHIVES and os.path.isfile(os.path.expanduser(path))
+
+
+def in_archive(path: str, kinds: Collection[str], limits: Limits) -> tuple[list[File], list[str]]:
+    """The files of some kinds in an archive, and the kinds of others; nothing is unpacked to where their names say.
+
+    Raises:
+      UserError: it cannot be read, or one of these files cannot.
+    """
+    whole = one_file(path, limits)
     found, others, count = [], [], limits.meter(path, whole.size)
     for name, member in _archive(whole).items():
         parts = name.split("/")
         litter = any(part.startswith((".", "__MACOSX")) for part in parts) or _NOT_DATA.match(parts[-1])
-        if kind_of(name) not in PLAIN | TABLES or litter:
+        if kind_of(name) not in kinds or litter:
             others.append(kind_of(name))
             continue
         if member.hindrance:
             raise UserError(f"{path}/{name} {member.hindrance}; unpack {path}, or make it without.")
         count(member.size)
-        found.append(File(prefix + name.lstrip("/"), path, member.size, whole.mtime_ns, name, limits))
-    if not found and not prefix:
-        raise UserError(f"{path} holds no text or table. {read_endings(others)}")
-    return sorted(found)
+        found.append(File(name.lstrip("/"), whole.path, member.size, whole.mtime_ns, name, limits))
+    return sorted(found), others
 
 
 @functools.lru_cache(maxsize=8)

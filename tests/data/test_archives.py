@@ -2,15 +2,19 @@
 
 import gzip
 import io
+import pickle
 import tarfile
 import zipfile
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from bigbase_jax.core import UserError
 from bigbase_jax.data.documents import Format
 from bigbase_jax.data.files import list_files, open_file
 from bigbase_jax.data.rows import rows, tables
+from bigbase_jax.data.sources.folder import ImageFolder
 from bigbase_jax.data.sources.labelled_text import LabelledText
 from bigbase_jax.data.tokenizer import Bytes
 
@@ -36,7 +40,7 @@ def pack(path, files, *more):
     mode = "w:gz" if path.name.endswith(("gz", "tgz")) else "w"
     with tarfile.open(path, mode) as archive:
         for name, text in files.items():
-            archive.addfile(*entry(f"./{name}", text.encode()))
+            archive.addfile(*entry(f"./{name}", text if isinstance(text, bytes) else text.encode()))
         for info, content in more:
             archive.addfile(info, content)
     return path
@@ -112,3 +116,36 @@ def test_the_directory_of_an_archive_is_read_once(tmp_path, monkeypatch):
     monkeypatch.setattr(zipfile.ZipFile, "_RealGetContents", lambda self: opened.append(1) or read(self))
     data = LabelledText(root=str(path), tokenizer=Bytes(), length=32).prepare(tmp_path / "cache", 0, print)
     assert sum(map(len, data.splits.values())) == 100 and data.fingerprint() and len(opened) == 1
+
+
+@pytest.mark.parametrize("name", ["a.tar", "a.tgz", "a.zip"])
+def test_class_folders_of_pictures_in_an_archive(tmp_path, name):
+    def png(colour):
+        data = io.BytesIO()
+        Image.new("RGB", (3, 2), (colour, 0, 0)).save(data, "PNG")
+        return data.getvalue()
+
+    splits = ("training_set", "test_set")
+    files = {f"pets/{s}/{c}/{i}.png": png(i) for s in splits for c in ("cat", "dog") for i in range(5)}
+    (tmp_path / "d").mkdir()
+    for path, content in files.items():
+        (tmp_path / "d" / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "d" / path).write_bytes(content)
+    more = {"pets/README": b"x", "pets/training_set/cat/._1.png": b"x", "../9.png": b"x"}
+    archive = pack(tmp_path / name, files | more)
+    found, expected = (ImageFolder(str(root), val_fraction=0.2) for root in (archive, tmp_path / "d"))
+    assert found.facts == expected.facts and found.ignored == 3
+    assert {s: len(source) for s, source in found.splits.items()} == {"train": 8, "val": 2, "test": 10}
+    for split, source in expected.splits.items():
+        for i in range(len(source)):
+            assert found.splits[split].name(i) == source.name(i)
+            assert found.splits[split][i]["label"] == source[i]["label"]
+            np.testing.assert_array_equal(found.splits[split][i]["image"], source[i]["image"])
+    pickle.loads(pickle.dumps(found.splits["train"]))[0]  # other processes open it anew
+    assert found.fingerprint() == ImageFolder(str(archive), val_fraction=0.2).fingerprint()
+    pack(tmp_path / name, {"cat/1.png": png(1), "dog/2.png": b"no picture"})
+    broken = ImageFolder(str(archive), val_fraction=0.0, test_fraction=0.0).splits["train"]
+    with pytest.raises(UserError, match=rf"{name}/dog/2.png: this is not a picture"):
+        broken[1]
+    with pytest.raises(UserError, match="has no class folders"):
+        ImageFolder(str(pack(tmp_path / name, {"a.txt": b"x"})))

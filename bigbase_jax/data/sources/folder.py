@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -11,7 +12,8 @@ import numpy as np
 
 from bigbase_jax.build import suggest
 from bigbase_jax.core import Source, UserError
-from bigbase_jax.data.files import LIMITS, Limits, above, named_after, refuse_alike
+from bigbase_jax.data.archives import folders
+from bigbase_jax.data.files import LIMITS, File, Limits, above, in_archive, is_archive, named_after, refuse_alike
 from bigbase_jax.data.sources.image import SUFFIXES, Pictures, ReadsPictures, existing
 from bigbase_jax.data.sources.splits import digest, stratified, to_split_off
 
@@ -60,7 +62,7 @@ class ImageFolder(ReadsPictures):
         """Lists the files; opens none.
 
         Args:
-          root: DIR.
+          root: DIR, or an archive (zip, tar) of it.
           val_fraction: share of each class that becomes val (of the training pictures, where there are split folders);
             0: no val.
           test_fraction: share of each class that becomes test where there are no split folders; 0: no test.
@@ -75,8 +77,14 @@ class ImageFolder(ReadsPictures):
         """
         if draft_size is not None and draft_size < 1:
             raise UserError(f"draft_size is {draft_size}; it must be at least 1, or None for full size.")
-        folder = existing(root)
         self.ignored, self._unused = 0, list[str]()
+        self._members: dict[str, File] = {}
+        self._tree: dict[str, list[Any]] = {}  # of an archive, what is in each folder
+        if is_archive(root):
+            found, others = in_archive(root, SUFFIXES, limits)
+            self.ignored, self._members = len(others), {file.name: file for file in found}
+            self._tree = folders((file.name, file.size, file.mtime_ns) for file in found)
+        folder = "" if self._tree else existing(root)
         given = self._split_folders(folder, root)
         files: dict[str, list[_File]] = {}
         names: list[str] = []
@@ -103,7 +111,9 @@ class ImageFolder(ReadsPictures):
 
         self._files, self._draft_size = files, draft_size
         self.splits: Mapping[str, Source] = {
-            split: Pictures(folder, [f.name for f in files[split]], _labels(files[split]), draft_size, limits)
+            split: Pictures(
+                folder, [f.name for f in files[split]], _labels(files[split]), draft_size, limits, self._members
+            )
             for split in ("train", "val", "test")
             if split in files
         }
@@ -162,14 +172,15 @@ class ImageFolder(ReadsPictures):
             prefix = os.path.join(prefix, found[0])
         return prefix
 
-    @staticmethod
-    def _subfolders(folder: str) -> list[str]:
-        with os.scandir(folder) as entries:
+    def _scan(self, folder: str) -> Any:
+        return contextlib.nullcontext(self._tree.get(folder, ())) if self._tree else os.scandir(folder)
+
+    def _subfolders(self, folder: str) -> list[str]:
+        with self._scan(folder) as entries:
             return sorted(entry.name for entry in entries if not _is_litter(entry.name) and _is_folder(entry))
 
-    @staticmethod
-    def _has_pictures(folder: str) -> bool:
-        with os.scandir(folder) as entries:
+    def _has_pictures(self, folder: str) -> bool:
+        with self._scan(folder) as entries:
             return any(not _is_litter(e.name) and _is_picture(e.name) and not _is_folder(e) for e in entries)
 
     def _pictures(self, root: str, prefix: str, name: str, label: int) -> list[_File]:
@@ -180,11 +191,11 @@ class ImageFolder(ReadsPictures):
         stack, seen = [(first, "/".join(filter(None, (prefix, name))))], above(first)
         while stack:
             folder, relative = stack.pop()
-            real = os.path.realpath(folder)
+            real = folder if self._tree else os.path.realpath(folder)
             if real in seen:  # links may lead up, or in many ways to the same folder
                 continue
             seen.add(real)
-            with os.scandir(folder) as entries:
+            with self._scan(folder) as entries:
                 for entry in sorted(entries, key=lambda entry: entry.name, reverse=True):
                     if _is_litter(entry.name):
                         self.ignored += 1

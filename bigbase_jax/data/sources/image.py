@@ -17,7 +17,7 @@ from PIL import Image
 
 from bigbase_jax.build import suggest
 from bigbase_jax.core import Example, Fields, UserError
-from bigbase_jax.data.files import KEY, LIMITS, Limits, regular
+from bigbase_jax.data.files import KEY, LIMITS, File, Limits, file_at, one_sentence, open_file
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp"})
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")  # JPEG includes MPO, which some cameras write
@@ -37,14 +37,16 @@ _TRANSPOSE = {
 Image.MAX_IMAGE_PIXELS = None  # ``decode`` has a limit of its own, which users can set
 
 
-def decode(data: bytes | str | os.PathLike[str], draft_size: int | None = None, limits: Limits = LIMITS) -> np.ndarray:
+def decode(
+    data: bytes | str | os.PathLike[str] | File, draft_size: int | None = None, limits: Limits = LIMITS
+) -> np.ndarray:
     """The picture in a JPEG, PNG, WebP, GIF or BMP file, upright, as 8-bit RGB.
 
     EXIF orientation is applied, transparency is laid on white, 16-bit grey is scaled to 8 bits, of an animation the
     first frame is taken.
 
     Args:
-      data: a file's contents, or its path.
+      data: a file's contents, or its path, or a file in an archive.
       draft_size: lets a JPEG be decoded at 1/2, 1/4 or 1/8 of its size, much faster, as long as both of its sides
         stay at least this long; None: at full size.
       limits: refuses a picture by the size in its header, before it is decoded.
@@ -56,17 +58,17 @@ def decode(data: bytes | str | os.PathLike[str], draft_size: int | None = None, 
       UserError: unreadable, truncated, no regular file, or beyond the limits. It names the path if given.
     """
     if not isinstance(data, bytes):
-        size = regular(data).st_size
+        file = data if isinstance(data, File) else file_at("", os.fspath(data))
         try:
-            if size > 4 * limits.pixels:
-                raise too_large(f"a file of {size:,} bytes", size // 4)
-            with open(data, "rb") as file:
-                contents = file.read(size)
+            if file.size > 4 * limits.pixels:
+                raise too_large(f"a file of {file.size:,} bytes", file.size // 4)
+            with one_sentence(file, "bytes"), open_file(file) as opened:
+                contents = opened.read(file.size)
             return decode(contents, draft_size, limits)
-        except OSError as error:
-            raise UserError(f"{os.fspath(data)} cannot be read: {error.strerror or error}.") from error
         except UserError as error:
-            raise UserError(f"{os.fspath(data)}: {error}") from error
+            if str(file) in str(error):
+                raise
+            raise UserError(f"{file}: {error}") from error
     if not data:
         raise UserError("the file is empty.")
     try:
@@ -147,8 +149,14 @@ class Pictures:
         labels: np.ndarray,
         draft_size: int | None = None,
         limits: Limits = LIMITS,
+        members: Mapping[str, File] | None = None,
     ):
-        """Files ``names`` below ``root`` with ``labels`` i32[N]; ``draft_size`` and ``limits`` as in ``decode``."""
+        """Files ``names`` below ``root`` with ``labels`` i32[N]; ``draft_size`` and ``limits`` as in ``decode``.
+
+        Args:
+          members: by name where they are in an archive.
+        """
+        self._members = members
         self._root, self._names, self._draft_size, self._limits = root, tuple(names), draft_size, limits
         self.labels = np.asarray(labels, np.int32)
 
@@ -157,7 +165,8 @@ class Pictures:
 
     def __getitem__(self, index: int) -> Example:
         """``image`` uint8 [H, W, 3] and ``label`` i32[]; raises UserError naming a file that does not decode."""
-        path = os.path.join(self._root, self._names[index])
+        name = self._names[index]
+        path = self._members[name] if self._members else os.path.join(self._root, name)
         return {"image": decode(path, self._draft_size, self._limits), "label": self.labels[index]}
 
     def name(self, index: int) -> str:
@@ -207,8 +216,7 @@ def existing(path: str, kind: str = "folder") -> str:
         return expanded
     if os.path.exists(expanded):
         other = "file" if kind == "folder" else "folder"
-        cure = " Unpack it first." * path.lower().endswith((".zip", ".tar", ".gz", ".tgz", ".rar", ".7z"))
-        raise UserError(f"{path} is a {other}, not a {kind}.{cure}")
+        raise UserError(f"{path} is a {other}, not a {kind}.")
     parent, name = os.path.split(os.path.abspath(expanded))
     while not os.path.isdir(parent):  # name the first missing part of the path
         parent, name = os.path.split(parent)
