@@ -442,10 +442,13 @@ def _parquet_batches(file: File, table: Any, names: list[str]) -> Iterator[Any]:
     """Batches of some columns; nothing is read if it would be out of proportion to the file, by what this says."""
     count, most = file.limits.meter(file, file.size), 1
     nested = [name for name in names if table.schema_arrow.field(name).type.num_fields]
-    for group in map(table.metadata.row_group, range(table.num_row_groups)):
+    for i in range(table.num_row_groups):
+        group = table.metadata.row_group(i)
         most = max(most, group.total_byte_size)
         values = group.num_rows * len(names)
-        if nested:  # pyarrow aborts the process where the metadata of a column is damaged
+        if nested:
+            # Where the metadata of a column is damaged, opening its reader raises, but asking for it ends the process.
+            next(table.reader.iter_batches(0, row_groups=[i], column_indices=list(range(group.num_columns))), None)
             chunks = map(group.column, range(group.num_columns))
             values += sum(chunk.num_values for chunk in chunks if chunk.path_in_schema.split(".")[0] in nested)
         count(max(group.total_byte_size, 8 * values))
