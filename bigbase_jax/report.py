@@ -312,8 +312,9 @@ def _metrics(run: _Run) -> str:
     head = "".join(
         f"<th>{e(split)}<small>step {e(found.get('step', '?'))}</small></th>" for split, found in run.evals.items()
     )
+    positive = next((found["positive_class"] for found in run.evals.values() if "positive_class" in found), None)
     rows = "".join(
-        f"<tr><th>{e(heading(name))}</th>"
+        f"<tr><th>{e(heading(name).replace('positive class', f'class {positive}'))}</th>"
         + "".join(f"<td>{e(plain(found.get(name)))}</td>" for found in run.evals.values())
         + "</tr>"
         for name in names

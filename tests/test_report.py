@@ -106,6 +106,17 @@ def page_of(folder, source=pictures):
     return Checked(text)
 
 
+def test_what_is_macro_and_which_class_is_positive_are_said(tmp_path):
+    make_run(tmp_path / "run")
+    file = tmp_path / "run" / "eval-test.json"
+    before = page_of(tmp_path / "run").words
+    found = {**json.loads(file.read_text()), "f1_positive": 0.25, "positive_class": "dog"}
+    file.write_text(json.dumps(found))
+    after = page_of(tmp_path / "run").words
+    assert "F1 (macro)" in before and "class dog" not in before and "F1 (class dog)" in after
+    assert "Precision Recall F1 AUC" in after  # of single classes
+
+
 def test_the_page_holds_the_numbers_and_escapes_names(tmp_path):
     make_run(tmp_path / "run")
     page = page_of(tmp_path / "run")
