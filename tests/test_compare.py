@@ -557,6 +557,7 @@ def test_a_study_in_a_database_is_read_where_one_is_told_and_not_where_the_folde
         ("postgresql://anna:s3cret@host:5432/sweeps", "postgresql://host:5432/sweeps"),
         ("mysql+pymysql://anna:p%40ss@host/sweeps?password=s3cret&user=anna", "mysql+pymysql://host/sweeps"),
         ("sqlite:////data/study.db", "sqlite:////data/study.db"),
+        ("sqlite:///file:s.db?uri=true&password=s3cret", "sqlite:///file:s.db?uri=true&password=***"),
         ("/data/journal", "/data/journal"),
     ],
 )

@@ -182,6 +182,8 @@ def without_secrets(url: str) -> str:
     given = make_url(url)
     database = given.database
     if given.get_backend_name() == "sqlite" and database:
+        if database.startswith("file:"):  # a URI, with options that it needs
+            return redact.hide(url)
         database = os.path.abspath(database)
     return URL.create(given.drivername, host=given.host, port=given.port, database=database).render_as_string()
 
