@@ -44,6 +44,7 @@ ROWS = 16
 """Prompts that are gone on with at once."""
 _CHUNK = 256  # tokens of a prompt that are read at once
 _EVERY = 8  # tokens that are written between two looks at them
+_MOST = 1 << 14  # tokens that are written where nobody says how many, whatever length a model claims
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +52,7 @@ class Sampling:
     """How a model goes on; the filters' order and meaning are those of transformers (see ``decoding.Choice``).
 
     Attributes:
-      max_new_tokens: of each prompt; None: as many as the model's length leaves room for.
+      max_new_tokens: of each prompt; None: as many as the model's length leaves room for, and 16,384 at most.
       temperature: 0: always the most probable token; 1: as probable as the model says.
       top_k: only the k most probable tokens; 0: all.
       top_p: only the most probable tokens that together have this probability; 1: all.
@@ -201,6 +202,7 @@ class Writer:
         """
         samplings = _for_each(sampling, prompts)
         limits = [self._room(len(p), s.max_new_tokens) for p, s in zip(prompts, samplings, strict=True)]
+        _refuse_unknown(prompts, self.model)
         if any(s.beams > 1 for s in samplings):
             yield self._beams(prompts, samplings, limits)
             return
@@ -279,7 +281,7 @@ class Writer:
                 f"a prompt of {prompt:,} tokens leaves room for {room:,} of the model's {length:,}; max_new_tokens is"
                 f" {wanted:,}."
             )
-        return room
+        return min(room, _MOST)
 
     # -- text ------------------------------------------------------------------------------------------------------
 
@@ -397,6 +399,17 @@ def _for_each(sampling: Sampling | Sequence[Sampling], prompts: Sequence[Any]) -
     if len(samplings) != len(prompts):
         raise ValueError(f"there are {len(samplings)} samplings for {len(prompts)} prompts")
     return samplings
+
+
+def _refuse_unknown(prompts: Sequence[Any], model: Any) -> None:
+    """Raises UserError for a token that the model has no embedding for; it would be taken for another."""
+    known = getattr(model, "vocab_size", None) or 2**31
+    token = max((int(np.max(prompt)) for prompt in prompts if len(prompt)), default=0)
+    if token >= known:
+        raise UserError(
+            f"the token {token:,} of a prompt is none of the model's {known:,} (0 to {known - 1:,}): the tokenizer is"
+            " another model's, or was given tokens that this one was not; take the one that the model was trained with."
+        )
 
 
 def _rounded(n: int, least: int) -> int:
@@ -570,9 +583,11 @@ def _translate_by_folder(path: str, model: EncoderDecoder, variables: Variables,
     words = {**config, **words}
     source, target = sides(TokenizerFile(path).fit(lambda: iter(()), lambda: iter(()), True))
     tokens = [encode(source, prompt) for prompt in prompts]
+    _refuse_unknown(tokens, model)
     most = min(words.get("max_length", 512), 1 << 14) - 1  # theirs counts the start token
     facts = pair_facts(source, target, _rounded(max(map(len, tokens)) + 1, 16), most)
     facts["start_id"] = words.get("decoder_start_token_id", facts["start_id"])
+    _refuse_unknown([[facts[f"{role}_id"]] for role in ("start", "pad", "end")], model)
     task = Translation(
         model,
         target.state(),

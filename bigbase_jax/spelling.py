@@ -53,7 +53,7 @@ class Speller:
     def _of(self, token: int) -> str:
         """The characters that this token completes."""
         if self._spelled is not None:
-            return self._utf8.decode(self._spelled[token])
+            return self._utf8.decode(b"".join(self._spelled[token : token + 1]))  # none: only the model has this token
         self._new.append(token)
         text = self._difference()
         if text.endswith("\ufffd") and len(self._new) < 4:  # as many bytes as a character has

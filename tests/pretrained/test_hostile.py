@@ -9,13 +9,16 @@ import zipfile
 import jax
 import numpy as np
 import pytest
+import tokenizers
 from ml_collections import ConfigDict
 
-from bigbase_jax import pretrained, untrusted
+from bigbase_jax import generate, pretrained, untrusted
 from bigbase_jax.build import target
 from bigbase_jax.core import UserError
+from bigbase_jax.data.tokenizer import Symbols
 from bigbase_jax.models.decoder import Decoder
 from bigbase_jax.pretrained import files, weights
+from bigbase_jax.spelling import Speller
 from bigbase_jax.tasks.language import CausalLanguageModel
 
 # ----------------------------------------------------------------------------------------------------- which files
@@ -259,3 +262,25 @@ def test_sizes_that_tensors_do_not_have_are_never_allocated(words, gpt2, tmp_pat
     task = target(CausalLanguageModel, model=target(Decoder, vocab_size=61, length=16))
     with pytest.raises(UserError, match=r"does not fit the model|config\.json"):  # before a run makes such a model
         pretrained.resolve(ConfigDict({"init_from": str(folder), "task": task, "data": {"dataset": None}}))
+
+
+# ----------------------------------------------------------------------------------------------------------- writing
+
+
+def test_tokens_that_the_model_does_not_have_are_one_sentence(gpt2, tmp_path):
+    folder = changed(gpt2, tmp_path / "x")
+    vocabulary = {"[UNK]": 0, **{f"w{i}": 1 + i for i in range(61)}}
+    made = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="[UNK]"))
+    made.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    made.save(str(folder / "tokenizer.json"))
+    with pytest.raises(UserError, match=r"the token 61 of a prompt is none of the model's 61 \(0 to 60\)"):
+        generate.run(str(folder), ["w1 w60"])
+
+
+def test_a_token_that_the_tokenizer_does_not_have_has_no_text():
+    assert [Speller(Symbols()).push(token) for token in (97, 256, 10**9)] == ["a", "", ""]
+
+
+def test_a_length_without_end_is_not_written():
+    model = Decoder(vocab_size=5, length=(1 << 31) - 1, width=16, depth=1, heads=4, positions="rope")
+    assert generate.Writer(model, {"params": {}})._room(3, None) == 1 << 14
