@@ -111,7 +111,7 @@ def predict(workdir: str, pattern: str, step: int | None = None, output: str | N
       The exit status: 1 if something could not be read.
 
     Raises:
-      UserError: nothing matches ``pattern``, the only table has no column for the model, or the disk refuses.
+      UserError: ``pattern`` holds nothing, the only table has no column for the model, or the disk refuses.
     """
     setup()
     files = inputs.find(pattern)
@@ -133,6 +133,8 @@ def predict(workdir: str, pattern: str, step: int | None = None, output: str | N
             columns.update(item.values)
             named = {f"predicted_{name}" if name in columns else name: value for name, value in answer.items()}
             write({**(place if len(files) > 1 or item.row is None else {}), **item.values, **named})
+        if not number:
+            raise UserError(f"--input={pattern} holds no row and no text to answer.")
     if output is not None:
         print(json.dumps({"output": output, "answers": number, "errors": failed}), flush=True, file=out)
     return int(failed > 0)

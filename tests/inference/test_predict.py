@@ -177,6 +177,10 @@ def test_nothing_stands_half_written_under_its_name(classifier, tmp_path, capsys
     assert output.read_text() == "before" and len(list(tmp_path.iterdir())) == 2
     with pytest.raises(UserError, match=r"answers\.doc ends in none of \.csv, \.tsv, \.jsonl, \.parquet"):
         verbs.predict(classifier, source, output=str(tmp_path / "answers.doc"))
+    empty = table(tmp_path / "empty.csv", [("review",)])
+    with pytest.raises(UserError, match=r"empty\.csv holds no row and no text to answer"):
+        verbs.predict(classifier, empty, output=str(output))
+    assert output.read_text() == "before" and len(list(tmp_path.iterdir())) == 3
     with pytest.raises(UserError, match="is one of the files to answer"):
         verbs.predict(classifier, source, output=source)
     with pytest.raises(UserError, match=r"cannot write .*answers\.csv: (Not a directory|File exists)"):
