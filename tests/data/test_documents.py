@@ -140,7 +140,8 @@ def test_a_broken_file_is_one_sentence_that_names_it(tmp_path, name, content, sa
 
 
 @pytest.mark.parametrize(
-    ("name", "package"), [("a.parquet", "pyarrow"), ("a.arrow", "pyarrow"), ("a.txt.zst", "zstandard")]
+    ("name", "package"),
+    [("a.parquet", "pyarrow"), ("a.arrow", "pyarrow"), ("a.txt.zst", "zstandard"), ("a.xlsx", "openpyxl")],
 )
 def test_a_package_that_is_missing_is_one_sentence(tmp_path, monkeypatch, name, package):
     (tmp_path / name).write_bytes(b"")
