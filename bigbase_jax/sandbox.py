@@ -6,6 +6,7 @@ memory, ends this process and no other. It imports nothing of ours, and so begin
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import os
@@ -85,7 +86,8 @@ def _serve(memory: int) -> None:
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what a package prints is no answer
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # which a terminal sends to all; without us there are no more lines
-    resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
+    with contextlib.suppress(ValueError, OSError):  # a lower limit stands already, or the system (macOS) has none
+        resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     work: dict[str, Any] = {"render": render, "try_tokenizer": try_tokenizer}
     for line in sys.stdin:
