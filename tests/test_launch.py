@@ -40,6 +40,10 @@ MEASURED = {  # by task: what an evaluation reports, and what it keeps of each e
         {"step", "accuracy", "precision", "recall", "f1", "auc", "loss", "per_class"},
         {"probabilities", "label", "tokens", "index"},
     ),
+    "Tagging": (
+        {"step", "loss", "accuracy", "overall_precision", "overall_recall", "overall_f1", "per_class"},
+        {"tag", "tags", "tokens", "index"},
+    ),
     "Translation": (
         {"step", "loss", "accuracy", "perplexity", "bleu", "chrf"},
         {"log_probability", "correct", "target", "tokens", "reference", "index"},
