@@ -116,7 +116,7 @@ def check_ids(ids: Collection[Any], name: str) -> None:
         if type(token) is not int or not 0 <= token < most:
             shown = repr(token)[:40]
             raise UserError(
-                f"{name} has the token id {shown} in a vocabulary of {len(ids):,}; ids are numbers below it."
+                f"{name} has the token id {shown} in a vocabulary of {len(ids):,} entries, which count from 0."
             )
 
 
