@@ -711,7 +711,7 @@ class _Preparation:
             caches.discard(found.directory)
             return None
         self._left -= found.nbytes
-        state = f"{_megabytes(found.nbytes)} in {self._root}, from an earlier start"
+        state = f"{_megabytes(found.nbytes)} in {self._root}, from before"
         return _Part(name, source, found.bad, found, fixed[: found.transforms], state)
 
     def _checked(self, name: str, source: Source, fixed: tuple[Transform, ...], key: str) -> _Part:

@@ -9,7 +9,7 @@ import pytest
 
 from bigbase_jax.core import RawDataset, UserError
 from bigbase_jax.data.sources.docstrings import SUBJECTS, PythonDocstrings
-from bigbase_jax.data.tokenizer import Bytes, load
+from bigbase_jax.data.tokenizer import Bytes, Subwords, load
 
 
 @pytest.fixture(scope="module")
@@ -60,3 +60,11 @@ def test_the_seed_deals_and_the_description_is_honest(data, tmp_path):
     assert data.read(str(tmp_path / "a.txt"))["tokens"].shape == (128,)
     with pytest.raises(UserError, match="length is 2"):
         PythonDocstrings(length=2)
+
+
+def test_a_tokenizer_that_is_learned_anew_each_time_is_learned_once(tmp_path):
+    """Else no start of a run could go on with another's, and no process with its neighbour's."""
+    node = PythonDocstrings(tokenizer=Subwords("wordpiece", 200), length=16)
+    first, again = (node.prepare(tmp_path, 1e9, lambda line: None) for _ in range(2))
+    assert first.fingerprint() == again.fingerprint()
+    np.testing.assert_array_equal(first.splits["val"][3]["tokens"], again.splits["val"][3]["tokens"])

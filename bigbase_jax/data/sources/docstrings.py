@@ -13,9 +13,14 @@ from typing import Any
 import numpy as np
 
 from bigbase_jax.core import Example, Source, UserError
+from bigbase_jax.data import ragged
+from bigbase_jax.data.ragged import Ragged
 from bigbase_jax.data.sources.labelled_text import ROLES, SEQUENCES, Encoder, LabelledText, read_text
 from bigbase_jax.data.sources.splits import digest, stratified
-from bigbase_jax.data.tokenizer import Subwords, Tokenizer, facts_of
+from bigbase_jax.data.sources.text import key_of
+from bigbase_jax.data.tokenizer import Subwords, facts_of, load
+
+_CODE = ("ragged", "tokenizer", "sources.splits", "sources.docstrings")
 
 SUBJECTS: Mapping[str, tuple[str, ...]] = {
     "concurrency": ("asyncio", "concurrent", "multiprocessing", "threading", "queue", "sched"),
@@ -66,7 +71,8 @@ class PythonDocstrings:
             raise UserError(f"length is {self.length}; it must be at least 4.")
 
     def prepare(self, cache: pathlib.Path, limit_bytes: float, say: Callable[[str], None]) -> Docstrings:
-        """Reads and tokenises the docstrings, which takes seconds; nothing is cached.
+        """Reads the docstrings, which takes seconds, and tokenises them, unless that is in the cache: learned twice, a
+        tokenizer need not be the same.
 
         Raises:
           UserError: this Python has no source of its library.
@@ -79,8 +85,18 @@ class PythonDocstrings:
         def of(*chosen: str) -> Iterator[str]:
             return (texts[i] for split in chosen if split in splits for i in splits[split])
 
-        tokenizer: Tokenizer = self.tokenizer.fit(lambda: of("train"), lambda: of("val", "test"), False, ROLES)
-        return Docstrings(self, tokenizer, texts, labels, splits)
+        def write(add: ragged.Add) -> Mapping[str, Any]:
+            tokenizer = self.tokenizer.fit(lambda: of("train"), lambda: of("val", "test"), False, ROLES)
+            for tokens_T, _ in tokenizer.encode_batch(texts):
+                add(tokens=tokens_T)
+            return {"tokenizer": tokenizer.state()}
+
+        key = key_of(_CODE, [self.tokenizer], [names, sorted(fractions.items()), self.seed])
+        where = (cache, key) if limit_bytes > 0 else None
+        found = ragged.find(*where) if where else None
+        if found is None:
+            found = ragged.make(write, {"tokens": "<i4"}, where, limit_bytes, say)
+        return Docstrings(self, found, texts, labels, splits)
 
     fields, read = staticmethod(LabelledText.fields), staticmethod(read_text)
 
@@ -91,11 +107,12 @@ class Docstrings:
     def __init__(
         self,
         data: PythonDocstrings,
-        tokenizer: Tokenizer,
+        tokens_N: Ragged,
         texts: list[str],
         labels: np.ndarray,
         splits: Mapping[str, np.ndarray],
     ):
+        tokenizer = load(tokens_N.about["tokenizer"])
         self.facts: Mapping[str, Any] = {
             **facts_of(tokenizer),
             "length": data.length,
@@ -104,9 +121,8 @@ class Docstrings:
             "pair": False,
         }
         encode = Encoder(self.facts)
-        tokens = [tokens_T for tokens_T, _ in tokenizer.encode_batch(texts)]
         self.splits: Mapping[str, Source] = {
-            split: _Texts([tokens[i] for i in indices], labels[indices], encode, split)
+            split: _Texts([tokens_N.get("tokens", i) for i in indices], labels[indices], encode, split)
             for split, indices in splits.items()
         }
         self._identity = digest([texts, labels, tokenizer.state(), dataclasses.astuple(data)[1:]])
