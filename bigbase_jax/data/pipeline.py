@@ -476,7 +476,8 @@ class KeptSource:
     def __getitem__(self, index: int) -> Example:
         example = _read(self._source, self.original(index))
         if isinstance(example, _Bad):
-            raise Unreadable(f"{self.name(index)} cannot be read: {example.reason}")
+            name, reason = self.name(index), example.reason.rstrip(".")
+            raise Unreadable(reason if name in reason else f"{name} cannot be read: {reason}")
         return example
 
     def original(self, index: int) -> int:

@@ -415,7 +415,7 @@ def test_how_much_is_read_before_the_first_step_is_a_choice(prepare, check, most
 
 
 def test_an_unreadable_example_that_was_not_looked_for_is_named_or_has_no_weight(prepare):
-    with pytest.raises(UserError, match=r"^5.jpg cannot be read: .*; mend .* data.on_bad_example=skip"):
+    with pytest.raises(UserError, match=r"^5.jpg is cut short; mend .* data.on_bad_example=skip"):
         take(prepare(broken={5}, check="none", train_transforms=()).train_batches(0), 5)
     said = []
     bad = {3, 5, 6, 8, 9}
@@ -426,7 +426,7 @@ def test_an_unreadable_example_that_was_not_looked_for_is_named_or_has_no_weight
         shown = batch["image"][:, 0, 0, 0]
         assert not set(shown) & bad and (shown == batch["index"])[batch["mask"] > 0].all()
     assert sum(batch["mask"].sum() for batch in data.eval_batches("train")) == 5
-    assert len(said) == 5 and all("cannot be read: " in line and "left out where it would" in line for line in said)
+    assert len(said) == 5 and all("is cut short; it is " in line and "left out where it would" in line for line in said)
     assert data.num_examples() == 10 and data.bad == {"train": []}
 
 
