@@ -6,6 +6,7 @@ import os
 import pathlib
 import re
 import runpy
+import signal
 import sys
 import textwrap
 import threading
@@ -85,6 +86,9 @@ def ending(main: Callable[[list[str]], int]) -> Callable[[], None]:
         except UserError as error:
             print(redact.hide(f"error: {error}"), file=sys.stderr)
             status = 2
+        except BrokenPipeError:  # who reads the answers has seen enough, such as ``head``
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            status = 128 + signal.SIGPIPE
         sys.exit(status)
 
     return run

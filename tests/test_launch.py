@@ -201,6 +201,13 @@ def test_a_checkpoint_of_another_model_is_one_sentence(finished, tmp_path):
     assert "no checkpoint of step 12345" in err
 
 
+def test_whoever_reads_the_answers_may_have_seen_enough(finished, tmp_path):
+    Image.new("RGB", (40, 40)).save(tmp_path / "a.png")
+    process = start("--mode=predict", f"--workdir={finished[0]}", f"--input={tmp_path}")
+    process.stdout.close()
+    assert "Traceback" not in process.stderr.read() and process.wait(300) == 128 + signal.SIGPIPE
+
+
 def test_predictions_of_a_folder_equal_those_of_the_evaluation(tmp_path):
     """What serves a model runs the transforms that evaluated it."""
     folder = make_folder(tmp_path / "photos", 24)
