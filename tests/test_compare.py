@@ -692,7 +692,7 @@ def test_two_runs_through_the_command_line(tmp_path):
     folders = [f"--workdir={tmp_path / name}" for name in ("slow", "fast")]
     result, out, err = launch("--mode=compare", *folders, f"--output={tmp_path / 'out'}")
     assert result["baseline"] == "slow"
-    assert {p["metric"] for p in result["pairs"]} == {"accuracy", "log_loss", "f1", "auc"}
+    assert {p["metric"] for p in result["pairs"]} == {"accuracy", "log_loss", "f1", "f1_positive", "auc"}
     assert "What differs" in out and "optim.learning_rate" in out and "Against slow" in out and "comparison:" in err
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
         "comparison.html",
