@@ -19,7 +19,9 @@ ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _PATIENCE = 5.0  # seconds for the main thread to come to an end after an interrupt
 
 _hears: Callable[[int], None] | None = None
-_ear = -1
+_ear = _end = -1
+_listener: threading.Thread | None = None
+_caught_up = threading.Event()
 _saying = threading.RLock()
 _said = False
 
@@ -118,20 +120,28 @@ def caught(handle: Callable[[int, Any], None], hear: Callable[[int], None] | Non
 
 
 def _listen(hear: Callable[[int], None] | None) -> Callable[[int], None] | None:
-    """From now on ``hear`` gets the numbers of signals that this process handles; returns who got them before."""
-    global _hears, _ear
+    """From now on ``hear`` gets the numbers of signals that this process handles; returns who got them before, and has
+    had all that came until now."""
+    global _hears, _ear, _end, _listener
+    if _listener is not None and _listener.is_alive():  # which it is not after a fork
+        _caught_up.clear()
+        os.write(_end, b"\0")
+        _caught_up.wait(1)
     before, _hears = _hears, hear
     if _ear < 0:
-        _ear, end = os.pipe()
-        os.set_blocking(end, False)
-        signal.set_wakeup_fd(end, warn_on_full_buffer=False)
+        _ear, _end = os.pipe()
+        os.set_blocking(_end, False)
+        signal.set_wakeup_fd(_end, warn_on_full_buffer=False)
         os.register_at_fork(after_in_child=lambda: signal.set_wakeup_fd(-1) and None)
-        threading.Thread(target=_hear, daemon=True).start()
+        _listener = threading.Thread(target=_hear, daemon=True)
+        _listener.start()
     return before
 
 
 def _hear() -> None:
     while number := os.read(_ear, 1):
-        if _hears is not None and number[0] in ENDING:
+        if number[0] == 0:
+            _caught_up.set()
+        elif _hears is not None and number[0] in ENDING:
             with contextlib.suppress(Exception):
                 _hears(number[0])

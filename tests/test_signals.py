@@ -125,3 +125,14 @@ def test_after_a_hangup_what_is_said_to_the_terminal_is_no_error():
         said += os.read(master, 100)
     os.close(master)
     assert process.wait(60) == 129
+
+
+def test_a_signal_is_heard_by_whom_it_was_meant_for(monkeypatch):
+    """Also where who listens changes before the thread has read of it."""
+    for _ in range(50):
+        first, second = [], []
+        with signals.caught(lambda *_: None, first.append):
+            os.kill(os.getpid(), signal.SIGTERM)
+        with signals.caught(lambda *_: None, second.append):
+            os.kill(os.getpid(), signal.SIGHUP)
+        assert (first, second) == ([signal.SIGTERM], [signal.SIGHUP])
