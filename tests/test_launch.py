@@ -361,6 +361,7 @@ def train_losses(workdir):
     return {row["step"]: row["loss"] for row in rows if row["kind"] == "train"}
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_is_left_for_the_one_before_it(undisturbed, tmp_path):
     workdir, result, _ = undisturbed
     command = ("--config=configs/catdog.py:tiny", f"--workdir={tmp_path / 'run'}", *LONG)

@@ -189,6 +189,7 @@ def test_a_search_ranks_what_fits(small_chip, capsys):
     assert "fastest first" in out and "compiling 1 of at most 12" in err
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_says_by_how_much_and_what_would(small_chip, capsys):
     """Here the state alone fits, but not with all activations."""
     wide = {"data.batch_size": 256, "data.eval_batch_size": 256}
@@ -285,6 +286,7 @@ LINUX = pytest.mark.skipif(not pathlib.Path("/proc/self/clear_refs").exists(), r
 
 
 @LINUX
+@pytest.mark.slow
 def test_predicted_memory_is_what_a_process_takes():
     small = ["data.batch_size=160", "task.model.depth=2"]
     found = measured("--config=configs/catdog.py:model=vit", "--steps=2", "--set", *small)

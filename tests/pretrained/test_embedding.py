@@ -106,7 +106,11 @@ def test_a_table_becomes_one_vector_per_row(folder, tmp_path):
 def test_runs_of_ours_give_vectors_too(tmp_path):
     from test_launch import launch
 
-    recipe = "--config=configs/text_classify.py:tiny,adapt=lora"
+    texts = tmp_path / "texts.tsv"
+    texts.write_text(
+        "text\tlabel\n" + "".join(f"{'open a file' if i % 2 else 'sort numbers'} {i}\t{i % 2}\n" for i in range(60))
+    )
+    recipe = f"--config=configs/text_classify.py:tiny,adapt=lora,root={texts}"
     launch(recipe, f"--workdir={tmp_path / 'run'}", "--config.train.steps=2")
     embedder = Embedder(tmp_path / "run")
     (first, second), (again, _) = (

@@ -75,7 +75,7 @@ def begun(run):
     return run
 
 
-@pytest.mark.parametrize("kind", ["published, by adapters", "a run"])
+@pytest.mark.parametrize("kind", ["published, by adapters", pytest.param("a run", marks=pytest.mark.slow)])
 def test_a_run_goes_on_without_what_it_began_from(published, tmp_path, cache, capsys, kind):
     start, words = published, {"lora": True}
     if kind == "a run":

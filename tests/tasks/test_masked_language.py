@@ -270,6 +270,7 @@ def test_it_learns_which_texts_belong_together():
     assert measure(params, batch)["next_accuracy"].mean() > 0.95
 
 
+@pytest.mark.slow
 def test_the_recipe_with_pairs(tmp_path):
     """Trained, evaluated again to the same numbers, and asked for a hidden word in a single text."""
     run = f"--workdir={tmp_path / 'run'}"
