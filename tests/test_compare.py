@@ -651,6 +651,7 @@ def test_models_that_differ_are_named(tmp_path):
         path.write_text(json.dumps(config))
     found = compared(tmp_path / "a", tmp_path / "b")
     assert found.against == "Bert against BagOfWords" and "Bert against BagOfWords" in compare.page.render(found)
+    assert "BagOfWords against Bert. metrics on test" in Page(compare.page.render(found)).words
     assert compared(tmp_path / "a", tmp_path / "a").models == {}
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -72,11 +73,15 @@ def _colour(found: Comparison, group: Group) -> str:
 
 
 def _header(found: Comparison) -> str:
-    short = short_names(list(found.varied))
+    models = list(dict.fromkeys(found.models.values()))  # what is set in models of different kinds goes without saying
+    paths = [path for path in found.varied if not (models and re.match(r"task\.(task\.)*model\.", path))]
+    short = short_names(paths)
     names = [short[path] for path in sorted(short, key=lambda path: ABSENT in found.varied[path])]
     listed = ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
-    lead = f"They differ in {listed}." if names else ""
-    if len(found.groups) > 1 and not names:
+    lead = f"They {'also ' * bool(models)}differ in {listed}." if names else ""
+    if models:
+        lead = f"{(' against ' if len(models) == 2 else ', ').join(models)}. {lead}".strip()
+    elif len(found.groups) > 1 and not names:
         lead = "Their settings are the same; they differ in where they come from." if found.differences else ""
     facts = []
     if found.split:
