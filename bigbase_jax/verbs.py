@@ -114,9 +114,7 @@ def predict(workdir: str, pattern: str, step: int | None = None, output: str | N
       UserError: ``pattern`` holds nothing, the only table has no column for the model, or the disk refuses.
     """
     setup()
-    files = inputs.find(pattern)
-    if output is not None and any(os.path.realpath(output) == os.path.realpath(file) for file in files):
-        raise UserError(f"--output={output} is one of the files to answer; give it another name.")
+    files = inputs.to_answer(pattern, output)
     failed = number = 0
     columns: set[str] = set()
     with contextlib.ExitStack() as stack:
@@ -126,15 +124,13 @@ def predict(workdir: str, pattern: str, step: int | None = None, output: str | N
         for item, answer in answers.counted(found, inputs.estimate(files, predictor.fields)):
             number += 1
             failed += "error" in answer
-            place = {"input": item.file} if item.row is None else {"input": item.file, "row": item.row}
             if write is None:
-                print(answers.as_json({**place, **answer}), flush=True, file=out)
+                print(answers.as_json({**item.place, **answer}), flush=True, file=out)
                 continue
             columns.update(item.values)
             named = {f"predicted_{name}" if name in columns else name: value for name, value in answer.items()}
-            write({**(place if len(files) > 1 or item.row is None else {}), **item.values, **named})
-        if not number:
-            raise UserError(f"--input={pattern} holds no row and no text to answer.")
+            write({**(item.place if len(files) > 1 or item.row is None else {}), **item.values, **named})
+        _refuse_nothing(number, pattern)
     if output is not None:
         print(json.dumps({"output": output, "answers": number, "errors": failed}), flush=True, file=out)
     return int(failed > 0)
@@ -152,12 +148,12 @@ def embed(workdir: str, pattern: str, step: int | None = None, output: str | Non
       The exit status: 1 if something could not be read.
 
     Raises:
-      UserError: nothing matches ``pattern``, the model reads no text, or the disk refuses.
+      UserError: ``pattern`` holds nothing, the model reads no text, or the disk refuses.
     """
     from bigbase_jax.inference.embedding import Embedder, Vectors
 
     setup()
-    files = inputs.find(pattern)
+    files = inputs.to_answer(pattern, output)
     failed = number = 0
     with contextlib.ExitStack() as stack:
         embedder = Embedder(workdir, step)
@@ -170,7 +166,6 @@ def embed(workdir: str, pattern: str, step: int | None = None, output: str | Non
         found = embedder.vectors(inputs.read(files, embedder.fields, embedder.limits))
         for item, vector in answers.counted(found, inputs.estimate(files, embedder.fields), "embed"):
             number += 1
-            place = {"input": item.file} if item.row is None else {"input": item.file, "row": item.row}
             wrong = isinstance(vector, UserError)
             failed += wrong
             answer = {"error": str(vector)} if isinstance(vector, UserError) else {"vector": vector.tolist()}
@@ -179,13 +174,19 @@ def embed(workdir: str, pattern: str, step: int | None = None, output: str | Non
                 if wrong:
                     say(f"{item.file}{'' if item.row is None else f', row {item.row}'}: {vector}")
             elif write is not None:
-                write({**place, **item.values, **answer})
+                write({**item.place, **item.values, **answer})
             else:
-                print(answers.as_json({**place, **answer}), flush=True, file=out)
+                print(answers.as_json({**item.place, **answer}), flush=True, file=out)
+        _refuse_nothing(number, pattern)
     if output is not None:
         about = {"output": output, "vectors": number, "width": embedder.width, "errors": failed}
         print(json.dumps(about), flush=True, file=out)
     return int(failed > 0)
+
+
+def _refuse_nothing(number: int, pattern: str) -> None:
+    if not number:
+        raise UserError(f"--input={pattern} holds no row and no text to answer.")
 
 
 def export(workdir: str, to: str = "safetensors", output: str | None = None, step: int | None = None) -> dict[str, Any]:

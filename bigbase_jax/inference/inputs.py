@@ -34,6 +34,23 @@ class Input(NamedTuple):
     values: Mapping[str, Any] = {}
     error: str = ""
 
+    @property
+    def place(self) -> dict[str, Any]:
+        """Where it is, as answers say it."""
+        return {"input": self.file} if self.row is None else {"input": self.file, "row": self.row}
+
+
+def to_answer(pattern: str, output: str | None) -> list[str]:
+    """``find``, where the answers go to ``output``.
+
+    Raises:
+      UserError: there are none, or ``output`` is one of them.
+    """
+    files = find(pattern)
+    if output is not None and any(os.path.realpath(output) == os.path.realpath(file) for file in files):
+        raise UserError(f"--output={output} is one of the files to answer; give it another name.")
+    return files
+
 
 def find(pattern: str) -> list[str]:
     """The files that a path, a folder (with all below it) or a pattern names, sorted.

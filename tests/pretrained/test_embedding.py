@@ -101,6 +101,13 @@ def test_a_table_becomes_one_vector_per_row(folder, tmp_path):
     lines = [json.loads(line) for line in out.getvalue().splitlines()]
     assert lines[1]["row"] == 2 and "empty" in lines[1]["error"]
     np.testing.assert_allclose(lines[0]["vector"], vectors_ND[0], rtol=1e-6)
+    before = (tmp_path / "new.csv").read_bytes()
+    with pytest.raises(UserError, match="is one of the files to answer"):
+        verbs.embed(str(folder[0]), str(tmp_path / "new.csv"), output=str(tmp_path / "new.csv"))
+    (tmp_path / "none.csv").write_text("text\n")
+    with pytest.raises(UserError, match="no row and no text"):
+        verbs.embed(str(folder[0]), str(tmp_path / "none.csv"), output=str(tmp_path / "none.npy"))
+    assert (tmp_path / "new.csv").read_bytes() == before and not (tmp_path / "none.npy").exists()
 
 
 def test_runs_of_ours_give_vectors_too(tmp_path):
