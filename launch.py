@@ -21,7 +21,7 @@ import json
 import os
 import sys
 
-from bigbase_jax import signals
+from bigbase_jax.runtime import signals
 
 signals.leave_on_interrupt()  # the imports take seconds
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # XLA's notes to its own developers; what fails is raised
@@ -33,9 +33,10 @@ if "--mode=doctor" in sys.argv:  # before the other imports: it also has to run 
 from absl import flags
 from ml_collections import config_flags
 
-from bigbase_jax import command_line, distributed, memory
+from bigbase_jax import cli
 from bigbase_jax.build import suggest
 from bigbase_jax.core import UserError
+from bigbase_jax.runtime import distributed, memory
 
 MODES = ("train", "eval", "predict", "embed", "generate", "report", "compare", "export", "plan", "doctor")
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The recipe: configs/NAME.py[:argument,...].")
@@ -58,19 +59,18 @@ def main(_: list[str]) -> int:
     mode = _MODE.value
     if mode not in MODES:
         raise UserError(f"there is no --mode={mode}.{suggest(mode, MODES, 'mode')}")
-    workdir = command_line.only("workdir", _WORKDIR.value, mode) if mode != "compare" else ""
+    workdir = cli.only("workdir", _WORKDIR.value, mode) if mode != "compare" else ""
     memory.keep_freed()
     if mode in ("train", "plan") and _CONFIG.value is None:
         raise UserError("--config is missing; try --config=configs/catdog.py.")
     if mode in ("eval", "predict", "embed", "generate", "report", "export") and not workdir:
         raise UserError(f"--mode={mode} needs --workdir: the folder of the run.")
     if mode == "plan":
-        from bigbase_jax import plan, pretrained
+        from bigbase_jax.plan import plan
 
-        config = pretrained.resolve(_CONFIG.value, compared=False)
-        print(json.dumps(plan.run(config, **command_line.planning())), flush=True)
+        print(json.dumps(plan.run(_CONFIG.value, **cli.planning())), flush=True)
         return 0
-    if mode == "train" and (sweep := command_line.sweeping()):
+    if mode == "train" and (sweep := cli.sweeping()):
         from bigbase_jax.sweep import command
 
         return command.run(_CONFIG.value, workdir=workdir, lost_after=_LOST_AFTER.value, **sweep)
@@ -89,7 +89,7 @@ def _verb(mode: str, workdir: str) -> int:
     from bigbase_jax import verbs  # after the flags: orbax and scikit-learn take seconds to import
 
     if mode == "train":
-        name = command_line.recipe_name(config_flags.get_config_filename(flags.FLAGS["config"]))
+        name = cli.recipe_name(config_flags.get_config_filename(flags.FLAGS["config"]))
         result = verbs.train(_CONFIG.value, workdir or os.path.join("runs", name), name)
     elif mode == "eval":
         result = verbs.evaluate(workdir, _STEP.value, _SPLIT.value)
@@ -99,13 +99,13 @@ def _verb(mode: str, workdir: str) -> int:
         verb = verbs.predict if mode == "predict" else verbs.embed
         return verb(workdir, _INPUT.value, _STEP.value, _OUTPUT.value)
     elif mode == "generate":
-        from bigbase_jax import generate
+        from bigbase_jax.inference import generation
 
-        return generate.run(workdir, pattern=_INPUT.value, step=_STEP.value, **command_line.generation())
+        return generation.run(workdir, pattern=_INPUT.value, step=_STEP.value, **cli.generation())
     elif mode == "compare":
         from bigbase_jax import compare
 
-        result = compare.run(_WORKDIR.value or (), _OUTPUT.value, _SPLIT.value, **command_line.comparing())
+        result = compare.run(_WORKDIR.value or (), _OUTPUT.value, _SPLIT.value, **cli.comparing())
     elif mode == "export":
         result = verbs.export(workdir, _TO.value, _OUTPUT.value, _STEP.value)
     else:
@@ -114,6 +114,6 @@ def _verb(mode: str, workdir: str) -> int:
     return 128 + result["signal"] if "signal" in result else 0
 
 
-run = command_line.ending(main)
+run = cli.ending(main)
 if __name__ == "__main__":
     run()

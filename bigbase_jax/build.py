@@ -36,6 +36,37 @@ _SIZES = {"width", "depth", "decoder_depth", "heads", "kv_heads", "head_dim", "m
 _SIZES |= {"vocab_size", "num_classes", "hidden", "stages", "depths", "pipeline_microbatches"}
 _RATES = {"dropout", "drop_path"}
 
+_IMAGE, _TEXT = "bigbase_jax.data.sources.image", "bigbase_jax.data.sources.text"
+_SYNTHETIC = "bigbase_jax.data.sources.synthetic"
+_MOVED = {  # what configs of earlier runs name -> what it is called now: modules, and "module:Name"
+    "bigbase_jax.adapt": "bigbase_jax.wrappers.adapt",
+    "bigbase_jax.tasks.mix": "bigbase_jax.wrappers.mix",
+    "bigbase_jax.data.tokenizer": "bigbase_jax.text.tokenizer",
+    **{f"bigbase_jax.data.sources.{name}": f"{_IMAGE}.{name}" for name in ("arrays", "folder", "idx", "npz", "tfds")},
+    **{f"bigbase_jax.data.sources.{name}": f"{_TEXT}.{name}" for name in ("chat", "labelled_text", "masked_text")},
+    **{f"bigbase_jax.data.sources.{name}": f"{_TEXT}.{name}" for name in ("parallel_text", "tagged_text", "text")},
+    **{f"bigbase_jax.data.sources.{name}": f"{_SYNTHETIC}.{name}" for name in ("docstrings", "numerals", "questions")},
+    "bigbase_jax.data.sources.drawn": f"{_SYNTHETIC}.pictures",
+    "bigbase_jax.data.sources.made_up_names": f"{_SYNTHETIC}.names",
+}
+_ARGUMENTS: dict[str, dict[str, str]] = {}  # "module:Name" of today -> what its arguments were called -> are called
+
+
+def renewed(node: Any) -> Any:
+    """A config as plain data that an earlier version wrote, with today's names of what it names."""
+    if isinstance(node, list):
+        return [renewed(item) for item in node]
+    if not isinstance(node, dict):
+        return node
+    node = {key: renewed(value) for key, value in node.items()}
+    if isinstance(path := node.get(TARGET), str):
+        module, _, name = path.partition(":")
+        path = f"{_MOVED.get(module, module)}:{name}"
+        node[TARGET] = path = _MOVED.get(path, path)
+        arguments = _ARGUMENTS.get(path, {})
+        node = {arguments.get(key, key): value for key, value in node.items()}
+    return node
+
 
 def suggest(name: str, options: typing.Iterable[str], kind: str = "option") -> str:
     """``" Did you mean 'x'?"`` for a near miss, otherwise the list of options."""

@@ -18,16 +18,17 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from bigbase_jax import distributed, parallel, pretrained
+from bigbase_jax import parallel, pretrained
 from bigbase_jax.build import build
-from bigbase_jax.checkpoint import Checkpoints
 from bigbase_jax.core import Task, TrainState, UserError
 from bigbase_jax.data.pipeline import Prepared
 from bigbase_jax.evaluate import Evaluation, evaluate
-from bigbase_jax.log import Diverged, Log, environment_lines, model_table, say
 from bigbase_jax.optim import Optimizer
 from bigbase_jax.parallel import MeshShape
-from bigbase_jax.rundir import RunDir, as_json
+from bigbase_jax.runtime import distributed
+from bigbase_jax.runtime.checkpoint import Checkpoints
+from bigbase_jax.runtime.log import Diverged, Log, environment_lines, model_table, say
+from bigbase_jax.runtime.rundir import RunDir, as_json
 
 
 @dataclasses.dataclass(frozen=True)

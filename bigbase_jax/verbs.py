@@ -3,57 +3,34 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import json
 import os
 import pathlib
-import warnings
-from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from bigbase_jax import distributed, parallel, pretrained, whole
-from bigbase_jax import report as report_page
+from bigbase_jax import parallel, pretrained
 from bigbase_jax import train as training
 from bigbase_jax.build import build, suggest
 from bigbase_jax.core import Task, UserError
 from bigbase_jax.evaluate import evaluate as run_evaluation
 from bigbase_jax.inference import answers, inputs
 from bigbase_jax.inference.predictor import Predictor
-from bigbase_jax.log import Diverged, say
-from bigbase_jax.restored import facts, restore
-from bigbase_jax.rundir import RunDir
+from bigbase_jax.pages import report as report_page
+from bigbase_jax.runtime import compilation, distributed, whole
+from bigbase_jax.runtime.log import Diverged, say
+from bigbase_jax.runtime.restored import facts, restore
+from bigbase_jax.runtime.rundir import RunDir
 
 EXPORTS = ("safetensors", "adapter")
 
 
-def setup() -> None:
-    """What every verb needs of JAX: a compilation cache that lasts, so that the second start is fast."""
-    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
-        base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-        jax.config.update("jax_compilation_cache_dir", os.path.join(base, "bigbase_jax", "xla"))
-    if not os.environ.get("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"):
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
-    if getattr(warnings.showwarning, "func", None) is not _show_warning:
-        warnings.showwarning = functools.partial(_show_warning, warnings.showwarning, [])
-
-
-def _show_warning(show: Callable[..., None], told: list[str], message: Any, *args: Any, **kwargs: Any) -> None:
-    """Of a compilation cache on a full or read-only disk JAX warns for each program; one line is enough."""
-    if "persistent compilation cache" not in str(message):
-        show(message, *args, **kwargs)
-    elif not told:
-        told.append(str(message).partition(": ")[2])
-        folder = jax.config.values["jax_compilation_cache_dir"]
-        say(f"the compilation cache {folder} cannot be used ({told[0]}); each start compiles anew")
-
-
 def train(config: ConfigDict, workdir: str, name: str = "", observe: training.Observe | None = None) -> dict[str, Any]:
     """Trains, or goes on with the run in ``workdir``; then evaluates and writes the report. Returns the metrics."""
-    setup()
+    compilation.setup()
     run = RunDir(workdir)
     with run.locked():
         config = pretrained.resolve(config, pretrained.kept(run))
@@ -76,7 +53,7 @@ def evaluate(workdir: str, step: int | None = None, split: str | None = None) ->
     Raises:
       UserError: no run, no such checkpoint, no such split, or the data is not there.
     """
-    setup()
+    compilation.setup()
     run = RunDir(workdir)
     config = run.config()
     data = build(pretrained.data_of(run, config), _path="config.data").prepare(say)
@@ -113,7 +90,7 @@ def predict(workdir: str, pattern: str, step: int | None = None, output: str | N
     Raises:
       UserError: ``pattern`` holds nothing, the only table has no column for the model, or the disk refuses.
     """
-    setup()
+    compilation.setup()
     files = inputs.to_answer(pattern, output)
     failed = number = 0
     columns: set[str] = set()
@@ -152,7 +129,7 @@ def embed(workdir: str, pattern: str, step: int | None = None, output: str | Non
     """
     from bigbase_jax.inference.embedding import Embedder, Vectors
 
-    setup()
+    compilation.setup()
     files = inputs.to_answer(pattern, output)
     failed = number = 0
     with contextlib.ExitStack() as stack:
@@ -201,7 +178,7 @@ def export(workdir: str, to: str = "safetensors", output: str | None = None, ste
     """
     if to not in EXPORTS:
         raise UserError(f"there is no --to={to}.{suggest(to, EXPORTS, 'format')}")
-    setup()
+    compilation.setup()
     run = RunDir(workdir)
     config = run.config()
     task, variables, step = restore(run, config, parallel.make_mesh(1), step)
@@ -209,7 +186,7 @@ def export(workdir: str, to: str = "safetensors", output: str | None = None, ste
     if to == "safetensors":
         names = pretrained.export(run, config, task, variables, folder)
     else:
-        from bigbase_jax import adapt
+        from bigbase_jax.wrappers import adapt
 
         wrapper = next((t for t in pretrained.chain(task) if isinstance(t, (adapt.LoRA, adapt.Frozen))), None)
         if wrapper is None:

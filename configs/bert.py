@@ -23,9 +23,9 @@ from ml_collections.config_dict import placeholder
 
 from bigbase_jax.build import deferred, parse_arg, suggest, target
 from bigbase_jax.core import UserError
-from bigbase_jax.data.named import form, tokenizers
 from bigbase_jax.data.pipeline import Data
-from bigbase_jax.data.sources.masked_text import MaskedPythonReference, MaskedTextFiles
+from bigbase_jax.data.presets import form, tokenizers
+from bigbase_jax.data.sources.text.masked_text import MaskedPythonReference, MaskedTextFiles
 from bigbase_jax.data.transforms.mask_tokens import MaskTokens
 from bigbase_jax.models.bert import Bert
 from bigbase_jax.optim import Optimizer

@@ -14,9 +14,9 @@ from ml_collections.config_dict import placeholder
 
 from bigbase_jax.build import deferred, parse_arg, suggest, target
 from bigbase_jax.core import UserError
-from bigbase_jax.data.named import pictures
 from bigbase_jax.data.pipeline import Data
-from bigbase_jax.data.sources.drawn import DrawnCatsAndDogs
+from bigbase_jax.data.presets import pictures
+from bigbase_jax.data.sources.synthetic.pictures import DrawnCatsAndDogs
 from bigbase_jax.data.transforms import image as T
 from bigbase_jax.models.cnn import ConvNet
 from bigbase_jax.models.resnet import ResNet

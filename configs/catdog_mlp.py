@@ -17,9 +17,9 @@ from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
 from bigbase_jax.build import deferred, parse_arg, target
-from bigbase_jax.data.named import pictures
 from bigbase_jax.data.pipeline import Data
-from bigbase_jax.data.sources.drawn import DrawnCatsAndDogs
+from bigbase_jax.data.presets import pictures
+from bigbase_jax.data.sources.synthetic.pictures import DrawnCatsAndDogs
 from bigbase_jax.data.transforms import image as T
 from bigbase_jax.models.mlp import MLP
 from bigbase_jax.optim import Optimizer

@@ -21,17 +21,17 @@ import optax
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
-from bigbase_jax.adapt import LoRA
 from bigbase_jax.build import deferred, parse_arg, suggest, target
 from bigbase_jax.core import UserError
-from bigbase_jax.data.named import tokenizers
 from bigbase_jax.data.pipeline import Data
-from bigbase_jax.data.sources.chat import ChatFiles
-from bigbase_jax.data.sources.questions import Questions
+from bigbase_jax.data.presets import tokenizers
+from bigbase_jax.data.sources.synthetic.questions import Questions
+from bigbase_jax.data.sources.text.chat import ChatFiles
 from bigbase_jax.models.decoder import Decoder
 from bigbase_jax.optim import Optimizer
 from bigbase_jax.tasks.language import CausalLanguageModel
 from bigbase_jax.train import Loop
+from bigbase_jax.wrappers.adapt import LoRA
 
 
 class Size(NamedTuple):

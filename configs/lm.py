@@ -20,8 +20,8 @@ from ml_collections.config_dict import placeholder
 
 from bigbase_jax.build import deferred, parse_arg, suggest, target
 from bigbase_jax.core import UserError
-from bigbase_jax.data.named import texts, tokenizers
 from bigbase_jax.data.pipeline import Data
+from bigbase_jax.data.presets import texts, tokenizers
 from bigbase_jax.models.decoder import Decoder
 from bigbase_jax.optim import Optimizer
 from bigbase_jax.tasks.language import CausalLanguageModel

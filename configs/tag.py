@@ -16,10 +16,10 @@ from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
 from bigbase_jax.build import deferred, parse_arg, target
-from bigbase_jax.data.named import tokenizers
 from bigbase_jax.data.pipeline import Data
-from bigbase_jax.data.sources.made_up_names import MadeUpNames
-from bigbase_jax.data.sources.tagged_text import ConllFiles
+from bigbase_jax.data.presets import tokenizers
+from bigbase_jax.data.sources.synthetic.names import MadeUpNames
+from bigbase_jax.data.sources.text.tagged_text import ConllFiles
 from bigbase_jax.models.bert import Bert
 from bigbase_jax.optim import Optimizer
 from bigbase_jax.tasks.tagging import Tagging

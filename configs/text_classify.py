@@ -25,19 +25,19 @@ import optax
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
-from bigbase_jax.adapt import Frozen, LoRA
 from bigbase_jax.build import deferred, parse_arg, suggest, target
 from bigbase_jax.core import UserError
-from bigbase_jax.data.named import tokenizers
 from bigbase_jax.data.pipeline import Data
-from bigbase_jax.data.sources.docstrings import PythonDocstrings
-from bigbase_jax.data.sources.labelled_text import LabelledText
+from bigbase_jax.data.presets import tokenizers
+from bigbase_jax.data.sources.synthetic.docstrings import PythonDocstrings
+from bigbase_jax.data.sources.text.labelled_text import LabelledText
 from bigbase_jax.models.bag_of_words import BagOfWords
 from bigbase_jax.models.bert import Bert
 from bigbase_jax.models.decoder import Decoder
 from bigbase_jax.optim import Optimizer
 from bigbase_jax.tasks.text_classification import TextClassification
 from bigbase_jax.train import Loop
+from bigbase_jax.wrappers.adapt import Frozen, LoRA
 
 
 class Size(NamedTuple):

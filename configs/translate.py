@@ -25,10 +25,10 @@ from ml_collections.config_dict import placeholder
 
 from bigbase_jax.build import deferred, parse_arg, suggest, target
 from bigbase_jax.core import UserError
-from bigbase_jax.data.named import tokenizers
 from bigbase_jax.data.pipeline import Data
-from bigbase_jax.data.sources.numerals import Numerals
-from bigbase_jax.data.sources.parallel_text import ParallelText
+from bigbase_jax.data.presets import tokenizers
+from bigbase_jax.data.sources.synthetic.numerals import Numerals
+from bigbase_jax.data.sources.text.parallel_text import ParallelText
 from bigbase_jax.models.encoder_decoder import EncoderDecoder
 from bigbase_jax.optim import Optimizer
 from bigbase_jax.tasks.translation import Translation

@@ -14,11 +14,12 @@ import jax
 import numpy as np
 from toys import Regression
 
-from bigbase_jax import distributed, parallel
+from bigbase_jax import parallel
 from bigbase_jax.data.pipeline import Data
-from bigbase_jax.data.sources.labelled_text import LabelledText
-from bigbase_jax.data.tokenizer import Bytes
+from bigbase_jax.data.sources.text.labelled_text import LabelledText
 from bigbase_jax.evaluate import evaluate
+from bigbase_jax.runtime import distributed
+from bigbase_jax.text.tokenizer import Bytes
 
 SIZES = {"train": 20, "test": 21}
 B, EPOCHS = 8, 2

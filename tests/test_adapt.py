@@ -20,17 +20,19 @@ import optax
 import pytest
 from toys import Net, Regression, regression_batch
 
-from bigbase_jax import adapt, hlo, parallel, verbs
+from bigbase_jax import parallel, verbs
 from bigbase_jax import train as training
-from bigbase_jax.adapt import Frozen, LoRA, load_adapter, save_adapter
 from bigbase_jax.build import target
-from bigbase_jax.checkpoint import Checkpoints
 from bigbase_jax.core import UserError, flatten
 from bigbase_jax.models.decoder import Decoder
 from bigbase_jax.models.vit import ViT
+from bigbase_jax.plan import hlo
+from bigbase_jax.runtime.checkpoint import Checkpoints
 from bigbase_jax.tasks.classification import Classification
 from bigbase_jax.tasks.language import CausalLanguageModel
-from bigbase_jax.tasks.mix import Mix
+from bigbase_jax.wrappers import adapt
+from bigbase_jax.wrappers.adapt import Frozen, LoRA, load_adapter, save_adapter
+from bigbase_jax.wrappers.mix import Mix
 
 KEY = jax.random.key(0)
 

@@ -40,7 +40,7 @@ def test_round_trip_holds_every_argument_with_its_default():
 
 
 def test_a_saved_config_builds_the_same():
-    from bigbase_jax.rundir import as_json
+    from bigbase_jax.runtime.rundir import as_json
 
     node = target(Thing, size=3, pair=(5, 6))
     assert build(ConfigDict(as_json(node))) == Thing(3, pair=(5, 6))

@@ -9,9 +9,9 @@ import numpy as np
 import optax
 import pytest
 
-from bigbase_jax.checkpoint import Checkpoints, Damaged
 from bigbase_jax.core import TrainState, UserError, flatten
 from bigbase_jax.parallel import make_mesh, shardings
+from bigbase_jax.runtime.checkpoint import Checkpoints, Damaged
 
 
 def make_state(seed=0, features=4):

@@ -16,7 +16,7 @@ from scipy import stats
 from sklearn import metrics as sk
 from test_launch import launch
 
-from bigbase_jax import command_line, compare
+from bigbase_jax import cli, compare
 from bigbase_jax.compare import importance, runs, scores, statistics, tables
 from bigbase_jax.compare.scores import AUC, F1, Ratio
 from bigbase_jax.core import UserError
@@ -709,6 +709,6 @@ def test_two_runs_through_the_command_line(tmp_path):
 
 
 def test_other_modes_take_one_folder():
-    assert command_line.only("workdir", ["a"], "report") == "a" and command_line.only("workdir", None, "report") == ""
+    assert cli.only("workdir", ["a"], "report") == "a" and cli.only("workdir", None, "report") == ""
     with pytest.raises(UserError, match=r"--mode=report takes one --workdir, not 2 \(a, b\)"):
-        command_line.only("workdir", ["a", "b"], "report")
+        cli.only("workdir", ["a", "b"], "report")

@@ -10,8 +10,9 @@ import optax
 import pytest
 from test_forms import CNN, SHAPES, STACK, VIT
 
-from bigbase_jax import hlo, parallel, topology
+from bigbase_jax import parallel
 from bigbase_jax.models.vit import ViT
+from bigbase_jax.plan import hlo, topology
 from bigbase_jax.tasks.classification import Classification
 
 pytestmark = pytest.mark.usefixtures("optimized")

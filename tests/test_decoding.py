@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bigbase_jax import decoding
+from bigbase_jax.decoding import decoding
 from bigbase_jax.models.decoder import Decoder
 
 SHAPES = {

@@ -23,9 +23,9 @@ from look import EPOCHS, SIZES, B, look
 from orbax.checkpoint import v1 as ocp
 from test_launch import ROOT, launch, start
 
-from bigbase_jax import distributed
 from bigbase_jax.core import UserError
-from bigbase_jax.distributed import Place, find_place
+from bigbase_jax.runtime import distributed
+from bigbase_jax.runtime.distributed import Place, find_place
 
 TINY = "--config=configs/catdog.py:tiny"
 TINIER = "--config=configs/catdog_mlp.py:tiny"  # where what it learns does not matter

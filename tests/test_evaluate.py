@@ -8,7 +8,7 @@ from toys import Regression, regression_batch
 from bigbase_jax import parallel
 from bigbase_jax.core import Sum, add
 from bigbase_jax.data.pipeline import Data
-from bigbase_jax.data.sources.numerals import Numerals
+from bigbase_jax.data.sources.synthetic.numerals import Numerals
 from bigbase_jax.evaluate import evaluate
 from bigbase_jax.models.encoder_decoder import EncoderDecoder
 from bigbase_jax.tasks.translation import Translation

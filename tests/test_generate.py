@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 
 from bigbase_jax.core import UserError
-from bigbase_jax.data.tokenizer import Bytes, Characters, Subwords, Symbols
-from bigbase_jax.generate import Sampling, Writer, generate, parse_sampling, read_prompts, stream
+from bigbase_jax.inference.generation import Sampling, Writer, generate, parse_sampling, read_prompts, stream
 from bigbase_jax.models.decoder import Decoder
 from bigbase_jax.models.transformer import stack_blocks
-from bigbase_jax.spelling import Speller
+from bigbase_jax.text.detokenizer import Speller
+from bigbase_jax.text.tokenizer import Bytes, Characters, Subwords, Symbols
 
 ROOT = pathlib.Path(__file__).parents[1]
 LLAMA = {"positions": "rope", "norm": "rmsnorm", "gated": True, "activation": "silu", "kv_heads": 2, "tied": False}
@@ -126,7 +126,7 @@ def test_a_long_prompt_is_read_in_parts():
 
 
 def test_few_programs_are_compiled():
-    from bigbase_jax import generate as module
+    from bigbase_jax.inference import generation as module
 
     model, variables = ready()
     generate(model, variables, [np.arange(5, dtype=np.int32)] * 2, Sampling(max_new_tokens=10))

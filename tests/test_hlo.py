@@ -10,7 +10,7 @@ from jax.sharding import PartitionSpec as P
 from toys import Regression, regression_batch
 
 from bigbase_jax import parallel
-from bigbase_jax.hlo import Collective, Module, bits
+from bigbase_jax.plan.hlo import Collective, Module, bits
 
 
 def compiled(fn, *args):

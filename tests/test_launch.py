@@ -20,6 +20,7 @@ from orbax.checkpoint import v1 as ocp
 from PIL import Image
 
 from bigbase_jax import verbs
+from bigbase_jax.runtime import compilation
 
 ROOT = pathlib.Path(__file__).parents[1]
 RECIPES = sorted(p for p in (ROOT / "configs").glob("*.py"))
@@ -180,7 +181,7 @@ def test_an_evaluation_that_the_disk_refuses_is_told_and_said_not_to_be_kept(fin
 
 def test_a_compilation_cache_that_fails_is_one_line(capsys):
     shown = []
-    show = functools.partial(verbs._show_warning, lambda *args, **kwargs: shown.append(args), [])
+    show = functools.partial(compilation._show_warning, lambda *args, **kwargs: shown.append(args), [])
     for name in ("init", "step"):
         message = f"Error writing persistent compilation cache entry for 'jit_{name}': OSError: No space left on device"
         show(UserWarning(message), UserWarning, "compiler.py", 1)
@@ -430,7 +431,7 @@ def test_help_shows_every_flag_below_the_verbs_that_take_it():
     done = subprocess.run([sys.executable, ROOT / "launch.py", "--help"], capture_output=True, text=True)
     assert done.returncode == 0 and not done.stderr
     groups = dict(part.split(":\n", 1) for part in done.stdout.split("\n\n") if ":\n" in part)
-    sources = "".join(p.read_text() for p in (ROOT / "launch.py", ROOT / "bigbase_jax" / "command_line.py"))
+    sources = "".join(p.read_text() for p in (ROOT / "launch.py", ROOT / "bigbase_jax" / "cli.py"))
     flags = set(re.findall(r'DEFINE_\w+\(\s*"(\w+)"', sources))
     assert {"config", "prompt", "sweep_index"} <= flags
     assert set(re.findall(r"^  --(?:\[no\])?(\w+)", done.stdout, re.MULTILINE)) == flags

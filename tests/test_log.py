@@ -17,9 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bigbase_jax import log as log_module
 from bigbase_jax.core import Sum, UserError
-from bigbase_jax.log import Diverged, Log, duration, jsonable, model_table, peak_flops, read_rows
+from bigbase_jax.runtime import log as log_module
+from bigbase_jax.runtime.log import Diverged, Log, duration, jsonable, model_table, peak_flops, read_rows
 
 
 def make(tmp_path, total=20, every=5, **kwargs):
@@ -457,6 +457,6 @@ def test_durations_read_as_on_a_clock():
 
 def test_importing_the_log_loads_no_writer():
     heavy = ("rich.progress", "tensorboardX", "wandb", "mlflow")
-    code = f"import sys, bigbase_jax.log; print([m for m in {heavy} if m in sys.modules])"
+    code = f"import sys, bigbase_jax.runtime.log; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

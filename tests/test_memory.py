@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from bigbase_jax import memory
+from bigbase_jax.runtime import memory
 
 TOUCH = """
 import resource, sys

@@ -10,9 +10,10 @@ import jax
 import pytest
 from PIL import Image
 
-from bigbase_jax import parallel, plan, topology
-from bigbase_jax.chips import CHIPS, GIB, PLANNED, Chip
+from bigbase_jax import parallel
 from bigbase_jax.core import UserError
+from bigbase_jax.plan import plan, topology
+from bigbase_jax.runtime.chips import CHIPS, GIB, PLANNED, Chip
 
 pytestmark = pytest.mark.usefixtures("optimized")
 

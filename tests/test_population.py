@@ -10,12 +10,13 @@ import optax
 import pytest
 import toys
 
-from bigbase_jax import parallel, population
+from bigbase_jax import parallel
 from bigbase_jax import train as training
 from bigbase_jax.build import deferred
-from bigbase_jax.checkpoint import Checkpoints
 from bigbase_jax.core import UserError, flatten
 from bigbase_jax.optim import Optimizer
+from bigbase_jax.runtime.checkpoint import Checkpoints
+from bigbase_jax.sweep import population
 
 ROOT = pathlib.Path(__file__).parents[1]
 TASK = toys.Regression(toys.Net(norm=True))

@@ -12,10 +12,12 @@ import threading
 import pytest
 from ml_collections import ConfigDict
 
-from bigbase_jax import command_line, distributed, redact, report
+from bigbase_jax import cli
 from bigbase_jax.core import UserError
-from bigbase_jax.log import say
-from bigbase_jax.rundir import RunDir
+from bigbase_jax.pages import report
+from bigbase_jax.runtime import distributed, redact
+from bigbase_jax.runtime.log import say
+from bigbase_jax.runtime.rundir import RunDir
 from bigbase_jax.sweep import Sweep, choice
 from bigbase_jax.sweep import command as sweep_command
 from bigbase_jax.sweep import study as studies
@@ -66,17 +68,17 @@ def test_secrets_of_this_process_are_hidden_wherever_they_stand(argv):
 def test_neither_lines_nor_sentences_nor_tracebacks_hold_a_secret(argv, capsys, monkeypatch):
     monkeypatch.setattr(sys, "excepthook", sys.excepthook)
     monkeypatch.setattr(threading, "excepthook", threading.excepthook)
-    monkeypatch.setattr(command_line.signals, "interruptible", contextlib.nullcontext)
+    monkeypatch.setattr(cli.signals, "interruptible", contextlib.nullcontext)
     say(f"opening {URL}")
 
     def ended(error):
         def parse(argv):
             raise error
 
-        monkeypatch.setattr(command_line, "parse", parse)
+        monkeypatch.setattr(cli, "parse", parse)
         with pytest.raises(SystemExit) as exit_:
             try:
-                command_line.ending(len)()
+                cli.ending(len)()
             except RuntimeError as unexpected:
                 sys.excepthook(type(unexpected), unexpected, unexpected.__traceback__)
                 sys.exit(1)

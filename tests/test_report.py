@@ -8,8 +8,8 @@ import re
 import numpy as np
 import pytest
 
-from bigbase_jax import page, report
 from bigbase_jax.core import UserError
+from bigbase_jax.pages import page, report
 
 NASTY = "<script>alert(\"x\")</script> & 'co'"
 

@@ -13,7 +13,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from bigbase_jax.core import UserError
-from bigbase_jax.rundir import InUse, RunDir, differing
+from bigbase_jax.runtime.rundir import InUse, RunDir, differing
 
 
 def test_the_same_config_finds_its_run_and_another_is_refused(tmp_path):

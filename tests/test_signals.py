@@ -14,7 +14,7 @@ import time
 
 import pytest
 
-from bigbase_jax import signals
+from bigbase_jax.runtime import signals
 
 ROOT = pathlib.Path(__file__).parents[1]
 WAITS = "__import__('hashlib').pbkdf2_hmac('sha256', b'', b'', 20_000_000)"  # seconds in C, where no handler runs

@@ -22,8 +22,8 @@ from scipy import stats
 
 from bigbase_jax.build import deferred
 from bigbase_jax.core import UserError
-from bigbase_jax.log import Diverged
-from bigbase_jax.rundir import InUse
+from bigbase_jax.runtime.log import Diverged
+from bigbase_jax.runtime.rundir import InUse
 from bigbase_jax.sweep import Sweep, choice, command, integer, log_uniform, space, uniform, worker
 from bigbase_jax.sweep import study as studies
 from bigbase_jax.sweep.study import Stop, Study

@@ -12,14 +12,14 @@ import pytest
 from absl import flags
 from ml_collections import config_flags
 
-from bigbase_jax import command_line, parallel, verbs
+from bigbase_jax import cli, parallel, verbs
 from bigbase_jax import train as training
 from bigbase_jax.build import build
-from bigbase_jax.checkpoint import Checkpoints
 from bigbase_jax.core import UserError, flatten
-from bigbase_jax.log import Diverged, _Rows
-from bigbase_jax.restored import restore
-from bigbase_jax.rundir import RunDir
+from bigbase_jax.runtime.checkpoint import Checkpoints
+from bigbase_jax.runtime.log import Diverged, _Rows
+from bigbase_jax.runtime.restored import restore
+from bigbase_jax.runtime.rundir import RunDir
 from bigbase_jax.train import Loop
 
 
@@ -201,11 +201,11 @@ def test_steps_on_the_command_line_take_the_place_of_epochs(monkeypatch, given, 
     values = flags.FlagValues()
     config_flags.DEFINE_config_file("config", None, flag_values=values)
     monkeypatch.setattr(flags, "FLAGS", values)
-    assert command_line.parse(["launch.py"]) == ["launch.py"]
+    assert cli.parse(["launch.py"]) == ["launch.py"]
     values.unparse_flags()
     argv = ["launch.py", "--config=configs/catdog.py", *(f"--config.train.{flag}" for flag in given)]
     monkeypatch.setattr(sys, "argv", argv)  # where overrides are looked for
-    command_line.parse(argv)
+    cli.parse(argv)
     config = values.config
     assert (config.train.steps, config.train.epochs) == (steps, epochs)
     if steps and epochs:

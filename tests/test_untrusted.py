@@ -20,19 +20,20 @@ from ml_collections import ConfigDict
 from test_launch import launch
 
 from bigbase_jax import build as building
-from bigbase_jax import compare, generate, plan, pretrained, verbs
-from bigbase_jax.adapt import LoRA, load_adapter
+from bigbase_jax import compare, pretrained, verbs
 from bigbase_jax.build import build, deferred, locate, target, trust, trust_config
 from bigbase_jax.core import UserError
 from bigbase_jax.data import cache, ragged, tokens
-from bigbase_jax.data.sources.tfds import Tfds
+from bigbase_jax.data.sources.image.tfds import Tfds
+from bigbase_jax.inference import generation
 from bigbase_jax.models.decoder import Decoder
+from bigbase_jax.plan import plan
 from bigbase_jax.pretrained import schema
 from bigbase_jax.pretrained.families import COMMON, FAMILIES, load_family
-from bigbase_jax.pretrained.folder import generation
 from bigbase_jax.pretrained.start import resolve
-from bigbase_jax.rundir import RunDir
-from bigbase_jax.untrusted import file_in, read_object
+from bigbase_jax.runtime.rundir import RunDir
+from bigbase_jax.runtime.untrusted import file_in, read_object
+from bigbase_jax.wrappers.adapt import LoRA, load_adapter
 
 RAN: list[str] = []
 _WATCHED = (
@@ -78,8 +79,11 @@ def hostile(canary):
         "a shell": {"target": "os:system", **shell},
         "a shell by another name": {"target": "posix:system", **shell},
         "a process": {"target": "subprocess:run", "args": ["touch", str(canary)]},
-        "a process through our module": {"target": "bigbase_jax.rundir:subprocess.run", "args": ["touch", str(canary)]},
-        "a shell through our module": {"target": "bigbase_jax.rundir:os.system", **shell},
+        "a process through our module": {
+            "target": "bigbase_jax.runtime.rundir:subprocess.run",
+            "args": ["touch", str(canary)],
+        },
+        "a shell through our module": {"target": "bigbase_jax.runtime.rundir:os.system", **shell},
         "a function through flax": {"target": "flax.linen.module:functools.reduce", **shell},
         "a shell by a method's globals": {"target": "bigbase_jax.models.cnn:ConvNet.setup.__globals__.get", **shell},
         "the interpreter": {"target": "builtins:exec", "source": f"open({str(canary)!r}, 'w')"},
@@ -90,13 +94,13 @@ def hostile(canary):
         "a partial": {"target": "functools:partial", "func": {"target": "os:system", **shell}},
         "an import": {"target": "importlib:import_module", "name": "stranger"},
         "an import by our module": {"target": "bigbase_jax.build:importlib.import_module", "name": "stranger"},
-        "our processes": {"target": "bigbase_jax.distributed:spawn", "count": 2, "lost_after": 1.0},
+        "our processes": {"target": "bigbase_jax.runtime.distributed:spawn", "count": 2, "lost_after": 1.0},
         "our workers": {"target": "bigbase_jax.sweep.command:_Child", "index": 0, "place": None},
         "our locate": {"target": "bigbase_jax.build:locate", "path": "os:system"},
         "our trust": {"target": "bigbase_jax.build:trust"},
-        "our log": {"target": "bigbase_jax.log:Log", "workdir": str(canary), "total_steps": 1},
+        "our log": {"target": "bigbase_jax.runtime.log:Log", "workdir": str(canary), "total_steps": 1},
         "our cache": {"target": "bigbase_jax.data.cache:Writer", "root": str(canary), "key": "x"},
-        "our folder": {"target": "bigbase_jax.rundir:RunDir.write_json", "self": None, "name": str(canary)},
+        "our folder": {"target": "bigbase_jax.runtime.rundir:RunDir.write_json", "self": None, "name": str(canary)},
         "a file that numpy writes": {"target": "jax.numpy:save", "file": str(canary), "arr": [1]},
         "a file that numpy reads": {"target": "jax.numpy:load", "file": "stranger.npy", "allow_pickle": True},
         "a trace": {"target": "jax.profiler:start_trace", "log_dir": str(canary)},
@@ -140,7 +144,7 @@ def test_what_a_config_may_not_name_is_refused_and_said(canary, kind):
         "flax.linen:Dense",
         "flax.linen.linear:Dense",
         "bigbase_jax.models.vit:ViT",
-        "bigbase_jax.data.sources.folder:ImageFolder",
+        "bigbase_jax.data.sources.image.folder:ImageFolder",
         "bigbase_jax.parallel:MeshShape",
     ],
 )
@@ -235,7 +239,7 @@ VERBS = {
     ),
     "predict": (lambda path: verbs.predict(path, __file__), "task task.model task.model.norm"),
     "export": (lambda path: verbs.export(path), "task task.model task.label_smoothing"),
-    "generate": (lambda path: generate.run(path, ["x"]), "task.model task"),
+    "generate": (lambda path: generation.run(path, ["x"]), "task.model task"),
     "init_from": (lambda path: build(resolve(recipe(path)).task), "task.model task.model.pool task.model.stages"),
     "plan": (lambda path: plan.run(resolve(recipe(path)), "cpu:1"), "task.model"),
     "report": (lambda path: verbs.report(path), "task task.model data.dataset"),
@@ -339,7 +343,7 @@ def language(path):
 
 OPENS = {
     "load": lambda path: pretrained.load(path),
-    "generate": lambda path: generate.run(str(path), ["x"], out=io.StringIO()),
+    "generate": lambda path: generation.run(str(path), ["x"], out=io.StringIO()),
     "init_from": lambda path: resolve(language(path)),
     "plan": lambda path: plan.run(resolve(language(path)), "cpu:1"),
 }
@@ -417,7 +421,7 @@ def test_every_family_checks_what_it_reads(monkeypatch):
 def test_how_a_folder_writes_is_checked(name, words, published, tmp_path):
     path = edited(published, tmp_path, name, **words)
     with pytest.raises(UserError, match=f"{name} has {next(iter(words))}="):
-        generation(path)
+        folders.generation(path)
 
 
 def test_how_pictures_are_normalised_is_checked(tmp_path, canary):

@@ -11,7 +11,7 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
-from bigbase_jax.compare import page, tables
+from bigbase_jax.compare import tables
 from bigbase_jax.compare.comparison import (
     Comparison,
     Examples,
@@ -26,8 +26,9 @@ from bigbase_jax.compare.importance import Importance, weigh
 from bigbase_jax.compare.runs import Goal, Group, choose_split, differences, goal_of, group, load
 from bigbase_jax.compare.statistics import RESAMPLES
 from bigbase_jax.core import UserError
-from bigbase_jax.log import say
-from bigbase_jax.page import write
+from bigbase_jax.pages import comparison as page
+from bigbase_jax.pages.page import write
+from bigbase_jax.runtime.log import say
 
 OUTPUT = "comparison"
 """The default folder, below the current one."""

@@ -16,7 +16,7 @@ from bigbase_jax.compare import statistics
 from bigbase_jax.compare.importance import Importance
 from bigbase_jax.compare.runs import Goal, Group, Run, lower_is_better
 from bigbase_jax.compare.scores import ACCURACY, Scored
-from bigbase_jax.page import wilson
+from bigbase_jax.pages.page import wilson
 
 SIGNIFICANT = 0.05
 LOG_LOSS = "log_loss"

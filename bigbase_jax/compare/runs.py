@@ -19,11 +19,11 @@ from typing import Any
 from bigbase_jax.build import suggest
 from bigbase_jax.compare.studies import choices, endings, objective, trial_number, unread
 from bigbase_jax.core import UserError
-from bigbase_jax.log import read_rows
-from bigbase_jax.page import SPLITS, finite
-from bigbase_jax.report import settings
-from bigbase_jax.rundir import MACHINERY
-from bigbase_jax.untrusted import read_object
+from bigbase_jax.pages.page import SPLITS, finite
+from bigbase_jax.pages.report import settings
+from bigbase_jax.runtime.log import read_rows
+from bigbase_jax.runtime.rundir import MACHINERY
+from bigbase_jax.runtime.untrusted import read_object
 
 SEEDS = ("seed", "data.seed")
 """Settings that make another sample of the same experiment."""

@@ -12,9 +12,9 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from bigbase_jax import redact
 from bigbase_jax.core import UserError
-from bigbase_jax.untrusted import read_object
+from bigbase_jax.runtime import redact
+from bigbase_jax.runtime.untrusted import read_object
 
 _TRIAL = re.compile(r"trial-(\d+)")
 

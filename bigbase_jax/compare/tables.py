@@ -19,7 +19,7 @@ from rich.table import Table
 from bigbase_jax.compare.comparison import Comparison, Measured, Pair, said_once
 from bigbase_jax.compare.importance import Importance
 from bigbase_jax.compare.runs import ABSENT, SEEDS, is_count, lower_is_better, short_names
-from bigbase_jax.page import SHARES, heading
+from bigbase_jax.pages.page import SHARES, heading
 
 _WIDE = 160  # columns where stdout is not a terminal
 _METRICS, _ROWS = 6, 40  # how much of a table a terminal shows

@@ -31,7 +31,7 @@ from typing import Any, NamedTuple
 from bigbase_jax.build import suggest
 from bigbase_jax.core import UserError
 from bigbase_jax.data.archives import Member, members
-from bigbase_jax.untrusted import not_regular
+from bigbase_jax.runtime.untrusted import not_regular
 
 PLAIN = frozenset({".txt", ".text", ".md", ".rst", ".conll", ".bio"})
 """Suffixes of plain text."""

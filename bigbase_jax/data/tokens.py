@@ -22,7 +22,7 @@ import numpy as np
 
 from bigbase_jax.core import UserError
 from bigbase_jax.data import cache as caches
-from bigbase_jax.data.tokenizer import Tokenizer, load
+from bigbase_jax.text.tokenizer import Tokenizer, load
 
 SPLITS = ("train", "val", "test")
 _BATCH = 1 << 20  # characters that are encoded at once

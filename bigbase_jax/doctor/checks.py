@@ -8,14 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
-from bigbase_jax.doctor.accelerators import (
-    check_nvidia,
-    check_plugins,
-    check_tpu,
-    complaint,
-    has_gpu,
-    tpu_chips,
-)
+from bigbase_jax.doctor.accelerators import check_nvidia, check_plugins, check_tpu, complaint, has_gpu, tpu_chips
 from bigbase_jax.doctor.machine import (
     NOTE,
     OK,

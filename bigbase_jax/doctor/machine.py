@@ -203,7 +203,7 @@ def installed() -> dict[str, Package]:
 
 
 def compilation_cache(env: Mapping[str, str]) -> str:
-    """Where compiled programs are kept: the same choice as ``verbs.setup``."""
+    """Where compiled programs are kept: the same choice as ``runtime.compilation.setup``."""
     base = env.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     return env.get("JAX_COMPILATION_CACHE_DIR") or os.path.join(base, US, "xla")
 

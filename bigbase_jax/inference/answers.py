@@ -14,11 +14,11 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, BinaryIO, TextIO, TypeVar
 
-from bigbase_jax import whole
-from bigbase_jax.checkpoint import disk_error
 from bigbase_jax.core import UserError
 from bigbase_jax.data.files import optional
-from bigbase_jax.log import say
+from bigbase_jax.runtime import whole
+from bigbase_jax.runtime.checkpoint import disk_error
+from bigbase_jax.runtime.log import say
 
 T = TypeVar("T")
 FORMATS = (".csv", ".tsv", ".jsonl", ".parquet")

@@ -21,14 +21,14 @@ import numpy as np
 
 from bigbase_jax.core import Array, Example, Fields, UserError
 from bigbase_jax.data.files import LIMITS, Limits
-from bigbase_jax.data.sources.labelled_text import LabelledText, read_text
-from bigbase_jax.data.tokenizer import TokenizerFile, facts_of
+from bigbase_jax.data.sources.text.labelled_text import LabelledText, read_text
 from bigbase_jax.inference.inputs import Input
 from bigbase_jax.inference.predictor import ROWS, Predictor
 from bigbase_jax.pretrained import load, schema
 from bigbase_jax.pretrained.start import is_run, merged, model_of
+from bigbase_jax.runtime.untrusted import parse_json, read_object, read_regular
 from bigbase_jax.tasks.text_classification import headless, hidden
-from bigbase_jax.untrusted import parse_json, read_object, read_regular
+from bigbase_jax.text.tokenizer import TokenizerFile, facts_of
 
 _LENGTH = 512  # of a published model's texts in tokens, where nothing says less
 _LEAST = 16  # tokens that a batch has room for; it is a power of two, so that few programs are compiled

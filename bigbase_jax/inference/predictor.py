@@ -20,8 +20,8 @@ from bigbase_jax.data.pipeline import apply_eval
 from bigbase_jax.inference import published
 from bigbase_jax.inference.inputs import Input
 from bigbase_jax.inference.published import Opened
-from bigbase_jax.restored import facts, restore
-from bigbase_jax.rundir import RunDir
+from bigbase_jax.runtime.restored import facts, restore
+from bigbase_jax.runtime.rundir import RunDir
 
 ROWS = 32
 """Inputs that are answered at once, and examples of a batch; where all inputs are fewer, a power of two is enough."""

@@ -12,14 +12,14 @@ from PIL import Image
 
 from bigbase_jax import pretrained
 from bigbase_jax.core import Example, Task, UserError, Variables
-from bigbase_jax.data.sources.image import ReadsPictures
-from bigbase_jax.data.sources.labelled_text import LabelledText
-from bigbase_jax.data.tokenizer import TokenizerFile, facts_of
+from bigbase_jax.data.sources.image.image import ReadsPictures
+from bigbase_jax.data.sources.text.labelled_text import LabelledText
 from bigbase_jax.pretrained.files import PREPROCESSOR, read_json
 from bigbase_jax.pretrained.folder import describe
 from bigbase_jax.pretrained.schema import FLAG, SIDE, Kind, check, either, listed, number, whole
 from bigbase_jax.tasks.classification import Classification
 from bigbase_jax.tasks.text_classification import TextClassification
+from bigbase_jax.text.tokenizer import TokenizerFile, facts_of
 
 _LENGTH = 512  # tokens, of a model that reads more
 _SIDES = Kind(

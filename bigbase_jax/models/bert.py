@@ -10,14 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Float32, Int
 
 from bigbase_jax.models.layers import ACTIVATIONS, DTYPES, ModelError, classes, constrain, look_up
-from bigbase_jax.models.transformer import (
-    KERNEL_INITS,
-    Style,
-    check_computing,
-    check_given,
-    encoder_of,
-    style_of,
-)
+from bigbase_jax.models.transformer import KERNEL_INITS, Style, check_computing, check_given, encoder_of, style_of
 
 _init = nn.initializers.normal(0.02)  # BERT's, of all tables
 CLASSIFIERS = ("pooled", "dense", "mean")

@@ -14,14 +14,7 @@ from jaxtyping import Array, Float, Float32, Int
 
 from bigbase_jax.models.layers import DTYPES, ModelError, constrain, look_up
 from bigbase_jax.models.rope import frequencies, rotation
-from bigbase_jax.models.transformer import (
-    Context,
-    Style,
-    check_computing,
-    check_given,
-    encoder_of,
-    style_of,
-)
+from bigbase_jax.models.transformer import Context, Style, check_computing, check_given, encoder_of, style_of
 
 _init = nn.initializers.normal(0.02)  # GPT-2's, of embeddings, positions and a free head
 

@@ -16,15 +16,7 @@ from jaxtyping import Array, Bool, Float, Float32, Int
 
 from bigbase_jax.models.layers import DTYPES, ModelError, constrain, look_up
 from bigbase_jax.models.rope import frequencies, rotation
-from bigbase_jax.models.transformer import (
-    Context,
-    Encoder,
-    Style,
-    check_computing,
-    check_given,
-    encoder_of,
-    style_of,
-)
+from bigbase_jax.models.transformer import Context, Encoder, Style, check_computing, check_given, encoder_of, style_of
 
 POSITIONS = ("sinusoidal", "learned", "rope", "relative")
 

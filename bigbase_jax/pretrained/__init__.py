@@ -7,7 +7,7 @@ family of models, see ``families``.
 
 from bigbase_jax.pretrained.export import export
 from bigbase_jax.pretrained.folder import load, save
-from bigbase_jax.pretrained.kept import absent, data_of, keep, keep_by_sweep, kept, kept_by_sweep
+from bigbase_jax.pretrained.provenance import absent, data_of, keep, keep_by_sweep, kept, kept_by_sweep
 from bigbase_jax.pretrained.start import KEPT, chain, initialise, resolve
 
 __all__ = [

@@ -9,13 +9,13 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from bigbase_jax.core import Task, Variables
-from bigbase_jax.data.tokenizer import load as load_tokenizer
 from bigbase_jax.pretrained.folder import save
-from bigbase_jax.pretrained.kept import kept
+from bigbase_jax.pretrained.provenance import kept
 from bigbase_jax.pretrained.start import is_run, merged, model_of
 from bigbase_jax.pretrained.tokenizers import ids
-from bigbase_jax.restored import facts
-from bigbase_jax.rundir import RunDir
+from bigbase_jax.runtime.restored import facts
+from bigbase_jax.runtime.rundir import RunDir
+from bigbase_jax.text.tokenizer import load as load_tokenizer
 
 _PUBLISHED = ("tokenizer.json", "source.spm")
 

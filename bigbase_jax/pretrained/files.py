@@ -20,10 +20,10 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from bigbase_jax.checkpoint import disk_error
 from bigbase_jax.core import UserError
-from bigbase_jax.untrusted import limit, open_regular, parse_json, read_object, too_much
-from bigbase_jax.whole import partial
+from bigbase_jax.runtime.checkpoint import disk_error
+from bigbase_jax.runtime.untrusted import limit, open_regular, parse_json, read_object, too_much
+from bigbase_jax.runtime.whole import partial
 
 CONFIG = "config.json"
 SINGLE = "model.safetensors"

@@ -15,12 +15,12 @@ import numpy as np
 
 from bigbase_jax.build import build
 from bigbase_jax.core import UserError, Variables, flatten
-from bigbase_jax.log import say
 from bigbase_jax.pretrained import files, weights
 from bigbase_jax.pretrained.families import COMMON, GENERATION, Family, family_for, family_of
 from bigbase_jax.pretrained.schema import Checked, check
 from bigbase_jax.pretrained.table import unrolled
-from bigbase_jax.untrusted import file_in
+from bigbase_jax.runtime.log import say
+from bigbase_jax.runtime.untrusted import file_in
 
 
 def load(path: str | os.PathLike, fresh: bool = True) -> tuple[Any, dict[str, Any]]:

@@ -18,16 +18,16 @@ from ml_collections import ConfigDict
 
 from bigbase_jax.build import target
 from bigbase_jax.core import Task, TrainState, UserError, Variables, flatten
-from bigbase_jax.data.tokenizer import Tokenizer, TokenizerFile
-from bigbase_jax.data.tokenizer import load as load_tokenizer
-from bigbase_jax.log import say
 from bigbase_jax.models.transformer import unstack_blocks
 from bigbase_jax.pretrained import files, weights
 from bigbase_jax.pretrained.families import adjust, head_of
 from bigbase_jax.pretrained.folder import check_weights, describe, open_weights
 from bigbase_jax.pretrained.schema import Schema, check, listed, number
-from bigbase_jax.restored import facts, restore
-from bigbase_jax.rundir import RunDir
+from bigbase_jax.runtime.log import say
+from bigbase_jax.runtime.restored import facts, restore
+from bigbase_jax.runtime.rundir import RunDir
+from bigbase_jax.text.tokenizer import Tokenizer, TokenizerFile
+from bigbase_jax.text.tokenizer import load as load_tokenizer
 
 KEPT = (
     "num_classes",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from bigbase_jax.data.tokenizer import Marian, Subword, Symbols, Tokenizer
+from bigbase_jax.text.tokenizer import Marian, Subword, Symbols, Tokenizer
 
 _ROLES = {"cls": "cls_token", "sep": "sep_token", "pad": "pad_token", "mask": "mask_token", "start": "bos_token"}
 

@@ -23,13 +23,13 @@ from typing import TYPE_CHECKING, Any
 
 from ml_collections import ConfigDict
 
-from bigbase_jax import redact, signals
 from bigbase_jax.core import UserError
-from bigbase_jax.log import say
-from bigbase_jax.rundir import as_json, refuse_filled
+from bigbase_jax.runtime import redact, signals
+from bigbase_jax.runtime.log import say
+from bigbase_jax.runtime.rundir import as_json, refuse_filled
+from bigbase_jax.runtime.whole import written
 from bigbase_jax.sweep import space
 from bigbase_jax.sweep.space import Sweep
-from bigbase_jax.whole import written
 
 if TYPE_CHECKING:
     from bigbase_jax.sweep.study import Study

@@ -36,12 +36,12 @@ from ml_collections import ConfigDict
 from optuna.storages.journal import BaseJournalBackend, JournalStorage
 from optuna.trial import FrozenTrial, TrialState
 
-from bigbase_jax import redact
-from bigbase_jax.checkpoint import disk_error
 from bigbase_jax.core import UserError
-from bigbase_jax.rundir import MACHINERY, as_json, differing
+from bigbase_jax.runtime import redact
+from bigbase_jax.runtime.checkpoint import disk_error
+from bigbase_jax.runtime.rundir import MACHINERY, as_json, differing
+from bigbase_jax.runtime.whole import written
 from bigbase_jax.sweep.space import Sweep
-from bigbase_jax.whole import written
 
 JOURNAL = "study.jsonl"
 STORAGE = "storage.json"

@@ -25,12 +25,13 @@ from typing import Any
 from ml_collections import ConfigDict
 from optuna.trial import FrozenTrial, TrialState
 
-from bigbase_jax import distributed, pretrained, redact, signals
+from bigbase_jax import pretrained
 from bigbase_jax.build import suggest
-from bigbase_jax.checkpoint import disk_error
 from bigbase_jax.core import UserError
-from bigbase_jax.log import read_rows
-from bigbase_jax.rundir import InUse, RunDir
+from bigbase_jax.runtime import distributed, redact, signals
+from bigbase_jax.runtime.checkpoint import disk_error
+from bigbase_jax.runtime.log import read_rows
+from bigbase_jax.runtime.rundir import InUse, RunDir
 from bigbase_jax.sweep import space
 from bigbase_jax.sweep.space import Sweep
 from bigbase_jax.sweep.study import Claim, Stop, Study

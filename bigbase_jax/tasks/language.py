@@ -17,9 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from bigbase_jax.core import Batch, Sum, UserError, Variables, joined
-from bigbase_jax.data.tokenizer import load
 from bigbase_jax.models.layers import ModelError
 from bigbase_jax.tasks import chunks
+from bigbase_jax.text.tokenizer import load
 
 PADDING = -1
 """The target of a position that has none, in what ``predict`` gives."""

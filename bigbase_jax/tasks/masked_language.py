@@ -17,8 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from bigbase_jax.core import Batch, Sum, UserError, Variables, joined
-from bigbase_jax.data.tokenizer import load
 from bigbase_jax.tasks.errors import model_errors
+from bigbase_jax.text.tokenizer import load
 
 NONE = -1
 """The place or the target of a hidden token that there is not."""

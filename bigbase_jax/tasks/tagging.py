@@ -15,10 +15,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from bigbase_jax.core import Batch, Sum, UserError, Variables, joined
-from bigbase_jax.data.tokenizer import load
 from bigbase_jax.tasks import spans
 from bigbase_jax.tasks.errors import model_errors
 from bigbase_jax.tasks.text_classification import PADDING, headless, hidden, words_of
+from bigbase_jax.text.tokenizer import load
 
 NONE = -1
 """The tag of a token that begins no word."""

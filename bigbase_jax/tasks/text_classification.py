@@ -16,9 +16,9 @@ import numpy as np
 
 from bigbase_jax.build import suggest
 from bigbase_jax.core import Batch, UserError, Variables
-from bigbase_jax.data.tokenizer import load
 from bigbase_jax.tasks.classification import Classifier
 from bigbase_jax.tasks.errors import model_errors
+from bigbase_jax.text.tokenizer import load
 
 PADDING = -1
 """Of the tokens that ``predict`` gives back."""

@@ -20,11 +20,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from bigbase_jax.core import Array, Batch, PyTree, Sum, UserError, Variables, joined
-from bigbase_jax.data.tokenizer import load
-from bigbase_jax.decoding import NEVER, beam_tokens, greedy_tokens
+from bigbase_jax.decoding.decoding import NEVER, beam_tokens, greedy_tokens
 from bigbase_jax.models.transformer import unstack_blocks
 from bigbase_jax.tasks import chunks
 from bigbase_jax.tasks.errors import model_errors
+from bigbase_jax.text.tokenizer import load
 
 PADDING = -1
 """What stands in ``target_out`` where there is no target."""

@@ -17,9 +17,9 @@ import numpy as np
 import torch
 import transformers
 
-from bigbase_jax import memory
-from bigbase_jax.generate import Sampling, Writer
+from bigbase_jax.inference.generation import Sampling, Writer
 from bigbase_jax.pretrained import load
+from bigbase_jax.runtime import memory
 
 PROMPT = 16
 

@@ -38,12 +38,12 @@ def ours(name, tiny):
     import optax
 
     from bigbase_jax import parallel
-    from bigbase_jax.log import peak_flops
     from bigbase_jax.models.bert import Bert
     from bigbase_jax.models.decoder import Decoder
     from bigbase_jax.models.resnet import ResNet
     from bigbase_jax.models.vit import ViT
     from bigbase_jax.optim import Optimizer
+    from bigbase_jax.runtime.log import peak_flops
     from bigbase_jax.tasks.classification import Classification
     from bigbase_jax.tasks.language import CausalLanguageModel
     from bigbase_jax.tasks.text_classification import TextClassification

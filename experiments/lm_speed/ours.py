@@ -13,9 +13,10 @@ import jax
 import numpy as np
 import optax
 
-from bigbase_jax import memory, parallel
+from bigbase_jax import parallel
 from bigbase_jax.models.decoder import Decoder
 from bigbase_jax.optim import Optimizer
+from bigbase_jax.runtime import memory
 from bigbase_jax.tasks.language import CausalLanguageModel
 
 parser = argparse.ArgumentParser()

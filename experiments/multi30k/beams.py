@@ -6,12 +6,12 @@ import time
 
 from bigbase_jax import parallel
 from bigbase_jax.build import build
-from bigbase_jax.data.sources.parallel_text import reference_of
-from bigbase_jax.data.tokenizer import load
+from bigbase_jax.data.sources.text.parallel_text import reference_of
 from bigbase_jax.evaluate import evaluate
-from bigbase_jax.log import say
-from bigbase_jax.restored import restore
-from bigbase_jax.rundir import RunDir
+from bigbase_jax.runtime.log import say
+from bigbase_jax.runtime.restored import restore
+from bigbase_jax.runtime.rundir import RunDir
+from bigbase_jax.text.tokenizer import load
 from bigbase_jax.verbs import setup
 
 setup()

@@ -19,8 +19,9 @@ import time
 import jax
 import numpy as np
 
-from bigbase_jax import parallel, topology
-from bigbase_jax.plan import PREFETCHED, Planner
+from bigbase_jax import parallel
+from bigbase_jax.plan import topology
+from bigbase_jax.plan.plan import PREFETCHED, Planner
 
 MALLOC = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
 """Of glibc: freed memory leaves the process at once, so that its size is what is in use."""

@@ -21,9 +21,10 @@ import time
 
 import jax
 
-from bigbase_jax import parallel, population
+from bigbase_jax import parallel
 from bigbase_jax import train as training
 from bigbase_jax.build import build
+from bigbase_jax.sweep import population
 
 RECIPE = pathlib.Path(__file__).parents[2] / "configs" / "catdog_mlp.py"
 

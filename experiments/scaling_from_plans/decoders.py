@@ -15,12 +15,12 @@ import optax
 from ml_collections import ConfigDict
 from scaling import SLICES
 
-from bigbase_jax import topology
 from bigbase_jax.build import deferred, target
 from bigbase_jax.data.pipeline import Data
 from bigbase_jax.models.decoder import Decoder
 from bigbase_jax.optim import Optimizer
-from bigbase_jax.plan import QUICK, Planner
+from bigbase_jax.plan import topology
+from bigbase_jax.plan.plan import QUICK, Planner
 from bigbase_jax.tasks.language import CausalLanguageModel
 from bigbase_jax.train import Loop
 

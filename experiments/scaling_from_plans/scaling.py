@@ -15,12 +15,12 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from bigbase_jax import topology
 from bigbase_jax.build import deferred, target
 from bigbase_jax.data.pipeline import Data
 from bigbase_jax.models.vit import ViT
 from bigbase_jax.optim import Optimizer
-from bigbase_jax.plan import QUICK, Planner
+from bigbase_jax.plan import topology
+from bigbase_jax.plan.plan import QUICK, Planner
 from bigbase_jax.tasks.classification import Classification
 from bigbase_jax.train import Loop
 

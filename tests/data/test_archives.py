@@ -14,9 +14,9 @@ from bigbase_jax.core import UserError
 from bigbase_jax.data.documents import Format
 from bigbase_jax.data.files import list_files, open_file
 from bigbase_jax.data.rows import rows, tables
-from bigbase_jax.data.sources.folder import ImageFolder
-from bigbase_jax.data.sources.labelled_text import LabelledText
-from bigbase_jax.data.tokenizer import Bytes
+from bigbase_jax.data.sources.image.folder import ImageFolder
+from bigbase_jax.data.sources.text.labelled_text import LabelledText
+from bigbase_jax.text.tokenizer import Bytes
 
 TEXTS = {f"x/{s}/{c}/{i}.txt": f"{s} {c} {i} 明月" for s in ("train", "test") for c in ("pos", "neg") for i in range(3)}
 LITTER = {"x/README": "a card", "x/train/._1.txt": "hidden", "x/__MACOSX/1.txt": "litter", "../../out.txt": "elsewhere"}

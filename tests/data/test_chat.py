@@ -10,11 +10,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from bigbase_jax.core import Dataset, RawDataset, Source, UserError
-from bigbase_jax.data import chat_template
-from bigbase_jax.data.chat_template import ChatTemplate, encode, prompt_tokens
 from bigbase_jax.data.pipeline import Data
-from bigbase_jax.data.sources.chat import ChatFiles, read_chat
-from bigbase_jax.data.tokenizer import Bytes, Characters, Subwords, TokenizerFile, load
+from bigbase_jax.data.sources.text.chat import ChatFiles, read_chat
+from bigbase_jax.text import chat_template
+from bigbase_jax.text.chat_template import ChatTemplate, encode, prompt_tokens
+from bigbase_jax.text.tokenizer import Bytes, Characters, Subwords, TokenizerFile, load
 
 CHAT = [
     {"role": "system", "content": "Be brief."},
@@ -353,7 +353,7 @@ def test_the_second_start_reads_nothing_and_what_matters_makes_another_cache(tmp
     for change in ({"seed": 1}, {"tokenizer": Characters()}, {"template": str(tmp_path / "t.jinja")}):
         other, lines = prepare(tmp_path, root=root, **change)
         assert len(lines) == 1 and other.fingerprint() != kept.fingerprint()
-    monkeypatch.setattr("bigbase_jax.data.sources.chat._Survey", None)
+    monkeypatch.setattr("bigbase_jax.data.sources.text.chat._Survey", None)
     again, lines = prepare(tmp_path, root=root)
     assert lines == [] and again.facts == kept.facts and again.description == kept.description
     dataset = ChatFiles(root=root, tokenizer=Bytes(), length=64, val_fraction=0.0)

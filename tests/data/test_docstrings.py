@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from bigbase_jax.core import RawDataset, UserError
-from bigbase_jax.data.sources.docstrings import SUBJECTS, PythonDocstrings
-from bigbase_jax.data.tokenizer import Bytes, Subwords, load
+from bigbase_jax.data.sources.synthetic.docstrings import SUBJECTS, PythonDocstrings
+from bigbase_jax.text.tokenizer import Bytes, Subwords, load
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from bigbase_jax.core import Dataset, Source, UserError
-from bigbase_jax.data.sources.drawn import DrawnCatsAndDogs
+from bigbase_jax.data.sources.synthetic.pictures import DrawnCatsAndDogs
 
 GOLDEN = (142.6, 187.9, 135.9, 80.5, 153.3, 123.6)
 
@@ -62,7 +62,7 @@ def test_a_picture_depends_on_seed_and_position_alone():
 
 def test_another_process_draws_the_same():
     code = (
-        "import hashlib\nfrom bigbase_jax.data.sources.drawn import DrawnCatsAndDogs as D\n"
+        "import hashlib\nfrom bigbase_jax.data.sources.synthetic.pictures import DrawnCatsAndDogs as D\n"
         "print(hashlib.sha256(D().splits['test'][17]['image'].tobytes()).hexdigest())"
     )
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()

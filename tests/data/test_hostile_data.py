@@ -24,11 +24,11 @@ from bigbase_jax.data.documents import Format, list_files
 from bigbase_jax.data.files import Limits
 from bigbase_jax.data.pipeline import Data
 from bigbase_jax.data.rows import rows
-from bigbase_jax.data.sources.folder import ImageFolder
-from bigbase_jax.data.sources.idx import Idx, read_idx
-from bigbase_jax.data.sources.image import decode
-from bigbase_jax.data.sources.labelled_text import LabelledText
-from bigbase_jax.data.sources.npz import Npz
+from bigbase_jax.data.sources.image.folder import ImageFolder
+from bigbase_jax.data.sources.image.idx import Idx, read_idx
+from bigbase_jax.data.sources.image.image import decode
+from bigbase_jax.data.sources.image.npz import Npz
+from bigbase_jax.data.sources.text.labelled_text import LabelledText
 
 LIMITS = Limits(text=1 << 20, ratio=100)
 MANY = 100 << 20  # bytes: more than any file may unpack to
@@ -373,7 +373,7 @@ import concurrent.futures, os, sys
 from bigbase_jax.core import UserError
 from bigbase_jax.data.files import list_files
 from bigbase_jax.data.rows import rows
-from bigbase_jax.data.sources.image import decode
+from bigbase_jax.data.sources.image.image import decode
 os.chdir(sys.argv[1])
 refused = 0
 for file in list_files("."):

@@ -6,10 +6,10 @@ import signal
 
 import pytest
 
-from bigbase_jax import untrusted
 from bigbase_jax.core import UserError
-from bigbase_jax.data import chat_template
-from bigbase_jax.data.chat_template import ChatTemplate
+from bigbase_jax.runtime import untrusted
+from bigbase_jax.text import chat_template
+from bigbase_jax.text.chat_template import ChatTemplate
 
 LOOP, STOP = "{% for i in range(100000) %}", "{% endfor %}"
 TIME, MEMORY = (

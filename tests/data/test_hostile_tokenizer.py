@@ -5,10 +5,10 @@ import json
 
 import pytest
 
-from bigbase_jax import untrusted
 from bigbase_jax.core import UserError
-from bigbase_jax.data import tokenizer_checks
-from bigbase_jax.data.tokenizer import Subwords, TokenizerFile, encode, load
+from bigbase_jax.runtime import untrusted
+from bigbase_jax.text import tokenizer_checks
+from bigbase_jax.text.tokenizer import Subwords, TokenizerFile, encode, load
 
 UNK = {
     "id": 0,

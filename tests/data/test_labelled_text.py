@@ -13,8 +13,8 @@ import tokenizers
 
 from bigbase_jax.core import Dataset, RawDataset, Source, UserError
 from bigbase_jax.data.pipeline import Data
-from bigbase_jax.data.sources.labelled_text import Labelled, LabelledText, read_text
-from bigbase_jax.data.tokenizer import Bytes, Characters, Subwords, TokenizerFile, load
+from bigbase_jax.data.sources.text.labelled_text import Labelled, LabelledText, read_text
+from bigbase_jax.text.tokenizer import Bytes, Characters, Subwords, TokenizerFile, load
 
 ROWS = [(f"text {i}, 明月 {i % 7}", i % 3) for i in range(30)]
 
@@ -301,7 +301,7 @@ def test_the_second_start_reads_no_rows_and_what_matters_makes_another_cache(tmp
         assert said and other.fingerprint() != kept.fingerprint()
         assert (other.examples() == kept.examples()) == ("tokenizer" in change)
     monkeypatch.setattr(Labelled, "fingerprint", lambda self: "")
-    monkeypatch.setattr("bigbase_jax.data.sources.labelled_text.rows", None)
+    monkeypatch.setattr("bigbase_jax.data.sources.text.labelled_text.rows", None)
     again, said = prepare(tmp_path, root=root, tokenizer=Subwords("wordpiece", 60))
     assert said == [] and again.facts == first.facts and again.description == first.description
     shorter, said = prepare(tmp_path, root=root, length=8)  # of the same tokens

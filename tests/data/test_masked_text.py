@@ -7,9 +7,9 @@ import pytest
 
 from bigbase_jax.core import RawDataset, UserError
 from bigbase_jax.data.pipeline import Data
-from bigbase_jax.data.sources.masked_text import PASSES, MaskedPythonReference, MaskedTextFiles
-from bigbase_jax.data.tokenizer import Bytes, Subwords, TokenizerFile, load
+from bigbase_jax.data.sources.text.masked_text import PASSES, MaskedPythonReference, MaskedTextFiles
 from bigbase_jax.data.transforms.mask_tokens import NONE, MaskTokens
+from bigbase_jax.text.tokenizer import Bytes, Subwords, TokenizerFile, load
 
 TEXTS = ["the cat sat on the mat", "a dog", "hi", "x" * 50, "once upon a time there was a very long sentence here"]
 

@@ -9,12 +9,12 @@ import pytest
 from bigbase_jax.build import build, target
 from bigbase_jax.core import Dataset, RawDataset, Source, UserError
 from bigbase_jax.data.documents import Format
-from bigbase_jax.data.named import texts, tokenizers
 from bigbase_jax.data.pipeline import Data
-from bigbase_jax.data.sources.labelled_text import LabelledText
+from bigbase_jax.data.presets import texts, tokenizers
 from bigbase_jax.data.sources.mixture import Mixture, interleaved, whole_passes
-from bigbase_jax.data.sources.text import TextFiles
-from bigbase_jax.data.tokenizer import Bytes, Characters, Subwords, TokenizerFile, load
+from bigbase_jax.data.sources.text.labelled_text import LabelledText
+from bigbase_jax.data.sources.text.text import TextFiles
+from bigbase_jax.text.tokenizer import Bytes, Characters, Subwords, TokenizerFile, load
 
 LETTERS = {"small": "abc", "large": "xyz"}
 

@@ -10,8 +10,8 @@ import pytest
 
 from bigbase_jax.core import Dataset, RawDataset, Source, UserError
 from bigbase_jax.data.pipeline import Data
-from bigbase_jax.data.sources.parallel_text import PADDING, ParallelText, read_lines, reference_of
-from bigbase_jax.data.tokenizer import Bytes, Characters, Subwords, load
+from bigbase_jax.data.sources.text.parallel_text import PADDING, ParallelText, read_lines, reference_of
+from bigbase_jax.text.tokenizer import Bytes, Characters, Subwords, load
 
 PAIRS = [(f"the number {i}", f"die Zahl {i} — 明月") for i in range(40)]
 
@@ -174,7 +174,7 @@ def test_the_second_start_reads_nothing_and_what_matters_makes_another_cache(tmp
     for change in ({"seed": 1}, {"source_language": "de", "target_language": "en"}, {"target_tokenizer": Characters()}):
         other, said = prepare(tmp_path, root=root, **change)
         assert len(said) == 1 and other.fingerprint() != kept.fingerprint()
-    monkeypatch.setattr("bigbase_jax.data.sources.parallel_text._Survey", None)
+    monkeypatch.setattr("bigbase_jax.data.sources.text.parallel_text._Survey", None)
     again, said = prepare(tmp_path, root=root)
     assert said == [] and again.facts == kept.facts and again.description == kept.description
     shorter, said = prepare(tmp_path, root=root, source_length=15)

@@ -5,8 +5,8 @@ import re
 import pytest
 
 from bigbase_jax.core import UserError
-from bigbase_jax.data.sources.questions import Questions
-from bigbase_jax.data.tokenizer import load
+from bigbase_jax.data.sources.synthetic.questions import Questions
+from bigbase_jax.text.tokenizer import load
 
 
 def test_answers_are_right():

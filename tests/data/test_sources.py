@@ -13,10 +13,10 @@ import pytest
 from PIL import Image
 
 from bigbase_jax.core import Dataset, Source, UserError
-from bigbase_jax.data.sources.folder import ImageFolder
-from bigbase_jax.data.sources.idx import Idx, read_idx
-from bigbase_jax.data.sources.image import decode
-from bigbase_jax.data.sources.npz import Npz
+from bigbase_jax.data.sources.image.folder import ImageFolder
+from bigbase_jax.data.sources.image.idx import Idx, read_idx
+from bigbase_jax.data.sources.image.image import decode
+from bigbase_jax.data.sources.image.npz import Npz
 from bigbase_jax.data.sources.splits import stratified, to_split_off
 
 # Legend: N examples, H height, W width, C channels.
@@ -661,7 +661,7 @@ TinyPets(data_dir=sys.argv[1], file_format="array_record").download_and_prepare(
 
 import pickle
 from bigbase_jax.core import Dataset, UserError
-from bigbase_jax.data.sources.tfds import Tfds
+from bigbase_jax.data.sources.image.tfds import Tfds
 
 data = Tfds("tiny_pets", sys.argv[1])
 assert isinstance(data, Dataset)

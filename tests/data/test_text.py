@@ -13,10 +13,10 @@ import pytest
 from bigbase_jax.core import Dataset, RawDataset, Source, UserError
 from bigbase_jax.data.documents import Format
 from bigbase_jax.data.pipeline import Data
-from bigbase_jax.data.sources import text as texts
-from bigbase_jax.data.sources.text import PythonReference, TextFiles, read_text
-from bigbase_jax.data.tokenizer import Bytes, Characters, Subwords, load
+from bigbase_jax.data.sources.text import text as texts
+from bigbase_jax.data.sources.text.text import PythonReference, TextFiles, read_text
 from bigbase_jax.data.windows import pack
+from bigbase_jax.text.tokenizer import Bytes, Characters, Subwords, load
 
 POEM = "明月几时有？把酒问青天。\n不知天上宫阙，今夕是何年。\n"
 

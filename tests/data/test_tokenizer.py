@@ -9,7 +9,7 @@ import pytest
 import tokenizers
 
 from bigbase_jax.core import UserError
-from bigbase_jax.data.tokenizer import (
+from bigbase_jax.text.tokenizer import (
     END,
     FIRST,
     SECOND,

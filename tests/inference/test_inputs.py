@@ -6,10 +6,10 @@ import json
 import pytest
 
 from bigbase_jax.core import Fields, UserError
-from bigbase_jax.data.sources.chat import ChatFiles
-from bigbase_jax.data.sources.labelled_text import LabelledText
-from bigbase_jax.data.sources.parallel_text import ParallelText
-from bigbase_jax.data.sources.text import TextFiles
+from bigbase_jax.data.sources.text.chat import ChatFiles
+from bigbase_jax.data.sources.text.labelled_text import LabelledText
+from bigbase_jax.data.sources.text.parallel_text import ParallelText
+from bigbase_jax.data.sources.text.text import TextFiles
 from bigbase_jax.inference import inputs
 
 

@@ -11,13 +11,13 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from bigbase_jax import parallel, pretrained
-from bigbase_jax.adapt import LoRA
 from bigbase_jax.core import UserError
 from bigbase_jax.models.bert import Bert
 from bigbase_jax.models.transformer import stack_blocks
 from bigbase_jax.pretrained import load, save
 from bigbase_jax.tasks.masked_language import NONE, MaskedLanguageModel
 from bigbase_jax.tasks.text_classification import TextClassification
+from bigbase_jax.wrappers.adapt import LoRA
 
 BERT = {
     "vocab_size": 61,

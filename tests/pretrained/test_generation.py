@@ -7,11 +7,11 @@ import jax
 import numpy as np
 import pytest
 
-from bigbase_jax.data.tokenizer import Symbols
-from bigbase_jax.decoding import beam_tokens
-from bigbase_jax.generate import Sampling, generate, run
+from bigbase_jax.decoding.decoding import beam_tokens
+from bigbase_jax.inference.generation import Sampling, generate, run
 from bigbase_jax.pretrained import load
 from bigbase_jax.pretrained.tokenizers import published
+from bigbase_jax.text.tokenizer import Symbols
 
 LLAMA = {
     "vocab_size": 61,

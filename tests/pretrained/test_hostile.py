@@ -12,14 +12,16 @@ import pytest
 import tokenizers
 from ml_collections import ConfigDict
 
-from bigbase_jax import generate, pretrained, untrusted
+from bigbase_jax import pretrained
 from bigbase_jax.build import target
 from bigbase_jax.core import UserError
-from bigbase_jax.data.tokenizer import Symbols
+from bigbase_jax.inference import generation
 from bigbase_jax.models.decoder import Decoder
 from bigbase_jax.pretrained import files, weights
-from bigbase_jax.spelling import Speller
+from bigbase_jax.runtime import untrusted
 from bigbase_jax.tasks.language import CausalLanguageModel
+from bigbase_jax.text.detokenizer import Speller
+from bigbase_jax.text.tokenizer import Symbols
 
 # ----------------------------------------------------------------------------------------------------- which files
 
@@ -274,7 +276,7 @@ def test_tokens_that_the_model_does_not_have_are_one_sentence(gpt2, tmp_path):
     made.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
     made.save(str(folder / "tokenizer.json"))
     with pytest.raises(UserError, match=r"the token 61 of a prompt is none of the model's 61 \(0 to 60\)"):
-        generate.run(str(folder), ["w1 w60"])
+        generation.run(str(folder), ["w1 w60"])
 
 
 def test_a_token_that_the_tokenizer_does_not_have_has_no_text():
@@ -283,4 +285,4 @@ def test_a_token_that_the_tokenizer_does_not_have_has_no_text():
 
 def test_a_length_without_end_is_not_written():
     model = Decoder(vocab_size=5, length=(1 << 31) - 1, width=16, depth=1, heads=4, positions="rope")
-    assert generate.Writer(model, {"params": {}})._room(3, None) == 1 << 14
+    assert generation.Writer(model, {"params": {}})._room(3, None) == 1 << 14

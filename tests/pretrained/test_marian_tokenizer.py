@@ -11,11 +11,11 @@ from test_launch import launch
 from test_marian import MARIAN, made
 
 from bigbase_jax.core import UserError
-from bigbase_jax.data.sources.numerals import Numerals
-from bigbase_jax.data.tokenizer import FIRST, SECOND, TokenizerFile, encode, load, sides
-from bigbase_jax.generate import run
+from bigbase_jax.data.sources.synthetic.numerals import Numerals
+from bigbase_jax.inference.generation import run
 from bigbase_jax.pretrained.start import RunTokenizer
 from bigbase_jax.pretrained.tokenizers import published
+from bigbase_jax.text.tokenizer import FIRST, SECOND, TokenizerFile, encode, load, sides
 
 EN = [f"The {a} {b} {c}." for a, b, c in itertools.product(("big", "old", "3"), ("dogs", "men"), ("run", "see it"))]
 DE = [f"Die {a} {b} {c}." for a, b, c in itertools.product(("große", "alte"), ("Hunde", "Männer"), ("rennen", "da"))]

@@ -12,12 +12,10 @@ from ml_collections import ConfigDict
 from test_launch import launch
 
 from bigbase_jax import parallel, pretrained, verbs
-from bigbase_jax.adapt import LoRA
 from bigbase_jax.build import build, target
 from bigbase_jax.core import UserError, flatten
 from bigbase_jax.data.pipeline import Data
-from bigbase_jax.data.sources.text import PythonReference
-from bigbase_jax.data.tokenizer import Bytes, TokenizerFile
+from bigbase_jax.data.sources.text.text import PythonReference
 from bigbase_jax.models.cnn import ConvNet
 from bigbase_jax.models.decoder import Decoder
 from bigbase_jax.models.transformer import unstack_blocks
@@ -25,9 +23,11 @@ from bigbase_jax.parallel import MeshShape
 from bigbase_jax.pretrained import weights
 from bigbase_jax.pretrained.families import adjust
 from bigbase_jax.pretrained.families.vit import bicubic
-from bigbase_jax.rundir import RunDir
+from bigbase_jax.runtime.rundir import RunDir
 from bigbase_jax.tasks.classification import Classification
 from bigbase_jax.tasks.language import CausalLanguageModel
+from bigbase_jax.text.tokenizer import Bytes, TokenizerFile
+from bigbase_jax.wrappers.adapt import LoRA
 
 SPEC = {
     name: jax.ShapeDtypeStruct((8, 8), jnp.int32) for name in ("inputs", "targets", "segments", "positions", "bytes")

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from bigbase_jax.data.tokenizer import Subwords, Symbols
 from bigbase_jax.pretrained.tokenizers import ids, published
+from bigbase_jax.text.tokenizer import Subwords, Symbols
 
 TEXT = "Die Katze (cat) – 猫 und <0x41> 🐈\n\ttabs, ünicode: naïve <|endoftext|> x"
 

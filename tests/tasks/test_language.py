@@ -11,9 +11,9 @@ import pytest
 
 from bigbase_jax import parallel
 from bigbase_jax.core import Task, UserError, add
-from bigbase_jax.data.tokenizer import Symbols
 from bigbase_jax.models.decoder import Decoder
 from bigbase_jax.tasks.language import PADDING, CausalLanguageModel
+from bigbase_jax.text.tokenizer import Symbols
 
 L, V = 12, 11
 TINY = {"vocab_size": V, "length": L, "width": 16, "depth": 1, "heads": 2}

@@ -13,10 +13,10 @@ from test_launch import launch
 
 from bigbase_jax import parallel
 from bigbase_jax.core import Task, UserError, add
-from bigbase_jax.data.tokenizer import Symbols
 from bigbase_jax.models.bert import Bert
 from bigbase_jax.models.decoder import Decoder
 from bigbase_jax.tasks.masked_language import NONE, MaskedLanguageModel
+from bigbase_jax.text.tokenizer import Symbols
 
 L, M, V = 12, 4, 17
 TINY = {"vocab_size": V, "length": L, "width": 16, "depth": 1, "heads": 2, "dropout": 0.0}

@@ -8,14 +8,14 @@ import jax
 import numpy as np
 import pytest
 
-from bigbase_jax.adapt import LoRA, load_adapter, save_adapter
 from bigbase_jax.core import UserError, add, flatten
 from bigbase_jax.models.mlp import MLP
 from bigbase_jax.parallel import BASE
 from bigbase_jax.pretrained.start import chain
 from bigbase_jax.pretrained.start import merged as merged_by_all
 from bigbase_jax.tasks.classification import Classification
-from bigbase_jax.tasks.mix import Mix
+from bigbase_jax.wrappers.adapt import LoRA, load_adapter, save_adapter
+from bigbase_jax.wrappers.mix import Mix
 
 TASK = Classification(MLP(3, hidden=()), mean=(0.5,), std=(0.25,))
 KEY = jax.random.key(0)

@@ -11,13 +11,13 @@ from seqeval.metrics.sequence_labeling import get_entities
 
 from bigbase_jax.core import UserError
 from bigbase_jax.data.pipeline import Data
-from bigbase_jax.data.sources.made_up_names import MadeUpNames
-from bigbase_jax.data.sources.tagged_text import ConllFiles, TaggedSentences
-from bigbase_jax.data.tokenizer import Bytes, Characters, Subwords, load
+from bigbase_jax.data.sources.synthetic.names import MadeUpNames
+from bigbase_jax.data.sources.text.tagged_text import ConllFiles, TaggedSentences
 from bigbase_jax.models.bert import Bert
 from bigbase_jax.models.mlp import MLP
 from bigbase_jax.tasks import spans
 from bigbase_jax.tasks.tagging import Tagging
+from bigbase_jax.text.tokenizer import Bytes, Characters, Subwords, load
 
 CONLL = """-DOCSTART- -X- O O
 

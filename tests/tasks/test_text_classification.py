@@ -12,12 +12,12 @@ import pytest
 
 from bigbase_jax.build import build
 from bigbase_jax.core import Task, UserError, flatten
-from bigbase_jax.data.tokenizer import Symbols
 from bigbase_jax.models.bag_of_words import BagOfWords
 from bigbase_jax.models.bert import Bert
 from bigbase_jax.models.decoder import Decoder
 from bigbase_jax.models.mlp import MLP
 from bigbase_jax.tasks.text_classification import PADDING, TextClassification
+from bigbase_jax.text.tokenizer import Symbols
 
 L, V, K = 10, 20, 3
 TINY = {"vocab_size": V, "length": L, "width": 16, "depth": 1, "heads": 2, "dropout": 0.0}

@@ -11,11 +11,11 @@ import pytest
 
 from bigbase_jax import parallel
 from bigbase_jax.core import Task, UserError, add
-from bigbase_jax.data.sources.numerals import Numerals, in_words
-from bigbase_jax.data.tokenizer import Symbols
+from bigbase_jax.data.sources.synthetic.numerals import Numerals, in_words
 from bigbase_jax.models.encoder_decoder import EncoderDecoder
 from bigbase_jax.tasks import translation
 from bigbase_jax.tasks.translation import PADDING, Translation
+from bigbase_jax.text.tokenizer import Symbols
 
 S, T, V = 7, 6, 11
 TINY = {"vocab_size": V, "length": 9, "width": 16, "depth": 1, "heads": 2, "pad_id": 10}
@@ -340,8 +340,8 @@ def test_numbers_have_names(n, name):
 def test_made_up_pairs(tmp_path):
     data = Numerals(largest=9999, count=200).prepare(tmp_path, 0, print)
     assert {split: len(source) for split, source in data.splits.items()} == {"train": 180, "val": 10, "test": 10}
-    from bigbase_jax.data.sources.parallel_text import reference_of
-    from bigbase_jax.data.tokenizer import load
+    from bigbase_jax.data.sources.text.parallel_text import reference_of
+    from bigbase_jax.text.tokenizer import load
 
     tokenizer, numbers = load(data.facts["tokenizer"]), []
     for source in data.splits.values():

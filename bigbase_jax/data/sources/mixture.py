@@ -19,10 +19,18 @@ from bigbase_jax.build import suggest
 from bigbase_jax.core import Example, Source, UserError
 from bigbase_jax.data import ragged
 from bigbase_jax.data.sources.splits import digest
-from bigbase_jax.data.sources.text import Corpus, Text, fields_of, key_of, read_text, texts_of
-from bigbase_jax.data.tokenizer import Bytes, Texts, Tokenizer, facts_of, load
+from bigbase_jax.data.sources.text.text import Corpus, Text, fields_of, key_of, read_text, texts_of
+from bigbase_jax.text.tokenizer import Bytes, Texts, Tokenizer, facts_of, load
 
-_CODE = ("files", "rows", "documents", "tokenizer", "ragged", "sources.text", "sources.mixture")
+_CODE = (
+    "data.files",
+    "data.rows",
+    "data.documents",
+    "text.tokenizer",
+    "data.ragged",
+    "data.sources.text.text",
+    "data.sources.mixture",
+)
 _PASSES = 20
 _CLOSE = 0.01
 

@@ -1,0 +1,198 @@
+"""Reading the command line: absl's flags, with every mistake in one sentence that names the nearest right word."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import re
+import runpy
+import signal
+import sys
+import textwrap
+import threading
+import traceback
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from bigbase_jax.build import suggest, trust, trust_config
+from bigbase_jax.core import UserError
+from bigbase_jax.runtime import redact, signals
+
+_PROMPT = flags.DEFINE_multi_string("prompt", None, "generate: what to go on with; may be given several times.")
+_SAMPLE = flags.DEFINE_string(
+    "sample", None, "generate: the words of generation.Sampling, as temperature=0.8,top_p=0.9."
+)
+_STOP = flags.DEFINE_multi_string("stop", None, "generate: a text at which to stop; may be given several times.")
+_CHAT = flags.DEFINE_bool("chat", False, "generate: the prompt is what a user says, to be answered.")
+_TOPOLOGY = flags.DEFINE_string("topology", None, "plan: the devices, as v5e:4x4, v6e:16x16, h100:8 or cpu:8.")
+_PRICE = flags.DEFINE_float("price", None, "plan: US dollars per device and hour.")
+_SEARCH = flags.DEFINE_bool("search", False, "plan: try meshes, microbatches and remat policies, fastest first.")
+_SWEEP = flags.DEFINE_string("sweep", None, "train: a file that declares a search over keys of the recipe.")
+_WORKERS = flags.DEFINE_integer("workers", 1, "sweep: processes on this machine, each with devices of its own.")
+_STORAGE = flags.DEFINE_string(
+    "sweep_storage", None, "sweep, compare: a database's URL; default: a file in the sweep's folder."
+)
+_TRUST = flags.DEFINE_multi_string(
+    "trust", None, "A package whose code the configs of folders may name, beside ours; may be given several times."
+)
+_INDEX = flags.DEFINE_integer("sweep_index", None, "sweep: run this trial alone, as one of an array of jobs.")
+
+
+def generation() -> dict[str, Any]:
+    """What the command line says of ``generation.run``'s arguments."""
+    return {"prompts": _PROMPT.value, "sample": _SAMPLE.value, "stop": _STOP.value, "chat": _CHAT.value}
+
+
+def planning() -> dict[str, Any]:
+    """What the command line says of ``plan.run``'s arguments."""
+    return {"topology_name": _TOPOLOGY.value, "price": _PRICE.value, "search": _SEARCH.value}
+
+
+def comparing() -> dict[str, Any]:
+    """What the command line says of ``compare.run``'s arguments."""
+    return {"storage": _STORAGE.value}
+
+
+def sweeping() -> dict[str, Any]:
+    """What the command line says of ``sweep.command.run``'s arguments; nothing where there is no sweep.
+
+    Raises:
+      UserError: an argument of a sweep without one.
+    """
+    given = {"workers": _WORKERS, "sweep_storage": _STORAGE, "sweep_index": _INDEX}
+    if _SWEEP.value is None:
+        for name, flag in given.items():
+            if flag.present:
+                raise UserError(f"--{name} belongs to a sweep; give --sweep=FILE too.")
+        return {}
+    return {"path": _SWEEP.value, "workers": _WORKERS.value, "storage": _STORAGE.value, "index": _INDEX.value}
+
+
+def ending(main: Callable[[list[str]], int]) -> Callable[[], None]:
+    """``main`` as a command, which ends with the status that it returns, with 2 and a sentence for a mistake, or with a
+    line and 130 after Ctrl-C."""
+
+    def run() -> None:
+        redact.receive()
+        sys.excepthook = redact.print_exception
+        threading.excepthook = lambda args: redact.print_exception(*args[:3])
+        try:
+            with signals.interruptible():
+                rest = parse(sys.argv)
+                trust(*(_TRUST.value or ()))
+                trust_config(flags.FLAGS["config"].value)  # the user has typed its name
+                status = main(rest)
+        except UserError as error:
+            print(redact.hide(f"error: {error}"), file=sys.stderr)
+            status = 2
+        except BrokenPipeError:  # who reads the answers has seen enough, such as ``head``
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            status = 128 + signal.SIGPIPE
+        sys.exit(status)
+
+    return run
+
+
+def only(flag: str, values: Sequence[str] | None, mode: str) -> str:
+    """The value of a flag that may be given several times, where a mode takes one; "" where there is none.
+
+    Raises:
+      UserError: there are several.
+    """
+    if values and len(values) > 1:
+        raise UserError(f"--mode={mode} takes one --{flag}, not {len(values)} ({', '.join(values)}).")
+    return values[0] if values else ""
+
+
+def recipe_name(filename: str) -> str:
+    """``"configs/catdog.py:data=folder,root=/pets"`` -> ``"catdog-data-folder-root-pets"``."""
+    path, _, argument = filename.partition(":")
+    words = re.findall(r"\w+", argument)
+    return "-".join([pathlib.Path(path).stem, *words])
+
+
+def parse(argv: list[str]) -> list[str]:
+    """Absl's parser; a missing recipe or a misspelt key of one becomes one sentence that names the nearest."""
+    for arg in argv[1:]:
+        flag, _, value = arg.lstrip("-").partition("=")
+        path = value.partition(":")[0]
+        if flag == "config" and value and not os.path.isfile(path):
+            beside = pathlib.Path(path).parent
+            recipes = [str(p) for folder in (beside, pathlib.Path("configs")) for p in folder.glob("*.py")]
+            raise UserError(f"there is no recipe {path!r}.{suggest(path, recipes, 'recipe')}")
+    if {"-h", "--help"} & set(argv[1:]):
+        print(f"{sys.modules['__main__'].__doc__}\n{usage()}")
+        sys.exit(0)
+    try:
+        rest = flags.FLAGS(argv)
+        _one_length()
+        return rest
+    except (flags.Error, KeyError, AttributeError, TypeError, ValueError) as error:
+        if _raised_in_a_recipe(error):
+            raise  # a bug of the recipe, which keeps its traceback
+        known = isinstance(error, (KeyError, AttributeError))
+        said = (known and misspelt_key(argv)) or str(error.args[0] if error.args else error).strip().splitlines()[0]
+        raise UserError(f"the command line does not fit: {said}") from error
+
+
+def usage() -> str:
+    """Every flag of the command line, below the verbs that its help names (``"eval, compare: the split"``)."""
+    groups: dict[str, list[str]] = {"all verbs": []}
+    for flag in flags.FLAGS.get_flags_for_module(sys.argv[0]) + flags.FLAGS.get_flags_for_module(__name__):
+        said: dict[str, str] = {}
+        verbs = ["all verbs"]
+        for clause in (flag.help or "").partition(";\n")[0].removesuffix(".").split("; "):
+            names, colon, text = clause.partition(": ")
+            if colon and names.islower() and not names.startswith("default"):
+                verbs = names.split(", ")
+            for verb in verbs:
+                said[verb] = f"{said[verb]}; {clause}" if verb in said else text if verb != "all verbs" else clause
+        form = f"--[no]{flag.name}" if flag.boolean else f"--{flag.name}="
+        for verb, text in said.items():
+            lines = textwrap.wrap(text, 118, initial_indent=f"  {form:<19} ", subsequent_indent=" " * 22)
+            groups.setdefault(verb, []).append("\n".join(lines))
+    known = "Any key of the recipe is a flag as well: --config.train.steps=100."
+    return "\n\n".join([*("\n".join([f"{verb}:", *sorted(rows)]) for verb, rows in sorted(groups.items())), known])
+
+
+def _one_length() -> None:
+    """Of ``train.steps`` and ``train.epochs``, the one that is given takes the place of the recipe's other."""
+    if "config" not in flags.FLAGS or flags.FLAGS["config"].value is None:
+        return
+    flag: Any = flags.FLAGS["config"]
+    given = config_flags.get_override_values(flag)
+    for key, other in (("train.steps", "train.epochs"), ("train.epochs", "train.steps")):
+        if given.get(key) is not None and given.get(other) is None:
+            flag.value.update_from_flattened_dict({other: None})
+
+
+def misspelt_key(argv: list[str]) -> str | None:
+    """The first ``--config.a.b`` whose key the recipe does not have, with the nearest one."""
+    recipe = next((arg.partition("=")[2] for arg in argv if arg.lstrip("-").startswith("config=")), None)
+    if recipe is None:
+        return None
+    path, _, argument = recipe.partition(":")
+    config = runpy.run_path(path)["get_config"](argument or None)
+    for arg in argv[1:]:
+        dotted = arg.lstrip("-").partition("=")[0].split(".")
+        node = config if dotted[0] == "config" else None
+        for i, key in enumerate(dotted[1:], 1):
+            if not isinstance(node, ConfigDict):
+                break
+            if key not in node:
+                return f"{'.'.join(dotted[:i])} has no {key!r}.{suggest(key, node, 'key')}"
+            node = node[key]
+    return None
+
+
+def _raised_in_a_recipe(error: BaseException | None) -> bool:
+    """Whether the error, or what led to it, arose while a recipe's own code ran, and was not one of its sentences."""
+    while error is not None:
+        frames = traceback.extract_tb(error.__traceback__)
+        if any(frame.name == "get_config" for frame in frames) and not isinstance(error, (UserError, flags.Error)):
+            return True
+        error = error.__cause__ or error.__context__
+    return False

@@ -1,0 +1,117 @@
+"""Pictures of one shape in arrays: what the idx and npz formats hold.
+
+Legend: N examples, H height, W width, C channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from bigbase_jax.core import Example, Source, UserError
+from bigbase_jax.data.sources.image.image import ReadsPictures, decode, existing, resized
+from bigbase_jax.data.sources.splits import stratified, to_split_off
+
+
+class Arrays:
+    """A ``Source`` over rows of arrays, copied from only when asked for.
+
+    Attributes:
+      labels: i32[N].
+      in_memory: True; keeping the examples elsewhere gains nothing.
+    """
+
+    in_memory = True
+
+    def __init__(self, images_NHWC: np.ndarray, labels_N: np.ndarray, rows: np.ndarray | None = None, stem: str = ""):
+        """Rows ``rows`` (None: all) of uint8 [N, H, W, C] or [N, H, W] and integer [N]; ``stem`` names the arrays."""
+        self._images = images_NHWC
+        self._rows = rows
+        self._stem = stem
+        self.labels = np.asarray(labels_N if rows is None else labels_N[rows], np.int32)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> Example:
+        """``image`` uint8 [H, W, C] and ``label`` i32[]."""
+        x = np.asarray(self._images[self._row(index)])
+        return {"image": x[..., None] if x.ndim == 2 else x, "label": self.labels[index]}
+
+    def name(self, index: int) -> str:
+        """Such as ``train[17]``: the array and the row in it."""
+        return f"{self._stem}[{self._row(index)}]"
+
+    def _row(self, index: int) -> int:
+        return int(index) if self._rows is None else int(self._rows[index])
+
+
+class ArrayDataset:
+    """Splits of arrays; the formats' readers derive from it.
+
+    Attributes:
+      splits: ``image`` uint8 [H, W, C] (C is 1 or 3) and ``label`` i32[] each.
+      facts: ``num_classes`` and ``class_names`` ("0", "1", ... unless given).
+      description: where from, pictures, shape and classes.
+    """
+
+    def __init__(
+        self,
+        root: str,
+        arrays: Mapping[str, tuple[np.ndarray, np.ndarray]],
+        val_fraction: float,
+        test_fraction: float,
+        seed: int,
+        class_names: Sequence[str] | None,
+    ):
+        """``arrays``: (images, labels) by split; those that lack are split off ``train`` (``splits.to_split_off``)."""
+        shapes = {split: images.shape[1:] for split, (images, _) in arrays.items()}
+        if len(set(shapes.values())) > 1:
+            raise UserError(f"{root}: the splits differ in the shape of a picture: {shapes}; they must be the same.")
+        for split, (images, labels) in arrays.items():
+            if not len(images):
+                raise UserError(f"{root}: the {split} arrays are empty.")
+            if len(images) != len(labels):
+                raise UserError(f"{root}: {split} has {len(images)} pictures but {len(labels)} labels.")
+            if labels.min() < 0:
+                raise UserError(f"{root}: {split} has the label {labels.min()}; labels count from 0.")
+        labels = arrays["train"][1]
+        seen = np.unique(labels)
+        if len(seen) < 2:
+            raise UserError(f"{root}: all labels are {seen[0]}; a classifier needs at least two classes.")
+        for split, (_, others) in arrays.items():
+            unknown = np.setdiff1d(others, seen)
+            if unknown.size:
+                raise UserError(f"{root}: {split} has the label {unknown[0]}, which train does not have.")
+        highest = int(seen[-1])
+        names = tuple(class_names) if class_names else tuple(str(i) for i in range(highest + 1))
+        if len(names) <= highest:
+            raise UserError(f"{root}: class_names has {len(names)} names but the labels go up to {highest}.")
+
+        sources: dict[str, Source] = {split: Arrays(*arrays[split], stem=split) for split in arrays}
+        self._rows: dict[str, np.ndarray] = {}
+        fractions = to_split_off(arrays, val_fraction, test_fraction)
+        if fractions:
+            self._rows = stratified([str(i) for i in range(len(labels))], labels, fractions, seed)
+            for split, rows in self._rows.items():
+                sources[split] = Arrays(*arrays["train"], rows, "train")
+        self.splits: Mapping[str, Source] = {s: sources[s] for s in ("train", "val", "test") if s in sources}
+        self.facts: Mapping[str, Any] = {"num_classes": len(names), "class_names": names}
+        self._shape = shapes["train"]
+        size = "x".join(map(str, self._shape[:2]))
+        colours = "colour" if self._shape[2:] == (3,) else "grey"
+        count = sum(map(len, self.splits.values()))
+        self.description = f"{count:,} {colours} pictures of {size} pixels and {len(names)} classes in {root}"
+
+    fields, fit = staticmethod(ReadsPictures.fields), staticmethod(ReadsPictures.fit)
+
+    def read(self, path: str) -> Example:
+        """A user's file as an unlabelled example: ``image`` uint8 [H, W, C], resized and made grey to fit.
+
+        Raises:
+          UserError: the file does not decode.
+        """
+        height, width, *channels = self._shape
+        return {"image": resized(decode(existing(path, "file")), (height, width, 3 if channels == [3] else 1))}

@@ -1,0 +1,340 @@
+"""Text for masked language modelling: documents as a bidirectional encoder reads them, packed into rows of one length,
+or cut into pairs of texts, of which half belong together.
+
+Axes: L length of a row, D documents, P pieces of them, T tokens of a piece.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from bigbase_jax.core import Example, Source, UserError
+from bigbase_jax.data.files import LIMITS, Limits
+from bigbase_jax.data.sources.splits import digest
+from bigbase_jax.data.sources.text.text import Corpus, PythonReference, Text, TextFiles, given_text, named
+from bigbase_jax.data.tokens import SPLITS, Tokens
+from bigbase_jax.data.windows import pack
+from bigbase_jax.text.tokenizer import (
+    FIRST,
+    SECOND,
+    Texts,
+    Tokenizer,
+    TokenizerFile,
+    compose,
+    facts_of,
+    lacking,
+    load,
+    word_starts,
+)
+
+ROLES = ("pad", "cls", "sep", "mask")
+"""Special tokens that a tokenizer learned here has."""
+PASSES = 10
+"""How often the training text is paired anew before pairs come again (``dupe_factor`` of Devlin et al. 2019's code)."""
+_ENTRIES = ("tokens", "segments", "positions", "types", "words")
+
+
+@dataclasses.dataclass(frozen=True)
+class MaskedCorpus(Corpus):
+    """The documents of a corpus for ``MaskTokens``, as a base beside the class that says where they come from.
+
+    A document stands between the special tokens of the tokenizer ([CLS] and [SEP]); one that is too long is cut into
+    pieces, each between its own. What does not fill a row is packed with others, which it does not see. ``stride`` and
+    ``separate`` are for other kinds of models.
+
+    Attributes:
+      next_sentence: rows are pairs of texts instead, as BERT itself was trained on; see ``Pairs``. An epoch is then
+        ``PASSES`` times the training text.
+
+    Raises:
+      UserError: rows too short for the special tokens and a text.
+    """
+
+    next_sentence: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        least = 6 if self.next_sentence else 4
+        if self.length < least:
+            raise UserError(f"length is {self.length}; it must be at least {least}.")
+
+    def prepare(self, cache: pathlib.Path, limit_bytes: float, say: Callable[[str], None]) -> Masked:  # type: ignore[override]
+        """Reads and tokenises the documents, unless that is in the cache; see ``core.RawDataset``."""
+        given = self.tokenizer
+        stamp = given.stamp() if isinstance(given, TokenizerFile) else None
+        plain = dataclasses.replace(self, tokenizer=_WithRoles(given, stamp), separate=False, stride=None)
+        return Masked(self, Corpus.prepare(plain, cache, limit_bytes, say))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MaskedTextFiles(MaskedCorpus, TextFiles):
+    """See ``MaskedCorpus`` and ``TextFiles``."""
+
+    @staticmethod
+    def read(given: str | Mapping[str, Any], facts: Mapping[str, Any], limits: Limits = LIMITS) -> list[Example]:
+        """See ``read_text``."""
+        return read_text(given, facts, limits)
+
+
+@dataclasses.dataclass(frozen=True)
+class MaskedPythonReference(MaskedCorpus, PythonReference):
+    """See ``MaskedCorpus`` and ``PythonReference``."""
+
+    test_fraction: float = 0.1
+
+    @staticmethod
+    def read(given: str | Mapping[str, Any], facts: Mapping[str, Any], limits: Limits = LIMITS) -> list[Example]:
+        """See ``read_text``."""
+        return read_text(given, facts, limits)
+
+
+@dataclasses.dataclass(frozen=True)
+class _WithRoles:
+    """A tokenizer that is fitted with special tokens. Its ``repr`` is part of the cache's key, and so is the stamp."""
+
+    tokenizer: Any
+    stamp: tuple[str | int, ...] | None
+
+    def fit(self, texts: Texts, others: Texts, end: bool, special: Sequence[str] = ()) -> Tokenizer:
+        """
+        Raises:
+          UserError: a published one that has no mask.
+        """
+        fitted: Tokenizer = self.tokenizer.fit(texts, others, end, ROLES)
+        lacking(fitted, ("mask",))
+        return fitted
+
+
+class Masked:
+    """A ``Dataset`` of rows over a corpus that was read.
+
+    Attributes:
+      splits: ``tokens``, ``segments``, ``positions``, ``types`` and ``words`` i32[L], and the numbers ``mask_id`` and
+        ``vocab_size``; see ``Encoder``. Of pairs ``next`` too; see ``Pairs``.
+      facts: ``vocab_size``, ``length``, ``tokenizer`` and the ids of the special tokens; of pairs ``next_sentence``.
+      description: what the text is, and how full its rows are.
+    """
+
+    def __init__(self, corpus: MaskedCorpus, text: Text):
+        tokens = text.tokens
+        self._text, self._pairs = text, corpus.next_sentence
+        kind = functools.partial(Pairs, seed=corpus.seed) if corpus.next_sentence else Rows
+        rows: dict[str, Rows | Pairs] = {
+            split: kind(_spans(tokens, split), tokens, corpus.length, split)
+            for split in SPLITS
+            if split in tokens.about
+        }
+        self.splits: Mapping[str, Source] = {split: source for split, source in rows.items() if len(source)}
+        if "train" not in self.splits:
+            raise UserError(f"{corpus.origin()} has no tokens to train on.")
+        pairs = {"next_sentence": True} if corpus.next_sentence else {}
+        self.facts: Mapping[str, Any] = {**facts_of(tokens.tokenizer), "length": corpus.length, **pairs}
+        parts = [
+            f"{split} {about['documents']:,} document{'s' * (about['documents'] != 1)} of {about['tokens']:,} tokens"
+            for split, about in tokens.about.items()
+        ]
+        self.description = (
+            f"{corpus.origin()}, for masked language modelling: {'; '.join(parts)}; a vocabulary of "
+            f"{tokens.tokenizer.size:,}; rows of {corpus.length}, {rows['train'].fill:.1%} filled"
+        )
+        if corpus.next_sentence:
+            self.description += f", with two texts each, half of them of two documents, {PASSES} times anew"
+
+    def fingerprint(self) -> str:
+        """A digest of the documents, the splits, the tokenizer and the rows."""
+        return digest(["masked pairs" if self._pairs else "masked", self._text.fingerprint()])
+
+    def read(self, given: str | Mapping[str, Any]) -> list[Example]:
+        """See ``read_text``."""
+        return read_text(given, self.facts)
+
+
+class Rows:
+    """A ``Source`` of rows: pieces of documents between their special tokens, packed (best fit decreasing).
+
+    Attributes:
+      in_memory: where the tokens are; examples are made of them and kept nowhere else.
+      fill: share of the positions that are not padding.
+    """
+
+    def __init__(self, spans_D2: np.ndarray, tokens: Tokens, length: int, split: str):
+        """``spans_D2``: where each document begins among the tokens, and where it ends."""
+        self._tokens, self._split = tokens.tokens, split
+        self._encode = Encoder(tokens.tokenizer, length)
+        self.in_memory: str = tokens.kept
+        room = self._encode.room
+        start_D, size_D = spans_D2[:, 0], spans_D2[:, 1] - spans_D2[:, 0]
+        count_D = -(-size_D // room)
+        which_P = np.repeat(np.arange(len(size_D)), count_D)
+        nth_P = np.arange(len(which_P)) - np.repeat(np.cumsum(count_D) - count_D, count_D)
+        start_P, size_P = start_D[which_P] + nth_P * room, np.minimum(size_D[which_P] - nth_P * room, room)
+        full_P = size_P == room
+        row_P = np.zeros(len(size_P), np.int64)
+        row_P[full_P] = np.arange(full_P.sum())
+        row_P[~full_P] = full_P.sum() + pack(size_P[~full_P] + length - room, length)
+        order = np.argsort(row_P, kind="stable")
+        self._pieces = np.stack([start_P[order], size_P[order]], 1)
+        self._stops = np.searchsorted(row_P[order], np.arange(row_P.max(initial=-1) + 1), side="right")
+        self.fill = float((size_P + length - room).sum()) / max(len(self) * length, 1)
+
+    def __len__(self) -> int:
+        return len(self._stops)
+
+    def __getitem__(self, index: int) -> Example:
+        """See ``Encoder``."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"{self._split} has {len(self)} rows; there is no {index}")
+        pieces = self._pieces[(self._stops[index - 1] if index else 0) : self._stops[index]]
+        return self._encode([(self._tokens[start : start + size],) for start, size in pieces])
+
+    def name(self, index: int) -> str:
+        """Such as ``val[17]``."""
+        return f"{self._split}[{index}]"
+
+
+class Pairs:
+    """A ``Source`` of pairs of texts (Devlin et al. 2019, section 3.1): does the second one follow the first?
+
+    Documents are cut into equal pieces that fit into a row, and a piece into a first and a second text. Every other
+    piece keeps its second text (``next`` is 0), the rest get as many tokens from the end of a piece of another document
+    (``next`` is 1); in the next pass over the text it is the other way round, with other cuts and other documents. So
+    neither the first text, nor how long the second one is or where it begins and ends, tells whether it follows.
+
+    Attributes:
+      in_memory: where the tokens are; examples are made of them and kept nowhere else.
+      fill: share of the positions that are not padding.
+
+    Raises:
+      UserError: there are no two documents of two tokens or more.
+    """
+
+    def __init__(self, spans_D2: np.ndarray, tokens: Tokens, length: int, split: str, seed: int = 0):
+        """``spans_D2``: where each document begins among the tokens, and where it ends."""
+        self._tokens, self._tokenizer, self._split = tokens.tokens, tokens.tokenizer, split
+        self._encode = Encoder(tokens.tokenizer, length, pair=True)
+        self.in_memory: str = tokens.kept
+        self._seed = [seed % 2**64, SPLITS.index(split)]
+        self._passes = PASSES if split == "train" else 1
+        room = self._encode.room
+        spans_D2 = spans_D2[spans_D2[:, 1] - spans_D2[:, 0] >= 2]
+        if len(spans_D2) < 2:
+            raise UserError(
+                f"next_sentence takes every other second text from another document, and {split} has "
+                f"{len(spans_D2)} of two tokens or more; give it more documents, or leave next_sentence out."
+            )
+        start_D, size_D = spans_D2[:, 0], spans_D2[:, 1] - spans_D2[:, 0]
+        count_D = -(-size_D // room)
+        stop_D = np.cumsum(count_D)
+        which_P = np.repeat(np.arange(len(size_D)), count_D)
+        nth_P = np.arange(len(which_P)) - (stop_D - count_D)[which_P]
+        first_P, last_P = (size_D[which_P] * (nth_P + i) // count_D[which_P] for i in (0, 1))
+        self._pieces = np.stack([first_P, last_P], 1) + start_D[which_P, None]
+        self._family = np.stack([stop_D - count_D, stop_D], 1)[which_P]  # the pieces of the same document
+        self.fill = float((last_P - first_P + length - room).mean()) / length
+
+    def __len__(self) -> int:
+        return self._passes * len(self._pieces)
+
+    def __getitem__(self, index: int) -> Example:
+        """See ``Encoder``; and ``next`` i32."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"{self._split} has {len(self)} rows; there is no {index}")
+        nth, piece = divmod(index, len(self._pieces))
+        rng = np.random.default_rng([*self._seed, nth, piece])
+        first, last = self._family[piece]
+        other = int(rng.integers(len(self._pieces) - (last - first)))
+        own_T, other_T = self._text(piece), self._text(other if other < first else other + last - first)
+        size = int(rng.choice(self._sizes(own_T, other_T)))
+        strange = (piece + nth) % 2
+        pair = (own_T[: len(own_T) - size], (other_T if strange else own_T)[-size:])
+        return {**self._encode([pair]), "next": np.int32(strange)}
+
+    def _text(self, piece: int) -> np.ndarray:
+        first, last = self._pieces[piece]
+        return self._tokens[first:last]
+
+    def _sizes(self, own_T: np.ndarray, other_T: np.ndarray) -> np.ndarray:
+        """How many tokens a second text may have: so many that it begins with a word in both pieces, if that can be."""
+        own, other = (len(x_T) - np.flatnonzero(_starts(self._tokenizer, x_T)) for x_T in (own_T, other_T))
+        sizes = np.intersect1d(own[1:], other)
+        return sizes if len(sizes) else np.arange(1, min(len(own_T) - 1, len(other_T)) + 1)
+
+    def name(self, index: int) -> str:
+        """Such as ``val[17]``."""
+        return f"{self._split}[{index}]"
+
+
+class Encoder:
+    """Pieces of text as an example.
+
+    Attributes:
+      room: the most tokens of a piece, or of the two texts of a pair together.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, length: int, pair: bool = False):
+        self._tokenizer, self._length = tokenizer, length
+        self._layout = tokenizer.layout(pair)
+        self._pad = tokenizer.special.get("pad", 0)
+        self.room = length - sum(token >= 0 for token in self._layout.tokens)
+
+    def __call__(self, pieces: Sequence[tuple[np.ndarray, ...]]) -> Example:
+        """``tokens``, ``segments``, ``positions``, ``types``, ``words``: i32[L] each; ``mask_id``, ``vocab_size``.
+
+        A piece is one text, or two where this is an encoder of pairs.
+
+        ``segments`` number the pieces from 1, 0 is padding; ``positions`` count from 0 in each; ``words`` number the
+        words of the row from 1, and special tokens are 0.
+        """
+        example: Example = {name: np.zeros(self._length, np.int32) for name in _ENTRIES}
+        example["tokens"][:] = self._pad
+        at = words = 0
+        for segment, texts in enumerate(pieces, 1):
+            parts = dict(zip((FIRST, SECOND), texts, strict=False))
+            tokens_T, types_T = compose(self._layout, parts[FIRST], parts.get(SECOND), self._length)
+            here = slice(at, at + len(tokens_T))
+            example["tokens"][here], example["types"][here], example["segments"][here] = tokens_T, types_T, segment
+            example["positions"][here] = np.arange(len(tokens_T))
+            for token in self._layout.tokens:
+                if token >= 0:
+                    at += 1
+                    continue
+                starts_T = _starts(self._tokenizer, parts[token])
+                example["words"][at : at + len(starts_T)] = words + np.cumsum(starts_T)
+                words += int(starts_T.sum())
+                at += len(starts_T)
+        tokenizer = self._tokenizer
+        return {**example, "mask_id": np.int32(tokenizer.special["mask"]), "vocab_size": np.int32(tokenizer.size)}
+
+
+def _starts(tokenizer: Tokenizer, text_T: np.ndarray) -> np.ndarray:
+    """bool[T]: where words begin; the first token begins one, whatever it is."""
+    starts_T = word_starts(tokenizer, text_T)
+    starts_T[:1] = True
+    return starts_T
+
+
+def _spans(tokens: Tokens, split: str) -> np.ndarray:
+    """i64[D, 2]: the documents of a split that have tokens."""
+    spans = np.stack([np.concatenate([[0], tokens.stops[:-1]]), tokens.stops], 1)
+    return spans[(tokens.split == SPLITS.index(split)) & (spans[:, 1] > spans[:, 0])]
+
+
+def read_text(given: str | Mapping[str, Any], facts: Mapping[str, Any], limits: Limits = LIMITS) -> list[Example]:
+    """A user's file, or the ``text`` of a row, as rows, in order. Where it names the mask ("[MASK]"), that is what the
+    model is to guess.
+
+    Raises:
+      UserError: unreadable, not UTF-8, or empty.
+    """
+    text, tokenizer, length = given_text(given, facts, limits=limits).strip(), load(facts["tokenizer"]), facts["length"]
+    with named(given):
+        tokens_T, _ = tokenizer.encode_marked(text)
+    encode = Encoder(tokenizer, length)
+    starts = range(0, len(tokens_T), encode.room)
+    return [encode([(tokens_T[start : start + encode.room],)]) for start in starts]

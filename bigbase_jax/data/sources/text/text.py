@@ -1,0 +1,471 @@
+"""Text for language modelling: files of documents, or the language reference that comes with every Python.
+
+Documents -> splits -> tokenizer -> token cache -> windows: the modules ``documents``, ``tokenizer``, ``tokens`` and
+``windows``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import hashlib
+import importlib
+import inspect
+import json
+import pathlib
+import platform
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from bigbase_jax.core import Example, Fields, Source, UserError
+from bigbase_jax.data import cache as caches
+from bigbase_jax.data import tokens as token_caches
+from bigbase_jax.data.documents import (
+    COLUMNS,
+    Document,
+    File,
+    Format,
+    as_text,
+    list_files,
+    one_file,
+    split_of,
+    whole_text,
+)
+from bigbase_jax.data.files import LIMITS, Limits, readable, stems_of
+from bigbase_jax.data.rows import checked
+from bigbase_jax.data.sources.splits import digest, to_split_off
+from bigbase_jax.data.tokens import SPLITS, Tokens
+from bigbase_jax.data.windows import Windows
+from bigbase_jax.text.tokenizer import Bytes, Texts, TokenizerFile, facts_of, load
+
+_FORMAT = 1  # of what is kept of a corpus
+
+
+@dataclasses.dataclass(frozen=True)
+class Corpus:
+    """Documents, and how windows are made of them; ``prepare`` reads them. Subclasses say where documents come from.
+
+    Attributes:
+      tokenizer: ``Bytes``, ``Characters``, ``Subwords`` or ``TokenizerFile``, fitted to the training documents.
+      length: tokens of a window.
+      stride: where the training text is one document: tokens from one window to the next, so that windows overlap and
+        an epoch sees the text at many offsets (1: at all). None: ``length``, as always with several documents, where
+        overlap would give the long ones more weight.
+      val_fraction, test_fraction: shares of the characters that become val and test where the data has no splits; 0:
+        none. Documents are dealt whole, equal ones to the same split; a single text is cut, its end being val (and
+        what comes after that, test).
+      seed: of the dealing.
+      separate: have an end token between documents, predict their first token from it, and it from their last. None:
+        where there are several documents to train on.
+
+    Raises:
+      UserError: a value out of its range.
+    """
+
+    tokenizer: Any = Bytes()
+    length: int = 256
+    stride: int | None = None
+    val_fraction: float = 0.1
+    test_fraction: float = 0.0
+    seed: int = 0
+    separate: bool | None = None
+
+    def __post_init__(self) -> None:
+        if self.length < 1:
+            raise UserError(f"length is {self.length}; it must be at least 1.")
+        if self.stride is not None and not 1 <= self.stride <= self.length:
+            raise UserError(f"stride is {self.stride}; it lies between 1 and the length, {self.length}.")
+        for name in ("val_fraction", "test_fraction"):
+            if not 0 <= getattr(self, name) < 1:
+                raise UserError(f"{name} is {getattr(self, name)}; it must be at least 0 and below 1.")
+        if self.val_fraction + self.test_fraction >= 1:
+            raise UserError("val_fraction and test_fraction leave nothing to train on; use a sum below 1.")
+
+    # -- what subclasses say ---------------------------------------------------------------------------------------
+
+    @staticmethod
+    def fields(config: Mapping[str, Any], facts: Mapping[str, Any]) -> Fields:
+        """See ``fields_of``."""
+        return fields_of(config, facts)
+
+    def documents(self) -> Iterator[tuple[str | None, Document]]:
+        """(its split, or None where it is to be dealt, document) of every document, from the start at each call."""
+        raise NotImplementedError
+
+    def stamp(self) -> list[Any]:
+        """What changes when the documents change, such as names, sizes and times of files."""
+        raise NotImplementedError
+
+    def origin(self) -> str:
+        """Where the documents come from, in words."""
+        raise NotImplementedError
+
+    # -- reading ---------------------------------------------------------------------------------------------------
+
+    def prepare(self, cache: pathlib.Path, limit_bytes: float, say: Callable[[str], None]) -> Text:
+        """Reads and tokenises the documents, unless that is in the cache.
+
+        Args:
+          cache: the folder of caches.
+          limit_bytes: what they may take; 0: keep nothing there.
+          say: takes lines about progress.
+
+        Raises:
+          UserError: no documents, or one that cannot be read or tokenised.
+        """
+        key = self._key()
+        found = token_caches.find(cache, key) if limit_bytes > 0 else None
+        if found is None:
+            found = self._read(cache, key, limit_bytes, say)
+            if limit_bytes > 0:
+                caches.prune(cache, limit_bytes, [cache / f"cache-{key}"])
+        return Text(self, found)
+
+    def fingerprint_of(self, tokens: Tokens) -> str:
+        """A digest of the documents, the splits, the tokenizer and the windows."""
+        return digest([*self.stamp(), *self.dealing(), self.length, self.stride, tokens.tokenizer.state()])
+
+    def dealing(self) -> list[Any]:
+        """What the splits depend on."""
+        return [self.val_fraction, self.test_fraction, self.seed, self.separate]
+
+    def _key(self) -> str:
+        """Of the cache: all that the tokens depend on, the code that makes them included."""
+        code = [
+            source_digest(m)
+            for m in (
+                "data.files",
+                "data.rows",
+                "data.documents",
+                "text.tokenizer",
+                "data.tokens",
+                "data.sources.text.text",
+            )
+        ]
+        tokenizer = [repr(self.tokenizer)]
+        if isinstance(self.tokenizer, TokenizerFile):
+            tokenizer.append(repr(self.tokenizer.stamp()))
+        parts = [_FORMAT, code, type(self).__name__, self.stamp(), tokenizer, self.dealing()]
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:24]
+
+    def _read(self, cache: pathlib.Path, key: str, limit_bytes: float, say: Callable[[str], None]) -> Tokens:
+        say(f"data: reading {self.origin()} once, to tokenise it")
+        plan = _survey(self)
+        texts = functools.partial(_texts, self, plan, ("train",))
+        others = functools.partial(_texts, self, plan, ("val", "test"))
+        separate = plan.separate if self.separate is None else self.separate
+        tokenizer = self.tokenizer.fit(texts, others, separate)
+        kept = (cache, key) if limit_bytes > 0 else None
+        for where in (kept, None):
+            made = token_caches.make(_parts(self, plan), tokenizer, where, limit_bytes, say)
+            if made is not None:
+                return made
+        raise AssertionError("memory takes any number of tokens")
+
+
+class Text:
+    """A ``Dataset`` of windows over a corpus that was read.
+
+    Attributes:
+      splits: ``inputs``, ``targets``, ``segments``, ``positions`` and ``bytes``, i32[L] each; see ``Windows``.
+      facts: ``vocab_size``, ``length``, ``tokenizer`` (``Tokenizer.state()``) and ids of special tokens (``end_id``).
+      description: what the text is, and how full its windows are.
+      tokens: of all documents.
+    """
+
+    def __init__(self, corpus: Corpus, tokens: Tokens):
+        self._corpus, self.tokens = corpus, tokens
+        counts = tokens.about
+        windows: dict[str, Windows] = {}
+        if "train" not in counts:
+            raise UserError(f"{corpus.origin()} is too short to be split; set val_fraction=0.")
+        for split in (split for split in SPLITS if split in counts):
+            single = split == "train" and counts[split]["documents"] == 1
+            windows[split] = Windows(tokens, split, corpus.length, corpus.stride if single else None)
+            if not len(windows[split]):
+                raise UserError(f"the {split} split of {corpus.origin()} is too short: it has nothing to predict.")
+        self.splits: Mapping[str, Source] = windows
+        tokenizer = tokens.tokenizer
+        self.facts: Mapping[str, Any] = {**facts_of(tokenizer), "length": corpus.length}
+        parts = [
+            f"{split} {c['documents']:,} document{'s' * (c['documents'] != 1)} of {c['tokens']:,} tokens "
+            f"({c['bytes']:,} bytes)"
+            for split, c in counts.items()
+        ]
+        self.description = (
+            f"{corpus.origin()}: {'; '.join(parts)}; a vocabulary of {tokenizer.size:,}; windows of {corpus.length}, "
+            f"{windows['train'].fill:.1%} filled"
+        )
+
+    def fingerprint(self) -> str:
+        """A digest of the documents, the splits, the tokenizer and the windows."""
+        return self._corpus.fingerprint_of(self.tokens)
+
+    def read(self, given: str | Mapping[str, Any]) -> list[Example]:
+        """See ``read_text``."""
+        return read_text(given, self.facts)
+
+
+def fields_of(config: Mapping[str, Any], facts: Mapping[str, Any]) -> Fields:
+    """A row has one entry, ``text``; a text is a row by line where the documents were lines, else it is one. Of a
+    mixture, as in its first part."""
+    form = next(iter((config.get("parts") or {"": config}).values())).get("format") or {}
+    names = tuple(form.get("columns", ()))
+    header = not (names and all(name.isdigit() for name in names))
+    options = (names,) if names else COLUMNS
+    return Fields({"text": options}, form.get("unit") == "line", encoding=form.get("encoding", "utf-8"), header=header)
+
+
+def read_text(given: str | Mapping[str, Any], facts: Mapping[str, Any], limits: Limits = LIMITS) -> list[Example]:
+    """A user's file, or the ``text`` of a row, as the windows that an evaluation would make of it, in order.
+
+    Raises:
+      UserError: unreadable, not UTF-8, a character without a token, or too short to predict anything.
+    """
+    text, tokenizer = given_text(given, facts, limits=limits), load(facts["tokenizer"])
+    with named(given):
+        windows = Windows(token_caches.of_text(text, tokenizer), "train", facts["length"])
+    if not len(windows):
+        what = given if isinstance(given, str) else "the text"
+        raise UserError(f"{what} is too short: with this vocabulary it is one token, and none is left to predict.")
+    return [windows[i] for i in range(len(windows))]
+
+
+def given_text(
+    given: str | Mapping[str, Any], facts: Mapping[str, Any], entry: str = "text", limits: Limits = LIMITS
+) -> str:
+    """All the text of a file, in the encoding that ``facts`` may have, or that of an entry of a row.
+
+    Raises:
+      UserError: unreadable, no text, or an empty one.
+    """
+    if isinstance(given, str):
+        text = whole_text(plain_file(given, limits), facts.get("encoding", "utf-8"))
+    else:
+        text = checked(as_text(given[entry], repr(entry)), repr(entry))
+    if not text.strip():
+        raise UserError(f"{given if isinstance(given, str) else f'the {entry}'} is empty.")
+    return text
+
+
+@contextlib.contextmanager
+def named(given: str | Mapping[str, Any]) -> Iterator[None]:
+    """Around the reading of a file: mistakes begin with its path."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{given}: {error}") if isinstance(given, str) else error from error
+
+
+def plain_file(path: str, limits: Limits = LIMITS) -> File:
+    file = readable(one_file(path, limits))
+    name = file.name.lower()
+    return file._replace(name="text" + next((suffix for suffix in (".gz", ".zst") if name.endswith(suffix)), ".txt"))
+
+
+# --- splits -----------------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class _Plan:
+    """Which document is in which split.
+
+    Attributes:
+      split_D: of each document.
+      cut: the document that is cut, and the (split, first, last character) of its parts.
+      separate: whether there are several documents to train on.
+    """
+
+    split_D: list[str]
+    cut: tuple[int, list[tuple[str, int, int]]] | None
+    separate: bool
+
+
+def _survey(corpus: Corpus) -> _Plan:
+    """Reads all documents once: how long they are, which are alike, and so which is in which split."""
+    given: list[str | None] = []
+    size_D: list[int] = []
+    print_D: list[bytes] = []
+    for split, document in corpus.documents():
+        state, size = hashlib.blake2b(str(corpus.seed).encode() + b"/", digest_size=8), 0
+        for block in document.blocks:
+            state.update(block.encode())
+            size += len(block)
+        given.append(split)
+        size_D.append(size)
+        print_D.append(state.digest())
+    if not given:
+        raise UserError(f"{corpus.origin()} holds no text.")
+    split_D = [split or "train" for split in given]
+    found = {split for split in given if split is not None}
+    fractions = to_split_off(found, corpus.val_fraction, corpus.test_fraction)
+    fractions = {split: fraction for split, fraction in fractions.items() if fraction > 0}
+    mine = [d for d, split in enumerate(split_D) if split == "train"]
+    if len(mine) == 1:
+        return _Plan(split_D, (mine[0], _cuts(size_D[mine[0]], fractions)), False)
+    by_print: dict[bytes, list[int]] = {}
+    for d in mine:
+        by_print.setdefault(print_D[d], []).append(d)
+    groups = [by_print[key] for key in sorted(by_print)]
+    total = sum(size_D[d] for d in mine)
+    for split, fraction in fractions.items():
+        _deal(groups, split, fraction * total, size_D, split_D)
+    return _Plan(split_D, None, True)
+
+
+def _deal(groups: list[list[int]], split: str, goal: float, size_D: list[int], split_D: list[str]) -> None:
+    """Moves the first groups of equal documents that fit into ``goal`` characters, and one at least, to a split."""
+    taken = 0
+    rest: list[list[int]] = []
+    for i, group in enumerate(groups):
+        size = sum(size_D[d] for d in group)
+        last = i + 1 == len(groups) and not rest  # which stays in train
+        if not last and (taken + size <= goal or (not taken and i + 1 == len(groups))):
+            taken += size
+            for d in group:
+                split_D[d] = split
+        else:
+            rest.append(group)
+    groups[:] = rest
+
+
+def _cuts(size: int, fractions: Mapping[str, float]) -> list[tuple[str, int, int]]:
+    """Train first, then val, then test, as characters of one text; with val alone, ``text[: int(0.9 * len(text))]``."""
+    val, test = (fractions.get(split, 0.0) for split in ("val", "test"))
+    ends = {"train": int(size * (1 - val - test)), "val": int(size * (1 - test)), "test": size}
+    cuts, start = [], 0
+    for split in SPLITS:
+        stop = ends[split] if split == "train" or split in fractions else start
+        if stop > start:
+            cuts.append((split, start, stop))
+            start = stop
+    return cuts
+
+
+def _parts(corpus: Corpus, plan: _Plan) -> Iterator[tuple[str, Iterable[str]]]:
+    """(split, blocks) of each document, or of each part of the one that is cut."""
+    for d, (_, document) in enumerate(corpus.documents()):
+        if plan.cut is None or plan.cut[0] != d:
+            yield plan.split_D[d], document.blocks
+            continue
+        for split, first, last in plan.cut[1]:
+            for i, (_, again) in enumerate(corpus.documents()):  # blocks can be read once
+                if i == d:
+                    yield split, _slice(again.blocks, first, last)
+                    break
+
+
+def _slice(blocks: Iterable[str], first: int, last: int) -> Iterator[str]:
+    """Characters ``first`` to ``last`` of a text."""
+    at = 0
+    for block in blocks:
+        part = block[max(first - at, 0) : max(last - at, 0)]
+        if part:
+            yield part
+        at += len(block)
+        if at >= last:
+            return
+
+
+def _texts(corpus: Corpus, plan: _Plan, splits: tuple[str, ...]) -> Iterator[str]:
+    for split, blocks in _parts(corpus, plan):
+        if split in splits:
+            yield from blocks
+
+
+def key_of(modules: Iterable[str], tokenizers: Iterable[Any], parts: Sequence[Any]) -> str:
+    """The name of a cache of tokens: of the code (modules of ours), the tokenizers, and what else it depends on."""
+    given = [(repr(t), t.stamp() if isinstance(t, TokenizerFile) else None) for t in tokenizers]
+    whole = [[source_digest(module) for module in modules], given, list(parts)]
+    return hashlib.sha256(json.dumps(whole).encode()).hexdigest()[:24]
+
+
+def texts_of(corpus: Corpus, splits: tuple[str, ...]) -> Texts:
+    """What gives the texts of some splits of a corpus."""
+    plan: list[_Plan] = []
+
+    def found() -> Iterator[str]:
+        if not plan:
+            plan.append(_survey(corpus))
+        return _texts(corpus, plan[0], splits)
+
+    return found
+
+
+@functools.cache
+def source_digest(module: str) -> str:
+    """A digest of the code of a module of the package, so that edited code makes another cache."""
+    try:
+        code = inspect.getsource(importlib.import_module(f"bigbase_jax.{module}"))
+    except OSError:
+        code = ""
+    return hashlib.sha256(code.encode()).hexdigest()[:16]
+
+
+# --- where documents come from ----------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TextFiles(Corpus):
+    """Documents in a file, or in all files below a folder; see ``Format`` and ``Corpus``.
+
+    Files named after splits (``train.tsv``, ``valid.txt``, ``test/...``) keep them; a missing val is taken from train.
+    Of a folder that ``datasets`` has saved, splits of other names are left out, which the description says.
+
+    Attributes:
+      root: the file or folder.
+      format: of the files.
+      limits: of reading one.
+    """
+
+    root: str
+    format: Format = Format()
+    limits: Limits = LIMITS
+
+    read = staticmethod(read_text)
+
+    def documents(self) -> Iterator[tuple[str | None, Document]]:
+        files = list_files(self.root, self.limits)
+        splits = split_of(files, self.root)
+        for file in files:
+            split = splits.get(file.name)
+            if split != "":
+                for document in self.format.documents(file):
+                    yield split, document
+
+    def stamp(self) -> list[Any]:
+        return [*([f.name, f.size, f.mtime_ns] for f in list_files(self.root)), repr(self.format)]
+
+    def origin(self) -> str:
+        files = list_files(self.root)
+        splits = split_of(files, self.root)
+        stems = stems_of(files)
+        left = sorted({stems[name] for name, split in splits.items() if not split})
+        return f"{self.root} (without {', '.join(left)})" if left else self.root
+
+
+@dataclasses.dataclass(frozen=True)
+class PythonReference(Corpus):
+    """The language reference that every Python interpreter brings along (``pydoc_data.topics``), one document a topic.
+
+    No network, no files of yours. The text differs between versions of Python.
+    """
+
+    val_fraction: float = 0.1
+    test_fraction: float = 0.1
+
+    read = staticmethod(read_text)
+
+    def documents(self) -> Iterator[tuple[str | None, Document]]:
+        for name, text in sorted(self._topics().items()):
+            yield None, Document(name, (text,))
+
+    def stamp(self) -> list[Any]:
+        return [digest([sorted(self._topics().items())])]
+
+    def origin(self) -> str:
+        return f"the language reference inside Python {platform.python_version()} (pydoc_data.topics)"
+
+    def _topics(self) -> Mapping[str, str]:
+        return importlib.import_module("pydoc_data.topics").topics

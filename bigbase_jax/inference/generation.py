@@ -1,0 +1,628 @@
+"""Writing on: a language model goes on with prompts, token by token, with a cache; and the verb ``--mode=generate``.
+
+``Writer.generate`` and ``stream`` take and give tokens; ``complete`` and ``write`` take and give text. Prompts of
+several lengths make one batch, padded on the left. One compiled program reads the prompts and another writes any number
+of tokens; the sizes of batches, prompts and caches are rounded up to a few, so that few programs are compiled.
+
+Axes: B sequences, L length of the prompts, l a part of it, S places of the cache, T new tokens of a sequence.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import pathlib
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.core import freeze
+
+from bigbase_jax import parallel, pretrained
+from bigbase_jax.build import parse_arg
+from bigbase_jax.core import UserError, Variables
+from bigbase_jax.data.sources.text.parallel_text import Encoder, pair_facts
+from bigbase_jax.decoding import decoding
+from bigbase_jax.inference.inputs import Input
+from bigbase_jax.inference.predictor import Predictor
+from bigbase_jax.models.encoder_decoder import EncoderDecoder
+from bigbase_jax.models.transformer import unstack_blocks
+from bigbase_jax.pretrained.folder import generation
+from bigbase_jax.pretrained.start import is_run, merged, model_of
+from bigbase_jax.runtime import compilation
+from bigbase_jax.runtime.restored import facts, restore
+from bigbase_jax.runtime.rundir import RunDir
+from bigbase_jax.tasks.translation import Translation
+from bigbase_jax.text import chat_template
+from bigbase_jax.text.detokenizer import Speller
+from bigbase_jax.text.tokenizer import Tokenizer, TokenizerFile, encode, load, sides
+
+ROWS = 16
+"""Prompts that are gone on with at once."""
+_CHUNK = 256  # tokens of a prompt that are read at once
+_EVERY = 8  # tokens that are written between two looks at them
+_MOST = 1 << 14  # tokens that are written where nobody says how many, whatever length a model claims
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampling:
+    """How a model goes on; the filters' order and meaning are those of transformers (see ``decoding.Choice``).
+
+    Attributes:
+      max_new_tokens: of each prompt; None: as many as the model's length leaves room for, and 16,384 at most.
+      temperature: 0: always the most probable token; 1: as probable as the model says.
+      top_k: only the k most probable tokens; 0: all.
+      top_p: only the most probable tokens that together have this probability; 1: all.
+      min_p: only tokens of this probability times that of the most probable; 0: all.
+      repetition_penalty: of tokens in the prompt or written since; 1: none.
+      seed: the same seed and prompt give the same tokens, whatever else is in the batch.
+      stop: texts at which to stop; they are not part of what is written.
+      beams: sequences of a beam search (``decoding.beam_tokens``); 1: no such search.
+      length_penalty: of a beam search.
+
+    Raises:
+      UserError: a value out of range, or a beam search and sampling at once.
+    """
+
+    max_new_tokens: int | None = None
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    seed: int = 0
+    stop: tuple[str, ...] = ()
+    beams: int = 1
+    length_penalty: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name, fits, wanted in (
+            ("max_new_tokens", self.max_new_tokens is None or self.max_new_tokens >= 1, "at least 1"),
+            ("temperature", self.temperature >= 0, "at least 0"),
+            ("top_k", self.top_k >= 0, "at least 0"),
+            ("top_p", 0 <= self.top_p <= 1, "between 0 and 1"),
+            ("min_p", 0 <= self.min_p <= 1, "between 0 and 1"),
+            ("repetition_penalty", self.repetition_penalty > 0, "more than 0"),
+            ("seed", 0 <= self.seed < 2**32, "between 0 and 2^32 - 1"),
+            ("stop", "" not in self.stop, "not empty"),
+            ("beams", self.beams >= 1, "at least 1"),
+        ):
+            if not fits:
+                raise UserError(f"{name} is {getattr(self, name)!r}; it must be {wanted}.")
+        if self.temperature == 0 and (self.top_k or self.top_p < 1 or self.min_p):
+            raise UserError("top_k, top_p and min_p choose among tokens that are drawn; set temperature (try 1).")
+        if self.beams > 1 and (self.temperature > 0 or self.repetition_penalty != 1 or self.stop):
+            raise UserError("a beam search takes no temperature, repetition_penalty or stop; leave out beams.")
+
+
+class Completion(NamedTuple):
+    """What a prompt was gone on with.
+
+    Attributes:
+      tokens: i32[T], without the end token.
+      text: theirs, up to a stop text.
+      reason: why it ends: "end" (the model's end token), "stop" (a stop text) or "length".
+    """
+
+    tokens: np.ndarray
+    text: str
+    reason: str
+
+
+# --------------------------------------------------------------------------------------------------------------- tokens
+
+
+def generate(
+    model: Any,
+    variables: Variables,
+    prompts: Sequence[np.ndarray],
+    sampling: Sampling | Sequence[Sampling] = Sampling(),
+    end: int | Sequence[int] | None = None,
+) -> list[np.ndarray]:
+    """The tokens i32[T] that follow each prompt, without the end token; ``sampling.stop`` needs text (``complete``).
+
+    Args:
+      model: see ``decoding``; blocks that are stacked are unstacked.
+      prompts: tokens i32[L] each, at least one.
+      sampling: for all prompts, or one for each.
+      end: the token, or tokens, that end a sequence.
+
+    Raises:
+      UserError: a prompt is empty, or does not fit with what is to follow.
+    """
+    return Writer(model, variables, end).generate(prompts, sampling)
+
+
+def stream(
+    model: Any,
+    variables: Variables,
+    prompts: Sequence[np.ndarray],
+    sampling: Sampling | Sequence[Sampling] = Sampling(),
+    end: int | Sequence[int] | None = None,
+    every: int = _EVERY,
+) -> Iterator[list[np.ndarray]]:
+    """``generate`` bit by bit: after at most ``every`` tokens, the new ones of each prompt."""
+    yield from Writer(model, variables, end).stream(prompts, sampling, every)
+
+
+class Writer:
+    """A model that goes on with prompts. Programs are compiled once for each model and size.
+
+    Args:
+      model, variables, end: see ``generate``.
+      tokenizer: for text.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        variables: Variables,
+        end: int | Sequence[int] | None = None,
+        tokenizer: Tokenizer | None = None,
+    ):
+        if not all(hasattr(model, name) for name in ("decode", "cache", "logits")):
+            raise UserError(f"a {type(model).__name__} does not go on with text: it has no cache to write with.")
+        params = variables["params"]
+        tables = {f.name: getattr(model, f.name) for f in dataclasses.fields(model)}
+        frozen = {name: freeze(dict(x)) for name, x in tables.items() if isinstance(x, Mapping)}
+        if frozen:  # such as rope_scaling; programs are kept by the model, which must have a hash
+            model = model.clone(**frozen)
+        if getattr(model, "scan", False):
+            model = model.clone(scan=False)
+            params = jax.jit(unstack_blocks)(params)
+        if getattr(model, "dtype", None) == "bfloat16":  # what the model does with them at every use
+            params = jax.jit(_halve)(params)
+        self.model, self.variables, self.tokenizer = model, {**variables, "params": params}, tokenizer
+        self._ends = () if end is None else (end,) if isinstance(end, int) else tuple(end)
+
+    def generate(self, prompts: Sequence[np.ndarray], sampling: Any = Sampling()) -> list[np.ndarray]:
+        """See the function of this name; many prompts are taken in batches of similar length."""
+        samplings = _for_each(sampling, prompts)
+        found: list[np.ndarray] = [np.zeros(0, np.int32)] * len(prompts)
+        order = sorted(range(len(prompts)), key=lambda i: (samplings[i].beams, len(prompts[i])))
+        for some in (order[i : i + ROWS] for i in range(0, len(order), ROWS)):
+            parts: list[list[np.ndarray]] = [[] for _ in some]
+            for new in self.stream([prompts[i] for i in some], [samplings[i] for i in some], every=2**30):
+                for part, tokens_T in zip(parts, new, strict=True):
+                    part.append(tokens_T)
+            for i, part in zip(some, parts, strict=True):
+                found[i] = np.concatenate([found[i], *part])
+        return found
+
+    def stream(
+        self, prompts: Sequence[np.ndarray], sampling: Any = Sampling(), every: int = _EVERY, stopped: Any = None
+    ) -> Iterator[list[np.ndarray]]:
+        """See the function of this name; all prompts are one batch.
+
+        Args:
+          stopped: bool[B], which the caller may set in between: sequences to go no further with.
+        """
+        samplings = _for_each(sampling, prompts)
+        limits = [self._room(len(p), s.max_new_tokens) for p, s in zip(prompts, samplings, strict=True)]
+        _refuse_unknown(prompts, self.model)
+        if any(s.beams > 1 for s in samplings):
+            yield self._beams(prompts, samplings, limits)
+            return
+        B = _rounded(len(prompts), 1)
+        L = _rounded(max(map(len, prompts)), 16)
+        S = _rounded(L + max(limits), 32)
+        tokens_BL, first_B = np.zeros((B, L), np.int32), np.full(B, L - 1, np.int32)
+        for b, prompt in enumerate(prompts):
+            first_B[b] = L - len(prompt)
+            tokens_BL[b, first_B[b] :] = prompt
+        limit_B = np.array(limits + [0] * (B - len(prompts)), np.int32)
+        choice, ends_E = _choice(samplings, B), decoding.end_tokens(self._ends)
+
+        cache = _empty(self.model, B, S)
+        width = L if L <= _CHUNK else _CHUNK if L % _CHUNK == 0 else _CHUNK * 3 // 4
+        start = int(first_B[: len(prompts)].min()) // width * width  # what comes before is padding
+        for at in range(start, L, width):
+            part_Bl = jnp.asarray(tokens_BL[:, at : at + width])
+            logits_BV, cache = _read(self.model, self.variables, cache, part_Bl, jnp.int32(at), first_B)
+        progress = _begin(logits_BV, cache, tokens_BL, first_B, limit_B, S, choice, ends_E)
+        at = L
+        while True:
+            tokens_BS, done_B, until = map(np.array, (progress.tokens_BS, progress.done_B, progress.at))
+            yield [self._new(tokens_BS[b, L:until], at - L, limits[b]) for b in range(len(prompts))]
+            at = int(until)
+            if stopped is not None:
+                done_B[: len(prompts)] |= stopped
+            if done_B.all():
+                return
+            progress = progress._replace(done_B=jnp.asarray(done_B))
+            target = jnp.int32(min(at + every, S))
+            progress = _go_on(self.model, self.variables, progress, choice, ends_E, target)
+
+    def _new(self, tokens_T: np.ndarray, seen: int, limit: int) -> np.ndarray:
+        """What is new after the first ``seen`` tokens, up to the end token."""
+        tokens_T = tokens_T[:limit]
+        ends = np.flatnonzero(np.isin(tokens_T, self._ends))
+        return tokens_T[seen : ends[0] if len(ends) else None]
+
+    def _beams(self, prompts: Sequence[Any], samplings: list[Sampling], limits: list[int]) -> list[np.ndarray]:
+        found = []
+        for prompt, sampling, limit in zip(prompts, samplings, limits, strict=True):
+            L = _rounded(len(prompt), 16)
+            tokens_1L = np.zeros((1, L), np.int32)
+            tokens_1L[0, L - len(prompt) :] = prompt
+            if len(self._ends) > 1:
+                raise UserError("a beam search ends with one token; this model has several that end a text.")
+            tokens_BNT, _ = _beam_search(
+                self.model,
+                self.variables,
+                tokens_1L,
+                jnp.array([L - len(prompt)], jnp.int32),
+                max_new_tokens=limit,
+                beams=sampling.beams,
+                end=self._ends[0] if self._ends else None,
+                length_penalty=sampling.length_penalty,
+            )
+            found.append(self._new(np.asarray(tokens_BNT)[0, 0], 0, limit))
+        return found
+
+    def _room(self, prompt: int, wanted: int | None) -> int:
+        """How many tokens may follow a prompt of so many."""
+        if not prompt:
+            raise UserError("the prompt is empty, and this model has no token to begin a text with; give it a prompt.")
+        length = getattr(self.model, "length", None) or 2**30
+        room = length - prompt
+        if wanted is not None and (wanted <= room or getattr(self.model, "positions", None) == "rope"):
+            return wanted
+        if room < 1:
+            raise UserError(
+                f"the prompt has {prompt:,} tokens, and the model reads {length:,} in all; shorten it to at most"
+                f" {length - 1:,}."
+            )
+        if wanted is not None:
+            raise UserError(
+                f"a prompt of {prompt:,} tokens leaves room for {room:,} of the model's {length:,}; max_new_tokens is"
+                f" {wanted:,}."
+            )
+        return min(room, _MOST)
+
+    # -- text ------------------------------------------------------------------------------------------------------
+
+    def write(
+        self, prompts: Sequence[str | np.ndarray], sampling: Any = Sampling(), every: int = 1
+    ) -> Iterator[list[tuple[str, Completion | None]]]:
+        """Goes on with texts (or their tokens), as one batch.
+
+        Yields:
+          For each prompt: what is new of its text, without incomplete characters or what may become a stop text; and
+          once it has ended, all of it.
+        """
+        if self.tokenizer is None:
+            raise UserError("without a tokenizer there is no text; give tokens to stream or generate.")
+        samplings = _for_each(sampling, prompts)
+        tokens = self.tokens_of(prompts)
+        spellers = [Speller(self.tokenizer, t.tolist(), s.stop) for t, s in zip(tokens, samplings, strict=True)]
+        limits = [self._room(len(t), s.max_new_tokens) for t, s in zip(tokens, samplings, strict=True)]
+        stopped = np.zeros(len(prompts), bool)
+        completions: list[Completion | None] = [None] * len(prompts)
+        written: list[list[int]] = [[] for _ in prompts]
+
+        def end(b: int, reason: str) -> str:
+            rest = spellers[b].finish()
+            completions[b] = Completion(np.array(written[b], np.int32), spellers[b].text, reason)
+            stopped[b] = True
+            return rest
+
+        for new in self.stream(tokens, samplings, every, stopped):
+            pieces = [""] * len(prompts)
+            for b, tokens_T in enumerate(new):
+                for token in tokens_T.tolist():
+                    if completions[b] is None:
+                        written[b].append(token)
+                        pieces[b] += spellers[b].push(token)
+                        if spellers[b].stopped:
+                            pieces[b] += end(b, "stop")
+                        elif len(written[b]) >= limits[b]:
+                            pieces[b] += end(b, "length")
+            yield list(zip(pieces, completions, strict=True))
+        if not all(completions):  # those that the model has ended
+            pieces = [end(b, "end") if completions[b] is None else "" for b in range(len(prompts))]
+            yield list(zip(pieces, completions, strict=True))
+
+    def complete(self, prompts: Sequence[str | np.ndarray], sampling: Any = Sampling()) -> list[Completion]:
+        """What texts are gone on with; many are taken in batches of similar length."""
+        samplings = _for_each(sampling, prompts)
+        found: list[Any] = [None] * len(prompts)
+        order = sorted(range(len(prompts)), key=lambda i: (samplings[i].beams, len(prompts[i])))
+        for some in (order[i : i + ROWS] for i in range(0, len(order), ROWS)):
+            every = _EVERY if any(samplings[i].stop for i in some) else 2**30
+            for out in self.write([prompts[i] for i in some], [samplings[i] for i in some], every):
+                last = out
+            for i, (_, completion) in zip(some, last, strict=True):
+                found[i] = completion
+        return found
+
+    def tokens_of(self, prompts: Sequence[str | np.ndarray]) -> list[np.ndarray]:
+        """The tokens of texts; those that are tokens stay as they are."""
+        return [self.encode(prompt) if isinstance(prompt, str) else prompt for prompt in prompts]
+
+    def encode(self, prompt: str) -> np.ndarray:
+        """The tokens of a prompt; of an empty one, the end token, after which a text begins."""
+        assert self.tokenizer is not None
+        tokens_T = encode(self.tokenizer, prompt)
+        if not len(tokens_T) and self.tokenizer.end is not None:
+            return np.array([self.tokenizer.end], np.int32)
+        return tokens_T
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _empty(model: Any, B: int, S: int) -> Any:
+    return model.cache(B, S)
+
+
+_read = jax.jit(decoding.read, static_argnums=0, donate_argnums=2)
+_begin = jax.jit(decoding.begin, static_argnums=5, donate_argnums=1)
+_go_on = jax.jit(decoding.go_on, static_argnums=0, donate_argnums=2)
+_beam_search = jax.jit(
+    decoding.beam_tokens, static_argnums=0, static_argnames=("max_new_tokens", "beams", "end", "length_penalty")
+)
+
+
+def _halve(params: Any) -> Any:
+    def cast(path: Any, x: Any) -> Any:
+        matrix = path[-1].key in ("kernel", "embedding", "position", "head")
+        return x.astype(jnp.bfloat16) if matrix else x
+
+    return jax.tree.map_with_path(cast, params)
+
+
+def _choice(samplings: list[Sampling], B: int) -> decoding.Choice:
+    """The settings of each sequence; those that none of them uses are None, and cost nothing."""
+
+    def column(name: str, unused: float, dtype: Any) -> jax.Array | None:
+        values = [getattr(s, name) for s in samplings]
+        if all(value == unused for value in values):
+            return None
+        return jnp.asarray(values + [unused] * (B - len(values)), dtype)
+
+    temperature_B = column("temperature", 0.0, jnp.float32)
+    seeds = np.array([s.seed for s in samplings] + [0] * (B - len(samplings)), np.uint32)
+    return decoding.Choice(
+        seed_B=None if temperature_B is None else jnp.asarray(seeds),
+        temperature_B=temperature_B,
+        top_k_B=column("top_k", 0, jnp.int32),
+        top_p_B=column("top_p", 1.0, jnp.float32),
+        min_p_B=column("min_p", 0.0, jnp.float32),
+        repetition_penalty_B=column("repetition_penalty", 1.0, jnp.float32),
+    )
+
+
+def _for_each(sampling: Sampling | Sequence[Sampling], prompts: Sequence[Any]) -> list[Sampling]:
+    samplings = [sampling] * len(prompts) if isinstance(sampling, Sampling) else list(sampling)
+    if len(samplings) != len(prompts):
+        raise ValueError(f"there are {len(samplings)} samplings for {len(prompts)} prompts")
+    return samplings
+
+
+def _refuse_unknown(prompts: Sequence[Any], model: Any) -> None:
+    """Raises UserError for a token that the model has no embedding for; it would be taken for another."""
+    known = getattr(model, "vocab_size", None) or 2**31
+    token = max((int(np.max(prompt)) for prompt in prompts if len(prompt)), default=0)
+    if token >= known:
+        raise UserError(
+            f"the token {token:,} of a prompt is none of the model's {known:,} (0 to {known - 1:,}): the tokenizer is"
+            " another model's, or was given tokens that this one was not; take the one that the model was trained with."
+        )
+
+
+def _rounded(n: int, least: int) -> int:
+    """The smallest of ``least`` x 1, 1.5 (if that is whole), 2, 3, 4, 6, 8, ... that is not below n."""
+    size = least
+    while size < n:
+        if size % 2 == 0 and size * 3 // 2 >= n:
+            return size * 3 // 2
+        size *= 2
+    return size
+
+
+# ----------------------------------------------------------------------------------------------------------------- verb
+
+
+def run(
+    workdir: str,
+    prompts: Sequence[str] | None,
+    pattern: str | None = None,
+    sample: str | None = None,
+    stop: Sequence[str] | None = None,
+    chat: bool = False,
+    step: int | None = None,
+    out: Any = None,
+) -> int:
+    """Goes on with prompts and prints one JSON line for each, ``{"prompt", "text", ...}``, in their order.
+
+    On a terminal, the text after a single prompt is shown as it comes. ``seconds`` leave out compilation; where several
+    prompts make a batch, they are the batch's, and ``tokens_per_second`` all its tokens'.
+
+    Args:
+      workdir: a run's folder, or a published model's (``pretrained``).
+      prompts: texts; None: those of ``pattern``.
+      pattern: a file with a prompt in each line, or in each line's "prompt" (.jsonl).
+      sample: ``temperature=0.8,top_k=50,...``, the words of ``Sampling``.
+      stop: see ``Sampling``; "\\n" is a new line.
+      chat: take a prompt for what a user says, and write the answer, by the run's chat template.
+
+    Returns:
+      The exit status.
+
+    Raises:
+      UserError: there are no prompts, the model does not write, or a prompt does not fit.
+    """
+    compilation.setup()
+    out = out or sys.stdout
+    prompts = list(prompts) if prompts else read_prompts(pattern)
+    if any(_broken(prompt) for prompt in prompts):
+        raise UserError("a prompt is not valid UTF-8 text.")
+    sampling = parse_sampling(sample, stop or ())
+    if is_run(workdir):
+        task, variables, _ = restore(RunDir(workdir), RunDir(workdir).config(), parallel.make_mesh(1), step)
+        if hasattr(model_of(task)[0], "translate"):
+            if sample or stop or chat:
+                raise UserError("a translation is written as config.task says (beams, max_length); leave out --sample.")
+            return _translate(workdir, prompts, step, out)
+        writer, template = _of_run(RunDir(workdir), task, variables)
+    else:
+        model, variables = pretrained.load(workdir)
+        if isinstance(model, EncoderDecoder):
+            if sample or stop or chat:
+                raise UserError("a translation is written as generation_config.json says; leave out --sample.")
+            return _translate_by_folder(workdir, model, variables, prompts, out)
+        writer, template = _of_folder(workdir, model, variables)
+    asked: list[Any] = prompts
+    if chat:
+        if template is None or writer.tokenizer is None:
+            raise UserError(f"{workdir} has no chat template; leave out --chat to go on with the prompt as it stands.")
+        words = [[{"role": "user", "content": prompt}] for prompt in prompts]
+        asked = [chat_template.prompt_tokens(template, writer.tokenizer, messages) for messages in words]
+    show = len(prompts) == 1 and out.isatty()
+    for first in range(0, len(prompts), ROWS):
+        some = asked[first : first + ROWS]
+        for _, _ in zip(range(2), writer.stream(writer.tokens_of(some), sampling, 1), strict=False):
+            pass  # compiles
+        began = time.monotonic()
+        for parts in writer.write(some, sampling, 1 if show else _EVERY):
+            if show:
+                print(parts[0][0], end="", flush=True, file=out)
+        seconds = time.monotonic() - began
+        if show:
+            print(file=out)
+        completions = [completion for _, completion in parts]
+        rate = sum(len(c.tokens) for c in completions if c is not None) / max(seconds, 1e-9)
+        for prompt, completion in zip(prompts[first:], completions, strict=False):
+            assert completion is not None
+            line = {"prompt": prompt, "text": completion.text, "tokens": len(completion.tokens)}
+            line |= {"reason": completion.reason, "seconds": round(seconds, 3), "tokens_per_second": round(rate, 1)}
+            print(json.dumps(line, ensure_ascii=False), flush=True, file=out)
+    return 0
+
+
+def parse_sampling(text: str | None, stop: Sequence[str] = ()) -> Sampling:
+    """``Sampling`` from ``temperature=0.8,top_k=50``.
+
+    Raises:
+      UserError: an unknown word (with the nearest one), or a value that does not fit.
+    """
+    defaults = {f.name: f.default for f in dataclasses.fields(Sampling) if f.name != "stop"}
+    words = vars(parse_arg(text, "--sample", **{**defaults, "max_new_tokens": 0}))
+    given = words.pop("max_new_tokens")
+    given = given if "max_new_tokens" in (text or "") else None
+    stops = tuple(s.replace("\\n", "\n").replace("\\t", "\t") for s in stop)
+    return Sampling(**words, max_new_tokens=given, stop=stops)
+
+
+def read_prompts(pattern: str | None) -> list[str]:
+    """The prompts in the lines of a file that are not empty.
+
+    Raises:
+      UserError: there is no such file, or no prompt in it.
+    """
+    if pattern is None:
+        raise UserError('--mode=generate needs --prompt="..." or --input=FILE, a prompt in each line.')
+    try:
+        lines = pathlib.Path(pattern).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--input={pattern} cannot be read as text ({error}).") from error
+    numbered = [(n, line) for n, line in enumerate(lines, 1) if line.strip()]
+    if not numbered:
+        raise UserError(f"--input={pattern} has no prompt in it.")
+    if not pattern.endswith((".jsonl", ".json")):
+        return [line for _, line in numbered]
+    prompts = []
+    for n, line in numbered:
+        try:
+            found = json.loads(line)["prompt"]
+        except (ValueError, KeyError, TypeError):
+            found = None
+        if not isinstance(found, str):
+            raise UserError(f'line {n} of {pattern} is no JSON object with a text "prompt".')
+        prompts.append(found)
+    return prompts
+
+
+def _broken(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return True
+    return False
+
+
+def _of_run(run_: RunDir, task: Any, variables: Variables) -> tuple[Writer, Any]:
+    inner, model = model_of(task)
+    state, known = getattr(inner, "tokenizer", None), facts(run_)
+    if state is None or not hasattr(model, "decode"):
+        raise UserError(
+            f"{run_.path} holds a {type(inner).__name__}, which writes no text; --mode=predict shows what it does."
+        )
+    tokenizer = load(state)
+    ends = {int(t) for t in (tokenizer.end, known.get("stop_id")) if t is not None}
+    template = known.get("chat_template")
+    writer = Writer(model, merged(task, variables), tuple(sorted(ends)), tokenizer)
+    return writer, None if template is None else chat_template.load(template)
+
+
+def _of_folder(path: str, model: Any, variables: Variables) -> tuple[Writer, Any]:
+    """Of a published model: its ends are those of ``generation_config.json`` and ``config.json``."""
+    tokenizer = TokenizerFile(path).fit(lambda: iter(()), lambda: iter(()), False)
+    ends: set[int] = set()
+    for config in generation(path):
+        found = config.get("eos_token_id")
+        ends |= set(found) if isinstance(found, list) else set() if found is None else {found}
+    return Writer(model, variables, tuple(sorted(ends)), tokenizer), chat_template.read(path)
+
+
+def _translate_by_folder(path: str, model: EncoderDecoder, variables: Variables, prompts: list[str], out: Any) -> int:
+    """The translation of each prompt, a line each, by a published model, as its ``generation_config.json`` says."""
+    config, words = generation(path)
+    words = {**config, **words}
+    source, target = sides(TokenizerFile(path).fit(lambda: iter(()), lambda: iter(()), True))
+    tokens = [encode(source, prompt) for prompt in prompts]
+    _refuse_unknown(tokens, model)
+    most = min(words.get("max_length", 512), 1 << 14) - 1  # theirs counts the start token
+    facts = pair_facts(source, target, _rounded(max(map(len, tokens)) + 1, 16), most)
+    facts["start_id"] = words.get("decoder_start_token_id", facts["start_id"])
+    _refuse_unknown([[facts[f"{role}_id"]] for role in ("start", "pad", "end")], model)
+    task = Translation(
+        model,
+        target.state(),
+        beams=words.get("num_beams") or 1,
+        length_penalty=words.get("length_penalty", 1.0),
+        max_length=most,
+        pad_id=facts["pad_id"],
+        start_id=facts["start_id"],
+        end_id=facts["end_id"],
+    )
+    translate, encoder = jax.jit(task.translate), Encoder(facts)
+    rows = max(ROWS // task.beams, 1)
+    for first in range(0, len(prompts), rows):
+        began, some = time.monotonic(), tokens[first : first + rows]
+        padded = some + some[-1:] * (min(rows, _rounded(len(prompts), 1)) - len(some))  # one shape, one compilation
+        examples = [encoder(tokens_S, None) for tokens_S in padded]
+        batch = {name: np.stack([example[name] for example in examples]) for name in task.inputs}
+        written_BM = np.asarray(translate(variables, batch))[: len(some)]
+        texts = task.present({"tokens": written_BM})["translation"].split("\n")
+        seconds = round(time.monotonic() - began, 3)
+        for prompt, text in zip(prompts[first : first + rows], texts, strict=True):
+            line = {"prompt": prompt, "text": text, "seconds": seconds}
+            print(json.dumps(line, ensure_ascii=False), flush=True, file=out)
+    return 0
+
+
+def _translate(workdir: str, prompts: list[str], step: int | None, out: Any) -> int:
+    """The translation of each prompt, a line each, by the task's own words."""
+    began = time.monotonic()
+    given = [Input({"source": " ".join(prompt.split()) or "."}, "") for prompt in prompts]
+    for prompt, (_, answer) in zip(prompts, Predictor(workdir, step).answers(given), strict=True):
+        if "error" in answer:
+            raise UserError(f"the prompt {prompt[:40]!r}: {answer['error']}")
+        line = {"prompt": prompt, "text": answer["translation"], "seconds": round(time.monotonic() - began, 3)}
+        print(json.dumps(line, ensure_ascii=False), flush=True, file=out)
+    return 0

@@ -1,0 +1,139 @@
+"""What a run keeps of where it began from: its folder's ``start/``, so that nothing later needs ``config.init_from``.
+
+Those are the small files that say what the model is and what it reads: the ``config.json``, the tokenizer and how
+pictures are normalised; or of another run its config and its facts. The weights are in the run's own checkpoints.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import os
+import pathlib
+import shutil
+
+import jax
+from ml_collections import ConfigDict
+
+from bigbase_jax.build import TARGET, import_path
+from bigbase_jax.core import UserError
+from bigbase_jax.pretrained import files
+from bigbase_jax.pretrained.folder import describe
+from bigbase_jax.pretrained.start import RunTokenizer, is_run
+from bigbase_jax.runtime.checkpoint import disk_error
+from bigbase_jax.runtime.rundir import RunDir
+from bigbase_jax.runtime.untrusted import file_in
+from bigbase_jax.runtime.whole import partial
+from bigbase_jax.text.tokenizer import TokenizerFile
+
+_OF_A_RUN = (files.CONFIG, "data.json")
+_OF_A_FOLDER = (files.PREPROCESSOR, files.GENERATION, *files.TOKENIZER)
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class KeptFile(TokenizerFile):
+    """A published tokenizer in ``start/``. Caches know it by its files, and by where these came from.
+
+    Attributes:
+      origin: where they came from.
+    """
+
+    origin: str = ""
+
+    def __repr__(self) -> str:
+        return repr(TokenizerFile(self.origin, self.lowercase))
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class KeptRun(RunTokenizer):
+    """The tokenizer of another run, in ``start/``; see ``KeptFile``."""
+
+    origin: str = ""
+
+    def __repr__(self) -> str:
+        return repr(RunTokenizer(self.origin))
+
+
+_KEPT = {import_path(kind): import_path(kept) for kind, kept in ((TokenizerFile, KeptFile), (RunTokenizer, KeptRun))}
+
+
+def kept(run: RunDir) -> str | None:
+    """The folder to read in the place of ``config.init_from``; None: the run has not begun, and has to read that."""
+    place = run.path / "start"
+    return str(place) if run.begun and place.is_dir() else None
+
+
+def keep(run: RunDir, config: ConfigDict) -> None:
+    """Copies what ``kept`` is to hold, unless the run has begun; of several processes the first does.
+
+    Raises:
+      UserError: the disk refuses.
+    """
+    if run.begun or jax.process_index():
+        return
+    path, place = config.get("init_from"), run.path / "start"
+    shutil.rmtree(place, ignore_errors=True)  # of a start that had a mistake
+    if path:
+        _copy(path, place)
+
+
+def _copy(path: str, place: pathlib.Path) -> None:
+    """The small files of ``path``; the folder ``place`` appears when it is whole."""
+    origin, unfinished = pathlib.Path(os.path.expanduser(path)), partial(place)
+    try:
+        names, config = set(_OF_A_RUN), None
+        if not is_run(path):
+            names, config = set(_OF_A_FOLDER), describe(path)[1]
+            names |= {name for name in os.listdir(origin) if name.endswith(".model")} if origin.is_dir() else set()
+        found = [file for name in names if (file := file_in(origin, name))]
+        unfinished.mkdir(parents=True)
+        if config is not None:
+            files.write_json(unfinished / files.CONFIG, config)
+        for file in found:
+            shutil.copy2(file, unfinished / file.name)  # with its time, which caches look at
+        os.replace(unfinished, place)
+    except OSError as error:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        if not place.is_dir():  # else another process was first
+            raise UserError(f"cannot write {place}: {disk_error(error) or error}.") from error
+
+
+def absent(config: ConfigDict) -> str | None:
+    """The sentence for a ``config.init_from`` that is gone; None: it is there, or there is none."""
+    path = config.get("init_from")
+    if not path or os.path.exists(os.path.expanduser(path)):
+        return None
+    return (
+        f"config.init_from={path!r} is gone, and what has not begun needs its weights; put it back, and the same "
+        "command goes on."
+    )
+
+
+def kept_by_sweep(folder: pathlib.Path, config: ConfigDict) -> str | None:
+    """What a sweep has kept of ``config.init_from``, where that is gone; see ``kept``."""
+    place = folder / "start"
+    return str(place) if absent(config) and place.is_dir() else None
+
+
+def keep_by_sweep(folder: pathlib.Path, config: ConfigDict) -> None:
+    """Copies what ``kept_by_sweep`` is to hold, at the first start.
+
+    Raises:
+      UserError: the disk refuses.
+    """
+    if config.get("init_from") and not absent(config) and not (folder / "start").is_dir():
+        _copy(config.init_from, folder / "start")
+
+
+def data_of(run: RunDir, config: ConfigDict) -> ConfigDict:
+    """``config.data``, to build from; where the tokenizer is that of ``init_from``, it is read from what was kept."""
+    place, origin, dataset = kept(run), config.get("init_from"), config.data.get("dataset")
+    node = dataset.get("tokenizer") if isinstance(dataset, ConfigDict) else None
+    if place is None or not origin or not isinstance(node, ConfigDict) or node.get("path") != origin:
+        return config.data
+    if node.get(TARGET) not in _KEPT:  # a tokenizer of the user's own
+        return config.data
+    data = copy.deepcopy(config.data)
+    data.unlock()
+    data.dataset.tokenizer.update({TARGET: _KEPT[node[TARGET]], "path": place, "origin": origin})
+    return data

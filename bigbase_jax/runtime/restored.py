@@ -1,0 +1,74 @@
+"""A model that a run has trained, read from its folder: what the verbs on a run, and runs that begin from one, go on
+with."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from types import NoneType
+from typing import Any
+
+import jax
+from jax.sharding import NamedSharding, PartitionSpec
+from ml_collections import ConfigDict
+
+from bigbase_jax import parallel
+from bigbase_jax.build import build
+from bigbase_jax.core import Task, UserError, Variables
+from bigbase_jax.runtime.checkpoint import Checkpoints
+from bigbase_jax.runtime.rundir import RunDir
+
+
+def facts(run: RunDir) -> dict[str, Any]:
+    """What the run has kept of the data's facts: numbers, texts and lists of them, for a config's arguments.
+
+    Raises:
+      UserError: there are none, or others.
+    """
+    found = run.read_json("data.json").get("facts")
+    if not isinstance(found, dict):
+        raise UserError(f"{run.path / 'data.json'} has no facts.")
+    for key, value in found.items():
+        if not all(isinstance(x, (str, int, float, NoneType)) for x in (value if isinstance(value, list) else [value])):
+            raise UserError(
+                f"{run.path / 'data.json'} has the fact {key}={str(value)[:80]}; facts are numbers and texts."
+            )
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in found.items()}
+
+
+def restore(run: RunDir, config: ConfigDict, mesh: Any, step: int | None = None) -> tuple[Task, Variables, int]:
+    """The task of a run and the variables of one of its checkpoints, spread over ``mesh`` as ``train.sharding`` says.
+
+    Where its rules do not fit this mesh, they are spread as its axes ask for; where that does not fit, they stay whole.
+
+    Args:
+      step: which; None: the best where the run tracked one, else the last.
+
+    Raises:
+      UserError: there is no (such) checkpoint, or it is of another model.
+    """
+    task: Task = build(config.task, facts(run), _path="config.task")
+    checkpoints = Checkpoints(run.checkpoints, read_only=True)
+    try:
+        batch = run.read_json("data.json")["batch"].items()
+        spec = {key: jax.ShapeDtypeStruct(tuple(map(int, shape)), dtype) for key, (shape, dtype) in batch}
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{run.path / 'data.json'} does not say the shapes of a batch ({error}).") from error
+    variables = dict(jax.eval_shape(task.init, jax.random.key(0), spec))
+    abstract = parallel.placed(variables, _shardings(variables, mesh, config.train.sharding))
+    if config.train.ema_decay is not None:
+        wanted = {"ema": abstract}
+    else:
+        wanted = {"params": abstract.pop("params"), "model_state": abstract}
+    if step is None:
+        loaded, step = checkpoints.restore_best(wanted)
+    else:
+        loaded = checkpoints.restore(wanted, step)
+    return task, loaded["ema"] if "ema" in wanted else {"params": loaded["params"], **loaded["model_state"]}, step
+
+
+def _shardings(variables: Variables, mesh: Any, rules: Sequence[parallel.Rule]) -> Any:
+    for attempt in (rules, ()):
+        with contextlib.suppress(UserError):
+            return parallel.shardings(variables, mesh, attempt)
+    return jax.tree.map(lambda _: NamedSharding(mesh, PartitionSpec()), variables)
