@@ -28,6 +28,7 @@ from bigbase_jax.data.sources.image.tfds import Tfds
 from bigbase_jax.inference import generation
 from bigbase_jax.models.decoder import Decoder
 from bigbase_jax.plan import plan
+from bigbase_jax.pretrained import folder as folders
 from bigbase_jax.pretrained import schema
 from bigbase_jax.pretrained.families import COMMON, FAMILIES, load_family
 from bigbase_jax.pretrained.start import resolve
