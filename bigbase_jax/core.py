@@ -52,6 +52,36 @@ class Sum(NamedTuple):
         return jnp.where(weight == 0, 0.0, self.total / jnp.where(weight == 0, 1.0, weight))
 
 
+class Loss(NamedTuple):
+    """A training loss: the sum over its terms of ``scale * total / weight``, each over the whole batch.
+
+    Attributes:
+      terms: what is trained, logged under their names and, where there are several, summed as ``loss``. The only term
+        of a loss is called ``loss``. Weights do not depend on the parameters.
+      aux: what is logged beside them and not trained (the load of a router, a reward, a KL divergence).
+      scale: of terms, where it is not 1.
+    """
+
+    terms: Mapping[str, Sum]
+    aux: Mapping[str, Sum] = {}
+    scale: Mapping[str, float] = {}
+
+
+class Metric(NamedTuple):
+    """What pages, comparisons and sweeps need to know of a number that a task measures.
+
+    Attributes:
+      better: "max" or "min"; None: neither is.
+      unit: "%" for a share in 0..1 that is shown in percent, else what is written behind the number ("nats", "px"), or
+        nothing.
+      title: what it is called; None: its name in words.
+    """
+
+    better: str | None = None
+    unit: str = ""
+    title: str | None = None
+
+
 def joined(parts: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
     """The outputs of several examples, along their first axis."""
     return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
@@ -121,6 +151,130 @@ class Task(Protocol):
         ...
 
 
+class Meter(Protocol):
+    """What a task measures that does not add up: fed on batches, merged over hosts, and read once.
+
+    ``evaluate.CollectAll(f)`` keeps all examples and calls ``f`` of them at the end; one that can do with less
+    (counts per class, a histogram of scores) keeps less.
+    """
+
+    def update(self, examples: Mapping[str, np.ndarray]) -> None:
+        """Takes the arrays of ``Task.evaluate`` for the real examples of a batch, [n, ...] each, on the host."""
+        ...
+
+    def merge(self, other: Any) -> None:
+        """Takes what another meter of this kind has seen."""
+        ...
+
+    def result(self) -> Mapping[str, Any]:
+        """Floats by name, or JSON-able nests of them."""
+        ...
+
+
+class Evaluator(Protocol):
+    """``config.evaluators.NAME``: measures a model in its own way, on as many splits as it needs (ranking a whole
+    catalogue, retrieval, verification pairs, generation). Without any, ``val`` and ``test`` are evaluated.
+
+    Attributes:
+      final: whether it runs once, on the checkpoint that the run ends with, rather than each ``train.eval_every``.
+    """
+
+    final: bool
+
+    def run(self, task: Task, variables: Variables, data: Any, mesh: Any) -> Mapping[str, Any]:
+        """The metrics, logged and kept under the evaluator's name; ``data`` is ``data.pipeline.Prepared``."""
+        ...
+
+
+class Card(NamedTuple):
+    """An example of a ``Gallery``.
+
+    Attributes:
+      example: its index in the split, whose picture is shown; None: none is.
+      caption: what the model said, and what is right.
+      right: whether these agree; None: it is neither.
+      boxes: on the picture: (x0, y0, x1, y1 in 0..1 of its sides, label).
+    """
+
+    example: int | None
+    caption: str
+    right: bool | None = None
+    boxes: Sequence[tuple[float, float, float, float, str]] = ()
+
+
+class Gallery(NamedTuple):
+    """A figure of pictures, each with what is said of it."""
+
+    title: str
+    cards: Sequence[Card]
+    note: str = ""
+
+
+class Highlights(NamedTuple):
+    """A figure of texts: (title, [(piece, its weight in 0..1 or more, shown as shade)]) each."""
+
+    title: str
+    texts: Sequence[tuple[str, Sequence[tuple[str, float]]]]
+    note: str = ""
+
+
+class Table(NamedTuple):
+    """A figure of rows: ranked lists, scores by class. Cells are numbers or texts; ``shares`` names the columns whose
+    numbers are shares in 0..1, shown in percent and with a bar."""
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[Any]]
+    note: str = ""
+    shares: Sequence[str] = ()
+
+
+class Matrix(NamedTuple):
+    """A figure of counts: true names down, predicted names across."""
+
+    title: str
+    names: Sequence[str]
+    counts: Sequence[Sequence[float]]
+    note: str = ""
+
+
+class Plot(NamedTuple):
+    """A figure of curves or, with ``bars``, columns: name -> (x, y); ``diagonal``: what is ideal lies on x = y."""
+
+    title: str
+    series: Mapping[str, tuple[Sequence[float], Sequence[float]]]
+    x: str = ""
+    y: str = ""
+    note: str = ""
+    bars: bool = False
+    diagonal: bool = False
+
+
+class Clips(NamedTuple):
+    """A figure of sounds: (caption, samples f32[T] in -1..1, samples per second) each."""
+
+    title: str
+    clips: Sequence[tuple[str, np.ndarray, int]]
+    note: str = ""
+
+
+Figure = Gallery | Highlights | Table | Matrix | Plot | Clips
+
+
+class Evaluated(NamedTuple):
+    """An evaluation as a run folder keeps it: what ``Task.figures`` draws.
+
+    Attributes:
+      split: its name.
+      metrics: by name.
+      examples: arrays [N, ...] that ``Task.evaluate`` gave, ``index`` among them, in the order of the split.
+    """
+
+    split: str
+    metrics: Mapping[str, Any]
+    examples: Mapping[str, np.ndarray]
+
+
 @flax.struct.dataclass
 class TrainState:
     """Everything that a training step changes.
@@ -175,6 +329,26 @@ class Source(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> Example: ...
+
+    # def batch(self, indices: np.ndarray) -> Batch: several examples at once, for what is kept in columns. Optional.
+
+
+class Codec(Protocol):
+    """From what a user gives to examples, as training saw them: the same for a file, an upload and JSON.
+
+    Attributes:
+      fields: what of a row it reads; None: it reads whole files alone.
+    """
+
+    fields: Fields | None
+
+    def decode(self, given: bytes | str | Mapping[str, Any]) -> Sequence[Example]:
+        """The unlabelled examples of a file's bytes, a path, or a row by entry; what is longer than one gives several.
+
+        Raises:
+          UserError: it cannot be read.
+        """
+        ...
 
 
 @runtime_checkable
