@@ -561,6 +561,26 @@ def apply_gradients(
     return TrainState(state.step + 1, params, model_state, opt_state, ema, state.key), sums
 
 
+def plain_step(
+    task: Task,
+    tx: optax.GradientTransformation,
+    microbatches: int = 1,
+    ema_decay: float | None = None,
+    gradient: Callable[[TrainState, Batch, jax.Array], tuple[Sum, PyTree, PyTree]] | None = None,
+) -> Step:
+    """The training step ``(state, batch) -> (state, sums)``, not compiled yet.
+
+    ``gradient`` is where and in what pieces ``loss_and_grads`` is computed; None: on one device.
+    """
+
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Sum]]:
+        key = jax.random.fold_in(state.key, state.step)
+        found = gradient(state, batch, key) if gradient else loss_and_grads(task, state, batch, key, microbatches)
+        return apply_gradients(state, tx, *found, ema_decay)
+
+    return step
+
+
 def train_step(
     task: Task,
     tx: optax.GradientTransformation,
@@ -630,10 +650,6 @@ def train_step(
         )
         return jax.lax.psum(loss, BATCH), grads, jax.lax.pmean(model_state, BATCH)
 
-    def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Sum]]:
-        loss, grads, model_state = gradient(state, batch, jax.random.fold_in(state.key, state.step))
-        return apply_gradients(state, tx, loss, grads, model_state, ema_decay)
-
     everywhere, rows = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec(BATCH))
     if mode == "jit":
         gradient = constrained
@@ -642,6 +658,7 @@ def train_step(
         inputs = (jax.tree.map(lambda home: home.spec, homes), PartitionSpec(BATCH), PartitionSpec())
         outputs = (PartitionSpec(), specs["params"], PartitionSpec())
         gradient = jax.shard_map(local, mesh=mesh, in_specs=inputs, out_specs=outputs, check_vma=False)
+    step = plain_step(task, tx, microbatches, ema_decay, gradient)
     jitted = jax.jit(step, donate_argnums=0, in_shardings=(homes, rows), out_shardings=(homes, everywhere))
     return _InMesh(jitted, mesh, LOGICAL if mode == "jit" else ())
 

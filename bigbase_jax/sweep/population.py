@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -63,13 +62,12 @@ def program(
     def init(seed: jax.Array, own: Mapping[str, jax.Array], batch: Batch) -> TrainState:
         return parallel.init_state(task, tx, batch, seed, ema_decay is not None, own)
 
-    def step(batch: Batch, state: TrainState) -> tuple[TrainState, dict[str, Sum]]:
-        key = jax.random.fold_in(state.key, state.step)
-        loss, grads, model_state = parallel.loss_and_grads(task, state, batch, key, microbatches)
-        return parallel.apply_gradients(state, tx, loss, grads, model_state, ema_decay)
+    step = parallel.plain_step(task, tx, microbatches, ema_decay)
 
     def all_steps(state: TrainState, batch: Batch) -> Any:
-        one = functools.partial(step, batch)
+        def one(own: TrainState) -> Any:
+            return step(own, batch)
+
         if at_once is None or at_once >= len(seeds):
             return jax.vmap(one)(state)
         return jax.lax.map(one, state, batch_size=at_once if at_once > 1 else None)
