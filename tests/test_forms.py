@@ -14,8 +14,6 @@ from bigbase_jax.models.cnn import ConvNet
 from bigbase_jax.models.vit import ViT
 from bigbase_jax.tasks.classification import Classification
 
-pytestmark = pytest.mark.usefixtures("optimized")
-
 ROWS = 16
 VIT = ViT(num_classes=3, patch=8, width=16, depth=1, heads=2, pool="gap")
 STACK = VIT.clone(depth=4, scan=True, pipeline_microbatches=2)
@@ -37,11 +35,31 @@ def batch_of(step):
     }
 
 
-def train(model, devices=1, steps=2, mesh=None, tx=None, **how):
-    """(losses, parameters, model state) after some steps, as numpy."""
+def built(model, devices=1, mesh=None, tx=None, **how):
     mesh = parallel.make_mesh(devices, parallel.MeshShape(**(mesh or {})))
-    program = parallel.program(Classification(model), tx or optax.sgd(0.1, momentum=0.9), SHAPES, mesh, seed=1, **how)
-    state, losses = program.init(parallel.put(batch_of(0), mesh)), []
+    tx = tx or optax.sgd(0.1, momentum=0.9)
+    return mesh, parallel.program(Classification(model), tx, SHAPES, mesh, seed=1, **how)
+
+
+def begun(model, **form):
+    """A fresh state, as the form makes it."""
+    mesh, program = built(model, **form)
+    return program.init(parallel.put(batch_of(0), mesh))
+
+
+@functools.cache
+def plainly_begun(model):
+    return begun(model)
+
+
+def train(model, steps=2, start=None, **form):
+    """(losses, parameters, model state) after some steps, as numpy; from a state that is put where it lives."""
+    mesh, program = built(model, **form)
+    if start is None:
+        state = begun(model, **form)
+    else:  # a copy, since the step donates it
+        state = jax.tree.map(lambda x, where: jax.device_put(jnp.copy(x), where.sharding), start, program.state)
+    losses = []
     start = jax.device_get(state.params)
     for step in range(steps):
         state, sums = program.step(state, parallel.put(batch_of(step), mesh))
@@ -54,7 +72,7 @@ def train(model, devices=1, steps=2, mesh=None, tx=None, **how):
 
 @functools.cache
 def plain(model):
-    return train(model)
+    return train(model, start=plainly_begun(model))
 
 
 def assert_close(got, want, tolerance):
@@ -72,32 +90,30 @@ BOTH = {"devices": 8, "mesh": {"fsdp": 2, "tensor": 2}, "sharding": ("tensor", "
         (CNN, PIECES),
         (CNN, {**PIECES, "mode": "shard_map"}),
         (VIT, {**BOTH, "microbatches": 2}),
-        pytest.param(
+        (
             STACK,
             {"devices": 8, "mesh": {"fsdp": 2, "pipeline": 2, "sequence": 2}, "sharding": ("pipeline", "fsdp:16")},
-            marks=pytest.mark.slow,
         ),
-        pytest.param(STACK, {"devices": 4, "mesh": {"pipeline": 4}}, marks=pytest.mark.slow),
-        pytest.param(
-            STACK, {"devices": 8, "mesh": {"pipeline": 2, "tensor": 2}, "microbatches": 2}, marks=pytest.mark.slow
-        ),
-        pytest.param(STACK, {**BOTH, "microbatches": 2}, marks=pytest.mark.slow),
-        pytest.param(VIT, {"devices": 8, "mesh": {"sequence": 4}}, marks=pytest.mark.slow),
-        pytest.param(
-            VIT.clone(sequence_attention="all_gather"),
-            {"devices": 8, "mesh": {"sequence": 2, "tensor": 2}},
-            marks=pytest.mark.slow,
-        ),
-        pytest.param(VIT, {"devices": 8, "mode": "shard_map"}, marks=pytest.mark.slow),
-        pytest.param(VIT, PIECES, marks=pytest.mark.slow),
-        pytest.param(VIT, {**PIECES, "mode": "shard_map"}, marks=pytest.mark.slow),
-        pytest.param(VIT, {"devices": 2, "mesh": {"tensor": 2}}, marks=pytest.mark.slow),
-        pytest.param(VIT, {"devices": 4, "microbatches": 2}, marks=pytest.mark.slow),
+        (STACK, {"devices": 4, "mesh": {"pipeline": 4}}),
+        (STACK, {"devices": 8, "mesh": {"pipeline": 2, "tensor": 2}, "microbatches": 2}),
+        (STACK, {**BOTH, "microbatches": 2}),
+        (VIT, {"devices": 8, "mesh": {"sequence": 4}}),
+        (VIT.clone(sequence_attention="all_gather"), {"devices": 8, "mesh": {"sequence": 2, "tensor": 2}}),
+        (VIT, {"devices": 8, "mode": "shard_map"}),
+        (VIT, PIECES),
+        (VIT, {**PIECES, "mode": "shard_map"}),
+        (VIT, {"devices": 2, "mesh": {"tensor": 2}}),
+        (VIT, {"devices": 4, "microbatches": 2}),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, (ViT, ConvNet)) else str(value),
 )
 def test_where_and_in_what_pieces_a_step_is_computed_changes_nothing(model, form):
-    assert_close(train(model, **form), plain(model), 1e-4)
+    assert_close(train(model, start=plainly_begun(model), **form), plain(model), 1e-4)
+
+
+@pytest.mark.parametrize(("model", "form"), [(CNN, PIECES), (STACK, BOTH)], ids=["cnn", "stack"])
+def test_a_state_is_born_in_pieces_as_it_is_whole(model, form):
+    assert_close(*(jax.device_get(s.params) for s in (begun(model, **form), plainly_begun(model))), 1e-6)
 
 
 @pytest.mark.parametrize("model", [VIT, CNN], ids=["vit", "cnn"])
@@ -115,6 +131,7 @@ def test_bfloat16_compute_stays_near_float32_without_loss_scaling(model):
     np.testing.assert_allclose(losses, wanted, rtol=3e-2)
 
 
+@pytest.mark.usefixtures("optimized")
 def test_clipping_and_adam_see_the_global_gradient():
     """Norms and moments are taken over all pieces, not over a device's own."""
     tx = optax.chain(optax.clip_by_global_norm(0.05), optax.adam(0.02))
@@ -124,6 +141,7 @@ def test_clipping_and_adam_see_the_global_gradient():
     assert_close(got[1], want[1], 1e-3)  # Adam divides tiny gradients by their size
 
 
+@pytest.mark.usefixtures("optimized")
 def test_the_state_is_donated():
     mesh = parallel.make_mesh(1)
     program = parallel.program(Classification(CNN), optax.sgd(0.1), SHAPES, mesh)
