@@ -32,13 +32,14 @@ _OPEN = ("bigbase_jax", "flax.linen", "optax", "jax.nn", "jax._src.nn")
 _FUNCTIONS = ("optax", "optax.contrib", "jax.nn", "jax.nn.initializers")  # all of them compute, and do nothing else
 _trusted: set[str] = set()  # packages
 _named: set[str] = set()  # import paths
-_SIZES = {"width", "depth", "decoder_depth", "heads", "kv_heads", "head_dim", "mlp_dim", "patch", "length", "types"}
-_SIZES |= {"vocab_size", "num_classes", "hidden", "stages", "depths", "pipeline_microbatches"}
+_SIZES = {"width", "depth", "decoder_depth", "heads", "kv_heads", "head_dim", "mlp_dim", "patch", "length", "hidden"}
+_SIZES |= {"vocab_size", "type_vocab_size", "num_classes", "stages", "depths", "pipeline_microbatches"}
 _RATES = {"dropout", "drop_path"}
 
 _IMAGE, _TEXT = "bigbase_jax.data.sources.image", "bigbase_jax.data.sources.text"
 _SYNTHETIC = "bigbase_jax.data.sources.synthetic"
 _MOVED = {  # what configs of earlier runs name -> what it is called now: modules, and "module:Name"
+    "bigbase_jax.train:Loop": "bigbase_jax.train:TrainConfig",
     "bigbase_jax.adapt": "bigbase_jax.wrappers.adapt",
     "bigbase_jax.tasks.mix": "bigbase_jax.wrappers.mix",
     "bigbase_jax.data.tokenizer": "bigbase_jax.text.tokenizer",
@@ -49,7 +50,9 @@ _MOVED = {  # what configs of earlier runs name -> what it is called now: module
     "bigbase_jax.data.sources.drawn": f"{_SYNTHETIC}.pictures",
     "bigbase_jax.data.sources.made_up_names": f"{_SYNTHETIC}.names",
 }
-_ARGUMENTS: dict[str, dict[str, str]] = {}  # "module:Name" of today -> what its arguments were called -> are called
+_ARGUMENTS = {  # "module:Name" of today -> what its arguments were called -> what they are called
+    "bigbase_jax.models.bert:Bert": {"types": "type_vocab_size"},
+}
 
 
 def renewed(node: Any) -> Any:
@@ -94,24 +97,24 @@ def deferred(fn: Callable[..., Any], /, **kwargs: Any) -> ConfigDict:
     return _node(fn, kwargs, deferred=True)
 
 
-def build(node: Any, facts: Mapping[str, Any] | None = None, _path: str = "config") -> Any:
+def build(node: Any, dataset_info: Mapping[str, Any] | None = None, _path: str = "config") -> Any:
     """The object a node describes, built from the inside out.
 
     Args:
       node: a ``target``/``deferred`` node, or any nest of mappings, lists and tuples with such nodes in it.
-      facts: values for arguments that the config leaves at None, by name, at any depth (``num_classes`` from the data).
+      dataset_info: values for arguments that the config leaves at None, by name, at any depth (``num_classes``).
 
     Raises:
       UserError: an unknown import path or argument (with the nearest one), or a constructor that refuses its values.
     """
-    facts = facts or {}
+    dataset_info = dataset_info or {}
     if isinstance(node, (list, tuple)):
-        return tuple(build(item, facts, f"{_path}[{i}]") for i, item in enumerate(node))
+        return tuple(build(item, dataset_info, f"{_path}[{i}]") for i, item in enumerate(node))
     if not isinstance(node, (Mapping, ConfigDict)):
         return node
     items = dict(node.items())
     if TARGET not in items:
-        return {key: build(value, facts, f"{_path}.{key}") for key, value in items.items()}
+        return {key: build(value, dataset_info, f"{_path}.{key}") for key, value in items.items()}
     fn = locate(items.pop(TARGET), _path)
     defer = items.pop(DEFER, False)
     known = _parameters(fn)
@@ -119,8 +122,10 @@ def build(node: Any, facts: Mapping[str, Any] | None = None, _path: str = "confi
     for key, value in items.items():
         if known is not None and key not in known:
             raise UserError(f"{_path}: {_name(fn)} has no argument {key!r}.{suggest(key, known, 'argument')}")
-        fact = value is None and key in facts
-        kwargs[key] = _tuples(facts[key]) if fact else build(value, facts, f"{_path}.{key}")  # a fact is never a node
+        fact = value is None and key in dataset_info
+        kwargs[key] = (
+            _tuples(dataset_info[key]) if fact else build(value, dataset_info, f"{_path}.{key}")
+        )  # a fact is never a node
     if isinstance(fn, type) and issubclass(fn, nn.Module):
         _check_numbers(kwargs, _path)
     try:

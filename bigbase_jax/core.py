@@ -357,13 +357,13 @@ class Dataset(Protocol):
 
     Attributes:
       splits: ``train``, and ``val`` and ``test`` where they exist.
-      facts: what the data knows of itself and a model may need, such as ``num_classes`` and ``class_names``; a
+      dataset_info: what the data knows of itself and a model may need, such as ``num_classes`` and ``class_names``; a
         constructor argument that the config leaves at None takes the fact of the same name (see ``build``).
       description: one line that says honestly what this data is.
     """
 
     splits: Mapping[str, Source]
-    facts: Mapping[str, Any]
+    dataset_info: Mapping[str, Any]
     description: str
 
     def fingerprint(self) -> str:
@@ -376,10 +376,10 @@ class Dataset(Protocol):
     def read(self, given: str | Mapping[str, Any]) -> Example | Sequence[Example]:
         """An unlabelled example of what a user gives, as the same decoder gives it; raises UserError if unreadable.
 
-        That is the path of a file, or, where the class has ``fields(config, facts) -> Fields``, a row by entry. What is
-        longer than an example gives several, whose outputs ``Task.join`` joins. A static method where it needs nothing
-        of the data, so that a model predicts where its data is not; one with a parameter ``facts`` gets those that the
-        run has kept, and one with ``limits`` those of its config. After the transforms, a static method
+        That is the path of a file, or, where the class has ``fields(config, dataset_info) -> Fields``, a row by entry.
+        What is longer than an example gives several, whose outputs ``Task.join`` joins. A static method where it
+        needs nothing of the data, so that a model predicts where its data is not; one with a parameter
+        ``dataset_info`` gets what the run has kept of it, and one with ``limits`` those of its config. After the transforms, a static method
         ``fit(example, shapes)`` of the class may give arrays the shapes of those that were trained on."""
         ...
 

@@ -32,7 +32,7 @@ from bigbase_jax.runtime.rundir import RunDir, as_json
 
 
 @dataclasses.dataclass(frozen=True)
-class Loop:
+class TrainConfig:
     """How long and how to run (``config.train``).
 
     Attributes:
@@ -124,11 +124,11 @@ def train(config: ConfigDict, workdir: str, name: str = "", observe: Observe | N
     # ------------------------------------------------------------------------------------------------- set up
     run = RunDir(workdir)
     run.refuse_other(config)
-    loop: Loop = build(config.train, _path="config.train")
+    loop: TrainConfig = build(config.train, _path="config.train")
     optimizer: Optimizer = build(config.optim, _path="config.optim")
     mesh = parallel.make_mesh(loop.devices, loop.mesh)
     data: Prepared = build(pretrained.data_of(run, config), _path="config.data").prepare(say)
-    task: Task = build(config.task, data.facts, _path="config.task")
+    task: Task = build(config.task, data.dataset_info, _path="config.task")
     parallel.check_batch(data.batch_size, mesh, loop.microbatches)
     parallel.check_batch(data.eval_batch_size, mesh, what="config.data.eval_batch_size")
     if loop.best_metric and "val" not in data.splits:
@@ -141,7 +141,9 @@ def train(config: ConfigDict, workdir: str, name: str = "", observe: Observe | N
     shapes = data.train_shapes(parallel.host(mesh))
     specs = [parallel.global_spec(batch, mesh) for batch in shapes]
     first, spec = shapes[-1], specs[-1]
-    run.keep_data({"facts": data.facts, "batch": {k: [list(s.shape), str(s.dtype)] for k, s in spec.items()}})
+    run.keep_data(
+        {"dataset_info": data.dataset_info, "batch": {k: [list(s.shape), str(s.dtype)] for k, s in spec.items()}}
+    )
     total = loop.total_steps(data.steps_per_epoch)
     eval_every = loop.eval_every or data.steps_per_epoch
     checkpoint_every = loop.checkpoint_every or eval_every
@@ -275,7 +277,7 @@ def _save(checkpoints: Checkpoints, log: Log, step: int, state: TrainState, prog
     checkpoints.save(step, state, progress, best=progress.get("best_step") == step)
 
 
-def _judge(progress: dict[str, Any], step: int, metrics: dict[str, Any], loop: Loop) -> dict[str, Any]:
+def _judge(progress: dict[str, Any], step: int, metrics: dict[str, Any], loop: TrainConfig) -> dict[str, Any]:
     """The progress after an evaluation: best value so far, evaluations without a better one, whether to stop."""
     if loop.best_metric is None:
         return progress

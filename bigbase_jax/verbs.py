@@ -22,7 +22,7 @@ from bigbase_jax.inference.predictor import Predictor
 from bigbase_jax.pages import report as report_page
 from bigbase_jax.runtime import compilation, distributed, whole
 from bigbase_jax.runtime.log import Diverged, say
-from bigbase_jax.runtime.restored import facts, restore
+from bigbase_jax.runtime.restored import dataset_info, restore
 from bigbase_jax.runtime.rundir import RunDir
 
 EXPORTS = ("safetensors", "adapter")
@@ -202,7 +202,7 @@ def report(workdir: str) -> dict[str, Any]:
     config = run.config()
     pictures = passages = None
     try:
-        task: Task = build(config.task, facts(run), _path="config.task")
+        task: Task = build(config.task, dataset_info(run), _path="config.task")
         passages = getattr(task, "passages", None)
         if passages is None:
             data = build(pretrained.data_of(run, config), _path="config.data").prepare(lambda line: None)

@@ -30,7 +30,7 @@ from bigbase_jax.data.transforms.mask_tokens import MaskTokens
 from bigbase_jax.models.bert import Bert
 from bigbase_jax.optim import Optimizer
 from bigbase_jax.tasks.masked_language import MaskedLanguageModel
-from bigbase_jax.train import Loop
+from bigbase_jax.train import TrainConfig
 
 
 class Size(NamedTuple):
@@ -112,7 +112,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         clip_norm=1.0,
     )
     config.train = target(
-        Loop,
+        TrainConfig,
         steps=size.steps,
         log_every=2 if args.tiny else 50,
         eval_every=4 if args.tiny else size.steps // 2,

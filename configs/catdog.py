@@ -23,7 +23,7 @@ from bigbase_jax.models.resnet import ResNet
 from bigbase_jax.models.vit import ViT
 from bigbase_jax.optim import Optimizer
 from bigbase_jax.tasks.classification import Classification
-from bigbase_jax.train import Loop
+from bigbase_jax.train import TrainConfig
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
@@ -74,9 +74,9 @@ def get_config(arg: str | None = None) -> ConfigDict:
         weight_decay=0.05,
     )
     if args.tiny:
-        config.train = target(Loop, steps=8, log_every=2, eval_every=4, ema_decay=0.99)
+        config.train = target(TrainConfig, steps=8, log_every=2, eval_every=4, ema_decay=0.99)
     elif photos:
-        config.train = target(Loop, epochs=50.0, log_every=50, eval_every=280, ema_decay=0.995)
+        config.train = target(TrainConfig, epochs=50.0, log_every=50, eval_every=280, ema_decay=0.995)
     else:
-        config.train = target(Loop, epochs=8.0, log_every=50, ema_decay=0.99)
+        config.train = target(TrainConfig, epochs=8.0, log_every=50, ema_decay=0.99)
     return config

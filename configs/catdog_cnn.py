@@ -23,7 +23,7 @@ from bigbase_jax.data.transforms import image as T
 from bigbase_jax.models.cnn import ConvNet
 from bigbase_jax.optim import Optimizer
 from bigbase_jax.tasks.classification import Classification
-from bigbase_jax.train import Loop
+from bigbase_jax.train import TrainConfig
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
@@ -52,5 +52,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     )
     config.task = target(Classification, model=target(ConvNet, stages=stages, dense=dense, kernel_init="torch"))
     config.optim = target(Optimizer, learning_rate=0.001, algorithm=deferred(optax.sgd, momentum=0.9))
-    config.train = target(Loop, steps=8, log_every=2) if args.tiny else target(Loop, epochs=10.0, log_every=100)
+    config.train = (
+        target(TrainConfig, steps=8, log_every=2) if args.tiny else target(TrainConfig, epochs=10.0, log_every=100)
+    )
     return config

@@ -24,7 +24,7 @@ from bigbase_jax.data.transforms import image as T
 from bigbase_jax.models.mlp import MLP
 from bigbase_jax.optim import Optimizer
 from bigbase_jax.tasks.classification import Classification
-from bigbase_jax.train import Loop
+from bigbase_jax.train import TrainConfig
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
@@ -51,7 +51,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     )
     config.optim = target(Optimizer, learning_rate=0.5, algorithm=deferred(optax.sgd))
     if args.tiny:
-        config.train = target(Loop, steps=8, log_every=2, best_metric="accuracy")
+        config.train = target(TrainConfig, steps=8, log_every=2, best_metric="accuracy")
     else:
-        config.train = target(Loop, epochs=100.0, log_every=700, best_metric="accuracy")
+        config.train = target(TrainConfig, epochs=100.0, log_every=700, best_metric="accuracy")
     return config

@@ -19,7 +19,7 @@ from bigbase_jax.data.transforms import image as T
 from bigbase_jax.models.cnn import ConvNet
 from bigbase_jax.optim import Optimizer
 from bigbase_jax.tasks.classification import Classification
-from bigbase_jax.train import Loop
+from bigbase_jax.train import TrainConfig
 
 CLASSES = ("t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")
 
@@ -63,7 +63,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         weight_decay=0.05,
     )
     if args.tiny:
-        config.train = target(Loop, steps=8, log_every=2, ema_decay=0.998)
+        config.train = target(TrainConfig, steps=8, log_every=2, ema_decay=0.998)
     else:
-        config.train = target(Loop, epochs=10.0, log_every=100, ema_decay=0.998)
+        config.train = target(TrainConfig, epochs=10.0, log_every=100, ema_decay=0.998)
     return config

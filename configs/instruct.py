@@ -30,7 +30,7 @@ from bigbase_jax.data.sources.text.chat import ChatFiles
 from bigbase_jax.models.decoder import Decoder
 from bigbase_jax.optim import Optimizer
 from bigbase_jax.tasks.language import CausalLanguageModel
-from bigbase_jax.train import Loop
+from bigbase_jax.train import TrainConfig
 from bigbase_jax.wrappers.adapt import LoRA
 
 
@@ -104,7 +104,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         clip_norm=1.0,
     )
     config.train = target(
-        Loop,
+        TrainConfig,
         epochs=size.epochs,
         log_every=2 if args.tiny else 50,
         eval_every=None if args.tiny else 200,

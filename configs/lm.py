@@ -25,7 +25,7 @@ from bigbase_jax.data.presets import texts, tokenizers
 from bigbase_jax.models.decoder import Decoder
 from bigbase_jax.optim import Optimizer
 from bigbase_jax.tasks.language import CausalLanguageModel
-from bigbase_jax.train import Loop
+from bigbase_jax.train import TrainConfig
 
 
 class Size(NamedTuple):
@@ -91,7 +91,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         clip_norm=1.0,
     )
     config.train = target(
-        Loop,
+        TrainConfig,
         steps=size.steps,
         log_every=2 if args.tiny else 50,
         eval_every=4 if args.tiny else 500,

@@ -23,7 +23,7 @@ from bigbase_jax.data.sources.text.tagged_text import ConllFiles
 from bigbase_jax.models.bert import Bert
 from bigbase_jax.optim import Optimizer
 from bigbase_jax.tasks.tagging import Tagging
-from bigbase_jax.train import Loop
+from bigbase_jax.train import TrainConfig
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
@@ -71,7 +71,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         clip_norm=1.0,
     )
     if args.tiny:
-        config.train = target(Loop, steps=8, log_every=2, eval_every=4, best_metric="overall_f1")
+        config.train = target(TrainConfig, steps=8, log_every=2, eval_every=4, best_metric="overall_f1")
     else:
-        config.train = target(Loop, epochs=4.0, log_every=50, best_metric="overall_f1")
+        config.train = target(TrainConfig, epochs=4.0, log_every=50, best_metric="overall_f1")
     return config

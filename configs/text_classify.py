@@ -36,7 +36,7 @@ from bigbase_jax.models.bert import Bert
 from bigbase_jax.models.decoder import Decoder
 from bigbase_jax.optim import Optimizer
 from bigbase_jax.tasks.text_classification import TextClassification
-from bigbase_jax.train import Loop
+from bigbase_jax.train import TrainConfig
 from bigbase_jax.wrappers.adapt import Frozen, LoRA
 
 
@@ -129,7 +129,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         clip_norm=1.0,
     )
     if args.tiny:
-        config.train = target(Loop, steps=8, log_every=2, eval_every=4, best_metric="accuracy")
+        config.train = target(TrainConfig, steps=8, log_every=2, eval_every=4, best_metric="accuracy")
     else:
-        config.train = target(Loop, epochs=4.0, log_every=50, best_metric="accuracy")
+        config.train = target(TrainConfig, epochs=4.0, log_every=50, best_metric="accuracy")
     return config

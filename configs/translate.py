@@ -32,7 +32,7 @@ from bigbase_jax.data.sources.text.parallel_text import ParallelText
 from bigbase_jax.models.encoder_decoder import EncoderDecoder
 from bigbase_jax.optim import Optimizer
 from bigbase_jax.tasks.translation import Translation
-from bigbase_jax.train import Loop
+from bigbase_jax.train import TrainConfig
 
 
 class Size(NamedTuple):
@@ -118,7 +118,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         clip_norm=1.0,
     )
     config.train = target(
-        Loop,
+        TrainConfig,
         steps=size.steps,
         log_every=2 if args.tiny else 50,
         eval_every=4 if args.tiny else size.steps // 4,

@@ -59,7 +59,7 @@ class Files(Rows):
 
 class Points:
     splits: ClassVar = {name: Rows(count) for name, count in SIZES.items()}
-    facts: ClassVar = {}
+    dataset_info: ClassVar = {}
     description: ClassVar = "points for a test"
 
     def fingerprint(self):

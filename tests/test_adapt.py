@@ -76,7 +76,13 @@ def words(size=4):
     tokens = np.random.default_rng(0).integers(0, 11, (size, 9)).astype(np.int32)
     ones = np.ones((size, 8), np.int32)
     places = np.broadcast_to(np.arange(8, dtype=np.int32), (size, 8))
-    batch = {"inputs": tokens[:, :-1], "targets": tokens[:, 1:], "segments": ones, "positions": places, "bytes": ones}
+    batch = {
+        "inputs": tokens[:, :-1],
+        "targets": tokens[:, 1:],
+        "segment_ids": ones,
+        "positions": places,
+        "bytes": ones,
+    }
     return {name: jnp.asarray(x) for name, x in {**batch, "mask": np.ones(size, np.float32)}.items()}
 
 

@@ -85,7 +85,7 @@ def fake_root(tmp_path, files):
     return tmp_path
 
 
-def started(*devices, errors=None, log="", **facts):
+def started(*devices, errors=None, log="", **dataset_info):
     """The stages of a child process in which everything went well on these devices."""
     backend = devices[0]["platform"]
     exchanged = {kind: {"wrong": [], "seconds": 1e-3, "bytes_per_second": 1e9} for kind in ("psum", "ppermute")}
@@ -99,7 +99,7 @@ def started(*devices, errors=None, log="", **facts):
                 "processes": 1,
                 "errors": errors or {},
                 "seconds": 1.0,
-                **facts,
+                **dataset_info,
             },
             log=log,
         ),
@@ -114,13 +114,15 @@ def until(name, stage):
     return {**{n: whole[n] for n in list(whole)[: list(whole).index(name)]}, name: stage}
 
 
-def written(**facts):
+def written(**dataset_info):
     found = {"folder": "runs", "nearest": "/data", "exists": False, "free": 1e12, "files_free": 1000, "versions": {}}
-    return Stage("done", {**found, "bytes_per_second": 1e9, **facts})
+    return Stage("done", {**found, "bytes_per_second": 1e9, **dataset_info})
 
 
-def kept(**facts):
-    return Stage("done", {"folder": "/cache/xla", "exists": True, "writable": True, "size": 10, "files": 2, **facts})
+def kept(**dataset_info):
+    return Stage(
+        "done", {"folder": "/cache/xla", "exists": True, "writable": True, "size": 10, "files": 2, **dataset_info}
+    )
 
 
 def data(**folders):
@@ -781,9 +783,12 @@ def test_a_gpu_whose_start_hangs_is_the_drivers_problem(tmp_path):
 
 def test_wrong_numbers_of_a_collective_are_a_problem(tmp_path):
     stage = started(GPU, GPU)
-    facts = {**stage["collectives"].facts, "psum": {"wrong": [1], "seconds": 1e-3, "bytes_per_second": 1e9}}
+    dataset_info = {
+        **stage["collectives"].dataset_info,
+        "psum": {"wrong": [1], "seconds": 1e-3, "bytes_per_second": 1e9},
+    }
     smi = dataclasses.replace(HEALTHY.smi, gpus=(H100, H100))
-    found = judged(tmp_path, jax={**stage, "collectives": Stage("done", facts)}, smi=smi)
+    found = judged(tmp_path, jax={**stage, "collectives": Stage("done", dataset_info)}, smi=smi)
     assert wrong(found) == [("problem", "collectives", "NCCL_P2P_DISABLE=1 python launch.py --mode=doctor")]
     assert "psum gives wrong numbers on 1 device [1]" in sentences(found)
 
@@ -825,7 +830,7 @@ def test_memory(tmp_path, files, low, said):
 
 
 @pytest.mark.parametrize(
-    ("facts", "status", "said"),
+    ("dataset_info", "status", "said"),
     [
         ({}, "ok", "1 GB/s written and synced, 1 TB free, xfs"),
         ({"refused": "Permission denied"}, "problem", "runs cannot be written: Permission denied"),
@@ -840,12 +845,12 @@ def test_memory(tmp_path, files, low, said):
         ({"nearest": "/databank"}, "note", "lost with the container"),
     ],
 )
-def test_the_work_folder(tmp_path, facts, status, said):
+def test_the_work_folder(tmp_path, dataset_info, status, said):
     mounts = (
         "overlay / overlay rw 0 0\n/dev/sdb /data xfs rw 0 0\ntmpfs /dev/shm tmpfs rw 0 0\n"
         "filer:/export/home /my\\040home nfs4 rw 0 0\nbucket /bucket fuse.gcsfuse rw 0 0\n"
     )
-    disk = {**PLAIN.disk, "workdir": written(**facts)}
+    disk = {**PLAIN.disk, "workdir": written(**dataset_info)}
     found = judged(tmp_path, PLAIN, {**NO_GPU, "/proc/mounts": mounts}, disk=disk)
     ((given, text, fix),) = [(c.status, c.text, c.fix) for c in found if c.name == "work folder"]
     assert given == status and said in text
@@ -929,7 +934,7 @@ def python(code):
     return [sys.executable, "-c", code]
 
 
-LINE = json.dumps({"state": "done", "facts": {"x": 1}, "error": ""})
+LINE = json.dumps({"state": "done", "dataset_info": {"x": 1}, "error": ""})
 
 
 def test_a_child_that_hangs_is_given_up_in_time():

@@ -48,8 +48,8 @@ def test_batches_of_several_lengths_give_what_those_of_one_length_give(tmp_path)
     """In the order of the split, and filled up to one length."""
     words = {"dataset": Numerals(count=60, largest=999), "cache_dir": str(tmp_path)}
     plain, by_length = (Data(batch_size=8, buckets=b, **words).prepare(lambda line: None) for b in ((), (20, 30)))
-    model = EncoderDecoder(vocab_size=plain.facts["vocab_size"], depth=1, heads=2, width=16, mlp_dim=16)
-    ids = {name: plain.facts[name] for name in ("tokenizer", "pad_id", "start_id", "end_id")}
+    model = EncoderDecoder(vocab_size=plain.dataset_info["vocab_size"], depth=1, heads=2, width=16, mlp_dim=16)
+    ids = {name: plain.dataset_info[name] for name in ("tokenizer", "pad_id", "start_id", "end_id")}
     task = Translation(model, max_length=9, **ids)
     variables = task.init(jax.random.key(0), plain.train_shapes()[0])
     mesh = parallel.make_mesh(2)

@@ -216,7 +216,7 @@ def test_predictions_of_a_folder_equal_those_of_the_evaluation(tmp_path):
     launch(recipe, f"--workdir={tmp_path / 'run'}")
     kept = np.load(tmp_path / "run" / "predictions-test.npz")
     _, out, _ = launch("--mode=predict", f"--workdir={tmp_path / 'run'}", f"--input={folder / 'test'}")
-    classes = json.loads((tmp_path / "run" / "data.json").read_text())["facts"]["class_names"]
+    classes = json.loads((tmp_path / "run" / "data.json").read_text())["dataset_info"]["class_names"]
     answers = [[json.loads(line)["probabilities"][name] for name in classes] for line in out.splitlines()]
     np.testing.assert_allclose(np.array(answers), kept["probabilities"], atol=1e-5)
 

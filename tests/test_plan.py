@@ -169,11 +169,11 @@ def test_only_one_example_is_read(small_chip, tmp_path):
         Image.new("RGB", (40, 40)).save(first)
         source = recipe(arg=f"tiny,data=folder,root={tmp_path}").data
         try:
-            _, facts, spec, count = plan.read_example(types.SimpleNamespace(data=source))
+            _, dataset_info, spec, count = plan.read_example(types.SimpleNamespace(data=source))
             break
         except UserError:
             first.write_bytes(b"not a picture")  # not the split's first one
-    assert facts["num_classes"] == 2 and count < 16
+    assert dataset_info["num_classes"] == 2 and count < 16
     assert spec["image"].shape == (16, 32, 32, 3) and spec["mask"].shape == (16,)
 
 

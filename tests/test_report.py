@@ -72,7 +72,7 @@ def make_run(folder, names=("cats", NASTY), wrong=True):
     np.savez(folder / "predictions-test.npz", probabilities=p_NK.astype(np.float32), label=label_N, index=index_N)
     write = lambda name, value: (folder / name).write_text(json.dumps(value))  # noqa: E731
     write("config.json", {"seed": 7, "optim": {"learning_rate": 0.125, "target": NASTY}, "data": {"list": [{"a": 1}]}})
-    write("data.json", {"facts": {"class_names": names}, "batch": {}})
+    write("data.json", {"dataset_info": {"class_names": names}, "batch": {}})
     data = {"description": "embedded drawings", "fingerprint": "f1n6e2", "splits": {"train": 4000, "test": 1234}}
     lineage = {"command": f"python launch.py {NASTY}", "git_commit": "c0ffee", "git_dirty": True, "data": data,
                "versions": {"jax": "0.11.1"}, "devices": {"kind": "TPU v4", "count": 8},

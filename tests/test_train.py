@@ -20,7 +20,7 @@ from bigbase_jax.runtime.checkpoint import Checkpoints
 from bigbase_jax.runtime.log import Diverged, _Rows
 from bigbase_jax.runtime.restored import restore
 from bigbase_jax.runtime.rundir import RunDir
-from bigbase_jax.train import Loop
+from bigbase_jax.train import TrainConfig
 
 
 def recipe(name="catdog_mlp", arg="tiny", **loop):
@@ -83,7 +83,7 @@ def test_early_stopping_keeps_and_reports_the_best_checkpoint_whatever_is_damage
     ("mode", "values", "best"), [("max", [0.5, 0.7, 0.7, 0.6], 2), ("min", [0.5, 0.7, 0.4, 0.4], 3)]
 )
 def test_the_first_of_equally_good_evaluations_is_the_best(mode, values, best):
-    loop = Loop(steps=9, best_metric="m", best_mode=mode, patience=2)
+    loop = TrainConfig(steps=9, best_metric="m", best_mode=mode, patience=2)
     progress = {}
     for step, value in enumerate(values, 1):
         progress = training._judge(progress, step, {"m": value}, loop)
@@ -140,7 +140,7 @@ def test_a_run_that_was_stopped_in_an_interval_has_the_rows_of_one_that_was_not(
 
 def test_an_unknown_metric_lists_those_there_are(tmp_path):
     with pytest.raises(UserError, match=r"best_metric 'acuracy' is not measured; there are .*accuracy"):
-        training._judge({}, 1, {"accuracy": 0.5, "per_class": {}}, Loop(steps=1, best_metric="acuracy"))
+        training._judge({}, 1, {"accuracy": 0.5, "per_class": {}}, TrainConfig(steps=1, best_metric="acuracy"))
 
 
 def test_divergence_names_the_step_and_saves_nothing_infinite(tmp_path):
@@ -190,7 +190,7 @@ def test_nan_before_the_first_checkpoint_is_a_sentence_and_the_next_start_begins
 )
 def test_impossible_loops_are_refused(arguments, message):
     with pytest.raises(UserError, match=message):
-        Loop(**arguments)
+        TrainConfig(**arguments)
 
 
 @pytest.mark.parametrize(
@@ -219,7 +219,7 @@ def test_steps_on_the_command_line_take_the_place_of_epochs(monkeypatch, given, 
 
 
 def test_epochs_and_evaluations_need_not_be_whole():
-    assert Loop(epochs=1.5).total_steps(10.2) == 16
+    assert TrainConfig(epochs=1.5).total_steps(10.2) == 16
     due = [step for step in range(1, 40) if training._due(step, 12.5)]
     assert due == [13, 25, 38]
     assert [step for step in range(1, 10) if training._due(step, 4)] == [4, 8]

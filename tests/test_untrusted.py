@@ -213,7 +213,7 @@ def folder(tmp_path_factory):
     run = RunDir(tmp_path_factory.mktemp("runs") / "run")
     run.create(config, "f")
     shapes = {"image": [[16, 32, 32, 3], "uint8"], "label": [[16], "int32"], "mask": [[16], "float32"]}
-    run.write_json("data.json", {"facts": {"num_classes": 2, "class_names": ["cat", "dog"]}, "batch": shapes})
+    run.write_json("data.json", {"dataset_info": {"num_classes": 2, "class_names": ["cat", "dog"]}, "batch": shapes})
     run.write_json("lineage.json", {"data": {"fingerprint": "f"}})
     run.write_json("eval-test.json", {"split": "test", "step": 1, "loss": 1.0})
     return run.path
@@ -273,8 +273,8 @@ def test_other_files_of_a_run_are_data_too(where, folder, canary, tmp_path):
     path = spoiled(folder, tmp_path, "seed", 0)
     if where == "data.json":
         found = json.loads((path / "data.json").read_text())
-        (path / "data.json").write_text(json.dumps({**found, "facts": {"num_classes": node}}))
-        with pytest.raises(UserError, match="facts are numbers and texts"):
+        (path / "data.json").write_text(json.dumps({**found, "dataset_info": {"num_classes": node}}))
+        with pytest.raises(UserError, match="what is known of data is numbers and texts"):
             verbs.export(str(path))
     elif where == "a trial's folder":
         sweep = tmp_path / "sweep"

@@ -136,7 +136,7 @@ class File(NamedTuple):
         return f"{self.path}/{self.member}" if self.member else self.path
 
     @property
-    def stamp(self) -> list[str | int]:
+    def file_signature(self) -> list[str | int]:
         """What changes when the file does."""
         return [self.name, self.path, self.size, self.mtime_ns, self.member]
 

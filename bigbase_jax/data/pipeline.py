@@ -131,9 +131,9 @@ class Data:
             )
 
     @property
-    def facts(self) -> Mapping[str, Any]:
+    def dataset_info(self) -> Mapping[str, Any]:
         """The data set's facts (``num_classes``, ...)."""
-        return self.dataset.facts
+        return self.dataset.dataset_info
 
     @property
     def num_workers(self) -> int:
@@ -211,9 +211,9 @@ class Prepared:
         self.bad: Mapping[str, caches.Bad] = {name: part.bad for name, part in parts.items()}
 
     @property
-    def facts(self) -> Mapping[str, Any]:
+    def dataset_info(self) -> Mapping[str, Any]:
         """The data set's facts (``num_classes``, ...)."""
-        return self.data.facts
+        return self.data.dataset_info
 
     @property
     def description(self) -> str:
@@ -252,7 +252,7 @@ class Prepared:
         """Lines for people: what the data is, the examples and classes of each split, what is left out, caches."""
         lines = [f"data: {self.description}"]
         for name, part in self._parts.items():
-            lines.append(f"  {name}: {len(part.kept):,} examples{_balance(part.kept, self.facts)}")
+            lines.append(f"  {name}: {len(part.kept):,} examples{_balance(part.kept, self.dataset_info)}")
         counts = {name: len(bad) for name, bad in self.bad.items() if bad}
         if counts:
             each = ", ".join(f"{name} {count:,}" for name, count in counts.items())
@@ -909,12 +909,12 @@ def _name(source: Source, split: str, index: int) -> str:
     return str(name(index)) if callable(name) else f"{split}/{index}"
 
 
-def _balance(source: KeptSource, facts: Mapping[str, Any]) -> str:
+def _balance(source: KeptSource, dataset_info: Mapping[str, Any]) -> str:
     """``", cat 1,000 (50.0 %), dog 1,000 (50.0 %)"``; the range of counts where there are many classes."""
     labels = source.labels
     if labels is None or labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer) or not labels.size:
         return ""
-    names: Sequence[str] = facts.get("class_names") or ()
+    names: Sequence[str] = dataset_info.get("class_names") or ()
     counts = np.bincount(labels[labels >= 0], minlength=len(names))
     if len(counts) > 10:
         return f", {len(counts)} classes of {counts.min():,} to {counts.max():,}"

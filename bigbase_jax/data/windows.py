@@ -50,9 +50,9 @@ class Windows:
         return int(self._whole[-1] if len(self._whole) else 0) + len(self._bins) - 1
 
     def __getitem__(self, index: int) -> Example:
-        """``inputs``, ``targets``, ``segments``, ``positions``, ``bytes``: i32[L] each.
+        """``inputs``, ``targets``, ``segment_ids``, ``positions``, ``bytes``: i32[L] each.
 
-        ``segments`` number the pieces from 1, 0 is padding; ``positions`` count from 0 in each piece; ``bytes`` are
+        ``segment_ids`` number the pieces from 1, 0 is padding; ``positions`` count from 0 in each piece; ``bytes`` are
         those of text that the target stands for.
         """
         if not 0 <= index < len(self):
@@ -71,7 +71,7 @@ class Windows:
             here = slice(at, at + n)
             example["inputs"][here] = self._tokens.tokens[start : start + n]
             example["targets"][here] = self._tokens.tokens[start + 1 : start + n + 1]
-            example["segments"][here] = segment
+            example["segment_ids"][here] = segment
             example["positions"][here] = np.arange(n)
             example["bytes"][here] = self._tokens.bytes_of(start + 1, start + n + 1)
             at += n
@@ -82,7 +82,7 @@ class Windows:
         return f"{self._split}[{index}]"
 
 
-_ENTRIES = ("inputs", "targets", "segments", "positions", "bytes")
+_ENTRIES = ("inputs", "targets", "segment_ids", "positions", "bytes")
 
 
 def pack(lengths_P: np.ndarray, capacity: int) -> np.ndarray:

@@ -28,7 +28,7 @@ from bigbase_jax.pretrained import load, schema
 from bigbase_jax.pretrained.start import is_run, merged, model_of
 from bigbase_jax.runtime.untrusted import parse_json, read_object, read_regular
 from bigbase_jax.tasks.text_classification import headless, hidden
-from bigbase_jax.text.tokenizer import TokenizerFile, facts_of
+from bigbase_jax.text.tokenizer import TokenizerFile, dataset_info_of
 
 _LENGTH = 512  # of a published model's texts in tokens, where nothing says less
 _LEAST = 16  # tokens that a batch has room for; it is a power of two, so that few programs are compiled
@@ -77,9 +77,9 @@ class Embedder:
             run = Predictor(folder, step)
             task, model = model_of(run.task)
             self._variables = merged(run.task, run.variables)
-            if "tokenizer" not in run.facts:
+            if "tokenizer" not in run.dataset_info:
                 raise UserError(f"the run in {folder} reads no text, of which there could be vectors.")
-            self._facts: Mapping[str, Any] = {**run.facts, "pair": False}
+            self._facts: Mapping[str, Any] = {**run.dataset_info, "pair": False}
             self.limits, encoding = run.limits, self._facts.get("encoding", encoding)
             causal = hasattr(model, "decode")
             pool = getattr(task, "pool", None) or ("last" if causal else "mean")
@@ -90,9 +90,11 @@ class Embedder:
             self._model = headless(model)
             self.pools, self.normalize, length = _published(pathlib.Path(os.path.expanduser(folder)), model)
             tokenizer = TokenizerFile(str(folder)).fit(lambda: iter(()), lambda: iter(()), False)
-            self._facts = {**facts_of(tokenizer), "pair": False, "length": length}
+            self._facts = {**dataset_info_of(tokenizer), "pair": False, "length": length}
         self.fields: Fields = LabelledText.fields({"encoding": encoding}, {"pair": False})
-        spec = {name: jax.ShapeDtypeStruct((1, _LEAST), jnp.int32) for name in ("tokens", "segments", "types")}
+        spec = {
+            name: jax.ShapeDtypeStruct((1, _LEAST), jnp.int32) for name in ("tokens", "segment_ids", "token_type_ids")
+        }
         self.width: int = jax.eval_shape(self._compute, self._variables, spec).shape[-1]
 
     def vectors(self, inputs: Iterable[Input]) -> Iterator[tuple[Input, np.ndarray | UserError]]:
@@ -103,7 +105,7 @@ class Embedder:
             read = [self._read(item) for item in some]
             examples = [found for found in read if not isinstance(found, UserError)]
             if examples:
-                longest = max(int(example["segments"].sum()) for example in examples)
+                longest = max(int(example["segment_ids"].sum()) for example in examples)
                 size = min(max(_LEAST, 1 << (longest - 1).bit_length()), len(examples[0]["tokens"]))
                 padded = [*examples, *[examples[-1]] * (ROWS - len(examples))]
                 batch = {name: np.stack([example[name][:size] for example in padded]) for name in padded[0]}
@@ -119,7 +121,7 @@ class Embedder:
 
     def _compute(self, variables: Any, batch: Mapping[str, Array]) -> Array:
         y_BLD = hidden(self._model, variables, batch)
-        real_BL = (jnp.asarray(batch["segments"]) > 0).astype(jnp.float32)
+        real_BL = (jnp.asarray(batch["segment_ids"]) > 0).astype(jnp.float32)
         vector_BD = jnp.concatenate([POOLS[name](y_BLD, real_BL) for name in self.pools], -1)
         norm_B1 = jnp.linalg.norm(vector_BD, axis=-1, keepdims=True)
         return vector_BD / jnp.maximum(norm_B1, 1e-12) if self.normalize else vector_BD

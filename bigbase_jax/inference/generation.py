@@ -26,7 +26,7 @@ from flax.core import freeze
 from bigbase_jax import parallel, pretrained
 from bigbase_jax.build import parse_arg
 from bigbase_jax.core import UserError, Variables
-from bigbase_jax.data.sources.text.parallel_text import Encoder, pair_facts
+from bigbase_jax.data.sources.text.parallel_text import Encoder, pair_dataset_info
 from bigbase_jax.decoding import decoding
 from bigbase_jax.inference.inputs import Input
 from bigbase_jax.inference.predictor import Predictor
@@ -35,7 +35,7 @@ from bigbase_jax.models.transformer import unstack_blocks
 from bigbase_jax.pretrained.folder import generation
 from bigbase_jax.pretrained.start import is_run, merged, model_of
 from bigbase_jax.runtime import compilation
-from bigbase_jax.runtime.restored import facts, restore
+from bigbase_jax.runtime.restored import dataset_info, restore
 from bigbase_jax.runtime.rundir import RunDir
 from bigbase_jax.tasks.translation import Translation
 from bigbase_jax.text import chat_template
@@ -557,7 +557,7 @@ def _broken(text: str) -> bool:
 
 def _of_run(run_: RunDir, task: Any, variables: Variables) -> tuple[Writer, Any]:
     inner, model = model_of(task)
-    state, known = getattr(inner, "tokenizer", None), facts(run_)
+    state, known = getattr(inner, "tokenizer", None), dataset_info(run_)
     if state is None or not hasattr(model, "decode"):
         raise UserError(
             f"{run_.path} holds a {type(inner).__name__}, which writes no text; --mode=predict shows what it does."
@@ -587,20 +587,20 @@ def _translate_by_folder(path: str, model: EncoderDecoder, variables: Variables,
     tokens = [encode(source, prompt) for prompt in prompts]
     _refuse_unknown(tokens, model)
     most = min(words.get("max_length", 512), 1 << 14) - 1  # theirs counts the start token
-    facts = pair_facts(source, target, _rounded(max(map(len, tokens)) + 1, 16), most)
-    facts["start_id"] = words.get("decoder_start_token_id", facts["start_id"])
-    _refuse_unknown([[facts[f"{role}_id"]] for role in ("start", "pad", "end")], model)
+    dataset_info = pair_dataset_info(source, target, _rounded(max(map(len, tokens)) + 1, 16), most)
+    dataset_info["start_id"] = words.get("decoder_start_token_id", dataset_info["start_id"])
+    _refuse_unknown([[dataset_info[f"{role}_id"]] for role in ("start", "pad", "end")], model)
     task = Translation(
         model,
         target.state(),
         beams=words.get("num_beams") or 1,
         length_penalty=words.get("length_penalty", 1.0),
         max_length=most,
-        pad_id=facts["pad_id"],
-        start_id=facts["start_id"],
-        end_id=facts["end_id"],
+        pad_id=dataset_info["pad_id"],
+        start_id=dataset_info["start_id"],
+        end_id=dataset_info["end_id"],
     )
-    translate, encoder = jax.jit(task.translate), Encoder(facts)
+    translate, encoder = jax.jit(task.translate), Encoder(dataset_info)
     rows = max(ROWS // task.beams, 1)
     for first in range(0, len(prompts), rows):
         began, some = time.monotonic(), tokens[first : first + rows]

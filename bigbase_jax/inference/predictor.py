@@ -20,7 +20,7 @@ from bigbase_jax.data.pipeline import apply_eval
 from bigbase_jax.inference import published
 from bigbase_jax.inference.inputs import Input
 from bigbase_jax.inference.published import Opened
-from bigbase_jax.runtime.restored import facts, restore
+from bigbase_jax.runtime.restored import dataset_info, restore
 from bigbase_jax.runtime.rundir import RunDir
 
 ROWS = 32
@@ -39,7 +39,7 @@ class Predictor:
       variables: its trained variables, on one device.
       fields: what of a row it reads; None: it reads whole files alone.
       limits: of reading a file.
-      facts: what it knows of its data, the encoding of texts among it.
+      dataset_info: what it knows of its data, the encoding of texts among it.
       step: the checkpoint.
     """
 
@@ -51,19 +51,19 @@ class Predictor:
         """
         run = RunDir(workdir)
         opened = _run(run, step) if "task" in run.config_json() else published.opened(str(workdir))
-        self.task, self.variables, self.step, self.facts, self._shapes, self._transforms = opened[:6]
+        self.task, self.variables, self.step, self.dataset_info, self._shapes, self._transforms = opened[:6]
         self._seed, dataset, node = opened[6:]
         self._fit: Callable[..., Example] | None = getattr(dataset, "fit", None)
         self.fields: Fields | None = None
         if hasattr(dataset, "fields"):
-            self.fields = fields = dataset.fields(node, self.facts)
-            self.facts = {**self.facts, "encoding": fields.encoding}
+            self.fields = fields = dataset.fields(node, self.dataset_info)
+            self.dataset_info = {**self.dataset_info, "encoding": fields.encoding}
         self.limits: Limits = build(node.get("limits"), _path="config.data.dataset.limits") or LIMITS
         self._read: Callable[[Any], Example | Sequence[Example]]
         if not isinstance(inspect.getattr_static(dataset, "read"), staticmethod):
             self._read = build(node, _path="config.data.dataset").read  # which depends on the data
         else:
-            known = {"facts": self.facts, "limits": self.limits}
+            known = {"dataset_info": self.dataset_info, "limits": self.limits}
             wanted = inspect.signature(dataset.read).parameters
             self._read = functools.partial(dataset.read, **{name: known[name] for name in known if name in wanted})
 
@@ -134,9 +134,9 @@ class Predictor:
 
 
 def _run(run: RunDir, step: int | None) -> Opened:
-    config, known = run.config(), facts(run)
+    config, known = run.config(), dataset_info(run)
     task, variables, step = restore(run, config, parallel.make_mesh(1), step)
-    shapes = {key: tuple(shape[1:]) for key, (shape, _) in run.read_json("data.json")["batch"].items()}
+    shapes = {key: tuple(shape[1:]) for key, (shape, _) in run.data_json()["batch"].items()}
     transforms = build(config.data.eval_transforms, _path="config.data.eval_transforms")
     node = config.data.dataset
     dataset = locate(node.target, "config.data.dataset.target")

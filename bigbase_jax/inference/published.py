@@ -19,7 +19,7 @@ from bigbase_jax.pretrained.folder import describe
 from bigbase_jax.pretrained.schema import FLAG, SIDE, Kind, check, either, listed, number, whole
 from bigbase_jax.tasks.classification import Classification
 from bigbase_jax.tasks.text_classification import TextClassification
-from bigbase_jax.text.tokenizer import TokenizerFile, facts_of
+from bigbase_jax.text.tokenizer import TokenizerFile, dataset_info_of
 
 _LENGTH = 512  # tokens, of a model that reads more
 _SIDES = Kind(
@@ -45,7 +45,7 @@ class Opened(NamedTuple):
 
     Attributes:
       step: the checkpoint; 0 of a folder that has none.
-      facts: what it knows of its data.
+      dataset_info: what it knows of its data.
       shapes: of a batch's arrays, without axis B.
       transforms: what comes between reading and the model.
       seed: of the transforms.
@@ -56,7 +56,7 @@ class Opened(NamedTuple):
     task: Task
     variables: Variables
     step: int
-    facts: Mapping[str, Any]
+    dataset_info: Mapping[str, Any]
     shapes: Mapping[str, tuple[int, ...]]
     transforms: tuple[Any, ...]
     seed: int
@@ -84,20 +84,20 @@ def opened(path: str) -> Opened:
     model, variables = pretrained.load(path, fresh=False)
     labels = config.get("id2label") or {}
     names = tuple(str(labels[key]) for key in sorted(labels, key=int))
-    facts: dict[str, Any] = {"num_classes": model.num_classes}
+    dataset_info: dict[str, Any] = {"num_classes": model.num_classes}
     if len(names) == model.num_classes and len(set(names)) == len(names):
-        facts["class_names"] = names
+        dataset_info["class_names"] = names
     if kind.endswith("ForImageClassification"):
-        return _of_pictures(path, model, variables, facts)
+        return _of_pictures(path, model, variables, dataset_info)
     tokenizer = TokenizerFile(path).fit(lambda: iter(()), lambda: iter(()), False)
     length = min(model.length, _LENGTH)
-    facts |= {**facts_of(tokenizer), "length": length, "pair": False}
-    task: Any = TextClassification(model, class_names=facts.get("class_names"), tokenizer=tokenizer.state())
+    dataset_info |= {**dataset_info_of(tokenizer), "length": length, "pair": False}
+    task: Any = TextClassification(model, class_names=dataset_info.get("class_names"), tokenizer=tokenizer.state())
     shapes = dict.fromkeys(task.inputs, (length,))
-    return Opened(task, variables, 0, facts, shapes, (), 0, LabelledText, ConfigDict())
+    return Opened(task, variables, 0, dataset_info, shapes, (), 0, LabelledText, ConfigDict())
 
 
-def _of_pictures(path: str, model: Any, variables: Variables, facts: Mapping[str, Any]) -> Opened:
+def _of_pictures(path: str, model: Any, variables: Variables, dataset_info: Mapping[str, Any]) -> Opened:
     where = pathlib.Path(path).expanduser() / PREPROCESSOR
     if not where.is_file():
         raise UserError(f"{path} has no {PREPROCESSOR}, which says what becomes of pictures before the model.")
@@ -105,8 +105,10 @@ def _of_pictures(path: str, model: Any, variables: Variables, facts: Mapping[str
     resize = _Resize.of(said)
     normalised = said.get("do_normalize", True)
     mean, std = (tuple(said.get(key, 3 * [0.5])) if normalised else 3 * (x,) for key, x in _NORMALISED.items())
-    task: Any = Classification(model, class_names=facts.get("class_names"), mean=mean, std=std)
-    return Opened(task, variables, 0, facts, {"image": (*resize.shape, 3)}, (resize,), 0, ReadsPictures, ConfigDict())
+    task: Any = Classification(model, class_names=dataset_info.get("class_names"), mean=mean, std=std)
+    return Opened(
+        task, variables, 0, dataset_info, {"image": (*resize.shape, 3)}, (resize,), 0, ReadsPictures, ConfigDict()
+    )
 
 
 _NORMALISED = {"image_mean": 0.0, "image_std": 1.0}

@@ -19,9 +19,9 @@ CLASSIFIERS = ("pooled", "dense", "mean")
 class Bert(nn.Module):
     """A transformer that reads both ways (Devlin et al. 2019); its size is that of BERT-base.
 
-    RoBERTa (Liu et al. 2019) is ``types=1, position_offset=2, epsilon=1e-5, classifier="dense"``, MiniLM (Wang et al.
-    2020) and Chinese BERT are BERT of another size and vocabulary. Unlike theirs, attention weights are not dropped,
-    and activations of the hidden layers are.
+    RoBERTa (Liu et al. 2019) is ``type_vocab_size=1, position_offset=2, epsilon=1e-5, classifier="dense"``, MiniLM
+    (Wang et al. 2020) and Chinese BERT are BERT of another size and vocabulary. Unlike theirs, attention weights are
+    not dropped, and activations of the hidden layers are.
 
     ``hidden`` is the model; ``masked_logits``, ``next_logits`` and ``classify`` are heads on what it gives.
 
@@ -30,7 +30,7 @@ class Bert(nn.Module):
       length: the longest sequence.
       width, depth, heads: D, blocks, heads.
       mlp_dim: of the hidden layers; None: 4 x width.
-      types: of tokens: which of two texts they belong to. 1: there is no difference.
+      type_vocab_size: kinds of tokens: which of two texts they belong to. 1: there is no difference.
       position_offset: the row of the first position in the table of ``length + position_offset`` rows.
       activation, epsilon, kernel_init: see ``Style``.
       pooled: have ``pool``, a layer on the first token.
@@ -54,7 +54,7 @@ class Bert(nn.Module):
     depth: int = 12
     heads: int = 12
     mlp_dim: int | None = None
-    types: int = 2
+    type_vocab_size: int = 2
     position_offset: int = 0
     activation: str = "gelu"
     epsilon: float = 1e-12
@@ -76,7 +76,7 @@ class Bert(nn.Module):
         check_computing(self)
         look_up(dict.fromkeys(CLASSIFIERS), self.classifier, "classifier")
         self.style.sizes(self.width, self.heads)
-        for name, least in (("types", 1), ("position_offset", 0)):
+        for name, least in (("type_vocab_size", 1), ("position_offset", 0)):
             if getattr(self, name) < least:
                 raise ModelError(f"{name} is {getattr(self, name)}; it must be at least {least}.")
         super().__post_init__()
@@ -96,7 +96,7 @@ class Bert(nn.Module):
         self.embedding = self.param("embedding", _init, (self.vocab_size, self.width))
         rows = (self.length or 0) + self.position_offset
         self.position = self.param("position", _init, (rows, self.width))
-        self.type = self.param("type", _init, (self.types, self.width))
+        self.type = self.param("type", _init, (self.type_vocab_size, self.width))
         self.norm = nn.LayerNorm(epsilon=self.epsilon, dtype=DTYPES[self.dtype])
         self.encoder = encoder_of(
             self,
@@ -157,7 +157,7 @@ class Bert(nn.Module):
         if (self.length or 0) < L:
             raise ModelError(f"a sequence of {L} tokens is longer than the {self.length} positions of the model.")
         at_BL = (jnp.arange(L)[None] if positions_BL is None else positions_BL) + self.position_offset
-        type_BL = jnp.zeros((1, 1), jnp.int32) if types_BL is None or self.types == 1 else types_BL
+        type_BL = jnp.zeros((1, 1), jnp.int32) if types_BL is None or self.type_vocab_size == 1 else types_BL
         x_BLD = self.embedding[tokens_BL] + self.position[at_BL] + self.type[type_BL]
         x_BLD = self.norm(constrain(x_BLD.astype(dtype), "batch", "length", "width"))
         mask_B1LL = None

@@ -97,7 +97,7 @@ class _Run:
     name: str
     config: dict[str, Any]
     lineage: dict[str, Any]
-    facts: dict[str, Any]
+    dataset_info: dict[str, Any]
     rows: list[dict[str, Any]]
     evals: dict[str, dict[str, Any]]
     predictions: dict[str, dict[str, np.ndarray]]
@@ -121,7 +121,9 @@ class _Run:
             name=folder.resolve().name,
             config=_json(folder / "config.json"),
             lineage=_json(folder / "lineage.json"),
-            facts=_json(folder / "data.json").get("facts") or {},
+            dataset_info=_json(folder / "data.json").get("dataset_info")
+            or _json(folder / "data.json").get("facts")
+            or {},
             rows=rows,
             evals={split: evals[split] for split in sorted(evals, key=_rank)},
             predictions={split: predictions[split] for split in sorted(predictions, key=_rank) if predictions[split]},
@@ -137,7 +139,7 @@ class _Run:
         task = self.config.get("task")
         for names in (
             *per_class,
-            self.facts.get("class_names"),
+            self.dataset_info.get("class_names"),
             task.get("class_names") if isinstance(task, dict) else None,
         ):
             if isinstance(names, (list, tuple)) and len(names) == count:

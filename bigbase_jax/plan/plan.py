@@ -48,7 +48,7 @@ from bigbase_jax.plan.hlo import Module, Work
 from bigbase_jax.plan.topology import Topology
 from bigbase_jax.runtime.chips import GIB, Chip
 from bigbase_jax.runtime.log import duration, say
-from bigbase_jax.train import Loop
+from bigbase_jax.train import TrainConfig
 
 PREFETCHED = int(inspect.signature(parallel.prefetch).parameters["depth"].default)
 """Batches that ``parallel.prefetch`` keeps on the device beside the one in use."""
@@ -145,9 +145,9 @@ class Planner:
 
     def __init__(self, config: ConfigDict, target: Topology, devices: Sequence[Any], chip: Chip):
         self.config, self.target, self.chip = config, target, chip
-        self.loop: Loop = build(config.train, _path="config.train")
+        self.loop: TrainConfig = build(config.train, _path="config.train")
         self.devices = devices[: self.loop.devices] if self.loop.devices else devices
-        self.data, self.facts, self.spec, self.examples = read_example(config)
+        self.data, self.dataset_info, self.spec, self.examples = read_example(config)
         self._switches = list(_remat_switches(config.task, "config.task"))
 
     def recipe(self) -> Choice:
@@ -251,7 +251,7 @@ class Planner:
         parallel.check_batch(self.data.batch_size, mesh, loop.microbatches)
         eval_batch = self.data.eval_batch_size or self.data.batch_size
         parallel.check_batch(eval_batch, mesh, what="config.data.eval_batch_size")
-        task: Task = build(self._with_remat(choice.remat), self.facts, _path="config.task")
+        task: Task = build(self._with_remat(choice.remat), self.dataset_info, _path="config.task")
         optimizer: Optimizer = build(config.optim, _path="config.optim")
         params = jax.eval_shape(task.init, jax.random.key(0), self.spec)["params"]
         total = self.steps()
@@ -342,7 +342,7 @@ def read_example(config: ConfigDict) -> tuple[Data, Mapping[str, Any], dict[str,
     spec = {name: jax.ShapeDtypeStruct((rows, *x.shape), x.dtype) for name, x in example.items()}
     spec["index"] = jax.ShapeDtypeStruct((rows,), np.int32)
     spec["mask"] = jax.ShapeDtypeStruct((rows,), np.float32)
-    return data, dataset.facts, spec, count
+    return data, dataset.dataset_info, spec, count
 
 
 def _first(data: Data, dataset: Any) -> tuple[dict[str, np.ndarray], int]:

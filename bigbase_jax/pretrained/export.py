@@ -13,7 +13,7 @@ from bigbase_jax.pretrained.folder import save
 from bigbase_jax.pretrained.provenance import kept
 from bigbase_jax.pretrained.start import is_run, merged, model_of
 from bigbase_jax.pretrained.tokenizers import ids
-from bigbase_jax.runtime.restored import facts
+from bigbase_jax.runtime.restored import dataset_info
 from bigbase_jax.runtime.rundir import RunDir
 from bigbase_jax.text.tokenizer import load as load_tokenizer
 
@@ -30,7 +30,7 @@ def export(run: RunDir, config: ConfigDict, task: Task, variables: Variables, ou
       UserError: transformers has no such model, or the disk refuses.
     """
     _, model = model_of(task)
-    known = facts(run)
+    known = dataset_info(run)
     about: dict[str, Any] = {}
     if known.get("class_names"):
         about["id2label"] = {str(i): name for i, name in enumerate(known["class_names"])}

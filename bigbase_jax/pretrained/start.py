@@ -24,7 +24,7 @@ from bigbase_jax.pretrained.families import adjust, head_of
 from bigbase_jax.pretrained.folder import check_weights, describe, open_weights
 from bigbase_jax.pretrained.schema import Schema, check, listed, number
 from bigbase_jax.runtime.log import say
-from bigbase_jax.runtime.restored import facts, restore
+from bigbase_jax.runtime.restored import dataset_info, restore
 from bigbase_jax.runtime.rundir import RunDir
 from bigbase_jax.text.tokenizer import Tokenizer, TokenizerFile
 from bigbase_jax.text.tokenizer import load as load_tokenizer
@@ -62,7 +62,7 @@ class RunTokenizer:
         Raises:
           UserError: there is no such run, or it has no tokenizer.
         """
-        state = facts(RunDir(self.path)).get("tokenizer")
+        state = dataset_info(RunDir(self.path)).get("tokenizer")
         if state is None:
             raise UserError(f"the run in {self.path} has no tokenizer.")
         return load_tokenizer(state)
@@ -135,7 +135,7 @@ def _of_folder(path: str) -> tuple[ConfigDict, ConfigDict | None]:
     family, published = describe(path)
     tokenizer = TokenizerFile(path)
     try:
-        tokenizer.stamp()
+        tokenizer.file_signature()
     except UserError:
         if (pathlib.Path(os.path.expanduser(path)) / "source.spm").exists():  # of Marian's files, one is missing
             raise
@@ -145,7 +145,7 @@ def _of_folder(path: str) -> tuple[ConfigDict, ConfigDict | None]:
 
 def _of_run(path: str) -> tuple[ConfigDict, ConfigDict | None]:
     run = RunDir(path)
-    task, known = run.config().task, facts(run)
+    task, known = run.config().task, dataset_info(run)
     while isinstance(task.get("task"), ConfigDict):
         task = task.task
     node = copy.deepcopy(task.model)

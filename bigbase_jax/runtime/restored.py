@@ -19,19 +19,19 @@ from bigbase_jax.runtime.checkpoint import Checkpoints
 from bigbase_jax.runtime.rundir import RunDir
 
 
-def facts(run: RunDir) -> dict[str, Any]:
-    """What the run has kept of the data's facts: numbers, texts and lists of them, for a config's arguments.
+def dataset_info(run: RunDir) -> dict[str, Any]:
+    """What the run has kept of ``Dataset.dataset_info``: numbers, texts and lists of them, for a config's arguments.
 
     Raises:
       UserError: there are none, or others.
     """
-    found = run.read_json("data.json").get("facts")
+    found = run.data_json().get("dataset_info")
     if not isinstance(found, dict):
-        raise UserError(f"{run.path / 'data.json'} has no facts.")
+        raise UserError(f"{run.path / 'data.json'} has no dataset_info.")
     for key, value in found.items():
         if not all(isinstance(x, (str, int, float, NoneType)) for x in (value if isinstance(value, list) else [value])):
             raise UserError(
-                f"{run.path / 'data.json'} has the fact {key}={str(value)[:80]}; facts are numbers and texts."
+                f"{run.path / 'data.json'} has {key}={str(value)[:80]}; what is known of data is numbers and texts."
             )
     return {key: tuple(value) if isinstance(value, list) else value for key, value in found.items()}
 
@@ -47,10 +47,10 @@ def restore(run: RunDir, config: ConfigDict, mesh: Any, step: int | None = None)
     Raises:
       UserError: there is no (such) checkpoint, or it is of another model.
     """
-    task: Task = build(config.task, facts(run), _path="config.task")
+    task: Task = build(config.task, dataset_info(run), _path="config.task")
     checkpoints = Checkpoints(run.checkpoints, read_only=True)
     try:
-        batch = run.read_json("data.json")["batch"].items()
+        batch = run.data_json()["batch"].items()
         spec = {key: jax.ShapeDtypeStruct(tuple(map(int, shape)), dtype) for key, (shape, dtype) in batch}
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"{run.path / 'data.json'} does not say the shapes of a batch ({error}).") from error

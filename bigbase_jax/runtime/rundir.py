@@ -59,6 +59,9 @@ _locks: set[IO[str]] = set()  # held by this process; a forked one, which may ou
 os.register_at_fork(after_in_child=lambda: [file.close() for file in _locks])
 
 
+_ENTRIES = {"segments": "segment_ids", "types": "token_type_ids"}  # what earlier runs called entries of a batch
+
+
 class InUse(UserError):
     """Another process trains in the folder."""
 
@@ -182,6 +185,19 @@ class RunDir:
         """Writes ``data.json``, unless the run has begun with one."""
         if not (self.begun and (self.path / "data.json").exists()):
             self.write_json("data.json", kept)
+
+    def data_json(self) -> dict[str, Any]:
+        """What ``keep_data`` has kept, in today's names.
+
+        Raises:
+          UserError: there is nothing.
+        """
+        found = self.read_json("data.json")
+        if "facts" in found:
+            found["dataset_info"] = found.pop("facts")
+        if isinstance(batch := found.get("batch"), dict):
+            found["batch"] = {_ENTRIES.get(name, name): shape for name, shape in batch.items()}
+        return found
 
     def config_json(self) -> dict[str, Any]:
         """The config as plain data, in today's names.

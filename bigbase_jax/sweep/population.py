@@ -127,7 +127,7 @@ def train(
     loop = build(config.train, _path="config.train")
     optimizer: Optimizer = build(config.optim, _path="config.optim")
     data: Prepared = build(config.data, _path="config.data").prepare(say)
-    task: Task = build(config.task, data.facts, _path="config.task")
+    task: Task = build(config.task, data.dataset_info, _path="config.task")
     mesh = parallel.make_mesh(1)
     total = loop.total_steps(data.steps_per_epoch)
     with contextlib.closing(data.train_batches(0, parallel.host(mesh))) as batches:

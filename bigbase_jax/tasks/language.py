@@ -29,7 +29,7 @@ PADDING = -1
 class CausalLanguageModel:
     """A decoder trained to give the next token, and measured by how well it does.
 
-    A batch holds, i32[B,L] each: ``inputs``; ``targets``, the token after each; ``segments``, the document that each
+    A batch holds, i32[B,L] each: ``inputs``; ``targets``, the token after each; ``segment_ids``, the document that each
     belongs to, and 0 where there is no target; ``positions`` in the document; ``bytes`` of text in the target; and
     where ``weighted``, ``weights``: 0 for a target that is read but not counted (what others say in a chat).
 
@@ -66,7 +66,7 @@ class CausalLanguageModel:
     @property
     def inputs(self) -> tuple[str, ...]:
         """Names of the entries that ``predict`` reads."""
-        return ("inputs", "targets", "segments", "positions", "bytes") + ("weights",) * bool(self.weighted)
+        return ("inputs", "targets", "segment_ids", "positions", "bytes") + ("weights",) * bool(self.weighted)
 
     # -- inside the compiled step ----------------------------------------------------------------------------------
 
@@ -80,10 +80,12 @@ class CausalLanguageModel:
                 f"config.task.weighted is {self.weighted}, but this data gives {'' if 'weights' in batch else 'no '}"
                 "weights; leave it open."
             )
-        one = {name: jnp.zeros((1, *batch[name].shape[1:]), jnp.int32) for name in ("inputs", "segments", "positions")}
+        one = {
+            name: jnp.zeros((1, *batch[name].shape[1:]), jnp.int32) for name in ("inputs", "segment_ids", "positions")
+        }
         try:
             self._chunks(one["inputs"].shape[1])
-            return self.model.init(key, one["inputs"], one["segments"], one["positions"])
+            return self.model.init(key, one["inputs"], one["segment_ids"], one["positions"])
         except ModelError as error:
             raise UserError(str(error)) from error
 
@@ -131,7 +133,7 @@ class CausalLanguageModel:
         y_BLD = self.model.apply(
             variables,
             batch["inputs"],
-            batch["segments"],
+            batch["segment_ids"],
             batch["positions"],
             train=train,
             rngs=None if key is None else {"dropout": key},
@@ -148,7 +150,7 @@ class CausalLanguageModel:
 
     def _real(self, batch: Batch) -> jax.Array:
         """f32[B,L]: 1 where there is a target that counts."""
-        real_BL = jnp.asarray(batch["segments"]) > 0
+        real_BL = jnp.asarray(batch["segment_ids"]) > 0
         if self.weighted:
             real_BL = real_BL & (jnp.asarray(batch["weights"]) > 0)
         return real_BL.astype(jnp.float32)

@@ -29,9 +29,9 @@ GUESSES = 5
 class MaskedLanguageModel:
     """An encoder trained to guess hidden tokens (Devlin et al. 2019), and measured by how well it does.
 
-    A batch holds ``tokens``, ``segments``, ``positions`` and ``types``, i32[B,L], and ``at`` and ``targets``, i32[B,M]:
-    where tokens were hidden, and what they were; -1: nowhere, or not known. See ``data.transforms.mask_tokens``.
-    Logits are computed for these M positions alone.
+    A batch holds ``tokens``, ``segment_ids``, ``positions`` and ``token_type_ids``, i32[B,L]; and ``at`` and
+    ``targets``, i32[B,M]: where tokens were hidden, and what they were; -1: nowhere, or not known. See
+    ``data.transforms.mask_tokens``. Logits are computed for these M positions alone.
 
     Where it learns to tell whether the second text of a pair follows the first (section 3.1), a batch also holds
     ``next`` i32[B], 0 where it does and 1 where it does not; see ``data.sources.masked_text``.
@@ -51,7 +51,7 @@ class MaskedLanguageModel:
     tokenizer: str | None = None
     next_sentence: bool | None = None
 
-    inputs: ClassVar[tuple[str, ...]] = ("tokens", "segments", "positions", "types", "at", "targets")
+    inputs: ClassVar[tuple[str, ...]] = ("tokens", "segment_ids", "positions", "token_type_ids", "at", "targets")
     batch_coupled: ClassVar[bool] = False
     join = staticmethod(joined)
 
@@ -107,7 +107,7 @@ class MaskedLanguageModel:
         guess_logp_BMG, guess_BMG = jax.lax.top_k(logp_BMV, min(GUESSES, logp_BMV.shape[-1]))
         at_BM = jnp.asarray(inputs["at"])
         return {
-            "tokens": jnp.where(inputs["segments"] > 0, inputs["tokens"], NONE),
+            "tokens": jnp.where(inputs["segment_ids"] > 0, inputs["tokens"], NONE),
             "at": at_BM,
             "target": jnp.asarray(inputs["targets"]),
             "hidden": jnp.sum(at_BM != NONE, 1, keepdims=True),
@@ -147,7 +147,7 @@ class MaskedLanguageModel:
         self, variables: Variables, batch: Batch, train: bool = False, key: jax.Array | None = None
     ) -> tuple[jax.Array, jax.Array | None]:
         """f32[B,M,V], of each token at each hidden place (anything where there is none), and f32[B,2], of ``next``."""
-        words = (batch[name] for name in ("tokens", "segments", "positions", "types"))
+        words = (batch[name] for name in ("tokens", "segment_ids", "positions", "token_type_ids"))
         rngs = None if key is None else {"dropout": key}
         with model_errors():
             y_BLD: Any = self.model.apply(variables, *words, train=train, rngs=rngs, method="hidden")

@@ -28,7 +28,7 @@ NONE = -1
 class Tagging:
     """An encoder whose every word's first token is classified (Devlin et al. 2019, section 5.3).
 
-    A batch holds ``tokens``, ``segments``, ``types``, ``starts`` and ``tags``, i32[B,L] each; see
+    A batch holds ``tokens``, ``segment_ids``, ``token_type_ids``, ``starts`` and ``tags``, i32[B,L] each; see
     ``data.sources.tagged_text``.
 
     Attributes:
@@ -46,7 +46,7 @@ class Tagging:
     tokenizer: str | None = None
     dropout: float = 0.1
 
-    inputs: ClassVar[tuple[str, ...]] = ("tokens", "segments", "types", "starts")
+    inputs: ClassVar[tuple[str, ...]] = ("tokens", "segment_ids", "token_type_ids", "starts")
     batch_coupled: ClassVar[bool] = False
     join = staticmethod(joined)
 
@@ -68,7 +68,7 @@ class Tagging:
             raise UserError("the task does not know the tags; set tag_names.")
         one_1L = jnp.ones((1, batch["tokens"].shape[1]), jnp.int32)
         body_key, head_key = jax.random.split(key)
-        words = words_of(self.model, {"tokens": one_1L * 0, "segments": one_1L, "types": one_1L * 0})
+        words = words_of(self.model, {"tokens": one_1L * 0, "segment_ids": one_1L, "token_type_ids": one_1L * 0})
         with model_errors():
             y_1LD, variables = self.model.init_with_output(body_key, *words, method="hidden")
         head = self._head.init(head_key, jnp.zeros((1, y_1LD.shape[-1])))["params"]
@@ -85,7 +85,7 @@ class Tagging:
         logp_BLK = self._log_probabilities(variables, inputs)
         starts_BL = jnp.asarray(inputs["starts"]) == 1
         return {
-            "tokens": jnp.where(inputs["segments"] > 0, inputs["tokens"], PADDING),
+            "tokens": jnp.where(inputs["segment_ids"] > 0, inputs["tokens"], PADDING),
             "tag": jnp.where(starts_BL, jnp.argmax(logp_BLK, -1), NONE),
             "probability": jnp.where(starts_BL, jnp.exp(jnp.max(logp_BLK, -1)), 0.0),
             "log_probabilities": logp_BLK,

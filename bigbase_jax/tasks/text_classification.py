@@ -57,16 +57,16 @@ def hidden(model: Any, variables: Variables, batch: Batch, dropout: jax.Array | 
 
 def words_of(model: Any, batch: Batch) -> tuple[Any, ...]:
     """What a model takes: tokens, segments, positions and, where it tells them apart, types."""
-    words = (batch["tokens"], batch["segments"], None)
-    return (*words, batch["types"]) if hasattr(model, "types") else words
+    words = (batch["tokens"], batch["segment_ids"], None)
+    return (*words, batch["token_type_ids"]) if hasattr(model, "type_vocab_size") else words
 
 
 @dataclasses.dataclass(frozen=True)
 class TextClassification(Classifier):
     """An encoder or a decoder that tells texts apart.
 
-    A batch holds ``tokens``, ``segments`` (1, and 0 for the padding at the end) and ``types`` (of which text of a
-    pair), i32[B,L] each; and what ``Classifier`` says, whose attributes and errors these are too:
+    A batch holds ``tokens``, ``segment_ids`` (1, and 0 for the padding at the end) and ``token_type_ids`` (of which
+    text of a pair), i32[B,L] each; and what ``Classifier`` says, whose attributes and errors these are too:
 
     Attributes:
       model: a Linen module with the method ``hidden``. If it has ``classify`` too (``models.bert.Bert``), its logits
@@ -82,7 +82,7 @@ class TextClassification(Classifier):
     pool: str | None = None
     dropout: float = 0.0
 
-    inputs: ClassVar[tuple[str, ...]] = ("tokens", "segments", "types")
+    inputs: ClassVar[tuple[str, ...]] = ("tokens", "segment_ids", "token_type_ids")
     padding: ClassVar[Mapping[str, Any]] = {"tokens": PADDING}
 
     def __post_init__(self) -> None:
@@ -103,7 +103,7 @@ class TextClassification(Classifier):
         if self.num_classes is None:
             raise UserError("the task does not know the number of classes; set num_classes.")
         one_1L = jnp.ones((1, batch["tokens"].shape[1]), jnp.int32)
-        one = {"tokens": one_1L * 0, "segments": one_1L, "types": one_1L * 0}
+        one = {"tokens": one_1L * 0, "segment_ids": one_1L, "token_type_ids": one_1L * 0}
         body_key, head_key = jax.random.split(key)
         with model_errors():
             if hasattr(self.model, "classify"):
@@ -121,7 +121,7 @@ class TextClassification(Classifier):
 
     def predict(self, variables: Variables, inputs: Batch) -> Mapping[str, jax.Array]:
         """``logits`` and ``probabilities`` (see ``Classifier``), and ``tokens`` i32[B,L], -1 where there is padding."""
-        tokens_BL = jnp.where(inputs["segments"] > 0, inputs["tokens"], PADDING)
+        tokens_BL = jnp.where(inputs["segment_ids"] > 0, inputs["tokens"], PADDING)
         return {**super().predict(variables, inputs), "tokens": tokens_BL}
 
     def _logits(self, variables: Variables, batch: Batch, key: jax.Array | None) -> jax.Array:
@@ -131,10 +131,10 @@ class TextClassification(Classifier):
         y_BLD = hidden(self.model, variables, batch, body_key)
         if hasattr(self.model, "classify"):
             with model_errors():
-                segments_BL = batch["segments"]
+                segments_BL = batch["segment_ids"]
                 y_BK: Any = self.model.apply(variables, y_BLD, segments_BL, train, rngs=head_rngs, method="classify")
                 return y_BK
-        y_BD: Any = self._pooled(y_BLD, jnp.asarray(batch["segments"]))
+        y_BD: Any = self._pooled(y_BLD, jnp.asarray(batch["segment_ids"]))
         y_BD = nn.Dropout(self.dropout, deterministic=not train).apply({}, y_BD, rngs=head_rngs)
         logits_BK: Any = self._head.apply({"params": variables["params"]["head"]}, y_BD)
         return logits_BK

@@ -66,11 +66,11 @@ class Layout(NamedTuple):
 
     Attributes:
       tokens: in order; ``FIRST`` and ``SECOND`` are where the texts go.
-      types: of each, 0 or 1.
+      token_type_ids: of each, 0 or 1.
     """
 
     tokens: tuple[int, ...]
-    types: tuple[int, ...]
+    token_type_ids: tuple[int, ...]
 
 
 FIRST, SECOND = -1, -2
@@ -155,7 +155,7 @@ def sides(tokenizer: Tokenizer) -> tuple[Tokenizer, Tokenizer]:
     return (tokenizer.source if isinstance(tokenizer, Marian) else tokenizer), tokenizer
 
 
-def facts_of(tokenizer: Tokenizer) -> dict[str, Any]:
+def dataset_info_of(tokenizer: Tokenizer) -> dict[str, Any]:
     """``vocab_size``, ``tokenizer`` (its state), and ``end_id``, ``pad_id``, ``cls_id``, ... as far as it has them."""
     ids = {f"{role}_id": token for role, token in tokenizer.special.items()}
     ends = {} if tokenizer.end is None else {"end_id": tokenizer.end}
@@ -193,8 +193,8 @@ def compose(
     if second_T is not None:
         parts[SECOND] = second_T[:m]
     pieces = [parts[token] if token < 0 else np.array([token]) for token in layout.tokens]
-    types = [np.full(len(piece), kind) for piece, kind in zip(pieces, layout.types, strict=True)]
-    return np.concatenate(pieces).astype(np.int32)[:length], np.concatenate(types).astype(np.int32)[:length]
+    token_type_ids = [np.full(len(piece), kind) for piece, kind in zip(pieces, layout.token_type_ids, strict=True)]
+    return np.concatenate(pieces).astype(np.int32)[:length], np.concatenate(token_type_ids).astype(np.int32)[:length]
 
 
 def word_starts(tokenizer: Tokenizer, tokens_T: np.ndarray) -> np.ndarray:
@@ -454,14 +454,14 @@ class Subword:
         words = [self._tokenizer.encode("0", add_special_tokens=False) for _ in range(1 + pair)]
         whole = self._tokenizer.post_process(*words, add_special_tokens=True)
         tokens: list[int] = []
-        types: list[int] = []
+        token_type_ids: list[int] = []
         for token, place, kind in zip(whole.ids, whole.sequence_ids, whole.type_ids, strict=True):
             entry = token if place is None else (FIRST, SECOND)[place]
             if entry >= 0 or entry not in tokens:
                 tokens.append(entry)
-                types.append(kind)
+                token_type_ids.append(kind)
         published = FIRST in tokens and max(tokens) >= 0
-        return Layout(tuple(tokens), tuple(types)) if published else _around(self.special, pair)
+        return Layout(tuple(tokens), tuple(token_type_ids)) if published else _around(self.special, pair)
 
     def spelled(self) -> list[bytes]:
         found = [b""] * self.size
@@ -797,7 +797,7 @@ class TokenizerFile:
                 tokenizer = hf.Tokenizer.from_str(content)
         return _finish(tokenizer, end)
 
-    def stamp(self) -> tuple[str | int, ...]:
+    def file_signature(self) -> tuple[str | int, ...]:
         """Name, size in bytes and modification time in ns of each file; raises UserError if there is none."""
         stats = [(os.path.basename(path), os.stat(path)) for path in self._files()]
         return tuple(value for name, stat in stats for value in (name, stat.st_size, stat.st_mtime_ns))

@@ -59,7 +59,7 @@ def ours(name, tiny):
         task = Classification(ViT(1000, variant="B", patch=16, dtype="bfloat16", **depth))
     else:
         ones = np.ones((len(x), length), np.int32)
-        batch = {"tokens": x[:, 1:], "segments": ones, "types": 0 * ones, "label": label}
+        batch = {"tokens": x[:, 1:], "segment_ids": ones, "token_type_ids": 0 * ones, "label": label}
         if name == "bert_base":
             task = TextClassification(Bert(num_classes=2, **words, **depth), num_classes=2)
         else:
@@ -71,7 +71,13 @@ def ours(name, tiny):
                 model = Decoder(**words, **LLAMA | style | depth)
             task = CausalLanguageModel(model)
             positions = ones * np.arange(length, dtype=np.int32)
-            batch = {"inputs": x[:, :-1], "targets": x[:, 1:], "segments": ones, "positions": positions, "bytes": ones}
+            batch = {
+                "inputs": x[:, :-1],
+                "targets": x[:, 1:],
+                "segment_ids": ones,
+                "positions": positions,
+                "bytes": ones,
+            }
     batch["mask"] = np.ones(len(x), np.float32)
     spec = {key: jax.ShapeDtypeStruct(value.shape, value.dtype) for key, value in batch.items()}
     mesh = parallel.make_mesh(1)
@@ -185,10 +191,10 @@ def theirs(name, tiny):
 
 if __name__ == "__main__":
     side, which, *more = sys.argv[1:]
-    step, facts = {"ours": ours, "theirs": theirs}[side](which, "--tiny" in more)
+    step, dataset_info = {"ours": ours, "theirs": theirs}[side](which, "--tiny" in more)
     for _ in range(1 if "--tiny" in more else WARM):
         step()
-    print(json.dumps({"ready": facts}), flush=True)
+    print(json.dumps({"ready": dataset_info}), flush=True)
     for _ in sys.stdin:
         seconds = []
         for _ in range(2 if "--tiny" in more else STEPS):

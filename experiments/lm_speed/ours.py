@@ -56,7 +56,7 @@ ones = np.ones((args.batch, args.length), np.int32)
 batch = {
     "inputs": tokens[:, :-1],
     "targets": tokens[:, 1:],
-    "segments": ones,
+    "segment_ids": ones,
     "positions": ones * np.arange(args.length, dtype=np.int32),
     "bytes": ones,
     "mask": np.ones(args.batch, np.float32),

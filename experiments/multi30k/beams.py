@@ -20,7 +20,7 @@ config = RunDir(folder).config()
 data = build(config.data).prepare(say)
 mesh = parallel.make_mesh()
 task, variables, step = restore(RunDir(folder), config, mesh)
-tokenizer = load(data.facts["tokenizer"])
+tokenizer = load(data.dataset_info["tokenizer"])
 for beams in map(int, counts):
     searching = dataclasses.replace(task, beams=beams)
     began = time.process_time()

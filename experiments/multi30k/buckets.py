@@ -34,7 +34,7 @@ def timed(name, work):
 ways, spent = {}, {}
 for way, buckets in (("one length", ()), ("buckets", tuple(map(int, lengths)))):
     data = dataclasses.replace(node, buckets=buckets).prepare()
-    task = build(config.task, data.facts)
+    task = build(config.task, data.dataset_info)
     batches = data.train_shapes()
     specs = [parallel.global_spec(batch, mesh) for batch in batches]
     shapes = jax.eval_shape(task.init, jax.random.key(0), specs[-1])["params"]

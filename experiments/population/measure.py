@@ -43,7 +43,7 @@ def of_steps(config, members: int, steps: int, rounds: int) -> dict[str, float]:
     """Processor seconds of a step: of all members together, of all in turn, of one alone; the least of the rounds."""
     optimizer = build(config.optim)
     data = build(config.data).prepare()
-    task = build(config.task, data.facts)
+    task = build(config.task, data.dataset_info)
     mesh = parallel.make_mesh(1)
     with contextlib.closing(data.train_batches(0, parallel.host(mesh))) as stream:
         ready = [parallel.put(batch, mesh) for batch in itertools.islice(stream, 32)]

@@ -22,7 +22,7 @@ from bigbase_jax.optim import Optimizer
 from bigbase_jax.plan import topology
 from bigbase_jax.plan.plan import QUICK, Planner
 from bigbase_jax.tasks.language import CausalLanguageModel
-from bigbase_jax.train import Loop
+from bigbase_jax.train import TrainConfig
 
 LENGTH = 4096
 LLAMA = {
@@ -62,7 +62,7 @@ class Blank:
         return {"train": self}
 
     @property
-    def facts(self):
+    def dataset_info(self):
         return {}
 
     def __len__(self):
@@ -80,7 +80,7 @@ def recipe(model, scaling, chips):
     config.task = target(CausalLanguageModel, model=decoder, logit_chunks=8)
     config.optim = target(Optimizer, learning_rate=3e-4, algorithm=deferred(optax.adamw), weight_decay=0.1)
     slices = max(1, GLOBAL // (chips * PER_CHIP[model])) if scaling == "strong" else 1
-    config.train = target(Loop, steps=1000, microbatches=slices)
+    config.train = target(TrainConfig, steps=1000, microbatches=slices)
     # A product of the slice's dimensions, or of a part of one.
     config.train.mesh.fsdp = min(chips, PIECES[model])
     return config

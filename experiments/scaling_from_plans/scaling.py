@@ -22,7 +22,7 @@ from bigbase_jax.optim import Optimizer
 from bigbase_jax.plan import topology
 from bigbase_jax.plan.plan import QUICK, Planner
 from bigbase_jax.tasks.classification import Classification
-from bigbase_jax.train import Loop
+from bigbase_jax.train import TrainConfig
 
 SLICES = {  # chips -> the shapes that Google offers (cloud.google.com/tpu/docs/v5p), and parts of one host
     1: "1x1x1",
@@ -54,7 +54,7 @@ class Blank:
         return {"train": self}
 
     @property
-    def facts(self):
+    def dataset_info(self):
         return {"num_classes": 1000}
 
     def __len__(self):
@@ -73,7 +73,7 @@ def recipe(model, scaling, chips, mesh):
     config.task = target(Classification, model=vit)
     config.optim = target(Optimizer, learning_rate=1e-3, algorithm=deferred(optax.adamw), weight_decay=0.05)
     slices = max(1, GLOBAL // (chips * PER_CHIP[model])) if scaling == "strong" else 1
-    config.train = target(Loop, epochs=300.0, microbatches=slices)
+    config.train = target(TrainConfig, epochs=300.0, microbatches=slices)
     # Pieces that divide every width of the models and are a product of the slice's dimensions.
     config.train.mesh.fsdp = (16 if chips == 4096 else min(chips, 64)) if mesh == "fsdp" else 1
     return config

@@ -55,7 +55,7 @@ def test_an_archive_reads_as_the_folder_that_was_packed(tmp_path, name):
         assert [file.name for file in files] == sorted(prefix + text for text in TEXTS)
         assert [open_file(file).read().decode() for file in files] == [TEXTS[text] for text in sorted(TEXTS)]
         data = LabelledText(root=str(root), tokenizer=Bytes(), length=32).prepare(tmp_path / "cache", 0, print)
-        assert data.facts["class_names"] == ("neg", "pos")
+        assert data.dataset_info["class_names"] == ("neg", "pos")
         assert {split: len(source) for split, source in data.splits.items()} == {"train": 6, "test": 6}
     opened = [open_file(file) for file in files]  # several at once
     assert [file.read(4) for file in opened] == [b"test"] * 6 + [b"trai"] * 6
@@ -134,7 +134,7 @@ def test_class_folders_of_pictures_in_an_archive(tmp_path, name):
     more = {"pets/README": b"x", "pets/training_set/cat/._1.png": b"x", "../9.png": b"x"}
     archive = pack(tmp_path / name, files | more)
     found, expected = (ImageFolder(str(root), val_fraction=0.2) for root in (archive, tmp_path / "d"))
-    assert found.facts == expected.facts and found.ignored == 3
+    assert found.dataset_info == expected.dataset_info and found.ignored == 3
     assert {s: len(source) for s, source in found.splits.items()} == {"train": 8, "val": 2, "test": 10}
     for split, source in expected.splits.items():
         for i in range(len(source)):

@@ -44,7 +44,7 @@ class Files:
 
 
 class Folder:
-    facts: ClassVar = {}
+    dataset_info: ClassVar = {}
     description: ClassVar = "pictures for a test"
 
     def __init__(self, folder):
@@ -377,7 +377,7 @@ def test_examples_in_memory_are_kept_only_after_work(tmp_path):
     @dataclasses.dataclass
     class Arrays:
         splits: dict
-        facts: ClassVar = {}
+        dataset_info: ClassVar = {}
         description: ClassVar = "arrays"
 
         def fingerprint(self):

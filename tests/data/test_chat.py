@@ -204,11 +204,11 @@ def prepare(tmp_path, **given):
 
 def conversations_of(data, split="train"):
     """(text, what counts of it) of every conversation, from the targets."""
-    tokenizer, found = load(data.facts["tokenizer"]), []
+    tokenizer, found = load(data.dataset_info["tokenizer"]), []
     for i in range(len(data.splits[split])):
         example = data.splits[split][i]
-        for segment in range(1, example["segments"].max() + 1):
-            here = example["segments"] == segment
+        for segment in range(1, example["segment_ids"].max() + 1):
+            here = example["segment_ids"] == segment
             counted = here & (example["weights"] > 0)
             found.append((tokenizer.decode(example["inputs"][here]), tokenizer.decode(example["targets"][counted])))
     return sorted(found)
@@ -241,7 +241,7 @@ def test_rows_of_every_form_are_conversations(tmp_path, row, expected):
     (tmp_path / "a.jsonl").write_text(json.dumps(row) + "\n")
     data, _ = prepare(tmp_path, root=str(tmp_path / "a.jsonl"), length=128)
     assert conversations_of(data) == [expected]
-    assert load(data.facts["tokenizer"]).special["stop"] == data.facts["stop_id"]
+    assert load(data.dataset_info["tokenizer"]).special["stop"] == data.dataset_info["stop_id"]
 
 
 def test_parquet_and_json_hold_the_same(tmp_path):
@@ -270,25 +270,25 @@ def test_conversations_share_windows_and_none_is_lost(tmp_path):
     assert conversations_of(data) == sorted(turns(r["prompt"], r["completion"]) for r in rows)
     source = data.splits["train"]
     assert len(source) < 25 and source.fill > 0.85 and f"{source.fill:.1%} filled" in data.description
-    filled = [source[i]["segments"] > 0 for i in range(len(source))]
+    filled = [source[i]["segment_ids"] > 0 for i in range(len(source))]
     assert np.mean(filled) == source.fill
     share = sum(source[i]["weights"].sum() for i in range(len(source))) / np.sum(filled)
     assert share == pytest.approx(source.share) and 0.3 < share < 0.8
     first = source[0]
-    assert set(first) == {"inputs", "targets", "segments", "positions", "bytes", "weights"}
+    assert set(first) == {"inputs", "targets", "segment_ids", "positions", "bytes", "weights"}
     assert all(x.dtype == np.int32 and x.shape == (128,) for x in first.values())
-    stop = data.facts["stop_id"]
+    stop = data.dataset_info["stop_id"]
     for i in range(len(source)):
         example = source[i]
-        assert not any(x[example["segments"] == 0].any() for x in example.values())
-        for segment in range(1, example["segments"].max() + 1):
-            here = np.flatnonzero(example["segments"] == segment)
+        assert not any(x[example["segment_ids"] == 0].any() for x in example.values())
+        for segment in range(1, example["segment_ids"].max() + 1):
+            here = np.flatnonzero(example["segment_ids"] == segment)
             np.testing.assert_array_equal(example["positions"][here], np.arange(len(here)))
             np.testing.assert_array_equal(example["inputs"][here[1:]], example["targets"][here[:-1]])
-            assert example["inputs"][here[0]] == load(data.facts["tokenizer"]).special["turn"]
+            assert example["inputs"][here[0]] == load(data.dataset_info["tokenizer"]).special["turn"]
             assert example["targets"][here][example["weights"][here] > 0][-1] == stop
         assert not example["bytes"][example["targets"] >= 256].any()
-    assert data.facts["weighted"] is True and data.facts["length"] == 128
+    assert data.dataset_info["weighted"] is True and data.dataset_info["length"] == 128
     with pytest.raises(IndexError):
         source[len(source)]
 
@@ -325,11 +325,11 @@ def test_a_published_tokenizer_brings_its_template(tmp_path):
     folder = published(tmp_path / "t", INST)
     data, _ = prepare(tmp_path, root=root, tokenizer=TokenizerFile(folder))
     assert (
-        data.facts["stop_id"] == fitted().marks["[SEP]"]
-        and chat_template.load(data.facts["chat_template"]).jinja == INST
+        data.dataset_info["stop_id"] == fitted().marks["[SEP]"]
+        and chat_template.load(data.dataset_info["chat_template"]).jinja == INST
     )
     other, _ = prepare(tmp_path, root=root, tokenizer=TokenizerFile(folder), template=published(tmp_path / "u", MARKED))
-    assert other.facts["stop_id"] == fitted().marks["<|im_end|>"] and other.fingerprint() != data.fingerprint()
+    assert other.dataset_info["stop_id"] == fitted().marks["<|im_end|>"] and other.fingerprint() != data.fingerprint()
     (tmp_path / "mine.jinja").write_text(INST)
     third, _ = prepare(tmp_path, root=root, tokenizer=TokenizerFile(folder), template=str(tmp_path / "mine.jinja"))
     assert conversations_of(third) == conversations_of(data)
@@ -337,7 +337,10 @@ def test_a_published_tokenizer_brings_its_template(tmp_path):
     (tmp_path / "p").mkdir()
     (tmp_path / "p" / "tokenizer.json").write_text(json.loads(plain.state())["tokenizer"])
     spelled, _ = prepare(tmp_path, root=root, tokenizer=TokenizerFile(str(tmp_path / "p")), length=256)
-    assert "has no token <|im_start|>, which is spelled out" in spelled.description and "stop_id" not in spelled.facts
+    assert (
+        "has no token <|im_start|>, which is spelled out" in spelled.description
+        and "stop_id" not in spelled.dataset_info
+    )
 
 
 def test_the_second_start_reads_nothing_and_what_matters_makes_another_cache(tmp_path, monkeypatch):
@@ -355,7 +358,7 @@ def test_the_second_start_reads_nothing_and_what_matters_makes_another_cache(tmp
         assert len(lines) == 1 and other.fingerprint() != kept.fingerprint()
     monkeypatch.setattr("bigbase_jax.data.sources.text.chat._Survey", None)
     again, lines = prepare(tmp_path, root=root)
-    assert lines == [] and again.facts == kept.facts and again.description == kept.description
+    assert lines == [] and again.dataset_info == kept.dataset_info and again.description == kept.description
     dataset = ChatFiles(root=root, tokenizer=Bytes(), length=64, val_fraction=0.0)
     data = Data(dataset=dataset, batch_size=2, cache_dir=str(tmp_path / "cache")).prepare(lines.append)
     with data.train_batches() as batches:
@@ -366,18 +369,18 @@ def test_a_users_file_is_windows(tmp_path):
     root, rows = write(tmp_path / "d")
     data, _ = prepare(tmp_path, root=root)
     (tmp_path / "a.json").write_text(json.dumps([rows[0], {"messages": [{"role": "user", "content": "alone"}]}]))
-    answered, alone = ChatFiles.read(str(tmp_path / "a.json"), data.facts)
-    real = alone["segments"] > 0
-    assert alone["weights"][real].all() and 0 < answered["weights"].sum() < (answered["segments"] > 0).sum()
-    text = load(data.facts["tokenizer"]).decode(answered["targets"][answered["weights"] > 0])
+    answered, alone = ChatFiles.read(str(tmp_path / "a.json"), data.dataset_info)
+    real = alone["segment_ids"] > 0
+    assert alone["weights"][real].all() and 0 < answered["weights"].sum() < (answered["segment_ids"] > 0).sum()
+    text = load(data.dataset_info["tokenizer"]).decode(answered["targets"][answered["weights"] > 0])
     assert text == rows[0]["completion"]
     (tmp_path / "a.txt").write_text("some text")
-    (window,) = read_chat(str(tmp_path / "a.txt"), data.facts)
-    np.testing.assert_array_equal(window["weights"], window["segments"])
+    (window,) = read_chat(str(tmp_path / "a.txt"), data.dataset_info)
+    np.testing.assert_array_equal(window["weights"], window["segment_ids"])
     assert set(window) == set(alone) == set(data.splits["train"][0])
     (tmp_path / "a.json").write_text("[]")
     with pytest.raises(UserError, match="holds no conversation"):
-        read_chat(str(tmp_path / "a.json"), data.facts)
+        read_chat(str(tmp_path / "a.json"), data.dataset_info)
 
 
 # ----------------------------------------------------------------------------------------------------------- mistakes

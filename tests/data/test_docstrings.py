@@ -20,15 +20,15 @@ def data(tmp_path_factory):
 
 
 def texts(data, split):
-    decode = load(data.facts["tokenizer"]).decode
+    decode = load(data.dataset_info["tokenizer"]).decode
     source = data.splits[split]
     examples = [source[i] for i in range(len(source))]
-    return [decode(e["tokens"][e["segments"] > 0]) for e in examples], [int(e["label"]) for e in examples]
+    return [decode(e["tokens"][e["segment_ids"] > 0]) for e in examples], [int(e["label"]) for e in examples]
 
 
 def test_docstrings_are_of_their_subjects(data):
     found = {split: texts(data, split) for split in ("train", "val", "test")}
-    assert data.facts["class_names"] == tuple(SUBJECTS) and data.facts["num_classes"] == len(SUBJECTS)
+    assert data.dataset_info["class_names"] == tuple(SUBJECTS) and data.dataset_info["num_classes"] == len(SUBJECTS)
     by_text = dict(pair for t, labels in found.values() for pair in zip(t, labels, strict=True))
     for of, subject in ((statistics.mean, "numbers"), (smtplib.SMTP.sendmail, "mail"), (unittest.TestCase, "tests")):
         start = " ".join(of.__doc__.split()[:4])

@@ -23,7 +23,7 @@ def test_is_a_dataset_that_says_what_it_is():
     data = DrawnCatsAndDogs()
     assert isinstance(data, Dataset)
     assert {split: len(source) for split, source in data.splits.items()} == {"train": 3500, "val": 500, "test": 1000}
-    assert data.facts == {"num_classes": 2, "class_names": ("cat", "dog")}
+    assert data.dataset_info == {"num_classes": 2, "class_names": ("cat", "dog")}
     assert "5,000" in data.description
     assert "drawn by the program" in data.description
     assert "not photos" in data.description

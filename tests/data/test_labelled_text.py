@@ -29,11 +29,13 @@ def prepare(tmp_path, **given):
 
 def texts_of(data, split):
     """(text, class name) of every example."""
-    tokenizer, found = load(data.facts["tokenizer"]), []
+    tokenizer, found = load(data.dataset_info["tokenizer"]), []
     for i in range(len(data.splits[split])):
         example = data.splits[split][i]
-        real = example["segments"] > 0
-        found.append((tokenizer.decode(example["tokens"][real]), data.facts["class_names"][int(example["label"])]))
+        real = example["segment_ids"] > 0
+        found.append(
+            (tokenizer.decode(example["tokens"][real]), data.dataset_info["class_names"][int(example["label"])])
+        )
     return found
 
 
@@ -96,7 +98,7 @@ KINDS = ("csv", "zip", "tsv without header", "jsonl", "json", "json of lines", "
 def test_rows_of_every_format_are_read_and_the_usual_columns_guessed(tmp_path, kind):
     data, _ = prepare(tmp_path, root=write(tmp_path / "d", kind))
     assert everything(data) == sorted((text, str(label)) for text, label in ROWS)
-    assert data.facts["class_names"] == ("0", "1", "2") and data.facts["num_classes"] == 3
+    assert data.dataset_info["class_names"] == ("0", "1", "2") and data.dataset_info["num_classes"] == 3
     assert {name: len(source) for name, source in data.splits.items()} == {"train": 24, "val": 3, "test": 3}
     for source in data.splits.values():
         assert np.bincount(source.labels).tolist() == [len(source) // 3] * 3
@@ -105,16 +107,16 @@ def test_rows_of_every_format_are_read_and_the_usual_columns_guessed(tmp_path, k
 def test_what_an_example_is(tmp_path):
     (tmp_path / "a.csv").write_text("text,label\nabc,1\nabcdefgh,0\nxy,1\n")
     data, _ = prepare(tmp_path, root=str(tmp_path / "a.csv"), length=7, val_fraction=0.0, test_fraction=0.0)
-    pad, cls, sep, mask = (data.facts[f"{role}_id"] for role in ("pad", "cls", "sep", "mask"))
-    assert (pad, cls, sep, mask) == (256, 257, 258, 259) and data.facts["vocab_size"] == 260
-    assert data.facts["length"] == 7 and data.facts["pair"] is False
+    pad, cls, sep, mask = (data.dataset_info[f"{role}_id"] for role in ("pad", "cls", "sep", "mask"))
+    assert (pad, cls, sep, mask) == (256, 257, 258, 259) and data.dataset_info["vocab_size"] == 260
+    assert data.dataset_info["length"] == 7 and data.dataset_info["pair"] is False
     rows = [data.splits["train"][i] for i in range(3)]
     assert [row["tokens"].tolist() for row in rows] == [
         [cls, 97, 98, 99, sep, pad, pad],
         [cls, 97, 98, 99, 100, 101, sep],
         [cls, 120, 121, sep, pad, pad, pad],
     ]
-    assert rows[0]["segments"].tolist() == [1] * 5 + [0] * 2 and not rows[0]["types"].any()
+    assert rows[0]["segment_ids"].tolist() == [1] * 5 + [0] * 2 and not rows[0]["token_type_ids"].any()
     assert [int(row["label"]) for row in rows] == [1, 0, 1] and data.splits["train"].labels.tolist() == [1, 0, 1]
     assert all(x.dtype == np.int32 for row in rows for x in row.values())
     assert "1 (33.3%) cut to 7 tokens" in data.description
@@ -134,11 +136,13 @@ def test_pairs_have_types_and_a_published_tokenizer_its_own_layout(tmp_path):
     spec = {"root": str(tmp_path / "a.jsonl"), "length": 10, "val_fraction": 0.0, "test_fraction": 0.0}
     data, _ = prepare(tmp_path, **spec, tokenizer=TokenizerFile(str(tmp_path / "tokenizer.json")))
     example = data.splits["train"][0]
-    assert example["tokens"].tolist() == [2, 5, 6, 3, 3, 7, 3, 0, 0, 0] and not example["types"].any()
-    assert data.facts["class_names"] == ("no", "yes") and int(example["label"]) == 1 and data.facts["pair"]
+    assert example["tokens"].tolist() == [2, 5, 6, 3, 3, 7, 3, 0, 0, 0] and not example["token_type_ids"].any()
+    assert (
+        data.dataset_info["class_names"] == ("no", "yes") and int(example["label"]) == 1 and data.dataset_info["pair"]
+    )
     ours, _ = prepare(tmp_path, **spec)
     assert ours.splits["train"][0]["tokens"].tolist() == [257, 97, 32, 98, 258, 99, 258, 256, 256, 256]
-    assert ours.splits["train"][0]["types"].tolist() == [0] * 5 + [1, 1] + [0] * 3
+    assert ours.splits["train"][0]["token_type_ids"].tolist() == [0] * 5 + [1, 1] + [0] * 3
 
 
 # ------------------------------------------------------------------------------------------------------------- splits
@@ -179,7 +183,7 @@ def test_a_folder_that_datasets_saved(tmp_path):
     splits = {"train": columns(ROWS[:20]), "validation": columns(ROWS[20:]), "test": columns(ROWS[:5], -1)}
     saved(tmp_path / "hf", {**splits, "unsupervised": columns(ROWS, -1)}, names)
     data, _ = prepare(tmp_path, root=str(tmp_path / "hf"))
-    assert data.facts["class_names"] == ("bad", "fair", "good")
+    assert data.dataset_info["class_names"] == ("bad", "fair", "good")
     assert {name: len(source) for name, source in data.splits.items()} == {"train": 20, "val": 10}
     assert texts_of(data, "val") == [(t, ("bad", "fair", "good")[y]) for t, y in ROWS[20:]]
     assert "the test split has no labels" in data.description and "not used: unsupervised" in data.description
@@ -210,7 +214,7 @@ def test_a_folder_of_texts_for_each_class(tmp_path):
     data, _ = prepare(tmp_path, root=texts_in_folders(tmp_path / "d", *names, "notes.txt"))
     assert everything(data) == sorted((f"text {i}\n明月", name[:3]) for i, name in enumerate(names))
     assert {name: len(source) for name, source in data.splits.items()} == {"train": 16, "val": 2, "test": 2}
-    assert data.facts["class_names"] == ("neg", "pos") and "not used: notes.txt" in data.description
+    assert data.dataset_info["class_names"] == ("neg", "pos") and "not used: notes.txt" in data.description
 
 
 def test_folders_of_texts_below_splits_as_imdb_has_them(tmp_path):
@@ -248,7 +252,7 @@ def test_a_text_of_several_columns(tmp_path):
     assert texts_of(data, "train") == [(f"t{i}" if i == 3 else f"t{i}\nb{i}", "xy"[i % 2]) for i in range(8)]
     assert texts_of(prepare(tmp_path, **whole, text="a+b")[0], "train")[0] == ("c", "x")
     pairs, _ = prepare(tmp_path, **whole, text="title", text_pair="a+b")
-    assert pairs.facts["pair"]
+    assert pairs.dataset_info["pair"]
     with pytest.raises(UserError, match="no column 'a'"):
         prepare(tmp_path, **whole, text="title", text_pair="body+a")
 
@@ -263,12 +267,12 @@ def test_a_file_names_the_classes_of_numbers(tmp_path, first):
     (tmp_path / "d" / "classes.txt").write_text("World\nSports\n\nSci/Tech\n")
     given = {"root": str(tmp_path / "d"), "text": "1+2", "label": "0"}
     data, _ = prepare(tmp_path, **given)
-    assert data.facts["class_names"] == ("World", "Sports", "Sci/Tech")
+    assert data.dataset_info["class_names"] == ("World", "Sports", "Sci/Tech")
     assert texts_of(data, "test") == [("a\nb", "World")]
     assert dict(everything(data))["title 7\nbody, 7"] == "Sports"
     (tmp_path / "names").write_text("a\nb\nc\n")
     other, said = prepare(tmp_path, **given, class_names=str(tmp_path / "names"))
-    assert said and other.facts["class_names"] == ("a", "b", "c") and other.fingerprint() != data.fingerprint()
+    assert said and other.dataset_info["class_names"] == ("a", "b", "c") and other.fingerprint() != data.fingerprint()
     few, many = "names 1 classes, for labels 0 to 0 or 1 to 1, but .* has", "be either: leave only the names that occur"
     for content, says in (("a\n", few), ("a\n" * 4, many)):
         (tmp_path / "d" / "classes.txt").write_text(content)
@@ -303,7 +307,7 @@ def test_the_second_start_reads_no_rows_and_what_matters_makes_another_cache(tmp
     monkeypatch.setattr(Labelled, "fingerprint", lambda self: "")
     monkeypatch.setattr("bigbase_jax.data.sources.text.labelled_text.rows", None)
     again, said = prepare(tmp_path, root=root, tokenizer=Subwords("wordpiece", 60))
-    assert said == [] and again.facts == first.facts and again.description == first.description
+    assert said == [] and again.dataset_info == first.dataset_info and again.description == first.description
     shorter, said = prepare(tmp_path, root=root, length=8)  # of the same tokens
     assert shorter.examples() == kept.examples()
     assert said == [] and shorter.splits["val"][0]["tokens"].shape == (8,)
@@ -324,24 +328,24 @@ def test_the_pipeline_shows_the_classes(tmp_path):
 def test_a_users_text_is_an_example_without_label(tmp_path):
     data, _ = prepare(tmp_path, root=write(tmp_path / "d", "csv"))
     (tmp_path / "one.txt").write_text(" text 4, 明月 4\n")
-    example = LabelledText.read(str(tmp_path / "one.txt"), data.facts)
+    example = LabelledText.read(str(tmp_path / "one.txt"), data.dataset_info)
     at = {text: data.splits[split][i] for split in data.splits for i, (text, _) in enumerate(texts_of(data, split))}
     found = at["text 4, 明月 4"]
     assert set(example) == set(found) - {"label"}
     for name, x in example.items():
         np.testing.assert_array_equal(x, found[name])
-    pair = {**data.facts, "pair": True}
+    pair = {**data.dataset_info, "pair": True}
     (tmp_path / "two.txt").write_text("a\nb c\n")
-    assert read_text(str(tmp_path / "two.txt"), pair)["types"].tolist()[:7] == [0, 0, 0, 1, 1, 1, 1]
-    for name, content, facts, says in [
+    assert read_text(str(tmp_path / "two.txt"), pair)["token_type_ids"].tolist()[:7] == [0, 0, 0, 1, 1, 1, 1]
+    for name, content, dataset_info, says in [
         ("one.txt", "a", pair, "has one line; this model reads two texts"),
-        ("no.txt", " \n", data.facts, "no.txt is empty"),
+        ("no.txt", " \n", data.dataset_info, "no.txt is empty"),
     ]:
         (tmp_path / name).write_text(content)
         with pytest.raises(UserError, match=says):
-            read_text(str(tmp_path / name), facts)
+            read_text(str(tmp_path / name), dataset_info)
     with pytest.raises(UserError, match="there is no file or folder"):
-        read_text(str(tmp_path / "none.txt"), data.facts)
+        read_text(str(tmp_path / "none.txt"), data.dataset_info)
 
 
 # ----------------------------------------------------------------------------------------------------------- mistakes
@@ -419,4 +423,4 @@ def test_chinese_reviews_in_a_zip(real_data, tmp_path):
     root = str(real_data / "online_shopping_10_cats")
     data, _ = prepare(tmp_path, root=root, label="cat", tokenizer=Characters(), length=64)
     assert sum(map(len, data.splits.values())) == 62_773 and "1 without text left out" in data.description
-    assert data.facts["num_classes"] == 10 and "酒店" in data.facts["class_names"]
+    assert data.dataset_info["num_classes"] == 10 and "酒店" in data.dataset_info["class_names"]

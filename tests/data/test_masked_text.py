@@ -28,24 +28,24 @@ def prepared(folder, **words):
 
 def test_documents_stand_whole_and_once_between_their_special_tokens(folder):
     data = prepared(folder)
-    facts, source = data.facts, data.splits["train"]
-    cls, sep, pad = (facts[f"{role}_id"] for role in ("cls", "sep", "pad"))
-    assert facts["length"] == 16 and facts["vocab_size"] == 260 and "end_id" not in facts
+    dataset_info, source = data.dataset_info, data.splits["train"]
+    cls, sep, pad = (dataset_info[f"{role}_id"] for role in ("cls", "sep", "pad"))
+    assert dataset_info["length"] == 16 and dataset_info["vocab_size"] == 260 and "end_id" not in dataset_info
     pieces = []
     for i in range(len(source)):
         example = source[i]
-        tokens, segments = example["tokens"], example["segments"]
-        assert (tokens[segments == 0] == pad).all() and (example["words"][segments == 0] == 0).all()
-        for segment in range(1, segments.max() + 1):
-            piece = tokens[segments == segment]
+        tokens, segment_ids = example["tokens"], example["segment_ids"]
+        assert (tokens[segment_ids == 0] == pad).all() and (example["words"][segment_ids == 0] == 0).all()
+        for segment in range(1, segment_ids.max() + 1):
+            piece = tokens[segment_ids == segment]
             assert piece[0] == cls and piece[-1] == sep
-            np.testing.assert_array_equal(example["positions"][segments == segment], np.arange(len(piece)))
-            words = example["words"][segments == segment]
+            np.testing.assert_array_equal(example["positions"][segment_ids == segment], np.arange(len(piece)))
+            words = example["words"][segment_ids == segment]
             assert words[0] == words[-1] == 0 and (words[1:-1] > 0).all()
             pieces.append(bytes(piece[1:-1].tolist()).decode())
     expected = sorted(text[i : i + 14] for text in TEXTS for i in range(0, len(text), 14))
     assert sorted(pieces) == expected
-    filled = np.mean([source[i]["segments"] > 0 for i in range(len(source))])
+    filled = np.mean([source[i]["segment_ids"] > 0 for i in range(len(source))])
     assert source.fill == pytest.approx(filled) and f"{source.fill:.1%}" in data.description
     assert len(source) < len(pieces)  # some are packed
     with pytest.raises(IndexError):
@@ -73,7 +73,7 @@ def test_the_same_masks_again_and_others_for_another_use(folder):
     first, again = batches(0, 12), batches(5, 1)
     np.testing.assert_array_equal(first[5]["at"], again[0]["at"])
     assert first[0]["tokens"].shape == (4, 16) and first[0]["at"].shape == (4, 3)
-    assert set(first[0]) == {"tokens", "segments", "positions", "types", "at", "targets", "mask", "index"}
+    assert set(first[0]) == {"tokens", "segment_ids", "positions", "token_type_ids", "at", "targets", "mask", "index"}
     of_example = {}
     for batch in first:
         for index, at in zip(batch["index"], batch["at"], strict=True):
@@ -135,14 +135,14 @@ def test_a_users_masks_are_what_is_asked(folder, tmp_path):
     (tmp_path / "a.txt").write_text("the [MASK] sat on the [MASK]")
     (example,) = data.read(str(tmp_path / "a.txt"))
     found = MaskTokens()(example, np.random.default_rng(0))
-    mask = data.facts["mask_id"]
+    mask = data.dataset_info["mask_id"]
     np.testing.assert_array_equal(found["at"][:2], np.flatnonzero(found["tokens"] == mask))
     assert (found["targets"] == NONE).all() and (found["at"] != NONE).sum() == 2
     (tmp_path / "b.txt").write_text("[MASK] " * 9)
     with pytest.raises(UserError, match="9 masks"):
         MaskTokens()(data.read(str(tmp_path / "b.txt"))[0], np.random.default_rng(0))
     (tmp_path / "c.txt").write_text("word " * 20)
-    assert [int((e["segments"] > 0).sum()) for e in data.read(str(tmp_path / "c.txt"))] == [32, 32, 32, 11]
+    assert [int((e["segment_ids"] > 0).sum()) for e in data.read(str(tmp_path / "c.txt"))] == [32, 32, 32, 11]
     (tmp_path / "d.txt").write_text(" \n")
     with pytest.raises(UserError, match="is empty"):
         data.read(str(tmp_path / "d.txt"))
@@ -169,15 +169,15 @@ def pairs_of(tmp_path, texts=STORIES, val=STORIES[:2], **words):
     return node, node.prepare(tmp_path / "cache", 0, lambda line: None)
 
 
-def texts_in(example, facts):
+def texts_in(example, dataset_info):
     """(the first text, the second) of an example that is laid out as it should be."""
-    tokens, types, segments = (example[name] for name in ("tokens", "types", "segments"))
-    n = int(segments.sum())
-    assert (segments == (np.arange(len(tokens)) < n)).all() and (tokens[n:] == facts["pad_id"]).all()
-    first, second = np.flatnonzero(tokens == facts["sep_id"])
-    assert tokens[0] == facts["cls_id"] and second == n - 1 and first > 1 and second > first + 1
-    np.testing.assert_array_equal(types, (np.arange(len(tokens)) > first) * segments)
-    np.testing.assert_array_equal(example["positions"], np.arange(len(tokens)) * segments)
+    tokens, token_type_ids, segment_ids = (example[name] for name in ("tokens", "token_type_ids", "segment_ids"))
+    n = int(segment_ids.sum())
+    assert (segment_ids == (np.arange(len(tokens)) < n)).all() and (tokens[n:] == dataset_info["pad_id"]).all()
+    first, second = np.flatnonzero(tokens == dataset_info["sep_id"])
+    assert tokens[0] == dataset_info["cls_id"] and second == n - 1 and first > 1 and second > first + 1
+    np.testing.assert_array_equal(token_type_ids, (np.arange(len(tokens)) > first) * segment_ids)
+    np.testing.assert_array_equal(example["positions"], np.arange(len(tokens)) * segment_ids)
     special = np.isin(np.arange(len(tokens)), [0, first, *range(second, len(tokens))])
     np.testing.assert_array_equal(example["words"] == 0, special)
     assert (np.diff(example["words"][~special]) >= 0).all()
@@ -187,7 +187,7 @@ def texts_in(example, facts):
 
 def test_half_of_the_second_texts_follow_and_half_are_of_another_document(tmp_path):
     _, data = pairs_of(tmp_path)
-    assert data.facts["next_sentence"] and "of two documents" in data.description
+    assert data.dataset_info["next_sentence"] and "of two documents" in data.description
     for split, documents in (("train", STORIES), ("val", STORIES[:2])):
         source = data.splits[split]
         examples = [source[i] for i in range(len(source))]
@@ -195,12 +195,12 @@ def test_half_of_the_second_texts_follow_and_half_are_of_another_document(tmp_pa
         assert abs(labels.sum() - len(labels) / 2) <= 0.5 and examples[0]["next"].dtype == np.int32
         filled, with_first = [], set()
         for example, label in zip(examples, labels, strict=True):
-            first, second = texts_in(example, data.facts)
+            first, second = texts_in(example, data.dataset_info)
             (d,) = [d for d, text in enumerate(documents) if first[0] in text]
             (e,) = [e for e, text in enumerate(documents) if second[0] in text]
             assert (d == e) == (label == 0) and first in documents[d] and second in documents[e]
             assert label == 1 or first + second in documents[d]
-            filled.append(example["segments"].mean())
+            filled.append(example["segment_ids"].mean())
             with_first.add(d)
         assert source.fill == pytest.approx(np.mean(filled), abs=0.03)
         assert with_first == {d for d, text in enumerate(documents) if len(text) > 1}
@@ -215,9 +215,9 @@ def test_each_text_goes_as_often_with_its_own_as_with_another_in_new_cuts(tmp_pa
     n = len(source) // PASSES
     labels = np.array([source[i]["next"] for i in range(len(source))]).reshape(PASSES, n)
     assert (labels.sum(0) == PASSES // 2).all() and (labels[0] != labels[1]).all()
-    cuts = {tuple(source[i]["types"]) for i in range(0, len(source), n)}
+    cuts = {tuple(source[i]["token_type_ids"]) for i in range(0, len(source), n)}
     assert len(cuts) > 2
-    seen = {texts_in(source[i], data.facts)[1] for i in range(0, len(source), n) if source[i]["next"]}
+    seen = {texts_in(source[i], data.dataset_info)[1] for i in range(0, len(source), n) if source[i]["next"]}
     assert len(seen) > 2  # of several documents
 
 
@@ -229,9 +229,9 @@ def test_lengths_and_ends_do_not_tell_which_texts_belong_together(tmp_path):
     examples = [source[i] for i in range(len(source))]
     label = np.array([example["next"] for example in examples]) == 1
     for what in (
-        [example["segments"].sum() for example in examples],
-        [(example["types"] == 1).sum() for example in examples],
-        [texts_in(example, data.facts)[1].startswith(" ") for example in examples],
+        [example["segment_ids"].sum() for example in examples],
+        [(example["token_type_ids"] == 1).sum() for example in examples],
+        [texts_in(example, data.dataset_info)[1].startswith(" ") for example in examples],
         [example["words"].max() for example in examples],
     ):
         same, other = np.array(what)[~label], np.array(what)[label]
@@ -251,11 +251,11 @@ def test_pairs_are_a_function_of_seed_and_place(tmp_path):
         assert all(np.array_equal(a[name], b[name]) for name in a)
     assert all(np.array_equal(first[3][name], first[20][name]) for name in first[3])
     _, other, third = rows(seed=1)
-    assert any(not np.array_equal(a["types"], b["types"]) for a, b in zip(first, third, strict=True))
+    assert any(not np.array_equal(a["token_type_ids"], b["token_type_ids"]) for a, b in zip(first, third, strict=True))
     _, plain = pairs_of(tmp_path, next_sentence=False)
     prints = [d.fingerprint() for d in (data, again, other, plain)]
     assert prints[0] == prints[1] and len(set(prints)) == 3
-    assert "next" not in plain.splits["train"][0] and "next_sentence" not in plain.facts
+    assert "next" not in plain.splits["train"][0] and "next_sentence" not in plain.dataset_info
 
     data = Data(node, 4, (MaskTokens(),), (MaskTokens(),), cache_limit_gb=0, seed=3).prepare(lambda line: None)
     with data.train_batches(0) as stream:
@@ -264,7 +264,9 @@ def test_pairs_are_a_function_of_seed_and_place(tmp_path):
         resumed = next(stream)
     assert all(np.array_equal(batches[5][name], resumed[name]) for name in resumed)
     assert batches[0]["next"].shape == (4,) and batches[0]["next"].dtype == np.int32
-    hidden = [batch["types"][b, at] for batch in batches for b in range(4) for at in batch["at"][b] if at != NONE]
+    hidden = [
+        batch["token_type_ids"][b, at] for batch in batches for b in range(4) for at in batch["at"][b] if at != NONE
+    ]
     assert {0, 1} == set(hidden)  # in both texts
 
 
@@ -293,9 +295,9 @@ def test_published_pairs_have_their_own_layout(tmp_path):
     (tmp_path / "text").mkdir()
     _, data = pairs_of(tmp_path / "text", tokenizer=TokenizerFile(str(tmp_path / "tokenizer.json")))
     example = data.splits["train"][0]
-    tokens = example["tokens"][example["segments"] > 0]
+    tokens = example["tokens"][example["segment_ids"] > 0]
     assert [int(t) for t in tokens if t < 5] == [0, 2, 2, 2] and tokens[0] == 0 and tokens[-1] == 2
-    assert (example["types"] == 0).all() and (example["tokens"][example["segments"] == 0] == 1).all()
+    assert (example["token_type_ids"] == 0).all() and (example["tokens"][example["segment_ids"] == 0] == 1).all()
 
 
 def test_too_few_documents_for_pairs_are_one_sentence(tmp_path):
@@ -304,7 +306,7 @@ def test_too_few_documents_for_pairs_are_one_sentence(tmp_path):
     with pytest.raises(UserError, match="val has 1 of two tokens or more"):
         pairs_of(tmp_path, val=[STORIES[0], "x"])
     _, data = pairs_of(tmp_path, ["ab", "cd"], ["ef", "gh"])
-    found = {texts_in(data.splits["train"][i], data.facts) for i in range(2 * PASSES)}
+    found = {texts_in(data.splits["train"][i], data.dataset_info) for i in range(2 * PASSES)}
     assert found == {("a", "b"), ("a", "d"), ("c", "d"), ("c", "b")}  # two letters are enough
     with pytest.raises(UserError, match="length is 5; it must be at least 6"):
         pairs_of(tmp_path, length=5)
@@ -314,7 +316,7 @@ def test_learned_and_published_tokenizers(tmp_path):
     words = {"val_fraction": 0.05, "test_fraction": 0.05, "length": 32}
     node = MaskedPythonReference(tokenizer=Subwords("wordpiece", 500), **words)
     data = node.prepare(tmp_path / "cache", 1e9, lambda line: None)
-    pieces = load(data.facts["tokenizer"]).pieces(data.splits["train"][0]["tokens"].tolist())
+    pieces = load(data.dataset_info["tokenizer"]).pieces(data.splits["train"][0]["tokens"].tolist())
     assert pieces[0] == "[CLS]" and pieces[-1] == "[SEP]"
     starts = np.array([not piece.startswith("##") for piece in pieces[1:-1]])
     np.testing.assert_array_equal(np.diff(data.splits["train"][0]["words"][1:-1]), starts[1:])

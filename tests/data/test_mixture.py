@@ -40,8 +40,8 @@ def prepare(tmp_path, limit=1e9, **given):
 
 def letters(data, split):
     """The texts of the windows of a split."""
-    tokenizer, source = load(data.facts["tokenizer"]), data.splits[split]
-    return [tokenizer.decode(source[i]["targets"][source[i]["segments"] > 0]) for i in range(len(source))]
+    tokenizer, source = load(data.dataset_info["tokenizer"]), data.splits[split]
+    return [tokenizer.decode(source[i]["targets"][source[i]["segment_ids"] > 0]) for i in range(len(source))]
 
 
 def test_passes_are_whole_small_and_close():
@@ -93,12 +93,12 @@ def test_validation_is_that_of_all_parts_and_of_each(tmp_path):
 def test_one_tokenizer_knows_all_parts(tmp_path):
     for spec in (Characters(), Subwords("bpe", 300)):
         data, _ = prepare(tmp_path, tokenizer=spec)
-        tokenizer = load(data.facts["tokenizer"])
+        tokenizer = load(data.dataset_info["tokenizer"])
         assert tokenizer.decode(tokenizer.encode_batch(["abcxyz"])[0][0]) == "abcxyz"
-        assert data.facts["vocab_size"] == tokenizer.size and data.facts["length"] == 16
-        assert data.facts["end_id"] == tokenizer.end is not None
+        assert data.dataset_info["vocab_size"] == tokenizer.size and data.dataset_info["length"] == 16
+        assert data.dataset_info["end_id"] == tokenizer.end is not None
     assert tokenizer.size > 257 + 20
-    (tmp_path / "tokenizer.json").write_text(json.loads(data.facts["tokenizer"])["tokenizer"])
+    (tmp_path / "tokenizer.json").write_text(json.loads(data.dataset_info["tokenizer"])["tokenizer"])
     read, _ = prepare(tmp_path, tokenizer=TokenizerFile(str(tmp_path)))
     assert letters(read, "train") == letters(data, "train")
 
@@ -160,7 +160,7 @@ def test_a_config_builds_it_and_a_users_text_is_read(tmp_path):
     assert set(mixture.parts) == set(made) and mixture.weights["large"] == 3
     data = mixture.prepare(tmp_path / "cache", 1e9, lambda line: None)
     (tmp_path / "a.txt").write_text("abcabc")
-    assert Mixture.read(str(tmp_path / "a.txt"), data.facts)[0]["segments"].sum() == 7
+    assert Mixture.read(str(tmp_path / "a.txt"), data.dataset_info)[0]["segment_ids"].sum() == 7
 
 
 def test_recipes_name_texts_and_mixtures(tmp_path):

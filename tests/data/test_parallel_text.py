@@ -35,7 +35,7 @@ def lines(folder, **splits):
 
 def pairs_of(data, split):
     """(source, target) texts as the tokens say them, which must be what the reference says."""
-    source, target = load(data.facts["source_tokenizer"]), load(data.facts["tokenizer"])
+    source, target = load(data.dataset_info["source_tokenizer"]), load(data.dataset_info["tokenizer"])
     found = []
     for i in range(len(data.splits[split])):
         example = data.splits[split][i]
@@ -50,9 +50,11 @@ def test_what_an_example_is(tmp_path):
     train = [("ab", "c"), ("abcdef", "d"), ("", "e"), ("a", "cdefgh")]
     root = lines(tmp_path / "d", train=train, test=[("abcdef", "xyzuvw")])
     data, _ = prepare(tmp_path, root=root, source_length=5, target_length=4, val_fraction=0.0)
-    end, pad, start = (data.facts[name] for name in ("end_id", "pad_id", "start_id"))
-    assert (end, pad, start, data.facts["vocab_size"]) == (256, 257, 258, 259)
-    assert data.facts["source_end_id"] == end and data.facts["shared"] and data.facts["length"] == 5
+    end, pad, start = (data.dataset_info[name] for name in ("end_id", "pad_id", "start_id"))
+    assert (end, pad, start, data.dataset_info["vocab_size"]) == (256, 257, 258, 259)
+    assert (
+        data.dataset_info["source_end_id"] == end and data.dataset_info["shared"] and data.dataset_info["length"] == 5
+    )
     assert len(data.splits["train"]) == 1
     assert "2 training pairs too long for 5 and 4 tokens, and 1 with an empty side, left out" in data.description
     example = data.splits["train"][0]
@@ -154,14 +156,20 @@ def test_files_named_after_splits_and_several_test_sets(tmp_path):
 def test_two_tokenizers_each_learn_their_side(tmp_path):
     root = lines(tmp_path / "d", train=PAIRS, test=PAIRS[:2])
     data, _ = prepare(tmp_path, root=root, tokenizer=Characters(False), target_tokenizer=Subwords("bpe", 300))
-    source, target = load(data.facts["source_tokenizer"]), load(data.facts["tokenizer"])
-    assert source.size == data.facts["source_vocab_size"] < 40 and target.size == data.facts["vocab_size"] > 260
-    assert not data.facts["shared"] and data.facts["source_end_id"] == source.end != target.end == data.facts["end_id"]
+    source, target = load(data.dataset_info["source_tokenizer"]), load(data.dataset_info["tokenizer"])
+    assert (
+        source.size == data.dataset_info["source_vocab_size"] < 40
+        and target.size == data.dataset_info["vocab_size"] > 260
+    )
+    assert (
+        not data.dataset_info["shared"]
+        and data.dataset_info["source_end_id"] == source.end != target.end == data.dataset_info["end_id"]
+    )
     assert pairs_of(data, "test") == PAIRS[:2] and "2 of the test sources are in train too" in data.description
     with pytest.raises(UserError, match="not among"):
         source.encode_batch(["月"])
     shared, _ = prepare(tmp_path, root=root, tokenizer=Characters(False))
-    assert load(shared.facts["source_tokenizer"]).encode_batch(["the Zahl 月"])
+    assert load(shared.dataset_info["source_tokenizer"]).encode_batch(["the Zahl 月"])
 
 
 def test_the_second_start_reads_nothing_and_what_matters_makes_another_cache(tmp_path, monkeypatch):
@@ -176,7 +184,7 @@ def test_the_second_start_reads_nothing_and_what_matters_makes_another_cache(tmp
         assert len(said) == 1 and other.fingerprint() != kept.fingerprint()
     monkeypatch.setattr("bigbase_jax.data.sources.text.parallel_text._Survey", None)
     again, said = prepare(tmp_path, root=root)
-    assert said == [] and again.facts == kept.facts and again.description == kept.description
+    assert said == [] and again.dataset_info == kept.dataset_info and again.description == kept.description
     shorter, said = prepare(tmp_path, root=root, source_length=15)
     assert said == [] and shorter.splits["val"][0]["source"].shape == (15,)
     assert shorter.fingerprint() != kept.fingerprint()
@@ -193,17 +201,17 @@ def test_the_pipeline_makes_batches_of_it(tmp_path):
 def test_a_users_file_is_one_example_a_line(tmp_path):
     data, _ = prepare(tmp_path, root=lines(tmp_path / "d", all=PAIRS))
     (tmp_path / "a.txt").write_text("the number 3\n\n the moon \n")
-    examples = ParallelText.read(str(tmp_path / "a.txt"), data.facts)
-    tokenizer = load(data.facts["source_tokenizer"])
+    examples = ParallelText.read(str(tmp_path / "a.txt"), data.dataset_info)
+    tokenizer = load(data.dataset_info["source_tokenizer"])
     assert [tokenizer.decode(e["source"][e["source_segments"] > 0]) for e in examples] == ["the number 3", "the moon"]
     found = data.splits["train"][0]
     assert set(examples[0]) == set(found) - {"reference"}
     for name, x in examples[0].items():
         assert x.shape == found[name].shape and x.dtype == found[name].dtype
-    assert examples[0]["target_in"][0] == data.facts["start_id"] and (examples[0]["target_out"] == PADDING).all()
+    assert examples[0]["target_in"][0] == data.dataset_info["start_id"] and (examples[0]["target_out"] == PADDING).all()
     (tmp_path / "a.txt").write_text("\n")
     with pytest.raises(UserError, match="a.txt is empty"):
-        read_lines(str(tmp_path / "a.txt"), data.facts)
+        read_lines(str(tmp_path / "a.txt"), data.dataset_info)
 
 
 # ----------------------------------------------------------------------------------------------------------- mistakes

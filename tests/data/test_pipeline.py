@@ -35,7 +35,7 @@ class Numbers:
 @dataclasses.dataclass
 class Set:
     splits: dict
-    facts: ClassVar = {"num_classes": 2, "class_names": ("cat", "dog")}
+    dataset_info: ClassVar = {"num_classes": 2, "class_names": ("cat", "dog")}
     description: ClassVar = "numbers for a test"
 
     def fingerprint(self):

@@ -31,12 +31,12 @@ def test_answers_are_right():
 
 def test_no_question_is_in_two_splits(tmp_path):
     data = Questions(count=200, length=64, test_fraction=0.2).prepare(tmp_path, 0, lambda line: None)
-    tokenizer = load(data.facts["tokenizer"])
+    tokenizer = load(data.dataset_info["tokenizer"])
     texts = {}
     for split, source in data.splits.items():
         windows = [source[i] for i in range(len(source))]
-        texts[split] = {tokenizer.decode(w["inputs"][w["segments"] == 1].tolist()) for w in windows}
-        assert all((w["weights"][w["segments"] == 0] == 0).all() and w["weights"].any() for w in windows)
+        texts[split] = {tokenizer.decode(w["inputs"][w["segment_ids"] == 1].tolist()) for w in windows}
+        assert all((w["weights"][w["segment_ids"] == 0] == 0).all() and w["weights"].any() for w in windows)
     assert set(texts) == {"train", "val", "test"} and "made up here" in data.description
     assert not texts["train"] & (texts["val"] | texts["test"]) and not texts["val"] & texts["test"]
 

@@ -227,7 +227,7 @@ def test_class_folders_are_split(tmp_path):
     _fill(tmp_path / "Äffchen 猫", *_numbered(20))
     data = ImageFolder(str(tmp_path))
     assert isinstance(data, Dataset)
-    assert data.facts == {"num_classes": 2, "class_names": ("dog", "Äffchen 猫")}
+    assert data.dataset_info == {"num_classes": 2, "class_names": ("dog", "Äffchen 猫")}
     assert {s: np.bincount(source.labels).tolist() for s, source in data.splits.items()} == {
         "train": [28, 14],
         "val": [4, 2],
@@ -285,7 +285,7 @@ def test_train_alone_is_split(tmp_path):
 def test_a_class_may_be_called_train(tmp_path):
     for name in ("bus", "car", "train"):
         _fill(tmp_path / name, *_numbered(10))
-    assert ImageFolder(str(tmp_path)).facts["class_names"] == ("bus", "car", "train")
+    assert ImageFolder(str(tmp_path)).dataset_info["class_names"] == ("bus", "car", "train")
 
 
 def test_nesting_links_suffixes_and_litter(tmp_path):
@@ -363,7 +363,7 @@ def test_split_folders_of_the_usual_names(tmp_path, names):
         for label in ("cats", "dogs"):
             _fill(tmp_path / name / label, *_numbered(10 - i))
     data = ImageFolder(str(tmp_path))
-    assert data.facts["class_names"] == ("cats", "dogs")
+    assert data.dataset_info["class_names"] == ("cats", "dogs")
     splits = dict(zip(("train", *{2: ("test",), 3: ("val", "test")}[len(names)]), names, strict=True))
     if names[-1].endswith("EVAL"):
         splits = {"train": names[0], "val": names[1]}
@@ -376,11 +376,11 @@ def test_split_folders_of_the_usual_names(tmp_path, names):
 def test_classes_may_be_called_as_splits_are(tmp_path):
     for name in ("train/steam", "train/electric", "bus", "test tube", "dev"):
         _fill(tmp_path / "a" / name, *_numbered(2))
-    assert ImageFolder(str(tmp_path / "a")).facts["class_names"] == ("bus", "dev", "test tube", "train")
+    assert ImageFolder(str(tmp_path / "a")).dataset_info["class_names"] == ("bus", "dev", "test tube", "train")
     for name in ("train/train", "train/bus", "test/train", "docs"):
         _fill(tmp_path / "b" / name, *_numbered(4))
     data = ImageFolder(str(tmp_path / "b"))
-    assert data.facts["class_names"] == ("bus", "train") and len(data.splits["test"]) == 4
+    assert data.dataset_info["class_names"] == ("bus", "train") and len(data.splits["test"]) == 4
     assert data.description.endswith("; not used: docs")
 
 
@@ -490,8 +490,8 @@ def test_idx(how, tmp_path):
     row = int(data.splits["val"].name(2).removeprefix("train[").removesuffix("]"))
     np.testing.assert_array_equal(data.splits["val"][2]["image"][..., 0], arrays["train"][0][row])
     assert data.splits["train"].in_memory
-    assert data.facts == {"num_classes": 5, "class_names": ("0", "1", "2", "3", "4")}
-    assert Idx(str(tmp_path), class_names=tuple("abcde")).facts["class_names"] == tuple("abcde")
+    assert data.dataset_info == {"num_classes": 5, "class_names": ("0", "1", "2", "3", "4")}
+    assert Idx(str(tmp_path), class_names=tuple("abcde")).dataset_info["class_names"] == tuple("abcde")
     assert data.fingerprint() == Idx(str(tmp_path)).fingerprint() == pickle.loads(pickle.dumps(data)).fingerprint()
     assert data.fingerprint() != Idx(str(tmp_path), seed=1).fingerprint()
 
@@ -714,7 +714,7 @@ def test_real_photos(real_data):
         "val": [100, 100],
         "test": [1000, 1000],
     }
-    assert data.facts["class_names"] == ("cats", "dogs")
+    assert data.dataset_info["class_names"] == ("cats", "dogs")
     for i in range(0, 2000, 400):
         x_HWC = data.splits["test"][i]["image"]
         assert x_HWC.ndim == 3

@@ -44,7 +44,7 @@ def targets(source, end=None):
     found, nbytes = [], 0
     for i in range(len(source)):
         example = source[i]
-        real = example["segments"] > 0
+        real = example["segment_ids"] > 0
         found += example["targets"][real].tolist()
         nbytes += int(example["bytes"].sum())
         assert not any(example[name][~real].any() for name in example)
@@ -72,14 +72,14 @@ def test_every_byte_of_every_document_is_predicted_once(tmp_path, spec, length):
     corpus = TextFiles(root=corpus_file(tmp_path / "d"), tokenizer=spec, length=length, test_fraction=0.2)
     data, _ = prepare(corpus, tmp_path)
     assert isinstance(corpus, RawDataset) and isinstance(data, Dataset) and isinstance(data.splits["train"], Source)
-    tokenizer = load(data.facts["tokenizer"])
+    tokenizer = load(data.dataset_info["tokenizer"])
     documents = documents_of(tmp_path / "d")
     read = {name: targets(source, tokenizer.end) for name, source in data.splits.items()}
     assert set(read) == {"train", "val", "test"}
     assert sum(nbytes for _, nbytes in read.values()) == sum(len(d.encode()) for d in documents)
     expected = sorted(t for tokens, _ in tokenizer.encode_batch(documents) for t in tokens.tolist())
     assert sorted(t for tokens, _ in read.values() for t in tokens) == expected
-    fill = sum((data.splits["train"][i]["segments"] > 0).sum() for i in range(len(data.splits["train"])))
+    fill = sum((data.splits["train"][i]["segment_ids"] > 0).sum() for i in range(len(data.splits["train"])))
     assert data.splits["train"].fill == fill / (len(data.splits["train"]) * length)
     assert f"{data.splits['train'].fill:.1%} filled" in data.description
 
@@ -90,7 +90,7 @@ def test_a_window_is_what_it_says(tmp_path):
         root=str(tmp_path / "a.txt"), length=4, val_fraction=0.0, format=Format(unit="line"), tokenizer=Characters()
     )
     data, _ = prepare(corpus, tmp_path)
-    assert list(data.splits) == ["train"] and data.facts["vocab_size"] == 12 and data.facts["length"] == 4
+    assert list(data.splits) == ["train"] and data.dataset_info["vocab_size"] == 12 and data.dataset_info["length"] == 4
     end = 11
     rows = [data.splits["train"][i] for i in range(len(data.splits["train"]))]
     assert [row["inputs"].tolist() for row in rows] == [
@@ -100,8 +100,8 @@ def test_a_window_is_what_it_says(tmp_path):
         [end, 10, 0, 0],
     ]
     assert [row["targets"].tolist() for row in rows] == [[0, 1, 2, 3], [4, 5, 6, 7], [end, 8, 9, end], [10, end, 0, 0]]
-    assert rows[2]["segments"].tolist() == [1, 2, 2, 2] and rows[2]["positions"].tolist() == [0, 0, 1, 2]
-    assert rows[3]["segments"].tolist() == [1, 1, 0, 0] and rows[3]["bytes"].tolist() == [1, 0, 0, 0]
+    assert rows[2]["segment_ids"].tolist() == [1, 2, 2, 2] and rows[2]["positions"].tolist() == [0, 0, 1, 2]
+    assert rows[3]["segment_ids"].tolist() == [1, 1, 0, 0] and rows[3]["bytes"].tolist() == [1, 0, 0, 0]
     assert data.splits["train"].fill == 14 / 16
     assert all(x.dtype == np.int32 and x.shape == (4,) for row in rows for x in row.values())
     with pytest.raises(IndexError):
@@ -115,7 +115,7 @@ def test_one_text_is_cut_as_usual_and_its_windows_overlap_if_asked(tmp_path):
     data, _ = prepare(corpus, tmp_path)
     cut = int(0.9 * len(text))
     train, val = data.splits["train"], data.splits["val"]
-    assert load(data.facts["tokenizer"]).end is None
+    assert load(data.dataset_info["tokenizer"]).end is None
     assert len(train) == cut - 8 and train.fill == 1
     codes = np.array([ord(c) - ord("a") for c in text])
     for i in range(len(train)):
@@ -184,8 +184,8 @@ def test_the_embedded_text_needs_nothing(tmp_path):
     data, _ = prepare(PythonReference(length=128, tokenizer=Characters()), tmp_path)
     assert "language reference inside Python" in data.description and "pydoc_data.topics" in data.description
     assert len(data.splits["train"]) > 2000 and set(data.splits) == {"train", "val", "test"}
-    tokens, nbytes = targets(data.splits["val"], load(data.facts["tokenizer"]).end)
-    assert nbytes > 30_000 and "\n" in load(data.facts["tokenizer"]).decode(tokens)
+    tokens, nbytes = targets(data.splits["val"], load(data.dataset_info["tokenizer"]).end)
+    assert nbytes > 30_000 and "\n" in load(data.dataset_info["tokenizer"]).decode(tokens)
 
 
 # -------------------------------------------------------------------------------------------------------------- cache
@@ -202,7 +202,7 @@ def test_the_second_start_reads_no_text(tmp_path, monkeypatch):
     monkeypatch.setattr(TextFiles, "documents", None)
     again, said = prepare(corpus, tmp_path)
     assert said == [] and "cache" in again.splits["train"].in_memory
-    assert again.fingerprint() == first.fingerprint() and again.facts == first.facts
+    assert again.fingerprint() == first.fingerprint() and again.dataset_info == first.dataset_info
     for split, source in first.splits.items():
         for i in range(len(source)):
             for name, x in source[i].items():
@@ -229,7 +229,7 @@ def test_what_the_tokens_depend_on_makes_another_cache(tmp_path):
     os.utime(path, ns=(0, time.time_ns()))
     data, said = prepare(TextFiles(**base), tmp_path)
     assert said and data.fingerprint() not in prints
-    found = load(data.facts["tokenizer"]).decode(targets(data.splits["train"])[0])
+    found = load(data.dataset_info["tokenizer"]).decode(targets(data.splits["train"])[0])
     assert "暗" in found and "明" not in found
 
 
@@ -363,16 +363,16 @@ def test_a_users_file_is_read_as_an_evaluation_would(tmp_path):
     (tmp_path / "a.txt").write_text("abcdefgh" * 20)
     data, _ = prepare(TextFiles(root=str(tmp_path / "a.txt"), length=8, tokenizer=Characters()), tmp_path)
     (tmp_path / "prompt.json").write_text("hgfedcbaab")
-    windows = TextFiles.read(str(tmp_path / "prompt.json"), data.facts)
+    windows = TextFiles.read(str(tmp_path / "prompt.json"), data.dataset_info)
     assert [w["inputs"].tolist() for w in windows] == [[7, 6, 5, 4, 3, 2, 1, 0], [0, 0, 0, 0, 0, 0, 0, 0]]
-    assert windows[1]["targets"][:1].tolist() == [1] and windows[1]["segments"].tolist() == [1] + [0] * 7
+    assert windows[1]["targets"][:1].tolist() == [1] and windows[1]["segment_ids"].tolist() == [1] + [0] * 7
     for content, says in [("", "empty"), ("a", "too short"), ("axe", "prompt.json: the character 'x'")]:
         (tmp_path / "prompt.json").write_text(content)
         with pytest.raises(UserError, match=says):
-            read_text(str(tmp_path / "prompt.json"), data.facts)
+            read_text(str(tmp_path / "prompt.json"), data.dataset_info)
     (tmp_path / "prompt.json").write_bytes(b"\xff")
     with pytest.raises(UserError, match="not utf-8"):
-        read_text(str(tmp_path / "prompt.json"), data.facts)
+        read_text(str(tmp_path / "prompt.json"), data.dataset_info)
 
 
 # ---------------------------------------------------------------------------------------------------------- real data
@@ -382,7 +382,7 @@ def test_a_users_file_is_read_as_an_evaluation_would(tmp_path):
 def test_tiny_shakespeare_is_nanogpts(real_data, tmp_path):
     root = str(real_data / "tiny_shakespeare" / "input.txt")
     data, _ = prepare(TextFiles(root=root, length=64, stride=1, tokenizer=Characters()), tmp_path)
-    assert data.facts["vocab_size"] == 65
+    assert data.dataset_info["vocab_size"] == 65
     counts = data.tokens.about
     assert counts["train"]["tokens"] == 1_003_854 and counts["val"]["tokens"] == 111_540
     assert len(data.splits["train"]) == 1_003_854 - 64
@@ -395,7 +395,7 @@ def test_chinese_poems_are_documents(real_data, tmp_path):
     assert counts["train"]["documents"] + counts["val"]["documents"] == 21_053
     assert data.splits["train"].fill > 0.85
     example = data.splits["train"][0]
-    text = load(data.facts["tokenizer"]).decode(example["targets"][example["segments"] == 1])
+    text = load(data.dataset_info["tokenizer"]).decode(example["targets"][example["segment_ids"] == 1])
     assert "。" in text and "\n" in text and "\ufffd" not in text
 
 
@@ -404,7 +404,7 @@ def test_wikitext_in_subwords(real_data, tmp_path):
     root = str(real_data / "wikitext2_valid_test" / "valid.txt")
     data, _ = prepare(TextFiles(root=root, length=64, tokenizer=Subwords("bpe", 1024)), tmp_path)
     tokens, nbytes = targets(data.splits["val"])
-    text = load(data.facts["tokenizer"]).decode(tokens)
+    text = load(data.dataset_info["tokenizer"]).decode(tokens)
     whole = pathlib.Path(root).read_text(encoding="utf-8")
     assert whole.endswith(text) and nbytes == len(text.encode()) and nbytes / len(tokens) > 2.3
 
@@ -419,16 +419,20 @@ def test_the_code_that_makes_tokens_is_part_of_the_key(tmp_path, monkeypatch):
 def test_a_users_file_is_read_in_the_encoding_of_the_facts(tmp_path):
     (tmp_path / "a.txt").write_bytes("明月几时有".encode("gb18030"))
     (tmp_path / "b.txt").write_bytes("明月几时有".encode())
-    facts = {"tokenizer": Bytes().fit(lambda: iter(()), lambda: iter(()), False).state(), "length": 8}
+    dataset_info = {"tokenizer": Bytes().fit(lambda: iter(()), lambda: iter(()), False).state(), "length": 8}
     ours, theirs = (
-        read_text(str(tmp_path / name), {**facts, **more})[0]
+        read_text(str(tmp_path / name), {**dataset_info, **more})[0]
         for name, more in (("a.txt", {"encoding": "gb18030"}), ("b.txt", {}))
     )
     np.testing.assert_array_equal(ours["inputs"], theirs["inputs"])
     with pytest.raises(UserError, match=r"a.txt is not utf-8 .*as in :root=...,encoding=gb18030"):
-        read_text(str(tmp_path / "a.txt"), facts)
+        read_text(str(tmp_path / "a.txt"), dataset_info)
     form = {"format": {"encoding": "gb18030", "columns": ("0",), "unit": "line"}}
     for config in (form, {"parts": {"a": form, "b": {}}}):
-        found = TextFiles.fields(config, facts)
+        found = TextFiles.fields(config, dataset_info)
         assert (found.encoding, found.columns["text"], found.lines, found.header) == ("gb18030", (("0",),), True, False)
-    assert TextFiles.fields({"parts": {"a": {}}}, facts).encoding == TextFiles.fields({}, facts).encoding == "utf-8"
+    assert (
+        TextFiles.fields({"parts": {"a": {}}}, dataset_info).encoding
+        == TextFiles.fields({}, dataset_info).encoding
+        == "utf-8"
+    )

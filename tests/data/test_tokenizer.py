@@ -19,8 +19,8 @@ from bigbase_jax.text.tokenizer import (
     Symbols,
     TokenizerFile,
     compose,
+    dataset_info_of,
     encode,
-    facts_of,
     lacking,
     load,
     word_starts,
@@ -82,8 +82,10 @@ def test_special_tokens_are_had_where_asked_for_and_no_text_holds_them(spec):
     again = load(made.state())
     assert again.special == made.special and set(made.special) >= set(roles)
     assert len({*made.special.values(), made.end}) >= 6 and max(made.special.values()) < made.size
-    facts = facts_of(again)
-    assert facts["end_id"] == made.end and all(facts[f"{role}_id"] == made.special[role] for role in roles)
+    dataset_info = dataset_info_of(again)
+    assert dataset_info["end_id"] == made.end and all(
+        dataset_info[f"{role}_id"] == made.special[role] for role in roles
+    )
     ids = {*made.special.values(), made.end}
     for text in HARD:
         tokens = encode(made, text)
@@ -142,11 +144,11 @@ def test_texts_and_pairs_are_put_together_and_cut_as_hugging_face_does(tmp_path,
     ]:
         expected = raw.encode(first, second) if second is not None else raw.encode(first)
         pair = [encode(made, text) for text in (first, second) if text is not None]
-        tokens, types = compose(
+        tokens, token_type_ids = compose(
             made.layout(second is not None), pair[0], pair[1] if second is not None else None, length
         )
-        assert tokens.tolist() == expected.ids and types.tolist() == expected.type_ids
-        assert tokens.dtype == types.dtype == np.int32
+        assert tokens.tolist() == expected.ids and token_type_ids.tolist() == expected.type_ids
+        assert tokens.dtype == token_type_ids.dtype == np.int32
 
 
 def test_layouts_are_those_of_the_file_or_of_the_tokens_there_are(tmp_path):
@@ -233,7 +235,7 @@ def test_a_tokenizer_json_is_read(tmp_path, spec):
     assert read.end == made.end
     for text in HARD:
         np.testing.assert_array_equal(encode(read, text), encode(made, text))
-    assert TokenizerFile(str(tmp_path)).stamp()[0] == "tokenizer.json"
+    assert TokenizerFile(str(tmp_path)).file_signature()[0] == "tokenizer.json"
 
 
 def test_special_tokens_that_a_file_puts_around_texts_are_left_out(tmp_path):

@@ -238,7 +238,7 @@ def test_files_are_read_in_the_encoding_of_the_training(tmp_path, capsys):
         assert found["probabilities"] == pytest.approx(expected["probabilities"], abs=1e-6), name
     (found,), _ = predict(capsys, run, str(tmp_path / "data" / "好" / "1.txt"))
     assert found["probability"] != pytest.approx(expected["probability"], abs=1e-6)
-    assert Predictor(run).facts["class_names"] == ("坏", "好")
+    assert Predictor(run).dataset_info["class_names"] == ("坏", "好")
 
 
 def test_prompts_of_a_run_that_translates_are_its_rows(tmp_path, capsys):

@@ -22,8 +22,8 @@ RULES = (
 def spread(**sizes):
     """Inside, ``data=2, tensor=4`` devices are the current mesh, and ``RULES`` are active."""
     sizes = {axis: sizes.get(axis, 1) for axis in ("data", "expert", "pipeline", "sequence", "tensor")}
-    devices, types = jax.devices()[: math.prod(sizes.values())], (AxisType.Auto,) * len(sizes)
-    mesh = jax.make_mesh(tuple(sizes.values()), tuple(sizes), axis_types=types, devices=devices)
+    devices, token_type_ids = jax.devices()[: math.prod(sizes.values())], (AxisType.Auto,) * len(sizes)
+    mesh = jax.make_mesh(tuple(sizes.values()), tuple(sizes), axis_types=token_type_ids, devices=devices)
     with jax.set_mesh(mesh), nn.logical_axis_rules(RULES):
         yield mesh
 

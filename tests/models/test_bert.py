@@ -14,7 +14,7 @@ from bigbase_jax.models.transformer import stack_blocks
 
 TINY = {"vocab_size": 11, "length": 8, "width": 16, "depth": 2, "heads": 2}
 HEADS = {"pooled": True, "masked": True, "next_sentence": True, "num_classes": 3}
-ROBERTA = {"types": 1, "position_offset": 2, "epsilon": 1e-5, "classifier": "dense"}
+ROBERTA = {"type_vocab_size": 1, "position_offset": 2, "epsilon": 1e-5, "classifier": "dense"}
 ONE = jnp.zeros((1, 4), jnp.int32)
 
 
@@ -58,9 +58,9 @@ def influence(model, variables, *args):
 def test_every_token_sees_every_other_of_its_segment_and_none_else():
     model, variables = ready()
     assert influence(model, variables).min() > 1e-6
-    segments = jnp.array([[1, 1, 1, 2, 2, 3, 0, 0]])
-    seen = influence(model, variables, segments)
-    same = np.asarray(segments[0][:, None] == segments[0][None, :])
+    segment_ids = jnp.array([[1, 1, 1, 2, 2, 3, 0, 0]])
+    seen = influence(model, variables, segment_ids)
+    same = np.asarray(segment_ids[0][:, None] == segment_ids[0][None, :])
     assert (seen[same] > 1e-6).all() and (seen[~same] == 0).all()
 
 
@@ -69,8 +69,8 @@ def test_a_padded_or_packed_text_reads_as_it_does_alone():
     apply = jax.jit(functools.partial(model.apply, variables))
     first, second = jnp.array([[3, 1, 4]]), jnp.array([[1, 5, 9, 2]])
     packed = jnp.concatenate([first, second, jnp.array([[7]])], 1)
-    segments, positions = jnp.array([[1] * 3 + [2] * 4 + [0]]), jnp.array([[0, 1, 2, 0, 1, 2, 3, 0]])
-    found, alone = apply(packed, segments, positions), [apply(first), apply(second)]
+    segment_ids, positions = jnp.array([[1] * 3 + [2] * 4 + [0]]), jnp.array([[0, 1, 2, 0, 1, 2, 3, 0]])
+    found, alone = apply(packed, segment_ids, positions), [apply(first), apply(second)]
     for name in ("hidden", "masked"):
         np.testing.assert_allclose(found[name][:, :3], alone[0][name], atol=1e-5)
         np.testing.assert_allclose(found[name][:, 3:7], alone[1][name], atol=1e-5)
@@ -85,8 +85,8 @@ def test_a_padded_or_packed_text_reads_as_it_does_alone():
 def test_classifiers_are_their_formulas(classifier):
     model, variables = ready(num_classes=3, classifier=classifier)
     p = jax.tree.map(np.asarray, variables["params"])
-    tokens, segments = jnp.array([[3, 1, 4, 1, 5]]), jnp.array([[1, 1, 1, 0, 0]])
-    found = jax.jit(model.apply)(variables, tokens, segments)
+    tokens, segment_ids = jnp.array([[3, 1, 4, 1, 5]]), jnp.array([[1, 1, 1, 0, 0]])
+    found = jax.jit(model.apply)(variables, tokens, segment_ids)
     y_BLD = np.asarray(found["hidden"])
     y_BD = y_BLD[:, :3].mean(1) if classifier == "mean" else y_BLD[:, 0]
     if classifier != "mean":
@@ -100,9 +100,9 @@ def test_classifiers_are_their_formulas(classifier):
 def test_types_and_positions_are_rows_of_their_tables():
     model, variables = ready(position_offset=2)
     apply = jax.jit(functools.partial(model.apply, method="hidden"))
-    tokens, types = jnp.array([[3, 1, 4, 1]]), jnp.array([[0, 0, 1, 1]])
-    plain, zeros = apply(variables, tokens), jnp.zeros_like(types)
-    assert np.abs(apply(variables, tokens, None, None, types) - plain).max() > 1e-2
+    tokens, token_type_ids = jnp.array([[3, 1, 4, 1]]), jnp.array([[0, 0, 1, 1]])
+    plain, zeros = apply(variables, tokens), jnp.zeros_like(token_type_ids)
+    assert np.abs(apply(variables, tokens, None, None, token_type_ids) - plain).max() > 1e-2
     np.testing.assert_allclose(apply(variables, tokens, None, None, zeros), plain, atol=1e-6)
 
     def with_rows(rows):
@@ -112,18 +112,18 @@ def test_types_and_positions_are_rows_of_their_tables():
     assert variables["params"]["position"].shape == (10, 16)
     np.testing.assert_array_equal(with_rows(jnp.array([0, 1, 6])), plain)  # those of no token
     assert np.abs(with_rows(jnp.array([2])) - plain).max() > 1e-2
-    one, variables = ready(types=1)
-    found = one.apply(variables, tokens, None, None, types, method="hidden")
+    one, variables = ready(type_vocab_size=1)
+    found = one.apply(variables, tokens, None, None, token_type_ids, method="hidden")
     np.testing.assert_array_equal(found, one.apply(variables, tokens, method="hidden"))
 
 
 def test_stacked_rematerialised_and_spread_models_are_the_model():
     model, variables = ready(masked=True, dropout=0.0)
     tokens = jax.random.randint(jax.random.key(1), (4, 8), 0, 11)
-    segments = jnp.array([[1] * 5 + [2] * 2 + [0]] * 4)
+    segment_ids = jnp.array([[1] * 5 + [2] * 2 + [0]] * 4)
 
     def value(model, params):
-        return jnp.sum(jnp.sin(model.apply({"params": params}, tokens, segments, train=True)["masked"]))
+        return jnp.sum(jnp.sin(model.apply({"params": params}, tokens, segment_ids, train=True)["masked"]))
 
     grad = jax.jit(jax.value_and_grad(value, 1), static_argnums=0)
     expected, plain = grad(model, variables["params"])
@@ -160,7 +160,7 @@ def test_dropout_and_half_precision():
         ({"length": 3}, "4 tokens is longer than the 3 positions"),
         ({"classifier": "cls"}, "'pooled', 'dense', 'mean'"),
         ({"width": 15}, "does not divide over 2 heads"),
-        ({"types": 0}, "types is 0"),
+        ({"type_vocab_size": 0}, "type_vocab_size is 0"),
         ({"num_classes": 0}, "num_classes is 0"),
     ],
 )

@@ -111,10 +111,10 @@ def test_windows_of_some_blocks_over_devices(shape):
 
 @pytest.mark.parametrize("more", [{}, LLAMA], ids=["gpt2", "llama"])
 def test_nothing_of_another_packed_document_has_any_influence(more):
-    segments = jnp.array([[1, 1, 1, 2, 2, 3, 0, 0]])
+    segment_ids = jnp.array([[1, 1, 1, 2, 2, 3, 0, 0]])
     positions = jnp.array([[0, 1, 2, 0, 1, 0, 0, 0]])
-    seen = influence(*ready(**more), segments, positions)
-    same = np.asarray(segments[0][:, None] == segments[0][None, :]) & np.tri(8, dtype=bool)
+    seen = influence(*ready(**more), segment_ids, positions)
+    same = np.asarray(segment_ids[0][:, None] == segment_ids[0][None, :]) & np.tri(8, dtype=bool)
     assert (seen[same] > 1e-6).all() and (seen[~same] == 0).all()
 
 

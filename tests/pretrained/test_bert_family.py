@@ -51,16 +51,16 @@ OURS |= {"seq_relationship_logits": "next_sentence"}
 def texts(theirs):
     """(tokens, segments, types) i32[2,19]: the second text ends after 12 tokens."""
     random, config = np.random.RandomState(0), theirs.config
-    segments = (np.arange(19) < np.array([[19], [12]])).astype(np.int32)
-    tokens = np.where(segments > 0, random.randint(5, 61, (2, 19)), config.pad_token_id).astype(np.int32)
-    types = ((np.arange(19) > 8) * segments * (config.type_vocab_size > 1)).astype(np.int32)
-    return tokens, segments, types
+    segment_ids = (np.arange(19) < np.array([[19], [12]])).astype(np.int32)
+    tokens = np.where(segment_ids > 0, random.randint(5, 61, (2, 19)), config.pad_token_id).astype(np.int32)
+    token_type_ids = ((np.arange(19) > 8) * segment_ids * (config.type_vocab_size > 1)).astype(np.int32)
+    return tokens, segment_ids, token_type_ids
 
 
 def of_theirs(hf, model, given):
-    tokens, segments, types = (hf.torch.tensor(x) for x in given)
+    tokens, segment_ids, token_type_ids = (hf.torch.tensor(x) for x in given)
     with hf.torch.no_grad():
-        found = model(tokens.long(), attention_mask=segments.long(), token_type_ids=types.long())
+        found = model(tokens.long(), attention_mask=segment_ids.long(), token_type_ids=token_type_ids.long())
     named = {OURS.get(name, name): x.numpy() for name, x in found.items()}
     if "logits" in named:
         kind = type(model).__name__
@@ -70,9 +70,9 @@ def of_theirs(hf, model, given):
 
 
 def apply(model, variables, given):
-    tokens, segments, types = given
+    tokens, segment_ids, token_type_ids = given
     with jax.default_matmul_precision("highest"):
-        return jax.jit(model.apply)(variables, tokens, segments, None, types)
+        return jax.jit(model.apply)(variables, tokens, segment_ids, None, token_type_ids)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -112,19 +112,31 @@ def test_the_loss_of_pretraining_and_its_head(hf, random_model, tmp_path, hidden
     model, variables = load(tmp_path / "theirs")
     task = MaskedLanguageModel(model.clone(dropout=0.0), next_sentence=True)
     random = np.random.RandomState(1)
-    segments = (np.arange(19) < np.array([[19], [12], [15]])).astype(np.int32)
-    tokens = np.where(segments > 0, random.randint(5, 61, (3, 19)), 0).astype(np.int32)
-    types = ((np.arange(19) > 6) * segments).astype(np.int32)
+    segment_ids = (np.arange(19) < np.array([[19], [12], [15]])).astype(np.int32)
+    tokens = np.where(segment_ids > 0, random.randint(5, 61, (3, 19)), 0).astype(np.int32)
+    token_type_ids = ((np.arange(19) > 6) * segment_ids).astype(np.int32)
     follow = np.array([0, 1, 1], np.int32)
     at, targets = (np.full((3, 4), NONE, np.int32) for _ in range(2))
     labels = np.full((3, 19), -100)
     for b, n in enumerate(hidden):
         at[b, :n] = np.sort(random.permutation(12)[:n])
         targets[b, :n] = labels[b, at[b, :n]] = random.randint(5, 61, n)
-    batch = {"tokens": tokens, "segments": segments, "types": types, "at": at, "targets": targets, "next": follow}
+    batch = {
+        "tokens": tokens,
+        "segment_ids": segment_ids,
+        "token_type_ids": token_type_ids,
+        "at": at,
+        "targets": targets,
+        "next": follow,
+    }
     batch |= {"positions": np.tile(np.arange(19, dtype=np.int32), (3, 1)), "mask": np.ones(3, np.float32)}
     with hf.torch.no_grad():
-        words = {"attention_mask": segments, "token_type_ids": types, "labels": labels, "next_sentence_label": follow}
+        words = {
+            "attention_mask": segment_ids,
+            "token_type_ids": token_type_ids,
+            "labels": labels,
+            "next_sentence_label": follow,
+        }
         words = {name: hf.torch.tensor(x).long() for name, x in words.items()}
         want = theirs(hf.torch.tensor(tokens).long(), **words)
         pair_B = hf.torch.nn.functional.cross_entropy(

@@ -133,12 +133,12 @@ def kept_of(path, tmp_path, config):
 
 
 def test_the_tokenizer_of_a_folder_is_the_same_from_what_was_kept(published, tmp_path):
-    stamp = TokenizerFile(str(published)).stamp()
+    file_signature = TokenizerFile(str(published)).file_signature()
     before, after, run = kept_of(published, tmp_path, recipe(published))
     assert after.to_json_best_effort() == before.to_json_best_effort() and after.task.model.width == 12
     assert before.data.dataset.tokenizer.path == str(published)
     tokenizer = build(pretrained.data_of(run, after)).dataset.tokenizer
-    assert repr(tokenizer) == repr(TokenizerFile(str(published))) and tokenizer.stamp() == stamp
+    assert repr(tokenizer) == repr(TokenizerFile(str(published))) and tokenizer.file_signature() == file_signature
     assert tokenizer.fit(lambda: iter(()), lambda: iter(()), True).size == 257
     assert not list((run.path / "start").glob("*.safetensors"))
     assert after.data.dataset.tokenizer.target.endswith(":TokenizerFile")  # in the config nothing is another

@@ -106,10 +106,10 @@ def test_the_files_come_back(hf, tmp_path):
 
 def test_a_stamp_knows_all_three_files_and_one_file_stands_for_itself(tmp_path):
     folder = write(tmp_path / "m")
-    before = TokenizerFile(str(folder)).stamp()
+    before = TokenizerFile(str(folder)).file_signature()
     assert before[::3] == ("vocab.json", "source.spm", "target.spm")
     (folder / "target.spm").write_bytes(learned(DE, "unigram"))
-    assert TokenizerFile(str(folder)).stamp() != before
+    assert TokenizerFile(str(folder)).file_signature() != before
     alone, source = read(folder / "source.spm"), read(folder).source
     assert alone.pieces(encode(alone, "The big")) == source.pieces(encode(source, "The big"))
 
@@ -188,10 +188,15 @@ def test_from_a_folder_to_a_run_that_translates_and_to_a_folder(hf, marian, tmp_
     still = ["--config.optim.learning_rate=0.0", "--config.optim.weight_decay=0.0", "--config.task.max_length=13"]
     _, _, said = launch(*recipe, *still, f"--config.init_from={folder}")
     assert "init_from" in said and f"a vocabulary of {theirs.config.vocab_size}" in said
-    facts = json.loads((tmp_path / "run" / "data.json").read_text())["facts"]
+    dataset_info = json.loads((tmp_path / "run" / "data.json").read_text())["dataset_info"]
     pad = theirs.config.pad_token_id
-    assert (facts["start_id"], facts["pad_id"], facts["end_id"], facts["shared"]) == (pad, pad, 0, True)
-    assert load(facts["source_tokenizer"]).pieces([5]) == load(facts["tokenizer"]).pieces([5])
+    assert (dataset_info["start_id"], dataset_info["pad_id"], dataset_info["end_id"], dataset_info["shared"]) == (
+        pad,
+        pad,
+        0,
+        True,
+    )
+    assert load(dataset_info["source_tokenizer"]).pieces([5]) == load(dataset_info["tokenizer"]).pieces([5])
 
     out = io.StringIO()
     with jax.default_matmul_precision("highest"):
@@ -206,14 +211,14 @@ def test_from_a_folder_to_a_run_that_translates_and_to_a_folder(hf, marian, tmp_
     assert translated(hf, back, done["export"], num_beams=1) == texts
 
     again = RunTokenizer(str(tmp_path / "run")).fit(None, None, True)  # a run that begins from this one has both sides
-    assert [side.state() for side in sides(again)] == [facts["source_tokenizer"], facts["tokenizer"]]
+    assert [side.state() for side in sides(again)] == [dataset_info["source_tokenizer"], dataset_info["tokenizer"]]
 
 
 def test_numbers_are_read_and_written_by_the_two_sides(tmp_path):
     node = TokenizerFile(str(write(tmp_path / "m", target=["three hundred and two", "forty-nine"])))
     data = Numerals(tokenizer=node, largest=99, count=30).prepare(tmp_path, 0, print)
     example = data.splits["train"][0]
-    source, target = load(data.facts["source_tokenizer"]), load(data.facts["tokenizer"])
+    source, target = load(data.dataset_info["source_tokenizer"]), load(data.dataset_info["tokenizer"])
     name = bytes(example["reference"]).rstrip(b"\0").decode()
     wanted = encode(target, name)
     np.testing.assert_array_equal(example["target_in"][1 : len(wanted) + 1], wanted)

@@ -30,7 +30,7 @@ from bigbase_jax.text.tokenizer import Bytes, TokenizerFile
 from bigbase_jax.wrappers.adapt import LoRA
 
 SPEC = {
-    name: jax.ShapeDtypeStruct((8, 8), jnp.int32) for name in ("inputs", "targets", "segments", "positions", "bytes")
+    name: jax.ShapeDtypeStruct((8, 8), jnp.int32) for name in ("inputs", "targets", "segment_ids", "positions", "bytes")
 }
 SPEC["mask"] = jax.ShapeDtypeStruct((8,), jnp.float32)
 
@@ -218,7 +218,7 @@ def test_adapters_are_merged_and_classes_named_in_what_is_exported(hf, vit_folde
     adapters = jax.tree.map(lambda x: jnp.asarray(random.randn(*x.shape), x.dtype), shapes["params"])
     trained = {"params": adapters, "base": variables["params"]}
     run = RunDir(tmp_path / "run")
-    run.write_json("data.json", {"facts": {"class_names": list("abcde")}})
+    run.write_json("data.json", {"dataset_info": {"class_names": list("abcde")}})
     pretrained.export(run, ConfigDict(), task, trained, tmp_path / "out")
     back = hf.ViTForImageClassification.from_pretrained(tmp_path / "out")
     assert back.config.id2label == dict(enumerate("abcde"))

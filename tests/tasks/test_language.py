@@ -22,14 +22,14 @@ TINY = {"vocab_size": V, "length": L, "width": 16, "depth": 1, "heads": 2}
 def batch_of(size, seed=0, masked=0):
     """Two documents and padding in each row."""
     rng = np.random.default_rng(seed)
-    segments = np.tile([1] * 5 + [2] * 4 + [0] * 3, (size, 1)).astype(np.int32)
+    segment_ids = np.tile([1] * 5 + [2] * 4 + [0] * 3, (size, 1)).astype(np.int32)
     positions = np.tile([*range(5), *range(4), 0, 0, 0], (size, 1)).astype(np.int32)
-    real = segments > 0
+    real = segment_ids > 0
     arrays = {name: (rng.integers(0, V, (size, L)) * real).astype(np.int32) for name in ("inputs", "targets")}
     bytes_BL = (rng.integers(0, 4, (size, L)) * real).astype(np.int32)
     mask = np.ones(size, np.float32)
     mask[size - masked :] = 0
-    arrays |= {"segments": segments, "positions": positions, "bytes": bytes_BL, "mask": mask}
+    arrays |= {"segment_ids": segment_ids, "positions": positions, "bytes": bytes_BL, "mask": mask}
     return {name: jnp.asarray(x) for name, x in arrays.items()}
 
 
@@ -59,7 +59,7 @@ def test_the_loss_is_the_mean_over_real_targets():
     batch = batch_of(3, masked=1)
     (total, weight), state = jax.jit(task.loss)(variables, batch, jax.random.key(0))
     apply = jax.jit(task.model.apply)
-    logits = apply(variables, batch["inputs"], batch["segments"], batch["positions"])
+    logits = apply(variables, batch["inputs"], batch["segment_ids"], batch["positions"])
     logp = jax.nn.log_softmax(logits)
     chosen = [float(logp[b, t, batch["targets"][b, t]]) for b in range(2) for t in range(9)]
     assert weight == 2 * 9 and state == {}
@@ -78,7 +78,7 @@ def test_what_has_no_weight_is_read_but_does_not_count():
     total, _ = value_and_grad(weighted, variables, chosen)
     outputs = jax.jit(task.predict)(variables, {name: batch[name] for name in task.inputs})
     found = jax.jit(weighted.predict)(variables, {name: chosen[name] for name in weighted.inputs})
-    counted = (weights > 0) & (np.asarray(batch["segments"]) > 0)
+    counted = (weights > 0) & (np.asarray(batch["segment_ids"]) > 0)
     np.testing.assert_array_equal(found["target"], np.where(counted, outputs["target"], PADDING))
     np.testing.assert_array_equal(found["bytes"], np.where(counted, outputs["bytes"], 0))
     np.testing.assert_allclose(found["log_probability"], outputs["log_probability"] * counted, rtol=1e-6)
@@ -199,7 +199,7 @@ def test_it_learns_to_count():
     task = CausalLanguageModel(Decoder(**TINY))
     tokens = (np.arange(4)[:, None] + np.arange(L + 1)) % V
     batch = {"inputs": tokens[:, :-1], "targets": tokens[:, 1:], "bytes": np.ones((4, L)), "mask": np.ones(4)}
-    batch = {**batch, "segments": np.ones((4, L)), "positions": np.tile(np.arange(L), (4, 1))}
+    batch = {**batch, "segment_ids": np.ones((4, L)), "positions": np.tile(np.arange(L), (4, 1))}
     batch = {name: jnp.asarray(x, jnp.float32 if name == "mask" else jnp.int32) for name, x in batch.items()}
     variables = jax.jit(task.init)(jax.random.key(0), batch)
     tx = optax.adam(1e-2)
@@ -290,11 +290,11 @@ def test_the_likeliest_tokens_are_those_of_the_logits():
     task = CausalLanguageModel(Decoder(5, 6, 16, 1, 2), logit_chunks=2, weighted=True)
     random = np.random.default_rng(0)
     batch = {name: random.integers(0, 5, (2, 6)).astype(np.int32) for name in ("inputs", "targets", "bytes")}
-    batch |= {"segments": np.ones((2, 6), np.int32), "positions": np.tile(np.arange(6, dtype=np.int32), (2, 1))}
+    batch |= {"segment_ids": np.ones((2, 6), np.int32), "positions": np.tile(np.arange(6, dtype=np.int32), (2, 1))}
     batch |= {"weights": np.tile(np.int32([0, 1, 1]), (2, 2)), "mask": np.ones(2, np.float32)}
     variables = task.init(jax.random.key(0), batch)
     batch = {name: jnp.asarray(x) for name, x in batch.items()}
-    logits = task.model.apply(variables, batch["inputs"], batch["segments"], batch["positions"])
+    logits = task.model.apply(variables, batch["inputs"], batch["segment_ids"], batch["positions"])
     batch["targets"] = batch["targets"].at[0].set(jnp.argmax(logits[0], -1))
     expected = (np.argmax(logits, -1) == batch["targets"]) & (batch["weights"] > 0)
     np.testing.assert_array_equal(task.predict(variables, batch)["likeliest"], expected)

@@ -25,17 +25,17 @@ TINY = {"vocab_size": V, "length": L, "width": 16, "depth": 1, "heads": 2, "drop
 def batch_of(size, seed=0, masked=0):
     """Two pieces and padding in each row, and 4, 3, 2, ... hidden tokens."""
     rng = np.random.default_rng(seed)
-    segments = np.tile([1] * 5 + [2] * 4 + [0] * 3, (size, 1)).astype(np.int32)
+    segment_ids = np.tile([1] * 5 + [2] * 4 + [0] * 3, (size, 1)).astype(np.int32)
     positions = np.tile([*range(5), *range(4), 0, 0, 0], (size, 1)).astype(np.int32)
     at, targets = np.full((size, M), NONE, np.int32), np.full((size, M), NONE, np.int32)
     for b in range(size):
         n = M - b % M
         at[b, :n] = np.sort(rng.permutation(9)[:n])
         targets[b, :n] = rng.integers(0, V, n)
-    tokens = (rng.integers(0, V, (size, L)) * (segments > 0)).astype(np.int32)
+    tokens = (rng.integers(0, V, (size, L)) * (segment_ids > 0)).astype(np.int32)
     mask = np.ones(size, np.float32)
     mask[size - masked :] = 0
-    arrays = {"tokens": tokens, "segments": segments, "positions": positions, "types": segments * 0}
+    arrays = {"tokens": tokens, "segment_ids": segment_ids, "positions": positions, "token_type_ids": segment_ids * 0}
     return {name: jnp.asarray(x) for name, x in {**arrays, "at": at, "targets": targets, "mask": mask}.items()}
 
 
@@ -60,7 +60,7 @@ def test_the_loss_is_the_mean_over_what_was_hidden():
     batch = batch_of(3, masked=1)
     step, predict = compiled(task)
     (_, (total, weight)), _ = step(variables["params"], batch)
-    words = (batch[name] for name in ("tokens", "segments", "positions", "types"))
+    words = (batch[name] for name in ("tokens", "segment_ids", "positions", "token_type_ids"))
     logp_BLV = jax.nn.log_softmax(jax.jit(task.model.apply)(variables, *words)["masked"])  # at all positions
     pairs = [(b, m) for b in range(2) for m in range(M) if batch["at"][b, m] != NONE]
     chosen = [float(logp_BLV[b, batch["at"][b, m], batch["targets"][b, m]]) for b, m in pairs]
@@ -108,7 +108,7 @@ def test_metrics_add_up_over_batches():
 def one_segment(arrays):
     """A batch of rows that are one segment from end to end."""
     shape = arrays["tokens"].shape
-    arrays = {**arrays, "segments": np.ones(shape), "positions": np.tile(np.arange(L), (shape[0], 1))}
+    arrays = {**arrays, "segment_ids": np.ones(shape), "positions": np.tile(np.arange(L), (shape[0], 1))}
     return {"mask": jnp.ones(shape[0]), **{k: jnp.asarray(v, jnp.int32) for k, v in arrays.items()}}
 
 
@@ -133,8 +133,10 @@ def test_it_learns_what_is_hidden():
         tokens = np.repeat(token_B1, L, 1)
         at = np.sort(np.argsort(rng.random((size, L)), 1)[:, :2], 1)
         np.put_along_axis(tokens, at, 0, 1)
-        types = np.zeros((size, L), np.int32)
-        return one_segment({"tokens": tokens, "types": types, "at": at, "targets": np.repeat(token_B1, 2, 1)})
+        token_type_ids = np.zeros((size, L), np.int32)
+        return one_segment(
+            {"tokens": tokens, "token_type_ids": token_type_ids, "at": at, "targets": np.repeat(token_B1, 2, 1)}
+        )
 
     @jax.jit
     def step(params, opt, batch, key):
@@ -164,8 +166,8 @@ def test_it_learns_what_is_hidden():
 def pairs_of(size, seed=0, masked=0):
     """As ``batch_of``, a pair of texts in each row."""
     batch, rng = batch_of(size, seed, masked), np.random.default_rng(seed)
-    types = np.tile([0] * 5 + [1] * 4 + [0] * 3, (size, 1)).astype(np.int32)
-    row = {"segments": jnp.minimum(batch["segments"], 1), "types": jnp.asarray(types)}
+    token_type_ids = np.tile([0] * 5 + [1] * 4 + [0] * 3, (size, 1)).astype(np.int32)
+    row = {"segment_ids": jnp.minimum(batch["segment_ids"], 1), "token_type_ids": jnp.asarray(token_type_ids)}
     return {**batch, **row, "next": jnp.asarray(rng.integers(0, 2, size), jnp.int32)}
 
 
@@ -173,7 +175,7 @@ def test_each_hidden_token_bears_the_loss_of_its_row():
     task, variables = ready(next_sentence=True)
     batch = pairs_of(3, masked=1)
     (_, (total, weight)), _ = compiled(task)[0](variables["params"], batch)
-    words = [batch[name] for name in ("tokens", "segments", "positions", "types")]
+    words = [batch[name] for name in ("tokens", "segment_ids", "positions", "token_type_ids")]
     found = jax.jit(task.model.apply)(variables, *words)
     logp_BLV, next_logp_B2 = jax.nn.log_softmax(found["masked"]), jax.nn.log_softmax(found["next_sentence"])
     chosen = [
@@ -245,11 +247,13 @@ def test_it_learns_which_texts_belong_together():
 
     def draw(size):
         first_B, next_B = rng.integers(0, 3, size), rng.integers(0, 2, size)
-        types = np.tile(np.arange(L) >= L // 2, (size, 1)).astype(np.int32)
-        tokens = 1 + (first_B[:, None] + types * next_B[:, None]) % 3
+        token_type_ids = np.tile(np.arange(L) >= L // 2, (size, 1)).astype(np.int32)
+        tokens = 1 + (first_B[:, None] + token_type_ids * next_B[:, None]) % 3
         at = np.full((size, 1), 2)
         targets = np.take_along_axis(tokens, at, 1)
-        return one_segment({"tokens": tokens, "types": types, "at": at, "targets": targets, "next": next_B})
+        return one_segment(
+            {"tokens": tokens, "token_type_ids": token_type_ids, "at": at, "targets": targets, "next": next_B}
+        )
 
     @jax.jit
     def step(params, opt, batch, key):
@@ -295,10 +299,15 @@ def test_what_users_read():
     cls, sep, mask = (tokenizer.special[role] for role in ("cls", "sep", "mask"))
     row = np.zeros((2, L), np.int32)
     row[0, :5], row[1, :4] = [cls, 0, mask, 2, sep], [cls, mask, 1, sep]
-    segments = (np.arange(L)[None] < np.array([[5], [4]])).astype(np.int32)
+    segment_ids = (np.arange(L)[None] < np.array([[5], [4]])).astype(np.int32)
     at = np.array([[2, NONE], [1, 2]], np.int32)
     targets = np.array([[NONE, NONE], [3, 1]], np.int32)
-    batch = {"tokens": row, "segments": segments, "positions": np.tile(np.arange(L), (2, 1)), "types": row * 0}
+    batch = {
+        "tokens": row,
+        "segment_ids": segment_ids,
+        "positions": np.tile(np.arange(L), (2, 1)),
+        "token_type_ids": row * 0,
+    }
     outputs = jax.device_get(compiled(task)[1](variables, {**batch, "at": at, "targets": targets}))
     single = task.present({name: x[0] for name, x in outputs.items()})
     assert single["text"] == ["[CLS]", "a", "[MASK]", "c", "[SEP]"] and "loss" not in single

@@ -37,16 +37,16 @@ def ready(data, cache, limit=1e9):
     return data.prepare(cache, limit, lambda line: None)
 
 
-def words_of(source, facts):
+def words_of(source, dataset_info):
     """(words, tags) of each example, by its tokens alone."""
-    tokenizer = load(facts["tokenizer"])
+    tokenizer = load(dataset_info["tokenizer"])
     for i in range(len(source)):
         example = source[i]
         start = np.flatnonzero(example["starts"])
-        inner = example["tokens"][: example["segments"].sum() - 1]
+        inner = example["tokens"][: example["segment_ids"].sum() - 1]
         words = [tokenizer.decode(inner[a:b]).strip() for a, b in zip(start, [*start[1:], len(inner)], strict=True)]
-        assert np.all((example["tags"] >= 0) == (example["starts"] == 1)) and not example["types"].any()
-        yield words, [facts["tag_names"][tag] for tag in example["tags"][start]]
+        assert np.all((example["tags"] >= 0) == (example["starts"] == 1)) and not example["token_type_ids"].any()
+        yield words, [dataset_info["tag_names"][tag] for tag in example["tags"][start]]
 
 
 # ---------------------------------------------------------------------------------------------------------- the measure
@@ -89,7 +89,7 @@ def test_every_word_has_its_tag_also_in_parts_of_long_sentences(tmp_path, tokeni
     for name in ("train", "dev", "test"):
         (tmp_path / f"{name}.conll").write_text(text)
     data = ready(ConllFiles(root=str(tmp_path), tokenizer=tokenizer, length=24), tmp_path / "cache")
-    found = list(words_of(data.splits["train"], data.facts))
+    found = list(words_of(data.splits["train"], data.dataset_info))
     assert len(found) > len(sentences)
     assert [tag for _, tags in found for tag in tags] == [tag for sentence in sentences for _, tag in sentence]
     if not isinstance(tokenizer, Subwords):
@@ -98,19 +98,21 @@ def test_every_word_has_its_tag_also_in_parts_of_long_sentences(tmp_path, tokeni
         ]
     assert "left out" not in data.description and len(data.splits["val"]) == len(found)
     again = ready(ConllFiles(root=str(tmp_path), tokenizer=tokenizer, length=24), tmp_path / "cache")
-    assert again.fingerprint() == data.fingerprint() and list(words_of(again.splits["train"], again.facts)) == found
+    assert (
+        again.fingerprint() == data.fingerprint() and list(words_of(again.splits["train"], again.dataset_info)) == found
+    )
 
 
 def test_files_as_those_of_conll(tmp_path):
     (tmp_path / "train.txt").write_text(CONLL)
     (tmp_path / "dev.txt").write_text(CONLL)
     data = ready(ConllFiles(root=str(tmp_path), tokenizer=Bytes()), tmp_path / "cache")
-    assert list(words_of(data.splits["train"], data.facts)) == [
+    assert list(words_of(data.splits["train"], data.dataset_info)) == [
         (["EU", "rejects", "German", "call"], ["B-ORG", "O", "B-MISC", "O"]),
         (["Peter", "Blackburn"], ["B-PER", "I-PER"]),
     ]
     other = ready(ConllFiles(root=str(tmp_path), tokenizer=Bytes(), tag=1), tmp_path / "cache")
-    assert other.facts["tag_names"] == ("JJ", "NN", "NNP", "VBZ")
+    assert other.dataset_info["tag_names"] == ("JJ", "NN", "NNP", "VBZ")
 
 
 @pytest.mark.parametrize(
@@ -129,10 +131,10 @@ def test_what_is_no_word_with_a_tag_is_named(tmp_path, text, words):
 
 def test_equal_sentences_are_dealt_to_the_same_split(tmp_path):
     data = ready(MadeUpNames(count=400, tokenizer=Bytes(), length=160), tmp_path, 0)
-    found = {name: {" ".join(words) for words, _ in words_of(s, data.facts)} for name, s in data.splits.items()}
+    found = {name: {" ".join(words) for words, _ in words_of(s, data.dataset_info)} for name, s in data.splits.items()}
     assert set(found) == {"train", "val", "test"} and min(map(len, found.values())) > 20
     assert not found["train"] & (found["val"] | found["test"])
-    assert data.facts["tag_names"] == ("B-LOC", "B-ORG", "B-PER", "I-LOC", "I-ORG", "I-PER", "O")
+    assert data.dataset_info["tag_names"] == ("B-LOC", "B-ORG", "B-PER", "I-LOC", "I-ORG", "I-PER", "O")
 
 
 # ------------------------------------------------------------------------------------------------------------- the task
@@ -143,8 +145,8 @@ def trained(tmp_path_factory):
     """(task, variables, a batch of three made-up sentences)."""
     data = Data(MadeUpNames(count=60, tokenizer=Bytes(), length=96), batch_size=3, cache_limit_gb=0)
     data = data.prepare(lambda line: None)
-    model = Bert(vocab_size=data.facts["vocab_size"], length=96, width=16, depth=1, heads=2, dropout=0.0)
-    task = Tagging(model, data.facts["tag_names"], data.facts["tokenizer"], dropout=0.0)
+    model = Bert(vocab_size=data.dataset_info["vocab_size"], length=96, width=16, depth=1, heads=2, dropout=0.0)
+    task = Tagging(model, data.dataset_info["tag_names"], data.dataset_info["tokenizer"], dropout=0.0)
     with data.train_batches(0) as batches:
         batch = {name: np.asarray(x) for name, x in next(batches).items()}
     return task, task.init(jax.random.key(0), batch), batch
@@ -167,8 +169,8 @@ def test_the_loss_is_over_words_and_neither_padding_nor_other_tokens_count(train
 
 def test_what_users_read(trained):
     task, variables, _ = trained
-    facts = {"tokenizer": task.tokenizer, "length": 96, "pair": False}
-    (example,) = TaggedSentences.read({"text": "Olga left New Grenna, 明天."}, facts)
+    dataset_info = {"tokenizer": task.tokenizer, "length": 96, "pair": False}
+    (example,) = TaggedSentences.read({"text": "Olga left New Grenna, 明天."}, dataset_info)
     output = {
         name: np.array(x[0])
         for name, x in jax.jit(task.predict)(variables, {k: v[None] for k, v in example.items()}).items()
@@ -182,7 +184,7 @@ def test_what_users_read(trained):
         "tags": names,
         "entities": [{"type": "PER", "text": "Olga", "word": 0}, {"type": "LOC", "text": "New Grenna", "word": 2}],
     }
-    parts = TaggedSentences.read({"text": "word " * 60}, {**facts, "length": 32})
+    parts = TaggedSentences.read({"text": "word " * 60}, {**dataset_info, "length": 32})
     assert len(parts) > 5 and sum(part["starts"].sum() for part in parts) == 60
 
 

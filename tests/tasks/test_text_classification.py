@@ -23,7 +23,7 @@ L, V, K = 10, 20, 3
 TINY = {"vocab_size": V, "length": L, "width": 16, "depth": 1, "heads": 2, "dropout": 0.0}
 MODELS = {
     "bert": Bert(**TINY),
-    "roberta": Bert(**TINY, types=1, position_offset=2, classifier="dense"),
+    "roberta": Bert(**TINY, type_vocab_size=1, position_offset=2, classifier="dense"),
     "decoder": Decoder(**TINY, tied=False),
     "bow": BagOfWords(V, 16),
 }
@@ -32,11 +32,17 @@ MODELS = {
 def batch_of(size, seed=0):
     rng = np.random.default_rng(seed)
     length_B = rng.integers(3, L + 1, size)
-    segments = (np.arange(L) < length_B[:, None]).astype(np.int32)
-    tokens = (rng.integers(1, V, (size, L)) * segments).astype(np.int32)
-    types = ((np.arange(L) >= length_B[:, None] // 2) * segments).astype(np.int32)
+    segment_ids = (np.arange(L) < length_B[:, None]).astype(np.int32)
+    tokens = (rng.integers(1, V, (size, L)) * segment_ids).astype(np.int32)
+    token_type_ids = ((np.arange(L) >= length_B[:, None] // 2) * segment_ids).astype(np.int32)
     label = rng.integers(0, K, size).astype(np.int32)
-    batch = {"tokens": tokens, "segments": segments, "types": types, "label": label, "mask": np.ones(size, np.float32)}
+    batch = {
+        "tokens": tokens,
+        "segment_ids": segment_ids,
+        "token_type_ids": token_type_ids,
+        "label": label,
+        "mask": np.ones(size, np.float32),
+    }
     return {name: jnp.asarray(x) for name, x in batch.items()}
 
 
@@ -53,11 +59,11 @@ def test_logits_are_the_models_and_padding_has_no_part(name):
     p, batch = variables["params"], batch_of(4)
     predict = jax.jit(task.predict)
     outputs = predict(variables, {key: batch[key] for key in task.inputs})
-    other = {**batch, "tokens": jnp.where(batch["segments"] > 0, batch["tokens"], 7)}
+    other = {**batch, "tokens": jnp.where(batch["segment_ids"] > 0, batch["tokens"], 7)}
     np.testing.assert_allclose(predict(variables, other)["logits"], outputs["logits"], rtol=1e-5, atol=1e-6)
     hidden = functools.partial(task.model.apply, variables, method="hidden")
-    y_BLD = hidden(batch["tokens"], batch["segments"])
-    last_B = np.asarray(batch["segments"].sum(1)) - 1
+    y_BLD = hidden(batch["tokens"], batch["segment_ids"])
+    last_B = np.asarray(batch["segment_ids"].sum(1)) - 1
     if name == "decoder":
         y_BD = np.asarray(y_BLD)[np.arange(4), last_B]
     elif name == "bow":
@@ -66,12 +72,12 @@ def test_logits_are_the_models_and_padding_has_no_part(name):
         dense = p["head"]["dense"]
         y_BD = np.tanh(y_BLD[:, 0] @ dense["kernel"] + dense["bias"])
     else:
-        y_BLD = hidden(batch["tokens"], batch["segments"], None, batch["types"])
+        y_BLD = hidden(batch["tokens"], batch["segment_ids"], None, batch["token_type_ids"])
         y_BD = np.tanh(y_BLD[:, 0] @ p["pooler"]["kernel"] + p["pooler"]["bias"])
     head = p["head"].get("out", p["head"])
     np.testing.assert_allclose(outputs["logits"], y_BD @ head["kernel"] + head["bias"], rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(np.asarray(outputs["probabilities"]).sum(1), 1, rtol=1e-5)
-    assert ((outputs["tokens"] == PADDING) == (batch["segments"] == 0)).all()
+    assert ((outputs["tokens"] == PADDING) == (batch["segment_ids"] == 0)).all()
     assert all(hasattr(task, name) for name in [*Task.__annotations__, *vars(Task)] if not name.startswith("_"))
 
 
@@ -85,8 +91,8 @@ def test_heads_for_other_ends_are_left_out():
 def test_a_decoder_may_be_read_by_its_mean():
     task, variables = ready(MODELS["decoder"], pool="mean")
     batch = batch_of(3)
-    y_BLD = np.asarray(task.model.apply(variables, batch["tokens"], batch["segments"], method="hidden"))
-    y_BD = np.stack([y[: int(n)].mean(0) for y, n in zip(y_BLD, batch["segments"].sum(1), strict=True)])
+    y_BLD = np.asarray(task.model.apply(variables, batch["tokens"], batch["segment_ids"], method="hidden"))
+    y_BD = np.stack([y[: int(n)].mean(0) for y, n in zip(y_BLD, batch["segment_ids"].sum(1), strict=True)])
     head = variables["params"]["head"]
     logits = jax.jit(task.predict)(variables, batch)["logits"]
     np.testing.assert_allclose(logits, y_BD @ head["kernel"] + head["bias"], rtol=1e-4, atol=1e-5)
@@ -101,8 +107,8 @@ def test_it_learns_which_word_is_in_a_text(name):
 
     def draw(size):
         batch = {key: np.array(x) for key, x in batch_of(size, int(rng.integers(1 << 30))).items()}
-        batch["tokens"] = np.where(batch["segments"] > 0, np.maximum(batch["tokens"], K), 0)
-        at = (rng.random(size) * batch["segments"].sum(1)).astype(int)
+        batch["tokens"] = np.where(batch["segment_ids"] > 0, np.maximum(batch["tokens"], K), 0)
+        at = (rng.random(size) * batch["segment_ids"].sum(1)).astype(int)
         batch["tokens"][np.arange(size), at] = batch["label"]
         return batch
 
@@ -136,7 +142,7 @@ def test_masked_examples_have_no_weight_and_types_matter():
     changed = {**batch, "tokens": batch["tokens"].at[3].set(5), "mask": jnp.array([1, 1, 1, 0.0])}
     np.testing.assert_allclose(loss(changed)[0].total, total, rtol=1e-6)
     assert weight == 3 and state == {}
-    assert abs(loss({**batch, "types": batch["types"] * 0})[0].total - loss(batch)[0].total) > 1e-4
+    assert abs(loss({**batch, "token_type_ids": batch["token_type_ids"] * 0})[0].total - loss(batch)[0].total) > 1e-4
 
 
 def test_what_users_read():
@@ -175,8 +181,8 @@ def test_mistakes_are_named():
 def test_the_recipe_trains_what_it_says(model, adapt):
     recipe = pathlib.Path(__file__).parents[2] / "configs" / "text_classify.py"
     config = runpy.run_path(str(recipe))["get_config"](f"tiny,model={model},adapt={adapt}")
-    facts = {"vocab_size": V, "length": L, "num_classes": K, "class_names": ("a", "b", "c")}
-    task = build(config.task, facts)
+    dataset_info = {"vocab_size": V, "length": L, "num_classes": K, "class_names": ("a", "b", "c")}
+    task = build(config.task, dataset_info)
     params = set(flatten(jax.eval_shape(task.init, jax.random.key(0), batch_of(2))["params"]))
     head = {name for name in params if name.startswith(("head.", "pooler."))}
     assert len(head) == (4 if model == "bert" else 2)

@@ -26,15 +26,15 @@ IDS = {"end_id": END, "start_id": START, "pad_id": PAD}
 def batch_of(size, seed=0, masked=0):
     """Sources of 4 to 7 tokens, targets of 3 to 6, the end included."""
     rng = np.random.default_rng(seed)
-    segments = (np.arange(S) < rng.integers(4, S + 1, (size, 1))).astype(np.int32)
+    segment_ids = (np.arange(S) < rng.integers(4, S + 1, (size, 1))).astype(np.int32)
     real = np.arange(T) < rng.integers(3, T + 1, (size, 1))
     last = real & ~np.roll(real, -1, 1) | (np.arange(T) == T - 1) & real
     target_out = np.where(last, END, np.where(real, rng.integers(0, 8, (size, T)), PADDING)).astype(np.int32)
     before = np.concatenate([np.full((size, 1), START), target_out[:, :-1]], 1)
     mask = (np.arange(size) < size - masked).astype(np.float32)
     arrays = {
-        "source": np.where(segments > 0, rng.integers(0, 8, (size, S)), PAD).astype(np.int32),
-        "source_segments": segments,
+        "source": np.where(segment_ids > 0, rng.integers(0, 8, (size, S)), PAD).astype(np.int32),
+        "source_segments": segment_ids,
         "target_in": np.where(real, before, PAD).astype(np.int32),
         "target_out": target_out,
         "reference": np.zeros((size, 4), np.uint8),
@@ -343,7 +343,7 @@ def test_made_up_pairs(tmp_path):
     from bigbase_jax.data.sources.text.parallel_text import reference_of
     from bigbase_jax.text.tokenizer import load
 
-    tokenizer, numbers = load(data.facts["tokenizer"]), []
+    tokenizer, numbers = load(data.dataset_info["tokenizer"]), []
     for source in data.splits.values():
         for i in range(len(source)):
             example = source[i]

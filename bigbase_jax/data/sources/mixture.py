@@ -20,7 +20,7 @@ from bigbase_jax.core import Example, Source, UserError
 from bigbase_jax.data import ragged
 from bigbase_jax.data.sources.splits import digest
 from bigbase_jax.data.sources.text.text import Corpus, Text, fields_of, key_of, read_text, texts_of
-from bigbase_jax.text.tokenizer import Bytes, Texts, Tokenizer, facts_of, load
+from bigbase_jax.text.tokenizer import Bytes, Texts, Tokenizer, dataset_info_of, load
 
 _CODE = (
     "data.files",
@@ -89,7 +89,7 @@ class Mixture:
         return sorted(self.parts.items())
 
     def _tokenizer_state(self, cache: pathlib.Path, limit_bytes: float, say: Callable[[str], None]) -> str:
-        stamps = [[name, part.stamp(), part.dealing()] for name, part in self._sorted()]
+        stamps = [[name, part.file_signature(), part.dealing()] for name, part in self._sorted()]
         key = key_of(_CODE, [self.tokenizer], [stamps, sorted((self.weights or self.epochs or {}).items())])
         found = ragged.find(cache, key) if limit_bytes > 0 else None
         if found is None:
@@ -137,7 +137,7 @@ class Mixed:
 
     Attributes:
       splits: see ``Windows`` for what is in an example.
-      facts: as of a ``Text``.
+      dataset_info: as of a ``Text``.
       description: how many windows, passes and which share each part has.
       passes: over each part, in an epoch of the mixture.
     """
@@ -145,7 +145,7 @@ class Mixed:
     def __init__(self, mixture: Mixture, texts: Mapping[str, Text]):
         self._texts = texts
         first = next(iter(texts.values()))
-        self.facts: Mapping[str, Any] = {**facts_of(first.tokens.tokenizer), "length": mixture.length}
+        self.dataset_info: Mapping[str, Any] = {**dataset_info_of(first.tokens.tokenizer), "length": mixture.length}
         sizes = {name: len(text.splits["train"]) for name, text in texts.items()}
         if mixture.weights is not None:
             often = {name: mixture.weights[name] / n for name, n in sizes.items()}
@@ -176,7 +176,7 @@ class Mixed:
 
     def read(self, given: str | Mapping[str, Any]) -> list[Example]:
         """See ``read_text``."""
-        return read_text(given, self.facts)
+        return read_text(given, self.dataset_info)
 
 
 def whole_passes(often: Sequence[float]) -> list[int]:

@@ -53,7 +53,7 @@ class ArrayDataset:
 
     Attributes:
       splits: ``image`` uint8 [H, W, C] (C is 1 or 3) and ``label`` i32[] each.
-      facts: ``num_classes`` and ``class_names`` ("0", "1", ... unless given).
+      dataset_info: ``num_classes`` and ``class_names`` ("0", "1", ... unless given).
       description: where from, pictures, shape and classes.
     """
 
@@ -98,7 +98,7 @@ class ArrayDataset:
             for split, rows in self._rows.items():
                 sources[split] = Arrays(*arrays["train"], rows, "train")
         self.splits: Mapping[str, Source] = {s: sources[s] for s in ("train", "val", "test") if s in sources}
-        self.facts: Mapping[str, Any] = {"num_classes": len(names), "class_names": names}
+        self.dataset_info: Mapping[str, Any] = {"num_classes": len(names), "class_names": names}
         self._shape = shapes["train"]
         size = "x".join(map(str, self._shape[:2]))
         colours = "colour" if self._shape[2:] == (3,) else "grey"

@@ -45,7 +45,7 @@ class ImageFolder(ReadsPictures):
 
     Attributes:
       splits: ``image`` uint8 [H, W, 3] and ``label`` i32[] each.
-      facts: ``num_classes`` and ``class_names``, the class folders in alphabetical order.
+      dataset_info: ``num_classes`` and ``class_names``, the class folders in alphabetical order.
       description: folder, pictures and classes.
       ignored: number of files that were ignored.
     """
@@ -117,7 +117,7 @@ class ImageFolder(ReadsPictures):
             for split in ("train", "val", "test")
             if split in files
         }
-        self.facts: Mapping[str, Any] = {"num_classes": len(names), "class_names": tuple(names)}
+        self.dataset_info: Mapping[str, Any] = {"num_classes": len(names), "class_names": tuple(names)}
         count = sum(map(len, files.values()))
         ignored = f" ({self.ignored:,} other files ignored)" if self.ignored else ""
         unused = f"; not used: {', '.join(self._unused)}" if self._unused else ""
@@ -125,7 +125,7 @@ class ImageFolder(ReadsPictures):
 
     def fingerprint(self) -> str:
         """A digest of each split's paths, sizes and modification times, and of how they are decoded."""
-        return digest([self.facts["class_names"], self._draft_size, *sorted(self._files.items())])
+        return digest([self.dataset_info["class_names"], self._draft_size, *sorted(self._files.items())])
 
     def _split_folders(self, folder: str, root: str) -> dict[str, str]:
         """Split -> folder below the root; train alone where there are no splits: where the classes are."""

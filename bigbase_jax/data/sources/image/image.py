@@ -188,7 +188,7 @@ class ReadsPictures:
     """The ``read`` of data sets whose examples are pictures; ``fields``: a table names files of pictures; ``fit``."""
 
     @staticmethod
-    def fields(config: Mapping[str, Any], facts: Mapping[str, Any]) -> Fields:
+    def fields(config: Mapping[str, Any], dataset_info: Mapping[str, Any]) -> Fields:
         return Fields({"image": [(name,) for name in _COLUMNS]}, files=True)
 
     @staticmethod

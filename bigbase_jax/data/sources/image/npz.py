@@ -68,7 +68,7 @@ class Npz(ArrayDataset):
             names = ", ".join(have[:_LISTED]) + (", ..." if len(have) > _LISTED else "") if have else "nothing"
             raise UserError(f"{path} holds {names}; expected x_train and y_train, or images and labels.")
         super().__init__(path, arrays, val_fraction, test_fraction, seed, class_names)
-        self._digest = digest([held.stamp(), *(part for item in sorted(self._rows.items()) for part in item)])
+        self._digest = digest([held.file_signature(), *(part for item in sorted(self._rows.items()) for part in item)])
 
     def fingerprint(self) -> str:
         """A digest of the files' names, sizes and modification times, and of the splits."""
@@ -103,7 +103,7 @@ class _Arrays:
     def names(self) -> list[str]:
         return sorted({*self._files, *self._archive})
 
-    def stamp(self) -> list[tuple[str, int, int]]:
+    def file_signature(self) -> list[tuple[str, int, int]]:
         """Names, sizes in bytes and modification times in ns of the files."""
         files = self._files or {os.path.basename(self._single): self._single}
         return [(name, os.stat(file).st_size, os.stat(file).st_mtime_ns) for name, file in sorted(files.items())]

@@ -53,7 +53,7 @@ class Tfds(ReadsPictures):
     Attributes:
       splits: ``image`` uint8 [H, W, C] (C is 1 where the data set says so, else 3) and ``label`` i32[] each; val, and
         where there is nothing but train also test, are split off train, seeded and stratified.
-      facts: ``num_classes`` and ``class_names``.
+      dataset_info: ``num_classes`` and ``class_names``.
       description: full name with version, and number of pictures.
     """
 
@@ -132,7 +132,7 @@ class Tfds(ReadsPictures):
                 self._parts += [part, chosen, labels[chosen]]
         self.splits: Mapping[str, Source] = {s: splits[s] for s in ("train", "val", "test") if s in splits}
         names = tuple(features[keys[1]].names)
-        self.facts: Mapping[str, Any] = {"num_classes": len(names), "class_names": names}
+        self.dataset_info: Mapping[str, Any] = {"num_classes": len(names), "class_names": names}
         self._name = builder.info.full_name
         self._sizes = {split: (info.num_examples, info.num_bytes) for split, info in builder.info.splits.items()}
         count = sum(map(len, self.splits.values()))

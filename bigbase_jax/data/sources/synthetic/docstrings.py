@@ -18,7 +18,7 @@ from bigbase_jax.data.ragged import Ragged
 from bigbase_jax.data.sources.splits import digest, stratified
 from bigbase_jax.data.sources.text.labelled_text import ROLES, SEQUENCES, Encoder, LabelledText, read_text
 from bigbase_jax.data.sources.text.text import key_of
-from bigbase_jax.text.tokenizer import Subwords, facts_of, load
+from bigbase_jax.text.tokenizer import Subwords, dataset_info_of, load
 
 _CODE = ("data.ragged", "text.tokenizer", "data.sources.splits", "data.sources.synthetic.docstrings")
 
@@ -113,14 +113,14 @@ class Docstrings:
         splits: Mapping[str, np.ndarray],
     ):
         tokenizer = load(tokens_N.about["tokenizer"])
-        self.facts: Mapping[str, Any] = {
-            **facts_of(tokenizer),
+        self.dataset_info: Mapping[str, Any] = {
+            **dataset_info_of(tokenizer),
             "length": data.length,
             "num_classes": len(SUBJECTS),
             "class_names": tuple(SUBJECTS),
             "pair": False,
         }
-        encode = Encoder(self.facts)
+        encode = Encoder(self.dataset_info)
         self.splits: Mapping[str, Source] = {
             split: _Texts([tokens_N.get("tokens", i) for i in indices], labels[indices], encode, split)
             for split, indices in splits.items()
@@ -137,7 +137,7 @@ class Docstrings:
 
     def read(self, given: str | Mapping[str, Any]) -> Example:
         """See ``labelled_text.read_text``."""
-        return read_text(given, self.facts)
+        return read_text(given, self.dataset_info)
 
 
 class _Texts:

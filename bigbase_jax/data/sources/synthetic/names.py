@@ -60,7 +60,7 @@ class MadeUpNames(TaggedSentences):
         if self.count < 20:
             raise UserError(f"count is {self.count}; it must be at least 20.")
 
-    def stamp(self) -> list[Any]:
+    def file_signature(self) -> list[Any]:
         return ["made-up names", self.count, self.seed]
 
     def origin(self) -> str:

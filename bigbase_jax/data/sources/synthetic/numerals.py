@@ -15,7 +15,14 @@ import numpy as np
 
 from bigbase_jax.core import Example, Source, UserError
 from bigbase_jax.data.sources.splits import digest
-from bigbase_jax.data.sources.text.parallel_text import ROLES, SEQUENCES, Encoder, ParallelText, pair_facts, read_lines
+from bigbase_jax.data.sources.text.parallel_text import (
+    ROLES,
+    SEQUENCES,
+    Encoder,
+    ParallelText,
+    pair_dataset_info,
+    read_lines,
+)
 from bigbase_jax.text.tokenizer import Characters, Tokenizer, encode, sides
 
 CHARACTERS = Characters()
@@ -105,13 +112,13 @@ class NamedNumbers:
             return lambda: (text for s in splits for n in drawn[s] for text in (str(n), in_words(n)))
 
         both = sides(data.tokenizer.fit(texts("train"), texts("val", "test"), True, ROLES))
-        self.facts: Mapping[str, Any] = {
-            **pair_facts(*both, data.source_length, data.target_length),
+        self.dataset_info: Mapping[str, Any] = {
+            **pair_dataset_info(*both, data.source_length, data.target_length),
             "shared": True,
             "source_language": "digits",
             "target_language": "en",
         }
-        encoder = Encoder(self.facts)
+        encoder = Encoder(self.dataset_info)
         width = max(len(in_words(n)) for numbers in drawn.values() for n in numbers)
         sources = {s: _Numbers(s, numbers, width, both, encoder, data) for s, numbers in drawn.items()}
         if not all(map(len, sources.values())):
@@ -125,12 +132,12 @@ class NamedNumbers:
         """A digest of all that the pairs depend on."""
         data = self._data
         return digest(
-            [data.largest, data.count, data.seed, data.source_length, data.target_length, *self.facts.items()]
+            [data.largest, data.count, data.seed, data.source_length, data.target_length, *self.dataset_info.items()]
         )
 
     def read(self, given: str | Mapping[str, Any]) -> list[Example]:
         """See ``parallel_text.read_lines``."""
-        return read_lines(given, self.facts)
+        return read_lines(given, self.dataset_info)
 
 
 class _Numbers:

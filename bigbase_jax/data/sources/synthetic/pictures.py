@@ -46,7 +46,7 @@ class DrawnCatsAndDogs(ReadsPictures):
 
     Attributes:
       splits: ``image`` uint8 [size, size, 3] and ``label`` i32[] (0 cat, 1 dog) each; pictures of all splits are alike.
-      facts: ``num_classes`` and ``class_names``.
+      dataset_info: ``num_classes`` and ``class_names``.
       description: says that these are not photos.
     """
 
@@ -73,7 +73,7 @@ class DrawnCatsAndDogs(ReadsPictures):
         self.splits: Mapping[str, Source] = {
             split: Drawings(size, seed, starts[split], count, split) for split, count in counts.items() if count
         }
-        self.facts: Mapping[str, Any] = {"num_classes": 2, "class_names": ("cat", "dog")}
+        self.dataset_info: Mapping[str, Any] = {"num_classes": 2, "class_names": ("cat", "dog")}
         self.description = (
             f"{sum(counts.values()):,} pictures of cats and dogs drawn by the program itself (not photos)"
         )

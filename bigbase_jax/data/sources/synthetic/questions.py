@@ -94,7 +94,7 @@ class Questions(Conversations):
         if self.count < 20:
             raise UserError(f"count is {self.count}; it must be at least 20.")
 
-    def stamp(self) -> list[Any]:
+    def file_signature(self) -> list[Any]:
         return ["questions", self.count, self.seed]
 
     def origin(self) -> str:

@@ -8,7 +8,7 @@ Rows of JSON, Parquet or a saved data set (see ``rows``), in any of these forms:
 - ``{"prompt": "...", "completion": "..."}``, or lists of messages under these names; also prompt and response,
   question and answer, instruction and response; ``system`` beside any of them.
 
-An example holds, i32[L] each, the entries of ``Windows`` (``inputs``, ``targets``, ``segments``, ``positions``,
+An example holds, i32[L] each, the entries of ``Windows`` (``inputs``, ``targets``, ``segment_ids``, ``positions``,
 ``bytes``) and ``weights``, which is 1 for targets that count and 0 for those that are read alone. Several conversations
 share a window, and none sees another.
 
@@ -41,7 +41,7 @@ from bigbase_jax.data.sources.text import text as texts
 from bigbase_jax.data.windows import pack
 from bigbase_jax.text import chat_template
 from bigbase_jax.text.chat_template import ChatTemplate, Message
-from bigbase_jax.text.tokenizer import Subwords, Tokenizer, TokenizerFile, facts_of, load
+from bigbase_jax.text.tokenizer import Subwords, Tokenizer, TokenizerFile, dataset_info_of, load
 
 ROLES = ("turn", "stop")
 """Special tokens that a tokenizer learned here has."""
@@ -67,7 +67,7 @@ _TURNS = (
     *(("prompt", name) for name in ("completion", "response")),
     ("question", "answer"),
 )
-_ENTRIES = ("inputs", "targets", "segments", "positions", "bytes", "weights")
+_ENTRIES = ("inputs", "targets", "segment_ids", "positions", "bytes", "weights")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -106,7 +106,7 @@ class Conversations:
         """(split, or "" where it is to be dealt, conversation) of each, from the start at each call."""
         raise NotImplementedError
 
-    def stamp(self) -> list[Any]:
+    def file_signature(self) -> list[Any]:
         """What changes when the conversations change, and all that says how to read them."""
         raise NotImplementedError
 
@@ -144,7 +144,7 @@ class Conversations:
           UserError: no conversations, or one that cannot be read.
         """
         template = self.chat_template()
-        key = texts.key_of(_CODE, [self.tokenizer], [self.stamp(), self.dealing(), template.state()])
+        key = texts.key_of(_CODE, [self.tokenizer], [self.file_signature(), self.dealing(), template.state()])
         found = ragged.find(cache, key) if limit_bytes > 0 else None
         if found is None:
             say(f"data: reading {self.origin()} once, to tokenise it")
@@ -169,14 +169,14 @@ class Conversations:
         return [self.val_fraction, self.test_fraction, self.seed]
 
     @staticmethod
-    def fields(config: Mapping[str, Any], facts: Mapping[str, Any]) -> Fields:
+    def fields(config: Mapping[str, Any], dataset_info: Mapping[str, Any]) -> Fields:
         """A row is a conversation, in any of its forms."""
         return Fields(encoding=config.get("encoding", "utf-8"))
 
     @staticmethod
-    def read(given: str | Mapping[str, Any], facts: Mapping[str, Any], limits: Limits = LIMITS) -> list[Example]:
+    def read(given: str | Mapping[str, Any], dataset_info: Mapping[str, Any], limits: Limits = LIMITS) -> list[Example]:
         """See ``read_chat``."""
-        return read_chat(given, facts, limits)
+        return read_chat(given, dataset_info, limits)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -215,8 +215,11 @@ class ChatFiles(Conversations):
                 for row in rows(file, self.encoding):
                     yield split, Spoken(messages_of(row.values, row.where), row.where)
 
-    def stamp(self) -> list[Any]:
-        return [[[split, *file.stamp] for split, given in self.files()[0].items() for file in given], self.encoding]
+    def file_signature(self) -> list[Any]:
+        return [
+            [[split, *file.file_signature] for split, given in self.files()[0].items() for file in given],
+            self.encoding,
+        ]
 
     def origin(self) -> str:
         return self.root
@@ -236,8 +239,8 @@ class Chats:
         about = chats_N.about
         tokenizer = load(about["tokenizer"])
         stop = {} if about["stop"] is None else {"stop_id": about["stop"]}
-        self.facts: Mapping[str, Any] = {
-            **facts_of(tokenizer),
+        self.dataset_info: Mapping[str, Any] = {
+            **dataset_info_of(tokenizer),
             "length": data.length,
             "weighted": True,
             "chat_template": template.state(),
@@ -275,12 +278,12 @@ class Chats:
         """A digest of the conversations, the splits, the tokenizer, the template and the windows."""
         data = self._data
         return digest(
-            [data.stamp(), data.dealing(), data.length, self._chats.about["tokenizer"], self._template.state()]
+            [data.file_signature(), data.dealing(), data.length, self._chats.about["tokenizer"], self._template.state()]
         )
 
     def read(self, given: str | Mapping[str, Any]) -> list[Example]:
         """See ``read_chat``."""
-        return read_chat(given, self.facts)
+        return read_chat(given, self.dataset_info)
 
 
 class ChatWindows:
@@ -328,7 +331,7 @@ def window_of(pieces: Sequence[Sequence[np.ndarray]], length: int) -> Example:
         here = slice(at, at + n)
         example["inputs"][here] = tokens_T[:n]
         example["targets"][here] = tokens_T[1 : n + 1]
-        example["segments"][here] = segment
+        example["segment_ids"][here] = segment
         example["positions"][here] = np.arange(n)
         example["bytes"][here] = bytes_T[1 : n + 1]
         example["weights"][here] = answer_T[1 : n + 1]
@@ -336,7 +339,9 @@ def window_of(pieces: Sequence[Sequence[np.ndarray]], length: int) -> Example:
     return example
 
 
-def read_chat(given: str | Mapping[str, Any], facts: Mapping[str, Any], limits: Limits = LIMITS) -> list[Example]:
+def read_chat(
+    given: str | Mapping[str, Any], dataset_info: Mapping[str, Any], limits: Limits = LIMITS
+) -> list[Example]:
     """A user's file as windows: a text as ``read_text`` reads it, or conversations in JSON, a window each. A row is one
     conversation.
 
@@ -346,20 +351,22 @@ def read_chat(given: str | Mapping[str, Any], facts: Mapping[str, Any], limits: 
       UserError: unreadable, or too short to predict anything.
     """
     if isinstance(given, str) and kind_of(given) not in (".json", ".jsonl", ".ndjson"):
-        windows = texts.read_text(given, facts, limits)
-        return [{**window, "weights": (window["segments"] > 0).astype(np.int32)} for window in windows]
-    tokenizer, template = load(facts["tokenizer"]), chat_template.load(facts["chat_template"])
+        windows = texts.read_text(given, dataset_info, limits)
+        return [{**window, "weights": (window["segment_ids"] > 0).astype(np.int32)} for window in windows]
+    tokenizer, template = load(dataset_info["tokenizer"]), chat_template.load(dataset_info["chat_template"])
     found = []
     if isinstance(given, str):
-        chats = [(row.values, row.where) for row in rows(one_file(given, limits), facts.get("encoding", "utf-8"))]
+        chats = [
+            (row.values, row.where) for row in rows(one_file(given, limits), dataset_info.get("encoding", "utf-8"))
+        ]
     else:
         chats = [(given, "the row")]
     for values, where in chats:
         chat = _encoded(template, tokenizer, Spoken(messages_of(values, where), where))
         if len(chat.tokens) > 1:
-            window = window_of([chat], facts["length"])
+            window = window_of([chat], dataset_info["length"])
             if not window["weights"].any():
-                window["weights"] = (window["segments"] > 0).astype(np.int32)
+                window["weights"] = (window["segment_ids"] > 0).astype(np.int32)
             found.append(window)
     if not found:
         raise UserError(f"{given if isinstance(given, str) else 'the row'} holds no conversation.")

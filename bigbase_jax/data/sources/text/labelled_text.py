@@ -5,8 +5,8 @@ Rows -> splits -> tokenizer -> tokens, which are kept in the cache. An example i
 
 - ``tokens`` i32[L]: the text with the special tokens around it, as the tokenizer was published, else ``[CLS]`` text
   ``[SEP]`` (text ``[SEP]``); cut to L, padded with ``pad_id`` (0 where there is none);
-- ``segments`` i32[L]: 1 for tokens, 0 for padding;
-- ``types`` i32[L]: which text a token belongs to, 0 or 1 (as published; RoBERTa has 0 alone);
+- ``segment_ids`` i32[L]: 1 for tokens, 0 for padding;
+- ``token_type_ids`` i32[L]: which text a token belongs to, 0 or 1 (as published; RoBERTa has 0 alone);
 - ``label`` i32: the class.
 
 Facts: ``num_classes``, ``class_names``, ``length``, ``vocab_size``, ``tokenizer``, ``pair``, and the ids of the special
@@ -50,12 +50,12 @@ from bigbase_jax.data.ragged import Ragged
 from bigbase_jax.data.rows import Row, checked, class_names, first_line, rows, tables
 from bigbase_jax.data.sources.splits import digest, stratified, to_split_off
 from bigbase_jax.data.sources.text.text import given_text, key_of, named
-from bigbase_jax.text.tokenizer import Subwords, Tokenizer, compose, facts_of, load
+from bigbase_jax.text.tokenizer import Subwords, Tokenizer, compose, dataset_info_of, load
 
 ROLES = ("pad", "cls", "sep", "mask")
 """Special tokens that a tokenizer learned here has."""
 SUBWORDS = Subwords("bpe", 8192)
-SEQUENCES = ("tokens", "segments", "types")
+SEQUENCES = ("tokens", "segment_ids", "token_type_ids")
 _CODE = (
     "data.files",
     "data.rows",
@@ -207,9 +207,9 @@ class LabelledText:
         lines = Format(unit="line", encoding=self.encoding).documents(found[0]) if found else None
         return None if lines is None else ["".join(line.blocks).strip() for line in lines]
 
-    def stamp(self) -> list[Any]:
+    def file_signature(self) -> list[Any]:
         """What changes when the rows change, and all that says how to read them."""
-        files = [[split, *file.stamp] for split, given in self.files().splits.items() for file in given]
+        files = [[split, *file.file_signature] for split, given in self.files().splits.items() for file in given]
         names = self.names()
         return [files, [self.text, self.text_pair, self.label, self.encoding, *([names] if names else [])]]
 
@@ -218,24 +218,26 @@ class LabelledText:
         return [self.val_fraction, self.test_fraction, self.seed]
 
     def _key(self) -> str:
-        return key_of(_CODE, [self.tokenizer], [self.stamp(), self.dealing()])
+        return key_of(_CODE, [self.tokenizer], [self.file_signature(), self.dealing()])
 
     @staticmethod
-    def fields(config: Mapping[str, Any], facts: Mapping[str, Any]) -> Fields:
+    def fields(config: Mapping[str, Any], dataset_info: Mapping[str, Any]) -> Fields:
         """The columns of the training data, or the usual names where the run has not kept them; a text is rows by line,
         but one row (see ``read_text``) where the model reads pairs, or was trained on files of one text each."""
-        known = {name: facts.get(f"{name}_columns") or _several(config.get(name)) for name in ("text", "text_pair")}
-        usual = {"text": [(a,) for a, b in _TEXTS if bool(b) == facts["pair"]]}
-        usual |= {"text_pair": [(b,) for _, b in _TEXTS if b is not None]} if facts["pair"] else {}
+        known = {
+            name: dataset_info.get(f"{name}_columns") or _several(config.get(name)) for name in ("text", "text_pair")
+        }
+        usual = {"text": [(a,) for a, b in _TEXTS if bool(b) == dataset_info["pair"]]}
+        usual |= {"text_pair": [(b,) for _, b in _TEXTS if b is not None]} if dataset_info["pair"] else {}
         columns = {entry: [tuple(known[entry])] if known.get(entry) else names for entry, names in usual.items()}
-        lines = not (facts["pair"] or facts.get("text_files"))
-        header = facts.get("header", not all(name.isdigit() for name in known["text"] or ("text",)))
+        lines = not (dataset_info["pair"] or dataset_info.get("text_files"))
+        header = dataset_info.get("header", not all(name.isdigit() for name in known["text"] or ("text",)))
         return Fields(columns, lines, encoding=config.get("encoding", "utf-8"), header=header)
 
     @staticmethod
-    def read(given: str | Mapping[str, Any], facts: Mapping[str, Any], limits: Limits = LIMITS) -> Example:
+    def read(given: str | Mapping[str, Any], dataset_info: Mapping[str, Any], limits: Limits = LIMITS) -> Example:
         """See ``read_text``."""
-        return read_text(given, facts, limits)
+        return read_text(given, dataset_info, limits)
 
 
 class Labelled:
@@ -245,15 +247,15 @@ class Labelled:
         self._data, self._rows = data, rows_N
         about = rows_N.about
         self._tokenizer = load(about["tokenizer"])
-        self.facts: Mapping[str, Any] = {
-            **facts_of(self._tokenizer),
+        self.dataset_info: Mapping[str, Any] = {
+            **dataset_info_of(self._tokenizer),
             "length": data.length,
             "num_classes": len(about["class_names"]),
             "class_names": tuple(about["class_names"]),
             "pair": about["pair"],
             **about["columns"],
         }
-        encode = Encoder(self.facts)
+        encode = Encoder(self.dataset_info)
         split_N = np.asarray(rows_N.values["split"])
         sources = {}
         for i, split in enumerate(_SPLITS):
@@ -282,15 +284,17 @@ class Labelled:
 
     def fingerprint(self) -> str:
         """A digest of the rows, the splits, the tokenizer and the length."""
-        return digest([self._data.stamp(), self._data.dealing(), self._data.length, self._rows.about["tokenizer"]])
+        return digest(
+            [self._data.file_signature(), self._data.dealing(), self._data.length, self._rows.about["tokenizer"]]
+        )
 
     def examples(self) -> str:
         """A digest of the rows and the splits, whatever reads them."""
-        return digest([self._data.stamp(), self._data.dealing()])
+        return digest([self._data.file_signature(), self._data.dealing()])
 
     def read(self, given: str | Mapping[str, Any]) -> Example:
         """See ``read_text``."""
-        return read_text(given, self.facts)
+        return read_text(given, self.dataset_info)
 
 
 class Encoder:
@@ -300,12 +304,12 @@ class Encoder:
       room: tokens of text that fit into an example.
     """
 
-    def __init__(self, facts: Mapping[str, Any]):
-        """``facts``: ``tokenizer``, ``length``, ``pair``."""
-        tokenizer = load(facts["tokenizer"])
-        self._layout = tokenizer.layout(facts["pair"])
-        self._length: int = facts["length"]
-        self._pair: bool = facts["pair"]
+    def __init__(self, dataset_info: Mapping[str, Any]):
+        """``dataset_info``: ``tokenizer``, ``length``, ``pair``."""
+        tokenizer = load(dataset_info["tokenizer"])
+        self._layout = tokenizer.layout(dataset_info["pair"])
+        self._length: int = dataset_info["length"]
+        self._pair: bool = dataset_info["pair"]
         self._pad = tokenizer.special.get("pad", 0)
         self.room = self._length - sum(token >= 0 for token in self._layout.tokens)
 
@@ -319,8 +323,8 @@ class Encoder:
         example = {name: np.zeros(self._length, np.int32) for name in SEQUENCES}
         example["tokens"][:T] = tokens_T
         example["tokens"][T:] = self._pad
-        example["segments"][:T] = 1
-        example["types"][:T] = types_T
+        example["segment_ids"][:T] = 1
+        example["token_type_ids"][:T] = types_T
         return example
 
 
@@ -356,22 +360,22 @@ class _Rows:
         return f"{self._split}[{index}]"
 
 
-def read_text(given: str | Mapping[str, Any], facts: Mapping[str, Any], limits: Limits = LIMITS) -> Example:
+def read_text(given: str | Mapping[str, Any], dataset_info: Mapping[str, Any], limits: Limits = LIMITS) -> Example:
     """A row with ``text`` (and ``text_pair``), or a user's file, as an example without label. All of a file is the
     text; where the model reads pairs, the first line is the first text.
 
     Raises:
       UserError: unreadable, empty, or a pair that is not there.
     """
-    first, second = given_text(given, facts, limits=limits).strip(), ""
-    if facts["pair"]:
+    first, second = given_text(given, dataset_info, limits=limits).strip(), ""
+    if dataset_info["pair"]:
         whole = isinstance(given, str)
-        first, _, second = first.partition("\n") if whole else (first, "", given_text(given, facts, "text_pair"))
+        first, _, second = first.partition("\n") if whole else (first, "", given_text(given, dataset_info, "text_pair"))
         if not second.strip():
             raise UserError(f"{given} has one line; this model reads two texts: the first line, and what follows it.")
     with named(given):
-        (first_T, _), (second_T, _) = load(facts["tokenizer"]).encode_batch([first.strip(), second.strip()])
-    return Encoder(facts)(first_T, second_T)
+        (first_T, _), (second_T, _) = load(dataset_info["tokenizer"]).encode_batch([first.strip(), second.strip()])
+    return Encoder(dataset_info)(first_T, second_T)
 
 
 # --- rows -------------------------------------------------------------------------------------------------------------

@@ -27,7 +27,7 @@ from bigbase_jax.text.tokenizer import (
     Tokenizer,
     TokenizerFile,
     compose,
-    facts_of,
+    dataset_info_of,
     lacking,
     load,
     word_starts,
@@ -37,7 +37,7 @@ ROLES = ("pad", "cls", "sep", "mask")
 """Special tokens that a tokenizer learned here has."""
 PASSES = 10
 """How often the training text is paired anew before pairs come again (``dupe_factor`` of Devlin et al. 2019's code)."""
-_ENTRIES = ("tokens", "segments", "positions", "types", "words")
+_ENTRIES = ("tokens", "segment_ids", "positions", "token_type_ids", "words")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,8 +67,8 @@ class MaskedCorpus(Corpus):
     def prepare(self, cache: pathlib.Path, limit_bytes: float, say: Callable[[str], None]) -> Masked:  # type: ignore[override]
         """Reads and tokenises the documents, unless that is in the cache; see ``core.RawDataset``."""
         given = self.tokenizer
-        stamp = given.stamp() if isinstance(given, TokenizerFile) else None
-        plain = dataclasses.replace(self, tokenizer=_WithRoles(given, stamp), separate=False, stride=None)
+        file_signature = given.file_signature() if isinstance(given, TokenizerFile) else None
+        plain = dataclasses.replace(self, tokenizer=_WithRoles(given, file_signature), separate=False, stride=None)
         return Masked(self, Corpus.prepare(plain, cache, limit_bytes, say))
 
 
@@ -77,9 +77,9 @@ class MaskedTextFiles(MaskedCorpus, TextFiles):
     """See ``MaskedCorpus`` and ``TextFiles``."""
 
     @staticmethod
-    def read(given: str | Mapping[str, Any], facts: Mapping[str, Any], limits: Limits = LIMITS) -> list[Example]:
+    def read(given: str | Mapping[str, Any], dataset_info: Mapping[str, Any], limits: Limits = LIMITS) -> list[Example]:
         """See ``read_text``."""
-        return read_text(given, facts, limits)
+        return read_text(given, dataset_info, limits)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,9 +89,9 @@ class MaskedPythonReference(MaskedCorpus, PythonReference):
     test_fraction: float = 0.1
 
     @staticmethod
-    def read(given: str | Mapping[str, Any], facts: Mapping[str, Any], limits: Limits = LIMITS) -> list[Example]:
+    def read(given: str | Mapping[str, Any], dataset_info: Mapping[str, Any], limits: Limits = LIMITS) -> list[Example]:
         """See ``read_text``."""
-        return read_text(given, facts, limits)
+        return read_text(given, dataset_info, limits)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,7 +99,7 @@ class _WithRoles:
     """A tokenizer that is fitted with special tokens. Its ``repr`` is part of the cache's key, and so is the stamp."""
 
     tokenizer: Any
-    stamp: tuple[str | int, ...] | None
+    file_signature: tuple[str | int, ...] | None
 
     def fit(self, texts: Texts, others: Texts, end: bool, special: Sequence[str] = ()) -> Tokenizer:
         """
@@ -115,9 +115,9 @@ class Masked:
     """A ``Dataset`` of rows over a corpus that was read.
 
     Attributes:
-      splits: ``tokens``, ``segments``, ``positions``, ``types`` and ``words`` i32[L], and the numbers ``mask_id`` and
+      splits: ``tokens``, ``segment_ids``, ``positions``, ``token_type_ids``, ``words`` i32[L], and ``mask_id`` and
         ``vocab_size``; see ``Encoder``. Of pairs ``next`` too; see ``Pairs``.
-      facts: ``vocab_size``, ``length``, ``tokenizer`` and the ids of the special tokens; of pairs ``next_sentence``.
+      dataset_info: ``vocab_size``, ``length``, ``tokenizer`` and the ids of special tokens; of pairs ``next_sentence``.
       description: what the text is, and how full its rows are.
     """
 
@@ -134,7 +134,7 @@ class Masked:
         if "train" not in self.splits:
             raise UserError(f"{corpus.origin()} has no tokens to train on.")
         pairs = {"next_sentence": True} if corpus.next_sentence else {}
-        self.facts: Mapping[str, Any] = {**facts_of(tokens.tokenizer), "length": corpus.length, **pairs}
+        self.dataset_info: Mapping[str, Any] = {**dataset_info_of(tokens.tokenizer), "length": corpus.length, **pairs}
         parts = [
             f"{split} {about['documents']:,} document{'s' * (about['documents'] != 1)} of {about['tokens']:,} tokens"
             for split, about in tokens.about.items()
@@ -152,7 +152,7 @@ class Masked:
 
     def read(self, given: str | Mapping[str, Any]) -> list[Example]:
         """See ``read_text``."""
-        return read_text(given, self.facts)
+        return read_text(given, self.dataset_info)
 
 
 class Rows:
@@ -284,11 +284,11 @@ class Encoder:
         self.room = length - sum(token >= 0 for token in self._layout.tokens)
 
     def __call__(self, pieces: Sequence[tuple[np.ndarray, ...]]) -> Example:
-        """``tokens``, ``segments``, ``positions``, ``types``, ``words``: i32[L] each; ``mask_id``, ``vocab_size``.
+        """``tokens``, ``segment_ids``, ``positions``, ``token_type_ids``, ``words`` i32[L]; ids as above.
 
         A piece is one text, or two where this is an encoder of pairs.
 
-        ``segments`` number the pieces from 1, 0 is padding; ``positions`` count from 0 in each; ``words`` number the
+        ``segment_ids`` number the pieces from 1, 0 is padding; ``positions`` count from 0 in each; ``words`` number the
         words of the row from 1, and special tokens are 0.
         """
         example: Example = {name: np.zeros(self._length, np.int32) for name in _ENTRIES}
@@ -298,7 +298,11 @@ class Encoder:
             parts = dict(zip((FIRST, SECOND), texts, strict=False))
             tokens_T, types_T = compose(self._layout, parts[FIRST], parts.get(SECOND), self._length)
             here = slice(at, at + len(tokens_T))
-            example["tokens"][here], example["types"][here], example["segments"][here] = tokens_T, types_T, segment
+            example["tokens"][here], example["token_type_ids"][here], example["segment_ids"][here] = (
+                tokens_T,
+                types_T,
+                segment,
+            )
             example["positions"][here] = np.arange(len(tokens_T))
             for token in self._layout.tokens:
                 if token >= 0:
@@ -325,14 +329,20 @@ def _spans(tokens: Tokens, split: str) -> np.ndarray:
     return spans[(tokens.split == SPLITS.index(split)) & (spans[:, 1] > spans[:, 0])]
 
 
-def read_text(given: str | Mapping[str, Any], facts: Mapping[str, Any], limits: Limits = LIMITS) -> list[Example]:
+def read_text(
+    given: str | Mapping[str, Any], dataset_info: Mapping[str, Any], limits: Limits = LIMITS
+) -> list[Example]:
     """A user's file, or the ``text`` of a row, as rows, in order. Where it names the mask ("[MASK]"), that is what the
     model is to guess.
 
     Raises:
       UserError: unreadable, not UTF-8, or empty.
     """
-    text, tokenizer, length = given_text(given, facts, limits=limits).strip(), load(facts["tokenizer"]), facts["length"]
+    text, tokenizer, length = (
+        given_text(given, dataset_info, limits=limits).strip(),
+        load(dataset_info["tokenizer"]),
+        dataset_info["length"],
+    )
     with named(given):
         tokens_T, _ = tokenizer.encode_marked(text)
     encode = Encoder(tokenizer, length)

@@ -128,7 +128,7 @@ class ParallelText:
           UserError: no pairs, unequal numbers of lines, or what cannot be read.
         """
         sets = _sets(self)
-        key = key_of(_CODE, [self.tokenizer, self.target_tokenizer], [self.stamp(sets), self.dealing()])
+        key = key_of(_CODE, [self.tokenizer, self.target_tokenizer], [self.file_signature(sets), self.dealing()])
         found = ragged.find(cache, key) if limit_bytes > 0 else None
         if found is None:
             say(f"data: reading {self.root} once, to tokenise it")
@@ -150,9 +150,9 @@ class ParallelText:
                 caches.prune(cache, limit_bytes, [cache / f"cache-{key}"])
         return Parallel(self, found, sets)
 
-    def stamp(self, sets: _Sets) -> list[Any]:
+    def file_signature(self, sets: _Sets) -> list[Any]:
         """What changes when the texts change, and all that says how to read them."""
-        files = [[split, *file.stamp] for split, found in sets.files.items() for file in found]
+        files = [[split, *file.file_signature] for split, found in sets.files.items() for file in found]
         return [files, [self.source_language, self.target_language, self.encoding]]
 
     def dealing(self) -> list[Any]:
@@ -160,16 +160,16 @@ class ParallelText:
         return [self.val_fraction, self.test_fraction, self.seed]
 
     @staticmethod
-    def fields(config: Mapping[str, Any], facts: Mapping[str, Any]) -> Fields:
+    def fields(config: Mapping[str, Any], dataset_info: Mapping[str, Any]) -> Fields:
         """The source language's column, or both languages' one; a text is rows by line."""
-        known = facts.get("column") or config.get("source_language", "number")
+        known = dataset_info.get("column") or config.get("source_language", "number")
         names = [(name,) for name in (known, "translation", "source", "src", "text")]
         return Fields({"source": names}, True, encoding=config.get("encoding", "utf-8"), header=not known.isdigit())
 
     @staticmethod
-    def read(given: str | Mapping[str, Any], facts: Mapping[str, Any], limits: Limits = LIMITS) -> list[Example]:
+    def read(given: str | Mapping[str, Any], dataset_info: Mapping[str, Any], limits: Limits = LIMITS) -> list[Example]:
         """See ``read_lines``."""
-        return read_lines(given, facts, limits)
+        return read_lines(given, dataset_info, limits)
 
 
 class Parallel:
@@ -182,8 +182,8 @@ class Parallel:
         self._data, self._pairs, self._sets = data, pairs_N, sets
         about = pairs_N.about
         source, target = load(about["source_tokenizer"]), load(about["target_tokenizer"])
-        self.facts: Mapping[str, Any] = {
-            **pair_facts(source, target, data.source_length, data.target_length),
+        self.dataset_info: Mapping[str, Any] = {
+            **pair_dataset_info(source, target, data.source_length, data.target_length),
             "shared": data.target_tokenizer is None,
             "source_language": data.source_language,
             "target_language": data.target_language,
@@ -216,7 +216,7 @@ class Parallel:
                 f"no training pair of {data.root} fits source_length={data.source_length} and "
                 f"target_length={data.target_length}; raise them."
             )
-        encode = Encoder(self.facts)
+        encode = Encoder(self.dataset_info)
         self.splits: Mapping[str, Source] = {
             split: _Pairs(pairs_N, indices, encode, width, split) for split, indices in kept.items() if indices.size
         }
@@ -238,14 +238,16 @@ class Parallel:
         """A digest of the texts, the splits, the tokenizers and the lengths."""
         about, data = self._pairs.about, self._data
         tokenizers = [about["source_tokenizer"], about["target_tokenizer"]]
-        return digest([data.stamp(self._sets), data.dealing(), data.source_length, data.target_length, *tokenizers])
+        return digest(
+            [data.file_signature(self._sets), data.dealing(), data.source_length, data.target_length, *tokenizers]
+        )
 
     def read(self, given: str | Mapping[str, Any]) -> list[Example]:
         """See ``read_lines``."""
-        return read_lines(given, self.facts)
+        return read_lines(given, self.dataset_info)
 
 
-def pair_facts(source: Tokenizer, target: Tokenizer, source_length: int, target_length: int) -> dict[str, Any]:
+def pair_dataset_info(source: Tokenizer, target: Tokenizer, source_length: int, target_length: int) -> dict[str, Any]:
     """The facts (see the top of this file) that ``Encoder`` and ``tasks.translation`` read."""
     return {
         **_facts(target, ""),
@@ -272,24 +274,24 @@ def reference_of(reference_R: np.ndarray) -> str:
 class Encoder:
     """Tokens of a pair, without special ones, as the arrays of an example; without a target, for prediction."""
 
-    def __init__(self, facts: Mapping[str, Any]):
-        self._facts = facts
+    def __init__(self, dataset_info: Mapping[str, Any]):
+        self._facts = dataset_info
 
     def __call__(self, source_S: np.ndarray, target_T: np.ndarray | None) -> Example:
-        facts = self._facts
-        S, T = facts["source_length"], facts["target_length"]
+        dataset_info = self._facts
+        S, T = dataset_info["source_length"], dataset_info["target_length"]
         source_S = source_S[: S - 1]
         n = len(source_S) + 1
-        source, segments = np.full(S, facts["source_pad_id"], np.int32), np.zeros(S, np.int32)
-        source[:n] = [*source_S, facts["source_end_id"]]
-        segments[:n] = 1
-        target_in, target_out = np.full(T, facts["pad_id"], np.int32), np.full(T, PADDING, np.int32)
-        target_in[0] = facts["start_id"]
+        source, segment_ids = np.full(S, dataset_info["source_pad_id"], np.int32), np.zeros(S, np.int32)
+        source[:n] = [*source_S, dataset_info["source_end_id"]]
+        segment_ids[:n] = 1
+        target_in, target_out = np.full(T, dataset_info["pad_id"], np.int32), np.full(T, PADDING, np.int32)
+        target_in[0] = dataset_info["start_id"]
         if target_T is not None:
             m = len(target_T)
             target_in[1 : m + 1] = target_T[: T - 1]
-            target_out[: m + 1] = [*target_T, facts["end_id"]][:T]
-        return {"source": source, "source_segments": segments, "target_in": target_in, "target_out": target_out}
+            target_out[: m + 1] = [*target_T, dataset_info["end_id"]][:T]
+        return {"source": source, "source_segments": segment_ids, "target_in": target_in, "target_out": target_out}
 
 
 class _Pairs:
@@ -325,17 +327,19 @@ class _Pairs:
         return f"{self._split}[{index}]"
 
 
-def read_lines(given: str | Mapping[str, Any], facts: Mapping[str, Any], limits: Limits = LIMITS) -> list[Example]:
+def read_lines(
+    given: str | Mapping[str, Any], dataset_info: Mapping[str, Any], limits: Limits = LIMITS
+) -> list[Example]:
     """The ``source`` of a row, or every line of a user's file that is not empty; without targets or references.
 
     Raises:
       UserError: unreadable, or nothing but empty lines.
     """
     if isinstance(given, Mapping) and isinstance(pair := given["source"], Mapping):
-        given = {"source": pair.get(facts.get("source_language", ""), "")}
-    text = given_text(given, facts, "source", limits)
+        given = {"source": pair.get(dataset_info.get("source_language", ""), "")}
+    text = given_text(given, dataset_info, "source", limits)
     texts = [line.strip() for line in text.splitlines() if line.strip()] if isinstance(given, str) else [text.strip()]
-    tokenizer, encode = load(facts["source_tokenizer"]), Encoder(facts)
+    tokenizer, encode = load(dataset_info["source_tokenizer"]), Encoder(dataset_info)
     with named(given):
         return [encode(tokens_T, None) for tokens_T, _ in tokenizer.encode_batch(texts)]
 

@@ -3,7 +3,7 @@
 A line is a word with its tag, an empty line ends a sentence. An example is a sentence, or where that is longer, a part
 of one, with L = ``length``:
 
-- ``tokens``, ``segments`` and ``types`` i32[L]: as those of ``labelled_text``;
+- ``tokens``, ``segment_ids`` and ``token_type_ids`` i32[L]: as those of ``labelled_text``;
 - ``starts`` i32[L]: 1 at the first token of each word, else 0;
 - ``tags`` i32[L]: the word's tag there, else -1.
 
@@ -32,7 +32,7 @@ from bigbase_jax.data.ragged import Ragged
 from bigbase_jax.data.sources.splits import digest, stratified, to_split_off
 from bigbase_jax.data.sources.text.labelled_text import ROLES, Encoder
 from bigbase_jax.data.sources.text.text import given_text, key_of, named
-from bigbase_jax.text.tokenizer import FIRST, Subwords, Tokenizer, facts_of, load
+from bigbase_jax.text.tokenizer import FIRST, Subwords, Tokenizer, dataset_info_of, load
 
 SUBWORDS = Subwords("wordpiece", 8192)
 _CODE = (
@@ -90,7 +90,7 @@ class TaggedSentences:
         """(split, or "" where it is to be dealt, sentence) of each, from the start at each call."""
         raise NotImplementedError
 
-    def stamp(self) -> list[Any]:
+    def file_signature(self) -> list[Any]:
         """What changes when the sentences change, and all that says how to read them."""
         raise NotImplementedError
 
@@ -106,7 +106,7 @@ class TaggedSentences:
         Raises:
           UserError: no sentences, or a line that is none of a word and its tag.
         """
-        key = key_of(_CODE, [self.tokenizer], [self.stamp(), self.dealing(), self.length])
+        key = key_of(_CODE, [self.tokenizer], [self.file_signature(), self.dealing(), self.length])
         found = ragged.find(cache, key) if limit_bytes > 0 else None
         if found is None:
             say(f"data: reading {self.origin()} once, to tokenise it")
@@ -128,22 +128,22 @@ class TaggedSentences:
         return [self.val_fraction, self.test_fraction, self.seed]
 
     @staticmethod
-    def fields(config: Mapping[str, Any], facts: Mapping[str, Any]) -> Fields:
+    def fields(config: Mapping[str, Any], dataset_info: Mapping[str, Any]) -> Fields:
         """A text, or a line of a file."""
         columns = [(name,) for name in ("text", "sentence", "content")]
         return Fields({"text": columns}, lines=True, encoding=config.get("encoding", "utf-8"))
 
     @staticmethod
-    def read(given: str | Mapping[str, Any], facts: Mapping[str, Any], limits: Limits = LIMITS) -> list[Example]:
+    def read(given: str | Mapping[str, Any], dataset_info: Mapping[str, Any], limits: Limits = LIMITS) -> list[Example]:
         """A text as examples without tags. Its words are what blanks and punctuation part, and single ideographs.
 
         Raises:
           UserError: unreadable, or without a word.
         """
         with named(given):
-            words = _WORD.findall(given_text(given, facts, limits=limits))
-            encode = _Encode(facts)
-            parts = _parts([words], load(facts["tokenizer"]), encode.room)
+            words = _WORD.findall(given_text(given, dataset_info, limits=limits))
+            encode = _Encode(dataset_info)
+            parts = _parts([words], load(dataset_info["tokenizer"]), encode.room)
             return [encode(tokens_T, word_T >= 0) for _, tokens_T, word_T in parts]
 
 
@@ -216,9 +216,9 @@ class ConllFiles(TaggedSentences):
             )
         return word, tag
 
-    def stamp(self) -> list[Any]:
+    def file_signature(self) -> list[Any]:
         files, _ = self.files()
-        listed = [[split, *file.stamp] for split, given in files.items() for file in given]
+        listed = [[split, *file.file_signature] for split, given in files.items() for file in given]
         return [listed, [self.word, self.tag, self.encoding]]
 
     def origin(self) -> str:
@@ -232,14 +232,14 @@ class Tagged:
     def __init__(self, data: TaggedSentences, rows_N: Ragged):
         self._data, about = data, rows_N.about
         self._tokenizer = about["tokenizer"]
-        self.facts: Mapping[str, Any] = {
-            **facts_of(load(self._tokenizer)),
+        self.dataset_info: Mapping[str, Any] = {
+            **dataset_info_of(load(self._tokenizer)),
             "length": data.length,
             "pair": False,
             "tag_names": tuple(about["tag_names"]),
         }
         split_N = np.asarray(rows_N.values["split"])
-        encode = _Encode(self.facts)
+        encode = _Encode(self.dataset_info)
         found = {split: np.flatnonzero(split_N == i) for i, split in enumerate(_SPLITS)}
         self.splits: Mapping[str, Source] = {
             split: _Rows(rows_N, indices, encode, split) for split, indices in found.items() if indices.size
@@ -253,11 +253,11 @@ class Tagged:
 
     def fingerprint(self) -> str:
         """A digest of the sentences, the splits, the tokenizer and the length."""
-        return digest([self._data.stamp(), self._data.dealing(), self._data.length, self._tokenizer])
+        return digest([self._data.file_signature(), self._data.dealing(), self._data.length, self._tokenizer])
 
     def read(self, given: str | Mapping[str, Any]) -> list[Example]:
         """See ``TaggedSentences.read``."""
-        return self._data.read(given, self.facts)
+        return self._data.read(given, self.dataset_info)
 
 
 class _Encode:
@@ -267,9 +267,9 @@ class _Encode:
       room: tokens of text that fit into an example.
     """
 
-    def __init__(self, facts: Mapping[str, Any]):
-        self._encode = Encoder(facts)
-        self._before = load(facts["tokenizer"]).layout(False).tokens.index(FIRST)
+    def __init__(self, dataset_info: Mapping[str, Any]):
+        self._encode = Encoder(dataset_info)
+        self._before = load(dataset_info["tokenizer"]).layout(False).tokens.index(FIRST)
         self.room = self._encode.room
 
     def __call__(self, tokens_T: np.ndarray, start_T: np.ndarray) -> Example:

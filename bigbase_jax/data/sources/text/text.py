@@ -37,7 +37,7 @@ from bigbase_jax.data.rows import checked
 from bigbase_jax.data.sources.splits import digest, to_split_off
 from bigbase_jax.data.tokens import SPLITS, Tokens
 from bigbase_jax.data.windows import Windows
-from bigbase_jax.text.tokenizer import Bytes, Texts, TokenizerFile, facts_of, load
+from bigbase_jax.text.tokenizer import Bytes, Texts, TokenizerFile, dataset_info_of, load
 
 _FORMAT = 1  # of what is kept of a corpus
 
@@ -85,15 +85,15 @@ class Corpus:
     # -- what subclasses say ---------------------------------------------------------------------------------------
 
     @staticmethod
-    def fields(config: Mapping[str, Any], facts: Mapping[str, Any]) -> Fields:
+    def fields(config: Mapping[str, Any], dataset_info: Mapping[str, Any]) -> Fields:
         """See ``fields_of``."""
-        return fields_of(config, facts)
+        return fields_of(config, dataset_info)
 
     def documents(self) -> Iterator[tuple[str | None, Document]]:
         """(its split, or None where it is to be dealt, document) of every document, from the start at each call."""
         raise NotImplementedError
 
-    def stamp(self) -> list[Any]:
+    def file_signature(self) -> list[Any]:
         """What changes when the documents change, such as names, sizes and times of files."""
         raise NotImplementedError
 
@@ -124,7 +124,7 @@ class Corpus:
 
     def fingerprint_of(self, tokens: Tokens) -> str:
         """A digest of the documents, the splits, the tokenizer and the windows."""
-        return digest([*self.stamp(), *self.dealing(), self.length, self.stride, tokens.tokenizer.state()])
+        return digest([*self.file_signature(), *self.dealing(), self.length, self.stride, tokens.tokenizer.state()])
 
     def dealing(self) -> list[Any]:
         """What the splits depend on."""
@@ -145,8 +145,8 @@ class Corpus:
         ]
         tokenizer = [repr(self.tokenizer)]
         if isinstance(self.tokenizer, TokenizerFile):
-            tokenizer.append(repr(self.tokenizer.stamp()))
-        parts = [_FORMAT, code, type(self).__name__, self.stamp(), tokenizer, self.dealing()]
+            tokenizer.append(repr(self.tokenizer.file_signature()))
+        parts = [_FORMAT, code, type(self).__name__, self.file_signature(), tokenizer, self.dealing()]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:24]
 
     def _read(self, cache: pathlib.Path, key: str, limit_bytes: float, say: Callable[[str], None]) -> Tokens:
@@ -168,8 +168,8 @@ class Text:
     """A ``Dataset`` of windows over a corpus that was read.
 
     Attributes:
-      splits: ``inputs``, ``targets``, ``segments``, ``positions`` and ``bytes``, i32[L] each; see ``Windows``.
-      facts: ``vocab_size``, ``length``, ``tokenizer`` (``Tokenizer.state()``) and ids of special tokens (``end_id``).
+      splits: ``inputs``, ``targets``, ``segment_ids``, ``positions`` and ``bytes``, i32[L] each; see ``Windows``.
+      dataset_info: ``vocab_size``, ``length``, ``tokenizer`` (its ``state()``) and ids of special tokens (``end_id``).
       description: what the text is, and how full its windows are.
       tokens: of all documents.
     """
@@ -187,7 +187,7 @@ class Text:
                 raise UserError(f"the {split} split of {corpus.origin()} is too short: it has nothing to predict.")
         self.splits: Mapping[str, Source] = windows
         tokenizer = tokens.tokenizer
-        self.facts: Mapping[str, Any] = {**facts_of(tokenizer), "length": corpus.length}
+        self.dataset_info: Mapping[str, Any] = {**dataset_info_of(tokenizer), "length": corpus.length}
         parts = [
             f"{split} {c['documents']:,} document{'s' * (c['documents'] != 1)} of {c['tokens']:,} tokens "
             f"({c['bytes']:,} bytes)"
@@ -204,10 +204,10 @@ class Text:
 
     def read(self, given: str | Mapping[str, Any]) -> list[Example]:
         """See ``read_text``."""
-        return read_text(given, self.facts)
+        return read_text(given, self.dataset_info)
 
 
-def fields_of(config: Mapping[str, Any], facts: Mapping[str, Any]) -> Fields:
+def fields_of(config: Mapping[str, Any], dataset_info: Mapping[str, Any]) -> Fields:
     """A row has one entry, ``text``; a text is a row by line where the documents were lines, else it is one. Of a
     mixture, as in its first part."""
     form = next(iter((config.get("parts") or {"": config}).values())).get("format") or {}
@@ -217,15 +217,17 @@ def fields_of(config: Mapping[str, Any], facts: Mapping[str, Any]) -> Fields:
     return Fields({"text": options}, form.get("unit") == "line", encoding=form.get("encoding", "utf-8"), header=header)
 
 
-def read_text(given: str | Mapping[str, Any], facts: Mapping[str, Any], limits: Limits = LIMITS) -> list[Example]:
+def read_text(
+    given: str | Mapping[str, Any], dataset_info: Mapping[str, Any], limits: Limits = LIMITS
+) -> list[Example]:
     """A user's file, or the ``text`` of a row, as the windows that an evaluation would make of it, in order.
 
     Raises:
       UserError: unreadable, not UTF-8, a character without a token, or too short to predict anything.
     """
-    text, tokenizer = given_text(given, facts, limits=limits), load(facts["tokenizer"])
+    text, tokenizer = given_text(given, dataset_info, limits=limits), load(dataset_info["tokenizer"])
     with named(given):
-        windows = Windows(token_caches.of_text(text, tokenizer), "train", facts["length"])
+        windows = Windows(token_caches.of_text(text, tokenizer), "train", dataset_info["length"])
     if not len(windows):
         what = given if isinstance(given, str) else "the text"
         raise UserError(f"{what} is too short: with this vocabulary it is one token, and none is left to predict.")
@@ -233,15 +235,15 @@ def read_text(given: str | Mapping[str, Any], facts: Mapping[str, Any], limits: 
 
 
 def given_text(
-    given: str | Mapping[str, Any], facts: Mapping[str, Any], entry: str = "text", limits: Limits = LIMITS
+    given: str | Mapping[str, Any], dataset_info: Mapping[str, Any], entry: str = "text", limits: Limits = LIMITS
 ) -> str:
-    """All the text of a file, in the encoding that ``facts`` may have, or that of an entry of a row.
+    """All the text of a file, in the encoding that ``dataset_info`` may have, or that of an entry of a row.
 
     Raises:
       UserError: unreadable, no text, or an empty one.
     """
     if isinstance(given, str):
-        text = whole_text(plain_file(given, limits), facts.get("encoding", "utf-8"))
+        text = whole_text(plain_file(given, limits), dataset_info.get("encoding", "utf-8"))
     else:
         text = checked(as_text(given[entry], repr(entry)), repr(entry))
     if not text.strip():
@@ -376,7 +378,7 @@ def _texts(corpus: Corpus, plan: _Plan, splits: tuple[str, ...]) -> Iterator[str
 
 def key_of(modules: Iterable[str], tokenizers: Iterable[Any], parts: Sequence[Any]) -> str:
     """The name of a cache of tokens: of the code (modules of ours), the tokenizers, and what else it depends on."""
-    given = [(repr(t), t.stamp() if isinstance(t, TokenizerFile) else None) for t in tokenizers]
+    given = [(repr(t), t.file_signature() if isinstance(t, TokenizerFile) else None) for t in tokenizers]
     whole = [[source_digest(module) for module in modules], given, list(parts)]
     return hashlib.sha256(json.dumps(whole).encode()).hexdigest()[:24]
 
@@ -434,7 +436,7 @@ class TextFiles(Corpus):
                 for document in self.format.documents(file):
                     yield split, document
 
-    def stamp(self) -> list[Any]:
+    def file_signature(self) -> list[Any]:
         return [*([f.name, f.size, f.mtime_ns] for f in list_files(self.root)), repr(self.format)]
 
     def origin(self) -> str:
@@ -461,7 +463,7 @@ class PythonReference(Corpus):
         for name, text in sorted(self._topics().items()):
             yield None, Document(name, (text,))
 
-    def stamp(self) -> list[Any]:
+    def file_signature(self) -> list[Any]:
         return [digest([sorted(self._topics().items())])]
 
     def origin(self) -> str:
