@@ -304,7 +304,7 @@ class Fields(NamedTuple):
     """What a data set reads of a row of a user's table, or of a line of a text.
 
     Attributes:
-      columns: for each entry of the rows that ``Dataset.read`` takes, what its columns may be called, the likeliest
+      columns: for each entry of the rows that ``Codec.decode`` takes, what its columns may be called, the likeliest
         first: several names together are joined by line ends. Empty: it takes a row as it stands.
       lines: whether each line of a text is a row with one entry; else a text is read as a whole.
       files: whether a column names files, as seen from the table's folder, which are read in the place of the row.
@@ -336,6 +336,10 @@ class Source(Protocol):
 class Codec(Protocol):
     """From what a user gives to examples, as training saw them: the same for a file, an upload and JSON.
 
+    The class that ``config.data.dataset`` names gives it: ``codec(config, dataset_info) -> Codec``, of its arguments as
+    the config has them and of what a run has kept of its data. That is a static method where it needs nothing of the
+    data, so that a model predicts where its data is not.
+
     Attributes:
       fields: what of a row it reads; None: it reads whole files alone.
     """
@@ -343,12 +347,17 @@ class Codec(Protocol):
     fields: Fields | None
 
     def decode(self, given: bytes | str | Mapping[str, Any]) -> Sequence[Example]:
-        """The unlabelled examples of a file's bytes, a path, or a row by entry; what is longer than one gives several.
+        """The unlabelled examples of a file's bytes, of a path, or of a row by entry; what is longer than one example
+        gives several. A row holds contents and no path: it may come from anywhere.
 
         Raises:
           UserError: it cannot be read.
         """
         ...
+
+    def fit(self, example: Example, shapes: Mapping[str, tuple[int, ...]]) -> Example:
+        """An example, after the transforms, in the shapes that the model was trained on; as it is, where not said."""
+        return example
 
 
 @runtime_checkable
@@ -371,16 +380,6 @@ class Dataset(Protocol):
 
         Where the same examples can be encoded in several ways (by another tokenizer), and their scores compared all the
         same, a method ``examples()`` may give the digest of the examples alone."""
-        ...
-
-    def read(self, given: str | Mapping[str, Any]) -> Example | Sequence[Example]:
-        """An unlabelled example of what a user gives, as the same decoder gives it; raises UserError if unreadable.
-
-        That is the path of a file, or, where the class has ``fields(config, dataset_info) -> Fields``, a row by entry.
-        What is longer than an example gives several, whose outputs ``Task.join`` joins. A static method where it
-        needs nothing of the data, so that a model predicts where its data is not; one with a parameter
-        ``dataset_info`` gets what the run has kept of it, and one with ``limits`` those of its config. After the transforms, a static method
-        ``fit(example, shapes)`` of the class may give arrays the shapes of those that were trained on."""
         ...
 
 

@@ -97,8 +97,8 @@ def predict(workdir: str, pattern: str, step: int | None = None, output: str | N
     with contextlib.ExitStack() as stack:
         write = stack.enter_context(answers.Answers(output)) if output is not None else None
         predictor = Predictor(workdir, step)
-        found = predictor.answers(inputs.read(files, predictor.fields, predictor.limits))
-        for item, answer in answers.counted(found, inputs.estimate(files, predictor.fields)):
+        found = predictor.answers(inputs.read(files, predictor.codec.fields, predictor.limits))
+        for item, answer in answers.counted(found, inputs.estimate(files, predictor.codec.fields)):
             number += 1
             failed += "error" in answer
             if write is None:

@@ -28,7 +28,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from bigbase_jax.build import suggest
+from bigbase_jax.build import build, suggest
 from bigbase_jax.core import UserError
 from bigbase_jax.data.archives import Member, members
 from bigbase_jax.runtime.untrusted import not_regular
@@ -105,6 +105,14 @@ class Limits:
 
 LIMITS = Limits()
 KEY = "data.dataset.limits"
+
+
+def limits_of(config: Mapping[str, Any]) -> Limits:
+    """``limits`` among a data set's arguments, as a config has them; the default ones where they are not there."""
+    found: Limits = build(config.get("limits"), _path=f"config.{KEY}") or LIMITS
+    return found
+
+
 """What a user sets to raise one of ``Limits``."""
 
 

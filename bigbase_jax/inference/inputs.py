@@ -21,7 +21,7 @@ class Input(NamedTuple):
     """A file, or a row of one.
 
     Attributes:
-      given: what ``Dataset.read`` takes: the path, or the row by entry.
+      given: what ``Codec.decode`` takes: the path, or the row by entry.
       file: the path, as the user wrote it.
       row: of a table the number of the row, of a text that of the line, from 1; None: all of the file.
       values: the row as it stands, by column.

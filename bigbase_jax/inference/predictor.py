@@ -14,8 +14,8 @@ import numpy as np
 
 from bigbase_jax import parallel
 from bigbase_jax.build import build, locate
-from bigbase_jax.core import Array, Batch, Example, Fields, UserError, Variables
-from bigbase_jax.data.files import LIMITS, Limits
+from bigbase_jax.core import Array, Batch, Codec, Example, UserError, Variables
+from bigbase_jax.data.files import limits_of
 from bigbase_jax.data.pipeline import apply_eval
 from bigbase_jax.inference import published
 from bigbase_jax.inference.inputs import Input
@@ -37,7 +37,7 @@ class Predictor:
     Attributes:
       task: the model and what it predicts.
       variables: its trained variables, on one device.
-      fields: what of a row it reads; None: it reads whole files alone.
+      codec: what reads inputs.
       limits: of reading a file.
       dataset_info: what it knows of its data, the encoding of texts among it.
       step: the checkpoint.
@@ -53,34 +53,30 @@ class Predictor:
         opened = _run(run, step) if "task" in run.config_json() else published.opened(str(workdir))
         self.task, self.variables, self.step, self.dataset_info, self._shapes, self._transforms = opened[:6]
         self._seed, dataset, node = opened[6:]
-        self._fit: Callable[..., Example] | None = getattr(dataset, "fit", None)
-        self.fields: Fields | None = None
-        if hasattr(dataset, "fields"):
-            self.fields = fields = dataset.fields(node, self.dataset_info)
-            self.dataset_info = {**self.dataset_info, "encoding": fields.encoding}
-        self.limits: Limits = build(node.get("limits"), _path="config.data.dataset.limits") or LIMITS
-        self._read: Callable[[Any], Example | Sequence[Example]]
-        if not isinstance(inspect.getattr_static(dataset, "read"), staticmethod):
-            self._read = build(node, _path="config.data.dataset").read  # which depends on the data
+        self.limits = limits_of(node)
+        if not hasattr(dataset, "codec"):
+            self.codec: Codec = _Reads(dataset, node, self.dataset_info)
+        elif isinstance(inspect.getattr_static(dataset, "codec"), staticmethod):
+            self.codec = dataset.codec(node, self.dataset_info)
         else:
-            known = {"dataset_info": self.dataset_info, "limits": self.limits}
-            wanted = inspect.signature(dataset.read).parameters
-            self._read = functools.partial(dataset.read, **{name: known[name] for name in known if name in wanted})
+            self.codec = build(node, _path="config.data.dataset").codec(node, self.dataset_info)
+        if self.codec.fields is not None:
+            self.dataset_info = {**self.dataset_info, "encoding": self.codec.fields.encoding}
 
-    def examples(self, given: str | Mapping[str, Any]) -> list[Example]:
-        """What the model reads of a file, or of a row by entry: ``Task.inputs`` of one example or of several in order.
+    def examples(self, given: bytes | str | Mapping[str, Any]) -> list[Example]:
+        """What the model reads of a file, its bytes or a row by entry: ``Task.inputs`` of one example or of several,
+        in order.
 
         Raises:
           UserError: it cannot be read.
         """
-        found = self._read(given)
-        examples = [found] if isinstance(found, Mapping) else found
+        examples = self.codec.decode(given)
         if not examples:
             raise UserError("there is nothing in it that the model could read.")
         return [self._ready(apply_eval(self._transforms, example, self._seed)) for example in examples]
 
     def _ready(self, example: Example) -> Example:
-        fitted = self._fit(example, self._shapes) if self._fit else example
+        fitted = self.codec.fit(example, self._shapes)
         ready = {key: np.asarray(fitted[key]) for key in self.task.inputs}
         for key, x in ready.items():
             if x.shape != self._shapes[key]:
@@ -131,6 +127,24 @@ class Predictor:
             computed = jax.device_get(compiled(self.variables, batch))
             for i in range(len(some)):
                 yield {key: x[i] for key, x in computed.items()}
+
+
+class _Reads(Codec):
+    """The codec of a data set class that has the methods ``fields`` and ``read`` in the place of ``codec``."""
+
+    def __init__(self, dataset: Any, config: Any, dataset_info: Mapping[str, Any]):
+        self.fields = dataset.fields(config, dataset_info) if hasattr(dataset, "fields") else None
+        encoding = {"encoding": self.fields.encoding} if self.fields else {}
+        known = {"dataset_info": {**dataset_info, **encoding}, "limits": limits_of(config)}
+        if isinstance(inspect.getattr_static(dataset, "read"), staticmethod):
+            wanted = inspect.signature(dataset.read).parameters
+            self._read = functools.partial(dataset.read, **{name: known[name] for name in known if name in wanted})
+        else:
+            self._read = build(config, _path="config.data.dataset").read
+
+    def decode(self, given: bytes | str | Mapping[str, Any]) -> list[Example]:
+        found = self._read(given)
+        return [dict(found)] if isinstance(found, Mapping) else found
 
 
 def _run(run: RunDir, step: int | None) -> Opened:

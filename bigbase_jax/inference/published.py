@@ -49,7 +49,7 @@ class Opened(NamedTuple):
       shapes: of a batch's arrays, without axis B.
       transforms: what comes between reading and the model.
       seed: of the transforms.
-      dataset: the class whose ``read`` and ``fields`` read inputs.
+      dataset: the class whose ``codec`` reads inputs.
       config: its arguments.
     """
 

@@ -1,5 +1,6 @@
 """Picture files, folders, idx, npz and TFDS: what is decoded, how it is split, and what is said when it is wrong."""
 
+import base64
 import gzip
 import io
 import os
@@ -12,7 +13,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from bigbase_jax.build import target
 from bigbase_jax.core import Dataset, Source, UserError
+from bigbase_jax.data.files import Limits
 from bigbase_jax.data.sources.image.folder import ImageFolder
 from bigbase_jax.data.sources.image.idx import Idx, read_idx
 from bigbase_jax.data.sources.image.image import decode
@@ -442,13 +445,23 @@ def test_draft_size_of_a_folder(tmp_path):
 def test_read_a_users_file(tmp_path):
     for name in ("cat", "dog"):
         _fill(tmp_path / name, "a.png")
-    data = ImageFolder(str(tmp_path))
-    assert data.read(str(tmp_path / "cat" / "a.png"))["image"].shape == (4, 5, 3)
-    assert data.read(str(tmp_path / "cat" / "a.png")).keys() == {"image"}
+    codec, path = ImageFolder.codec({}, {}), tmp_path / "cat" / "a.png"
+    data = path.read_bytes()
+    text = base64.b64encode(data).decode()
+    expected = ImageFolder(str(tmp_path)).splits["train"][0]["image"]
+    for given in (str(path), data, {"image": data}, {"image": text}, {"image": f"data:image/png;base64,{text}"}):
+        (example,) = codec.decode(given)
+        assert example.keys() == {"image"} and example["image"].shape == (4, 5, 3)
+        np.testing.assert_array_equal(example["image"], expected)
     with pytest.raises(UserError, match="there is no file .*b.png.*'a.png'"):
-        data.read(str(tmp_path / "cat" / "b.png"))
+        codec.decode(str(tmp_path / "cat" / "b.png"))
     with pytest.raises(UserError, match="is a folder, not a file"):
-        data.read(str(tmp_path / "cat"))
+        codec.decode(str(tmp_path / "cat"))
+    for row in ({"image": str(path)}, {"image": 7}, {}):  # a row names no files of this machine
+        with pytest.raises(UserError, match="no picture file in base64"):
+            codec.decode(row)
+    with pytest.raises(UserError, match=r"limits.pixels=20"):
+        ImageFolder.codec({"limits": target(Limits, pixels=10)}, {}).decode(data)
 
 
 # --- idx --------------------------------------------------------------------------------------------------------------
@@ -499,9 +512,8 @@ def test_idx(how, tmp_path):
 def test_idx_reads_a_users_file_as_it_reads_its_own(tmp_path):
     _write_idx(tmp_path)
     Image.fromarray(_gradient()).save(tmp_path / "x.png")
-    x_HWC = Idx(str(tmp_path)).read(str(tmp_path / "x.png"))["image"]
-    assert x_HWC.shape == (7, 6, 1)
-    assert x_HWC.dtype == np.uint8
+    (example,) = Idx(str(tmp_path)).codec({}, {}).decode((tmp_path / "x.png").read_bytes())
+    assert example["image"].shape == (7, 6, 1) and example["image"].dtype == np.uint8
 
 
 def test_idx_mistakes(tmp_path):

@@ -217,8 +217,11 @@ def test_rows_are_read_as_they_are_answered(classifier, tmp_path):
     assert [item.given["text"] for item, _ in first] == ["film 0", "film 1", "film 2"] and len(taken) < 100
     path = tmp_path / "new.csv"
     path.write_text("review\n" + "a film\n" * 1000)
-    rows = inputs.read([str(path)], Predictor(classifier).fields)
-    assert next(rows).given == {"text": "a film"} and inputs.estimate([str(path)], Predictor(classifier).fields) == 1001
+    rows = inputs.read([str(path)], Predictor(classifier).codec.fields)
+    assert (
+        next(rows).given == {"text": "a film"}
+        and inputs.estimate([str(path)], Predictor(classifier).codec.fields) == 1001
+    )
 
 
 def test_files_are_read_in_the_encoding_of_the_training(tmp_path, capsys):

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from bigbase_jax import verbs
-from bigbase_jax.core import UserError
+from bigbase_jax.core import Codec, UserError
 from bigbase_jax.inference.predictor import Predictor
 
 CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
@@ -61,7 +61,11 @@ def test_a_table_names_pictures_beside_it(run, tmp_path, capsys):
 
 def test_what_does_not_fit_the_model_is_one_sentence(run):
     predictor = Predictor(run)
-    predictor._fit = None
+
+    class Unfitted(Codec):
+        """Its examples stay as they are."""
+
+    predictor.codec = Unfitted()
     with pytest.raises(
         UserError, match=r"its image has the shape \(28, 35, 1\), and the model was trained on \(28, 28, 1\)"
     ):

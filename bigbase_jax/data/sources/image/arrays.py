@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from bigbase_jax.core import Example, Source, UserError
-from bigbase_jax.data.sources.image.image import ReadsPictures, decode, existing, resized
+from bigbase_jax.core import Codec, Example, Source, UserError
+from bigbase_jax.data.files import limits_of
+from bigbase_jax.data.sources.image.image import PictureCodec
 from bigbase_jax.data.sources.splits import stratified, to_split_off
 
 
@@ -105,13 +106,7 @@ class ArrayDataset:
         count = sum(map(len, self.splits.values()))
         self.description = f"{count:,} {colours} pictures of {size} pixels and {len(names)} classes in {root}"
 
-    fields, fit = staticmethod(ReadsPictures.fields), staticmethod(ReadsPictures.fit)
-
-    def read(self, path: str) -> Example:
-        """A user's file as an unlabelled example: ``image`` uint8 [H, W, C], resized and made grey to fit.
-
-        Raises:
-          UserError: the file does not decode.
-        """
+    def codec(self, config: Mapping[str, Any], dataset_info: Mapping[str, Any]) -> Codec:
+        """Pictures in the shape of those in the arrays."""
         height, width, *channels = self._shape
-        return {"image": resized(decode(existing(path, "file")), (height, width, 3 if channels == [3] else 1))}
+        return PictureCodec(limits_of(config), (height, width, 3 if channels == [3] else 1))

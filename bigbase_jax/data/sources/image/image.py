@@ -5,9 +5,12 @@ Legend: H height, W width, C channels.
 
 from __future__ import annotations
 
+import base64
 import contextlib
+import dataclasses
 import io
 import os
+import re
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -16,8 +19,8 @@ import numpy as np
 from PIL import Image
 
 from bigbase_jax.build import suggest
-from bigbase_jax.core import Example, Fields, UserError
-from bigbase_jax.data.files import KEY, LIMITS, File, Limits, file_at, one_sentence, open_file
+from bigbase_jax.core import Codec, Example, Fields, UserError
+from bigbase_jax.data.files import KEY, LIMITS, File, Limits, file_at, limits_of, one_sentence, open_file
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp"})
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")  # JPEG includes MPO, which some cameras write
@@ -184,25 +187,55 @@ def resized(x_HWC: np.ndarray, shape: Sequence[int]) -> np.ndarray:
     return x if x.shape == tuple(shape) else x.reshape(shape)
 
 
-class ReadsPictures:
-    """The ``read`` of data sets whose examples are pictures; ``fields``: a table names files of pictures; ``fit``."""
+@dataclasses.dataclass(frozen=True)
+class PictureCodec(Codec):
+    """A user's picture: a file, its bytes, or a row whose ``image`` is these in base64; a table names files.
 
-    @staticmethod
-    def fields(config: Mapping[str, Any], dataset_info: Mapping[str, Any]) -> Fields:
-        return Fields({"image": [(name,) for name in _COLUMNS]}, files=True)
+    Attributes:
+      limits: of decoding.
+      shape: (H, W, C) of all pictures of the training data, where these are the same; None: they are as they come.
+    """
 
-    @staticmethod
-    def fit(example: Example, shapes: Mapping[str, Sequence[int]]) -> Example:
-        """A user's picture as large as those of the training, where the transforms leave it another size."""
+    limits: Limits = LIMITS
+    shape: tuple[int, ...] | None = None
+
+    fields = Fields({"image": [(name,) for name in _COLUMNS]}, files=True)
+
+    def decode(self, given: bytes | str | Mapping[str, Any]) -> list[Example]:
+        """``image`` uint8 [H, W, 3], or of ``shape``: stretched, and grey where that is.
+
+        Raises:
+          UserError: it does not decode.
+        """
+        if isinstance(given, Mapping):
+            given = _from_base64(given.get("image"))
+        elif isinstance(given, str):
+            given = existing(given, "file")
+        x_HWC = decode(given, limits=self.limits)
+        return [{"image": x_HWC if self.shape is None else resized(x_HWC, self.shape)}]
+
+    def fit(self, example: Example, shapes: Mapping[str, Sequence[int]]) -> Example:
+        """A picture as large as those of the training, where the transforms leave it another size."""
         x_HWC, shape = example["image"], shapes["image"]
         if x_HWC.shape == tuple(shape) or x_HWC.dtype != np.uint8:
             return example
         return {**example, "image": resized(np.broadcast_to(x_HWC, (*x_HWC.shape[:2], 3)), shape)}
 
+
+def _from_base64(value: Any) -> bytes:
+    """What ``value`` stands for, also as a data URL."""
+    try:
+        return value if isinstance(value, bytes) else base64.b64decode(re.sub("^data:[^,]*,", "", value), validate=True)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"'image' is {str(value)[:40]!r}, which is no picture file in base64.") from error
+
+
+class ReadsPictures:
+    """The ``codec`` of data sets whose examples are pictures of any size."""
+
     @staticmethod
-    def read(path: str, limits: Limits = LIMITS) -> Example:
-        """A user's file as an unlabelled example: ``image`` uint8 [H, W, 3]; raises UserError if it does not decode."""
-        return {"image": decode(existing(path, "file"), limits=limits)}
+    def codec(config: Mapping[str, Any], dataset_info: Mapping[str, Any]) -> Codec:
+        return PictureCodec(limits_of(config))
 
 
 def existing(path: str, kind: str = "folder") -> str:
