@@ -1,125 +1,82 @@
 """What a bug report needs and what is wrong with this machine: ``python launch.py --mode=doctor [--workdir=DIR]``.
 
-``machine.py`` gathers facts, ``stages.py`` is what it tries in child processes, ``checks.py`` and ``accelerators.py``
-judge: pure functions from the facts to findings. JAX is imported in a child only, and nothing else of ours is, since a
-broken JAX is one of the things to report; ``python -m bigbase_jax.doctor`` works where the launcher cannot start.
+``machine.py`` gathers facts, ``stages.py`` is what it tries in child processes, ``checks.py`` judges. JAX is imported
+in a child only, and nothing else of ours is, since a broken JAX is one of the things to report;
+``python -m bigbase_jax.doctor`` works where the launcher cannot start.
 """
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
+import functools
 import json
 import os
 import pathlib
 import re
 import socket
 import sys
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
 
-from bigbase_jax.doctor.checks import judge
-from bigbase_jax.doctor.machine import PROBLEM, WARNING, Check, Machine, Stage, look, plural, settings
-
-
-def run(workdir: str | None) -> tuple[dict[str, Any], int]:
-    """Examines this machine and prints a table of lines.
-
-    Args:
-      workdir: the run folder to try writing to; None: ``runs``.
-
-    Returns:
-      Everything, ready for JSON, without user names, host names or home folders; and the exit status, 1 if something
-      is wrong.
-    """
-    print("examining this machine; a part that hangs is given up after some minutes", file=sys.stderr, flush=True)
-    machine = look(workdir)
-    report = redacted(summary(machine, judge(machine)), private_words(os.environ))
-    for line in table(report["checks"]):
-        print(line, flush=True)
-    return report, int(report["problems"] > 0)
-
-
-def summary(machine: Machine, checks: Sequence[Check]) -> dict[str, Any]:
-    """The JSON of the report."""
-    told = re.compile(
-        r"^(bigbase-jax|jax|jaxlib|jax-.*|libtpu.*|nvidia-.*|flax|optax|orbax.*|grain|numpy|tensorflow|torch)$"
-    )
-    return {
-        "problems": sum(check.status == PROBLEM for check in checks),
-        "warnings": sum(check.status == WARNING for check in checks),
-        "checks": [{k: v for k, v in dataclasses.asdict(check).items() if v} for check in checks],
-        "python": machine.python,
-        "system": machine.system,
-        "packages": {name: p.version for name, p in sorted(machine.packages.items()) if told.match(name)},
-        "gpus": [dataclasses.asdict(gpu) for gpu in machine.smi.gpus],
-        "driver": machine.driver,
-        "devices": machine.devices,
-        "jax": {name: _told(stage) for name, stage in machine.jax.items()},
-        "disk": {name: _told(stage) for name, stage in machine.disk.items()},
-        "settings": settings(machine.env),
-    }
-
-
-def _told(stage: Stage) -> dict[str, Any]:
-    wrong = {} if stage.state == "done" else {"error": stage.error[-2000:], "log": stage.log[-2000:]}
-    return {"state": stage.state, **stage.facts, **wrong}
-
-
-def table(checks: Sequence[Mapping[str, str]]) -> list[str]:
-    """Lines to read and to paste: status, name, sentence; the command that mends it below."""
-    width = max(len(check["name"]) for check in checks)
-    lines = []
-    for check in checks:
-        lines.append(f"{check['status']:<7}  {check['name']:<{width}}  {check['text']}")
-        if "fix" in check:
-            lines.append(f"{'':<7}  {'':<{width}}  -> {check['fix']}")
-    wrong = sum(check["status"] == PROBLEM for check in checks)
-    warned = sum(check["status"] == WARNING for check in checks)
-    lines.append(f"{plural(wrong, 'problem')}, {plural(warned, 'warning')}")
-    return lines
-
-
-def private_words(env: Mapping[str, str]) -> dict[str, str]:
-    """Patterns of what must not be in a bug report -> what stands there instead."""
-    home = env.get("HOME") or os.path.expanduser("~")
-    user = env.get("USER") or env.get("LOGNAME") or pathlib.Path(home).name
-    words = {}
-    for folder in dict.fromkeys((home, os.path.realpath(home))):
-        if len(folder) > 1:
-            words[rf"{re.escape(folder)}(?=[/\s:;,'\")\]]|$)"] = "~"
-    words[r"(?<=/home/)[^/\s:]+|(?<=/Users/)[^/\s:]+"] = "USER"
-    if user and user != "root":
-        words[rf"(?<=/){re.escape(user)}(?=[/\s:;,'\")\]]|$)"] = "USER"
-    host = socket.gethostname()
-    for name in dict.fromkeys((host, host.partition(".")[0])):
-        if len(name) > 3 and name != "localhost":
-            words[rf"(?<![\w/.-]){re.escape(name)}(?![\w-])"] = "HOST"
-    return words
-
-
-def redacted(value: Any, words: Mapping[str, str]) -> Any:
-    """``value`` with every private word replaced, at any depth."""
-    if isinstance(value, str):
-        for pattern, instead in words.items():
-            value = re.sub(pattern, instead, value)
-        return value
-    if isinstance(value, Mapping):
-        return {key: redacted(item, words) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [redacted(item, words) for item in value]
-    return value
+from bigbase_jax.doctor.checks import Check, judge
+from bigbase_jax.doctor.machine import look
 
 
 def main(argv: Sequence[str]) -> int:
-    """The command line without absl, which may be what is broken; returns the exit status.
+    """The command line without absl, which may be what is broken.
+
+    Prints what JAX says of its environment, a table of what was found and what mends it, and as the last line all of it
+    as JSON, without user names, host names or home folders.
 
     Args:
       argv: as ``sys.argv``, the program first.
+
+    Returns:
+      The exit status: 1 if something is wrong.
     """
     parser = argparse.ArgumentParser("doctor", description="What is wrong with this machine.", allow_abbrev=False)
     parser.add_argument("--mode", choices=["doctor"], help="what launch.py was asked for")
     parser.add_argument("--workdir", help="the run folder to try writing to; default: runs")
-    report, status = run(parser.parse_args(argv[1:]).workdir)
-    print(json.dumps(report, ensure_ascii=False), flush=True)
-    return status
+    workdir = parser.parse_args(argv[1:]).workdir
+    print("examining this machine; a part that hangs is given up after some minutes", file=sys.stderr, flush=True)
+    machine = look(workdir)
+    checks = judge(machine)
+    ours = re.compile(r"bigbase-jax|jax.*|libtpu|nvidia-.*|flax|optax|orbax.*|grain|numpy")
+    report = {
+        "problems": sum(check.status == "problem" for check in checks),
+        "warnings": sum(check.status == "warning" for check in checks),
+        "checks": [{name: text for name, text in check._asdict().items() if text} for check in checks],
+        "packages": {name: v for name, v in sorted(machine.versions.items()) if ours.fullmatch(name)},
+        "stages": machine.stages,
+        "log": machine.log[-4000:],
+    }
+    hide = hider(os.environ)
+    said = machine.stages.get("environment", {}).get("text", "")
+    for line in (*said.splitlines(), "", *table(checks), json.dumps(report, ensure_ascii=False)):
+        print(hide(line), flush=True)
+    return int(any(check.status == "problem" for check in checks))
+
+
+def table(checks: Sequence[Check]) -> list[str]:
+    """Lines to read and to paste: status, name, sentence; the command that mends it below."""
+    width = max(len(check.name) for check in checks)
+    lines = []
+    for check in checks:
+        lines.append(f"{check.status:<7}  {check.name:<{width}}  {check.text}")
+        if check.fix:
+            lines.append(f"{'':<7}  {'':<{width}}  -> {check.fix}")
+    wrong, warned = (sum(check.status == status for check in checks) for status in ("problem", "warning"))
+    return [*lines, f"{wrong} problem{'s' * (wrong != 1)}, {warned} warning{'s' * (warned != 1)}"]
+
+
+def hider(env: Mapping[str, str]) -> Callable[[str], str]:
+    """What replaces, in a line of text or JSON, all that must not be in a bug report."""
+    home = env.get("HOME") or os.path.expanduser("~")
+    user = env.get("USER") or env.get("LOGNAME") or pathlib.Path(home).name
+    host, end = socket.gethostname(), r"(?=[/\s:;,'\"\\)\]]|$)"
+    words = {r"((?:JAX|XLA)_\w*(?:HOST|ADDRESS|TOKEN|KEY|SECRET)\w*)=[^\s\\]*": r"\1=***"}
+    words |= {re.escape(folder) + end: "~" for folder in (home, os.path.realpath(home)) if len(folder) > 1}
+    words |= {r"(?<=/home/)[^/\s:]+|(?<=/Users/)[^/\s:]+": "USER"}
+    words |= {rf"(?<=/){re.escape(name)}{end}": "USER" for name in (user,) if name not in ("", "root")}
+    hosts = (name for name in (host, host.partition(".")[0]) if len(name) > 3 and name != "localhost")
+    words |= {rf"(?<![\w/.-]){re.escape(name)}(?![\w-])": "HOST" for name in hosts}
+    return lambda text: functools.reduce(lambda said, word: re.sub(word, words[word], said), words, text)

@@ -1,353 +1,218 @@
-"""The doctor on everything that is not an accelerator: packages, what JAX does, memory, disk, data, limits.
+"""What the doctor makes of the facts: each ``check_*`` is a pure function, ``Machine`` -> ``Check``s.
 
-Each ``check_*`` is pure: ``Machine`` -> ``Check``s.
+What pip, JAX and the driver say is quoted, not said again in other words; ``KNOWN`` adds what mends it.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import sys
+from collections.abc import Iterator
+from typing import NamedTuple
 
-from bigbase_jax.doctor.accelerators import check_nvidia, check_plugins, check_tpu, complaint, has_gpu, tpu_chips
-from bigbase_jax.doctor.machine import (
-    NOTE,
-    OK,
-    PROBLEM,
-    US,
-    WARNING,
-    Check,
-    Machine,
-    Stage,
-    allows,
-    amount,
-    closure,
-    compilation_cache,
-    normal,
-    plural,
-    requirements,
-    settings,
-    violation,
+from bigbase_jax.doctor.machine import Machine
+
+OK, NOTE, WARNING, PROBLEM = "ok", "note", "warning", "problem"
+AGAIN = "python launch.py --mode=doctor"
+ANEW = "pip install --force-reinstall -e"
+HELD = "sudo lsof -w /dev/accel* /dev/vfio/*  # then: kill PID; none there: sudo rm -f /tmp/libtpu_lockfile"
+NEW_DRIVER = "sudo ubuntu-drivers install && sudo reboot  # elsewhere: https://www.nvidia.com/drivers"
+DRIVERS = {12: 525, 13: 580}
+"""The oldest driver of a CUDA major version: https://docs.jax.dev/en/latest/installation.html."""
+KNOWN = (
+    (r"Unknown flags? in XLA_FLAGS", "unset XLA_FLAGS"),
+    (r"TPU is already in use by process with pid (\d+)", "kill {0}"),
+    (r"Device or resource busy|already in use|libtpu_lockfile", HELD),
+    (r"driver version is insufficient|INSUFFICIENT_DRIVER", f"pip install -e '.[cuda12]'  # or: {NEW_DRIVER}"),
+    (r"RESOURCE_EXHAUSTED|OUT_OF_MEMORY|[Oo]ut of memory", "nvidia-smi  # which process holds the memory"),
+    (r"NO_DEVICE|no CUDA-capable device", "nvidia-smi -L  # must list it; in a container: docker run --gpus all IMAGE"),
+    (r"SYSTEM_NOT_READY|system not yet initialized", "sudo systemctl restart nvidia-fabricmanager"),
+    (
+        r"(/dev/\w[\w/-]*).*[Pp]ermission denied",
+        "ls -l {0}  # sudo usermod -aG ITS_GROUP $USER; docker run --privileged",
+    ),
+    (r"Unable to load (?:cu\w+|CUDA|NCCL)", f"unset LD_LIBRARY_PATH  # or: {ANEW} '.[cuda12]'"),
+    (r"Unknown backend|Unable to initialize backend", "unset JAX_PLATFORMS"),
 )
+"""What JAX, XLA and libtpu are known to say when they do not start -> the command that mends it."""
+STAGES = {
+    "import": ("JAX cannot be imported", f"{ANEW} ."),
+    "devices": ("JAX does not start its devices", f"JAX_PLATFORMS=cpu {AGAIN}  # whether the CPU alone works"),
+    "collectives": ("psum and ppermute over all devices fail", f"NCCL_DEBUG=INFO NCCL_P2P_DISABLE=1 {AGAIN}"),
+    "step": ("the gradient of a small convolution cannot be computed", f"JAX_PLATFORMS=cpu {AGAIN}"),
+}
+"""What a stage that fails means, and the command where nothing better is known."""
 
-INSTALL = "pip install -e ."
-MEMORY_FS = {"tmpfs", "ramfs"}
-NETWORK_FS = {"nfs", "nfs4", "cifs", "smb3", "smbfs", "lustre", "gpfs", "ceph", "glusterfs", "beegfs", "wekafs", "afs"}
-NETWORK_FS |= {"9p", "fuse.sshfs", "fuse.glusterfs", "fuse.ceph-fuse", "fuse.juicefs", "fuse.weka"}
-BUCKET_FS = {"fuse.gcsfuse", "gcsfuse", "fuse.s3fs", "s3fs", "fuse.rclone", "fuse.goofys", "fuse.mountpoint-s3"}
+
+class Check(NamedTuple):
+    """One finding: a status, one sentence, and where it is wrong the command that mends it."""
+
+    name: str
+    status: str
+    text: str
+    fix: str = ""
 
 
-# --------------------------------------------------------------------------------------------------- what is installed
-
-
-def check_python(m: Machine) -> Iterator[Check]:
-    """Python's version against the range of our metadata."""
-    text = f"Python {m.python} on {m.system}, {plural(m.cores, 'core')}"
-    us = m.packages.get(normal(US))
-    if us and us.python and not allows(us.python, m.python):
-        yield Check("python", PROBLEM, f"{text}; {US} needs Python {us.python}", "python3.12 -m venv .venv")
-    else:
-        yield Check("python", OK, text)
+def complaint(what: str, said: str, fix: str) -> tuple[str, str]:
+    """``what``, the line that says why, and the command that mends it where it is known."""
+    lines = [line.strip() for line in said.splitlines() if line.strip()] or ["no reason given"]
+    for pattern, known in KNOWN:
+        for line in lines:
+            if found := re.search(pattern, line):
+                return f"{what}: {line[:300]}", known.format(*found.groups())
+    return f"{what}: {' | '.join(dict.fromkeys((lines[0][:300], lines[-1][:200])))}", fix
 
 
 def check_packages(m: Machine) -> Iterator[Check]:
-    """Our requirements as they were installed, and theirs."""
-    us = m.packages.get(normal(US))
-    if us is None:
-        yield Check("packages", PROBLEM, f"{US} is not installed in this Python", INSTALL)
-        return
-    ours = [violation(m, requirement) for requirement in requirements(us.requires)]
-    broken = [text for text in ours if text]
-    if broken:
-        yield Check("packages", PROBLEM, "; ".join(broken), INSTALL)
-    names = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
-    versions = ", ".join(f"{name} {m.version(name)}" for name in names if m.version(name))
-    if not broken:
-        yield Check("packages", OK, f"{US} {us.version}: {versions}")
-    for name in closure(m, us.requires):
-        for requirement in requirements(m.packages[name].requires):
-            wrong = violation(m, requirement)
-            if wrong and not any(text.startswith(f"{normal(requirement.name)} ") for text in broken):
-                together = name == "jax" and normal(requirement.name) == "jaxlib"
-                fix = f"pip install '{requirement.name}{requirement.specifier}'"
-                yield Check("packages", PROBLEM if together else WARNING, f"{name} {m.version(name)}: {wrong}", fix)
-
-
-def check_frameworks(m: Machine) -> Iterator[Check]:
-    """TensorFlow and torch may be there, but nothing of ours loads them."""
-    stage = m.jax.get("import")
-    loaded = stage.facts.get("loaded", []) if stage else []
-    if loaded:
-        text = f"{' and '.join(loaded)} came in with JAX (a start-up hook or plugin loads it) and may take the GPU"
-        fix = 'python -X importtime -c "import jax" 2>&1 | grep -E "tensorflow|torch"  # shows who loads it'
-        yield Check("frameworks", WARNING, text, fix)
-    elif m.importable:
-        there = ", ".join(f"{name} {m.version(name)}".strip() for name in m.importable)
-        yield Check("frameworks", OK, f"installed and not imported: {there}")
+    """What ``pip check`` says, and CUDA plugins, which JAX leaves out unless their version is that of jaxlib."""
+    said = f"{m.pip.out}\n{m.pip.err}".strip()
+    ours = re.findall(r"^(?:bigbase[-_]jax|jax\S*|flax|optax|orbax\S*) .*", said, re.M)
+    if "bigbase-jax" not in m.versions:
+        yield Check("packages", PROBLEM, f"bigbase_jax is not installed in {sys.executable}", "pip install -e .")
+    elif m.pip.status is None or "No module named pip" in said:
+        yield Check("packages", NOTE, "`pip check` did not answer whether the packages fit together", "uv pip check")
+    elif m.pip.status == 0:
+        yield Check("packages", OK, f"bigbase_jax {m.versions['bigbase-jax']}, {said}")
     else:
-        yield Check("frameworks", OK, "neither TensorFlow nor torch is installed, and neither is needed")
-
-
-# ------------------------------------------------------------------------------------------------- what JAX does here
+        text = "; ".join(ours or said.splitlines()[:3])
+        yield Check("packages", PROBLEM if ours else WARNING, text, "pip install -e ." if ours else "pip check")
+    for major in plugins(m):
+        pair = {name: m.versions.get(name, "no") for name in (f"jax-cuda{major}-plugin", f"jax-cuda{major}-pjrt")}
+        if {*pair.values()} != {m.versions.get("jaxlib")}:
+            text = f"{pair} beside jaxlib {m.versions.get('jaxlib')}: JAX does not use a plugin of another version"
+            yield Check("packages", PROBLEM if has_gpu(m) else WARNING, text, f"pip install -e '.[cuda{major}]'")
 
 
 def check_jax(m: Machine) -> Iterator[Check]:
-    """Whether JAX imports and starts its devices."""
-    stage = m.jax.get("import", Stage("died", error="the child process did not start"))
-    if stage.state != "done":
-        text, fix = complaint(m, stage)
-        yield Check("jax", PROBLEM, f"JAX cannot be imported: {text}", fix or "pip install --force-reinstall -e .")
-        return
-    stage = m.jax.get("devices", Stage("died", error="the child process ended"))
-    if stage.state == "stuck":
-        if tpu_chips(m):
-            why = "another process holds the TPU, or the other hosts of the slice have not started"
-            fix = "sudo lsof -w /dev/accel* /dev/vfio/*  # then: kill PID; on a slice: start on all hosts"
-        elif has_gpu(m):
-            why, fix = "the NVIDIA driver hangs", "sudo reboot"
-        else:
-            why, fix = "a plugin hangs", "JAX_PLATFORMS=cpu python launch.py --mode=doctor"
-        yield Check("devices", PROBLEM, f"JAX did not start its devices ({stage.error}): {why}", fix)
-    elif stage.state != "done":
-        text, fix = complaint(m, stage)
-        if not fix and m.env.get("JAX_PLATFORMS"):  # JAX itself dies of a bare assertion here
-            text, fix = f"nothing that JAX_PLATFORMS={m.env['JAX_PLATFORMS']} names is here", "unset JAX_PLATFORMS"
-        fix = fix or "JAX_PLATFORMS=cpu python launch.py --mode=doctor  # whether the CPU alone works"
-        yield Check("devices", PROBLEM, f"JAX does not start its devices: {text}", fix)
-    else:
-        kinds = list(dict.fromkeys((d["platform"], d["kind"]) for d in m.devices))
-        names = [f"{sum((d['platform'], d['kind']) == kind for d in m.devices)} x {kind[1]}" for kind in kinds]
-        many = f", {stage.facts['processes']} processes" if stage.facts.get("processes", 1) > 1 else ""
-        took = f"started in {stage.facts.get('seconds', 0):.1f} s"
-        yield Check("devices", OK, f"{', '.join(names)}, backend {stage.facts['backend']}{many}, {took}")
+    """Whether JAX imports, starts its devices, exchanges between them and computes the gradient of a step."""
+    for name, (what, fix) in STAGES.items():
+        stage = m.stages.get(name, {"error": "the child process ended too early"})
+        error = stage.get("error")
+        if error and name == "devices" and error.startswith("no answer") and (chips(m) or has_gpu(m)):
+            held = "another process holds the TPU, or other hosts of the slice have not started"
+            why, fix = (held, HELD) if chips(m) else ("the NVIDIA driver hangs", "sudo reboot")
+            yield Check(name, PROBLEM, f"{what}: {error}: {why}", fix)
+        elif error:
+            if name == "devices" and m.env.get("JAX_PLATFORMS"):  # JAX itself dies with a bare assertion
+                what, fix = f"{what}, JAX_PLATFORMS being {m.env['JAX_PLATFORMS']}", "unset JAX_PLATFORMS"
+            yield Check(name, PROBLEM, *complaint(what, f"{error}\n{m.log}", fix))
+        if error:
+            return
+        if name == "devices":
+            kinds = [device["kind"] for device in stage["devices"]]
+            yield Check(name, OK, ", ".join(f"{kinds.count(kind)} x {kind}" for kind in dict.fromkeys(kinds)))
+            if lines := m.log.strip().splitlines():
+                yield Check(name, NOTE, f"JAX said: {' | '.join(line.strip()[:200] for line in lines[-3:])}")
+        elif wrong := stage.get("wrong"):
+            yield Check(name, PROBLEM, f"wrong numbers on devices {wrong}; of {stage['count']}", fix)
+        elif name == "step" and not stage["finite"]:
+            yield Check(name, PROBLEM, "the gradient of a small convolution is not finite", fix)
+        elif name == "step" and not stage["kept"]:
+            text = "a program compiled a second time was not in the compilation cache, so every start compiles anew"
+            yield Check(name, WARNING, text, "unset JAX_ENABLE_COMPILATION_CACHE; export JAX_COMPILATION_CACHE_DIR=DIR")
+
+
+def plugins(m: Machine) -> list[int]:
+    """The CUDA major versions for which JAX has a plugin here."""
+    return [n for n in DRIVERS if f"jax-cuda{n}-plugin" in m.versions or f"jax-cuda{n}-pjrt" in m.versions]
+
+
+def has_gpu(m: Machine) -> bool:
+    """Whether an NVIDIA GPU or its driver is there, whatever JAX thinks of it."""
+    return bool(m.driver or m.cards("0x10de", "0x03") or "mismatch" in m.smi.out + m.smi.err)
+
+
+def chips(m: Machine) -> int:
+    """TPU chips on the PCI bus: Google's accelerators; its network cards are of another class."""
+    return m.cards("0x1ae0", "0x12")
+
+
+def check_idle(m: Machine) -> Iterator[Check]:
+    """Why a GPU or TPU that is here is not used."""
+    if m.smi.status not in (0, 127):
+        said = (f"{m.smi.out}\n{m.smi.err}".strip() or "nvidia-smi does not answer: the driver hangs").splitlines()[0]
+        fix = "sudo modprobe nvidia  # else reinstall the driver" if "communicate" in said else "sudo reboot"
+        yield Check("gpu", WARNING if "gpu" in m.platforms else PROBLEM, said, fix)
+    newest, driver = max(plugins(m), default=12), int((m.driver or "0").split(".")[0])
+    lacks = ("", "")
+    if not plugins(m):
+        lacks = "JAX has no CUDA plugin", f"pip install -e '.[{'cuda13' if driver >= DRIVERS[13] else 'cuda12'}]'"
+    if driver < DRIVERS[newest]:
+        older = f"pip uninstall -y jax-cuda13-plugin jax-cuda13-pjrt && {ANEW} '.[cuda12]'"
+        text = f"CUDA {newest} needs driver {DRIVERS[newest]} or newer, not {m.driver or 'none'}"
+        lacks = text, older if driver >= DRIVERS[12] else NEW_DRIVER
+    no_libtpu = "libtpu" not in m.versions and "TPU_LIBRARY_PATH" not in m.env
+    lacks_tpu = ("libtpu is not installed", "pip install -e '.[tpu]'") if no_libtpu else ("", "")
+    for name, here, backends, (missing, fix), extra in (
+        ("gpu", has_gpu(m), {"gpu", "cuda"}, lacks, f"cuda{newest}"),
+        ("tpu", chips(m), {"tpu"}, lacks_tpu, "tpu"),
+    ):
+        if not here or name in m.platforms:
+            continue
+        asked = m.env.get("JAX_PLATFORMS", "")
+        hidden = name == "gpu" and m.env.get("CUDA_VISIBLE_DEVICES", "0").strip() in ("", "-1", "none", "NoDevFiles")
+        if hidden or (asked and not backends & set(asked.split(","))):
+            variable = "CUDA_VISIBLE_DEVICES" if hidden else "JAX_PLATFORMS"
+            text = f"{variable}={m.env[variable]} keeps JAX from using the {name.upper()} that is here"
+            yield Check(name, WARNING, text, f"unset {variable}")
+        elif missing:
+            yield Check(name, PROBLEM, f"a {name.upper()} is here, but JAX cannot use it: {missing}", fix)
+        elif m.platforms:
+            errors = m.stages["devices"]["errors"]
+            said = f"{m.log}\n{errors.get('tpu' if name == 'tpu' else 'cuda', '')}"
+            text = f"a {name.upper()} is here, but JAX runs on the CPU"
+            yield Check(name, PROBLEM, *complaint(text, said, f"{ANEW} '.[{extra}]'"))
 
 
 def check_memory(m: Machine) -> Iterator[Check]:
-    """Memory of the host (or of its container) and of the devices, and how JAX takes it."""
-    lines = dict(re.findall(r"^(\w+):\s+(\d+) kB", m.text("/proc/meminfo"), re.M))
-    total, free = (int(lines.get(key, 0)) * 1024 for key in ("MemTotal", "MemAvailable"))
+    """Memory of the host, or what its container may use; the shared memory through which NCCL exchanges
+    (https://github.com/jax-ml/jax/issues/26465); open files."""
+    sizes = dict(re.findall(r"^(\w+):\s+(\d+) kB", m.text("/proc/meminfo"), re.M))
     limits = [m.text(f"/sys/fs/cgroup/{name}") for name in ("memory.max", "memory/memory.limit_in_bytes")]
-    limit = min([int(text) for text in limits if text.isdigit()] or [total])
-    if total:
-        text = f"host {amount(total)}, {amount(free)} available"
-        text += f", this container may use {amount(limit)}" if 0 < limit < total else ""
-        low = min(free, limit or free) < 2e9
-        yield Check("memory", WARNING if low else OK, text, "ps aux --sort=-rss | head" if low else "")
-    sizes = sorted({device["memory"] for device in m.devices if device.get("memory")})
-    if sizes:
-        yield Check("memory", OK, f"devices {' and '.join(map(amount, sizes))} each for JAX")
-    if not m.smi.gpus or m.hides("cuda", "gpu"):
-        return
-    fraction = _fraction(m.env)
-    text = f"JAX takes {fraction:.0%} of a GPU at its start" if fraction else "JAX takes GPU memory as it needs it"
-    if m.env.get("XLA_PYTHON_CLIENT_MEM_FRACTION"):
-        text += " (XLA_PYTHON_CLIENT_MEM_FRACTION is now called XLA_CLIENT_MEM_FRACTION)"
-    full = [i for i, gpu in enumerate(m.smi.gpus) if gpu.memory and gpu.used / gpu.memory > 1 - (fraction or 0.5)]
-    if full:
-        gpu = m.smi.gpus[full[0]]
-        text += f", but GPU {full[0]} has {gpu.used:,} of {gpu.memory:,} MiB in use by others"
-        fix = "export XLA_PYTHON_CLIENT_PREALLOCATE=false  # nvidia-smi lists who holds the memory"
+    free = min([int(text) for text in limits if text.isdigit()] + [int(sizes.get("MemAvailable", 1 << 40)) * 1024])
+    if free < 2e9:
+        yield Check("memory", WARNING, f"{free / 1e9:.2g} GB of memory is available", "ps aux --sort=-rss | head")
+    shared, files = (m.stages.get("disk", {}).get(key) for key in ("shared", "open_files"))
+    if shared is not None and shared < 512e6 and m.platforms.count("gpu") > 1:
+        text = f"/dev/shm has {shared / 1e6:.0f} MB (Docker's default is 64); NCCL on several GPUs may need more"
+        fix = "docker run --shm-size=8g IMAGE  # outside of a container: sudo mount -o remount,size=8G /dev/shm"
         yield Check("memory", WARNING, text, fix)
-    else:
-        yield Check("memory", OK, text)
+    if files is not None and 0 <= files < 1024:
+        yield Check("open files", WARNING, f"only {files} files may be open at once", "ulimit -n 4096")
 
 
-def check_collectives(m: Machine) -> Iterator[Check]:
-    """psum and ppermute over all local devices."""
-    stage = m.jax.get("collectives")
-    if stage is None:
-        if m.devices:
-            yield Check("collectives", PROBLEM, "the devices started, but the child process ended too early")
+def check_disk(m: Machine) -> Iterator[Check]:
+    """Whether a run can be written, and whether the folders of caches and data can be used."""
+    stage, elsewhere = m.stages.get("disk", {"error": "no answer"}), "python launch.py --workdir=DIR  # on another disk"
+    if "error" in stage:
+        text = f"the folders of runs, caches and data cannot be tried: {stage['error']}"
+        yield Check("disk", PROBLEM, text, f"unset BIGBASE_DATA BIGBASE_CACHE TFDS_DATA_DIR; {elsewhere}")
         return
-    if stage.state != "done":
-        text, fix = complaint(m, stage)
-        gpus = len(m.smi.gpus) > 1
-        verb = "hang" if stage.state == "stuck" else "fail"
-        yield Check(
-            "collectives",
-            PROBLEM,
-            f"psum and ppermute over {plural(len(m.devices), 'device')} {verb}: {text}",
-            fix or ("NCCL_DEBUG=INFO NCCL_P2P_DISABLE=1 python launch.py --mode=doctor" if gpus else ""),
-        )
-        return
-    count = stage.facts["count"]
-    wrong = {kind: stage.facts[kind]["wrong"] for kind in ("psum", "ppermute") if stage.facts[kind]["wrong"]}
-    if wrong:
-        text = "; ".join(
-            f"{kind} gives wrong numbers on {plural(len(on), 'device')} {on}" for kind, on in wrong.items()
-        )
-        fix = "NCCL_P2P_DISABLE=1 python launch.py --mode=doctor" if m.works_on("gpu") else "unset XLA_FLAGS"
-        yield Check("collectives", PROBLEM, text, fix)
-    elif count == 1:
-        yield Check("collectives", OK, "psum and ppermute are right; one device has nothing to exchange")
-    else:
-        rates = [
-            f"{kind} {amount(stage.facts['bytes'])} in {1e3 * stage.facts[kind]['seconds']:.2g} ms"
-            f" ({amount(stage.facts[kind]['bytes_per_second'])}/s per device)"
-            for kind in ("psum", "ppermute")
-        ]
-        yield Check("collectives", OK, f"right on {count} devices: {', '.join(rates)}")
-
-
-def check_cache(m: Machine) -> Iterator[Check]:
-    """Whether compiled programs are kept, and found again."""
-    size = m.disk.get("cache")
-    facts = size.facts if size else {}
-    folder = facts.get("folder") or compilation_cache(m.env)
-    stage = m.jax.get("cache")
-    if size and size.state == "stuck":
-        text = f"the folder of compiled programs {folder} does not answer ({size.error})"
-        yield Check("compile cache", PROBLEM, text, "export JAX_COMPILATION_CACHE_DIR=DIR  # on another disk")
-    elif facts and not facts["writable"]:
-        text = f"the folder of compiled programs {folder} is not writable, so every start compiles anew"
-        yield Check("compile cache", WARNING, text, "export JAX_COMPILATION_CACHE_DIR=DIR  # a folder that is writable")
-    elif stage is None:
-        return
-    elif stage.state != "done":
-        text, fix = complaint(m, stage)
-        yield Check("compile cache", PROBLEM, f"compiling a small program did not work: {text}", fix)
-    elif not stage.facts["enabled"]:
-        text = "compiled programs are not kept (JAX_ENABLE_COMPILATION_CACHE is off)"
-        yield Check("compile cache", WARNING, text, "unset JAX_ENABLE_COMPILATION_CACHE")
-    elif not stage.facts["hits"][1]:
-        text = f"a program compiled a second time was not found in {folder}"
-        yield Check("compile cache", WARNING, text, "export JAX_COMPILATION_CACHE_DIR=DIR  # another folder")
-    else:
-        first, second = stage.facts["compile_seconds"]
-        where = f"{folder}, {amount(facts.get('size', 0))} in {plural(facts.get('files', 0), 'file')}"
-        yield Check("compile cache", OK, f"{where}; the second compilation hit it ({first:.2f} s, then {second:.2f} s)")
-
-
-# -------------------------------------------------------------------------------------------------------- disk, limits
-
-
-def check_workdir(m: Machine) -> Iterator[Check]:
-    """Whether a run can be written: room, speed, and what kind of file system it is."""
-    stage = m.disk.get("workdir")
-    elsewhere = "python launch.py --workdir=DIR  # on another disk"
-    if stage is None or stage.state != "done":
-        text = complaint(m, stage)[0] if stage else "the child process did not start"
-        yield Check("work folder", PROBLEM, f"trying to write did not end well: {text}", elsewhere)
-        return
-    facts = stage.facts
-    folder = facts["folder"]
-    if "refused" in facts:
-        if "space" in facts["refused"] or "quota" in facts["refused"].lower():
-            fix = f"df -h {facts['nearest']}  # free some room, or: {elsewhere}"
-        else:
-            fix = elsewhere
-        yield Check("work folder", PROBLEM, f"{folder} cannot be written: {facts['refused']}", fix)
-        return
-    kind = filesystem(m, facts["nearest"])
-    rate, free = facts["bytes_per_second"], facts["free"]
-    text = f"{folder}: {amount(rate)}/s written and synced, {amount(free)} free{f', {kind}' if kind else ''}"
-    if free < 1e9 or facts.get("files_free") == 0:
-        what = "no inode is left" if free >= 1e9 else "too little for checkpoints"
-        fix = f"df -h {facts['nearest']}; df -i {facts['nearest']}  # free some room, or: {elsewhere}"
-        yield Check("work folder", PROBLEM, f"{text}: {what}", fix)
-    elif kind in MEMORY_FS:
-        yield Check("work folder", WARNING, f"{text}: a memory file system, gone after a restart", elsewhere)
-    elif kind in BUCKET_FS:
-        yield Check("work folder", WARNING, f"{text}: a bucket mount, where renaming is not atomic", elsewhere)
-    elif free < 5e9:
-        yield Check("work folder", WARNING, f"{text}: little room", f"df -h {facts['nearest']}")
-    elif rate < 20e6:
-        yield Check("work folder", WARNING, f"{text}: so slow that checkpoints hold up training", elsewhere)
-    elif kind in NETWORK_FS:
-        yield Check("work folder", NOTE, f"{text}: a network file system")
-    elif kind == "overlay":
-        yield Check("work folder", NOTE, f"{text}: this container's own layer, lost with the container")
-    else:
-        yield Check("work folder", OK, text)
-    then = {name: v for name, v in facts["versions"].items() if v and m.version(normal(name)) not in ("", v)}
-    if then:
-        changes = ", ".join(f"{name} {version} -> {m.version(normal(name))}" for name, version in then.items())
-        yield Check("work folder", NOTE, f"the run in {folder} began with other versions: {changes}")
-
-
-def check_data(m: Machine) -> Iterator[Check]:
-    """The folders in which data is looked for."""
-    stage = m.disk.get("data")
-    if stage is None or stage.state != "done":
-        if stage is not None:
-            text = f"the data folders do not answer: {complaint(m, stage)[0]}"
-            yield Check("data", PROBLEM, text, "unset BIGBASE_DATA BIGBASE_CACHE TFDS_DATA_DIR")
-        return
-    parts = []
-    for name, facts in stage.facts.items():
-        if not isinstance(facts, Mapping):
-            continue
-        if not facts["exists"]:
-            if m.env.get(name) and name != "BIGBASE_CACHE":  # the cache is made when it is needed
-                yield Check(
-                    "data", WARNING, f"{name} names {facts['folder']}, which is not a folder", f"export {name}=DIR"
-                )
-        elif name == "TFDS_DATA_DIR":
-            there = facts["prepared"]
-            shown = f": {', '.join(there[:8])}{' ...' if len(there) > 8 else ''}" if there else ""
-            parts.append(f"{plural(len(there), 'prepared TFDS data set')} in {facts['folder']}{shown}")
-        elif name == "BIGBASE_CACHE":
-            parts.append(f"caches in {facts['folder']}: {amount(facts['size'])}")
-            if not facts["writable"]:
-                text = f"decoded data cannot be kept in {facts['folder']}, which is not writable"
-                yield Check("data", WARNING, text, "export BIGBASE_CACHE=DIR  # a folder that is writable")
-        else:
-            parts.append(f"{name} {facts['folder']}: {plural(facts['entries'], 'entry', 'entries')}")
-    if "BIGBASE_DATA" not in stage.facts:
-        parts.append("BIGBASE_DATA is not set")
-    yield Check("data", OK, "; ".join(parts))
-
-
-def check_limits(m: Machine) -> Iterator[Check]:
-    """Open files, and the shared memory through which NCCL exchanges
-    (https://github.com/jax-ml/jax/issues/26465)."""
-    if m.open_files is not None:
-        low = 0 <= m.open_files < 1024
-        text = f"{m.open_files if m.open_files >= 0 else 'any number of'} files may be open at once"
-        yield Check("open files", WARNING if low else OK, text, "ulimit -n 4096" if low else "")
-    if m.shm is not None:
-        if m.shm < 512e6:
-            text = f"/dev/shm has {amount(m.shm)} (Docker's default is 64 MB); NCCL on several GPUs may need more"
-            fix = "docker run --shm-size=8g IMAGE" if m.in_container else "sudo mount -o remount,size=8G /dev/shm"
-            yield Check("shared memory", WARNING if len(m.smi.gpus) > 1 else NOTE, text, fix)
-        else:
-            yield Check("shared memory", OK, f"/dev/shm has {amount(m.shm)}")
-
-
-def check_settings(m: Machine) -> Iterator[Check]:
-    """Environment variables that change what JAX does."""
-    found = settings(m.env)
-    text = " ".join(f"{name}={value}" for name, value in found.items())
-    yield Check("settings", NOTE if found else OK, text or "no environment variable changes what JAX does")
-
-
-CHECKS: tuple[Callable[[Machine], Iterable[Check]], ...] = (
-    check_python,
-    check_packages,
-    check_plugins,
-    check_jax,
-    check_nvidia,
-    check_tpu,
-    check_memory,
-    check_collectives,
-    check_cache,
-    check_workdir,
-    check_data,
-    check_frameworks,
-    check_limits,
-    check_settings,
-)
-
-
-def judge(machine: Machine) -> list[Check]:
-    """All checks in the order of the table; one that fails itself becomes a warning, never a traceback."""
-    found: list[Check] = []
-    for check in CHECKS:
-        try:
-            found += check(machine)
-        except Exception as error:
-            name = check.__name__.removeprefix("check_").replace("_", " ")
-            found.append(Check(name, WARNING, f"this check itself failed ({type(error).__name__}: {error})"))
-    return found
+    work = stage["folders"]["workdir"]
+    free, rate, kind, said = (
+        work.get("free", 0),
+        work.get("rate", 0),
+        filesystem(m, work["nearest"]),
+        work.get("refused"),
+    )
+    room = f"df -h {work['nearest']}; df -i {work['nearest']}  # free some room, or: {elsewhere}"
+    verdicts = (
+        (said, PROBLEM, f"cannot be written: {said}", room if "space" in f"{said}" else elsewhere),
+        (free < 5e9, PROBLEM if free < 1e9 else WARNING, "too little room for checkpoints", room),
+        (kind in ("tmpfs", "ramfs"), WARNING, "a memory file system, gone after a restart", elsewhere),
+        (re.search("gcsfuse|s3fs|rclone|goofys|mountpoint-s3", kind), WARNING, "no atomic renaming", elsewhere),
+        (rate < 20e6, WARNING, "so slow that checkpoints hold up training", elsewhere),
+        (kind == "overlay", NOTE, "the container's own layer, lost with it", elsewhere),
+    )
+    status, what, fix = next((verdict[1:] for verdict in verdicts if verdict[0]), (OK, "", ""))
+    text = f"{work['folder']}: {rate / 1e6:.0f} MB/s written and synced, {free / 1e9:.3g} GB free, {kind}"
+    yield Check("disk", status, f"{text}: {what}" if what else text, fix)
+    for name, found in stage["folders"].items():
+        if name.endswith(("_DATA", "_DATA_DIR")) and not found["there"]:
+            yield Check("disk", WARNING, f"{name} names {found['folder']}, which is no folder", f"export {name}=DIR")
+        elif name.endswith(("_CACHE", "_CACHE_DIR")) and not found["writable"]:
+            text = f"{found['folder']} is not writable, so that every start does its work anew"
+            yield Check("disk", WARNING, text, f"export {name}=DIR  # a folder that is writable")
 
 
 def filesystem(m: Machine, path: str) -> str:
@@ -361,14 +226,13 @@ def filesystem(m: Machine, path: str) -> str:
     return kind
 
 
-def _fraction(env: Mapping[str, str]) -> float | None:
-    """The part of a GPU that JAX takes at its start; None: it takes none in advance."""
-    if env.get("XLA_PYTHON_CLIENT_PREALLOCATE", "true").lower() in ("false", "0"):
-        return None
-    if env.get("XLA_PYTHON_CLIENT_ALLOCATOR", "").lower() == "platform":
-        return None
-    asked = env.get("XLA_CLIENT_MEM_FRACTION") or env.get("XLA_PYTHON_CLIENT_MEM_FRACTION") or "0.75"
-    try:
-        return float(asked)
-    except ValueError:
-        return 0.75
+def judge(machine: Machine) -> list[Check]:
+    """All checks in the order of the table; one that fails itself becomes a warning, never a traceback."""
+    found: list[Check] = []
+    for check in (check_packages, check_jax, check_idle, check_memory, check_disk):
+        try:
+            found += check(machine)
+        except Exception as error:
+            text = f"this check itself failed ({type(error).__name__}: {error})"
+            found.append(Check(check.__name__.removeprefix("check_"), WARNING, text, "pip install -U -e ."))
+    return found
