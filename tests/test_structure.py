@@ -33,7 +33,7 @@ ALLOWED = {  # file or folder -> the files and folders of ours that it may impor
     "plan": (*LEAVES, "parallel", "optim", "data", "pretrained", "train"),
     "doctor": (),
     "verbs": (*LEAVES, "parallel", "evaluate", "data", "pretrained", "wrappers", "inference", "pages", "train"),
-    "sweep": (*LEAVES, "parallel", "optim", "evaluate", "data", "pretrained", "verbs"),
+    "sweep": (*LEAVES, "parallel", "optim", "evaluate", "data", "pretrained", "compare", "verbs"),
 }
 INSIDE = {  # a module that others of its folder build on -> the siblings that it may import
     "runtime.chips": (),

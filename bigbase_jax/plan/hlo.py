@@ -14,7 +14,7 @@ import dataclasses
 import functools
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -31,10 +31,6 @@ COLLECTIVES = (
 _FREE = {  # no memory is touched, or it is counted where the work is done
     *("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "partition-id", "replica-id"),
     *("add-dependency", "opt-barrier", "optimization-barrier", "domain", "iota"),
-}
-_TRANSCENDENTAL = {
-    *("exponential", "exponential-minus-one", "log", "log-plus-one", "logistic", "power", "sqrt", "rsqrt", "cbrt"),
-    *("tanh", "tan", "sine", "cosine", "atan2", "erf"),
 }
 _ELEMENTWISE = {
     *("add", "subtract", "multiply", "divide", "maximum", "minimum", "remainder", "negate", "abs", "sign", "floor"),
@@ -161,8 +157,7 @@ class Work:
 
     Attributes:
       matmul_flops: of dots and convolutions, two per multiply-add, by the type of their operands.
-      other_flops: one per element of every other arithmetic operation.
-      transcendentals: exponentials, roots and the like, one per element.
+      other_flops: one per element of every other arithmetic operation but exponentials, roots and the like.
       memory_bytes: read from and written to main memory by the program's operations, each fusion being one.
       collectives: what crosses devices.
       unknown_loops: loops whose number of turns the text does not tell; they count once.
@@ -172,14 +167,13 @@ class Work:
 
     matmul_flops: Mapping[str, float] = dataclasses.field(default_factory=dict)
     other_flops: float = 0.0
-    transcendentals: float = 0.0
     memory_bytes: float = 0.0
     collectives: tuple[Collective, ...] = ()
     unknown_loops: int = 0
 
     @property
     def flops(self) -> float:
-        """All floating-point operations but the transcendentals."""
+        """All floating-point operations that are counted."""
         return sum(self.matmul_flops.values()) + self.other_flops
 
     def collective_bytes(self) -> dict[str, float]:
@@ -196,7 +190,6 @@ class Work:
         return Work(
             dict(matmul),
             self.other_flops + other.other_flops,
-            self.transcendentals + other.transcendentals,
             self.memory_bytes + other.memory_bytes,
             self.collectives + other.collectives,
             self.unknown_loops + other.unknown_loops,
@@ -207,7 +200,6 @@ class Work:
         return Work(
             {dtype: factor * flops for dtype, flops in self.matmul_flops.items()},
             factor * self.other_flops,
-            factor * self.transcendentals,
             factor * self.memory_bytes,
             tuple(c._replace(times=factor * c.times) for c in self.collectives),
             self.unknown_loops,
@@ -276,7 +268,6 @@ class Module:
             return Work(
                 _matmul_flops(computation, i),
                 _other_flops(computation, i),
-                i.leaves[0].size if i.opcode in _TRANSCENDENTAL else 0.0,
                 _bytes(computation, i),
                 (collective,) if collective else (),
             )
@@ -286,13 +277,6 @@ class Module:
         return dataclasses.replace(
             found, collectives=(*(c for c in found.collectives if not c.chain), *chains.values())
         )
-
-    def loops(self) -> Iterator[tuple[Instruction, int | None]]:
-        """Every loop and how often it turns, None where the text does not tell."""
-        for computation in self.computations.values():
-            for instruction in computation.instructions.values():
-                if instruction.opcode == "while":
-                    yield instruction, self.trip_count(computation, instruction)
 
     def trip_count(self, computation: Computation, loop: Instruction) -> int | None:
         """How often a loop turns: as the compiler noted it, or from a condition that compares two integers, of which

@@ -47,7 +47,7 @@ from bigbase_jax.plan import topology
 from bigbase_jax.plan.hlo import Module, Work
 from bigbase_jax.plan.topology import Topology
 from bigbase_jax.runtime.chips import GIB, Chip
-from bigbase_jax.runtime.log import duration, say
+from bigbase_jax.runtime.log import duration, engineering, say
 from bigbase_jax.train import TrainConfig
 
 PREFETCHED = int(inspect.signature(parallel.prefetch).parameters["depth"].default)
@@ -609,11 +609,11 @@ def _print(planner: Planner, plan: Plan, result: dict[str, Any], tried: Sequence
     if plan.work is not None:
         table.add_section()
         times = plan.times()
-        line("floating-point operations", _count(plan.work.flops), f"compute {_ms(times['compute_seconds'])}")
-        line("memory traffic", _count(plan.work.memory_bytes) + "B", f"memory {_ms(times['memory_seconds'])}")
+        line("floating-point operations", engineering(plan.work.flops), f"compute {_ms(times['compute_seconds'])}")
+        line("memory traffic", engineering(plan.work.memory_bytes) + "B", f"memory {_ms(times['memory_seconds'])}")
         for kind, nbytes in plan.work.collective_bytes().items():
             count = result["collective_operations"][kind]
-            line(kind, _count(nbytes) + "B", f"sent in {count:,.0f} operations")
+            line(kind, engineering(nbytes) + "B", f"sent in {count:,.0f} operations")
         line("interconnect", "", _ms(times["interconnect_seconds"]))
         table.add_section()
         line("step, roofline", _ms(times["step_seconds_roofline"]), "the largest of the three: all overlaps")
@@ -661,13 +661,6 @@ def _print_search(console: Console, planner: Planner, tried: Sequence[Plan]) -> 
         console.print(f"the fastest: add {planner.flags(tried[0].choice)}", soft_wrap=True)
     if tried and planner.target.is_tpu:
         console.print("The search compiles with less effort than training does: its times may be off by a third.")
-
-
-def _count(number: float) -> str:
-    for unit, scale in (("P", 1e15), ("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
-        if number >= scale:
-            return f"{number / scale:.4g} {unit}"
-    return f"{number:.4g} "
 
 
 def _gib(nbytes: float) -> str:

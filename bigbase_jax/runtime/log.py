@@ -496,6 +496,14 @@ def duration(seconds: float) -> str:
     return f"{hours:.0f}:{minutes:02.0f}:{seconds:02.0f}" if hours else f"{minutes:.0f}:{seconds:02.0f}"
 
 
+def engineering(value: float, digits: int = 4) -> str:
+    """``"1.234 G"``: what comes before a unit."""
+    for prefix, scale in (("P", 1e15), ("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if value >= scale:
+            return f"{value / scale:.{digits}g} {prefix}"
+    return f"{value:.{digits}g} "
+
+
 # ----------------------------------------------------------------------------------------------------- writers
 
 
@@ -686,7 +694,7 @@ def model_table(
     table += [f"{name:<{width}}  {count:>{counts},}  {shapes}" for name, count, shapes in lines]
     table += [f"{name:<{width}}  {count:>{counts},}  {nbytes / 1e6:,.2f} MB" for name, (count, nbytes) in sizes.items()]
     if flops_per_example:
-        table += [f"forward pass: {_engineering(flops_per_example)}FLOPs per example"]
+        table += [f"forward pass: {engineering(flops_per_example, 3)}FLOPs per example"]
     return "\n".join(table)
 
 
@@ -718,10 +726,3 @@ def _alike(groups: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, int, str]
             previous, first, times = signature, module, 1
             lines.append((module, count, text))
     return lines
-
-
-def _engineering(value: float) -> str:
-    for unit, scale in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
-        if value >= scale:
-            return f"{value / scale:.3g} {unit}"
-    return f"{value:.0f} "

@@ -28,7 +28,7 @@ import socket
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import optuna
@@ -430,22 +430,6 @@ class Study:
         return None
 
 
-class _Listed(optuna.samplers.BaseSampler):
-    """Gives a trial the labels that its number has in the list."""
-
-    def __init__(self, labels: Mapping[str, Any]):
-        self._labels = labels
-
-    def infer_relative_search_space(self, study: Any, trial: FrozenTrial) -> dict[str, Any]:
-        return {}
-
-    def sample_relative(self, study: Any, trial: FrozenTrial, search_space: dict[str, Any]) -> dict[str, Any]:
-        return {}
-
-    def sample_independent(self, study: Any, trial: FrozenTrial, param_name: str, param_distribution: Any) -> Any:
-        return self._labels[param_name]
-
-
 def _sampler(sweep: Sweep, number: int) -> Any:
     """A sampler of its own for each trial, so that what it draws depends on the trials before and on nothing else."""
     with warnings.catch_warnings():
@@ -456,7 +440,7 @@ def _sampler(sweep: Sweep, number: int) -> Any:
 def _make_sampler(sweep: Sweep, number: int) -> Any:
     listed = sweep.listed()
     if listed is not None:
-        return _Listed(listed[number])
+        return optuna.samplers.PartialFixedSampler(listed[number], optuna.samplers.RandomSampler())
     seed = int.from_bytes(hashlib.sha256(f"{sweep.seed}/{number}".encode()).digest()[:4], "big")
     if callable(sweep.sampler):
         return sweep.sampler(seed)

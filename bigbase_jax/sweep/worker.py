@@ -13,7 +13,6 @@ import math
 import os
 import pathlib
 import signal
-import statistics
 import sys
 import threading
 import time
@@ -222,16 +221,14 @@ def outcome(folder: pathlib.Path, sweep: Sweep, config: ConfigDict) -> float:
 
 def summarise(values: list[float], sweep: Sweep) -> dict[str, Any]:
     """``value``, the objective; of several seeds also ``mean``, ``std`` and the 95 % ``interval`` of the mean."""
-    mean = statistics.fmean(values)
-    if len(values) == 1:
-        return {"value": mean}
-    from scipy import stats
+    from bigbase_jax.compare.statistics import spread  # takes a second to import
 
-    std = statistics.stdev(values)
-    half = float(stats.t.ppf(0.975, len(values) - 1)) * std / math.sqrt(len(values))
-    bound = mean - half if sweep.mode == "max" else mean + half
-    value = bound if sweep.objective == "bound" else mean
-    return {"value": value, "mean": mean, "std": std, "interval": [mean - half, mean + half]}
+    found = spread(values)
+    if found.deviation is None:
+        return {"value": found.mean}
+    bound = found.low if sweep.mode == "max" else found.high
+    value = bound if sweep.objective == "bound" else found.mean
+    return {"value": value, "mean": found.mean, "std": found.deviation, "interval": [found.low, found.high]}
 
 
 @contextlib.contextmanager
