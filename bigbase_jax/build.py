@@ -40,7 +40,8 @@ _IMAGE, _TEXT = "bigbase_jax.data.sources.image", "bigbase_jax.data.sources.text
 _SYNTHETIC = "bigbase_jax.data.sources.synthetic"
 _MOVED = {  # what configs of earlier runs name -> what it is called now: modules, and "module:Name"
     "bigbase_jax.train:Loop": "bigbase_jax.train:TrainConfig",
-    "bigbase_jax.adapt": "bigbase_jax.wrappers.adapt",
+    "bigbase_jax.adapt:LoRA": "bigbase_jax.wrappers.lora:LoRA",
+    "bigbase_jax.adapt:Frozen": "bigbase_jax.wrappers.frozen:Frozen",
     "bigbase_jax.tasks.mix": "bigbase_jax.wrappers.mix",
     "bigbase_jax.data.tokenizer": "bigbase_jax.text.tokenizer",
     **{f"bigbase_jax.data.sources.{name}": f"{_IMAGE}.{name}" for name in ("arrays", "folder", "idx", "npz", "tfds")},
@@ -52,6 +53,8 @@ _MOVED = {  # what configs of earlier runs name -> what it is called now: module
 }
 _ARGUMENTS = {  # "module:Name" of today -> what its arguments were called -> what they are called
     "bigbase_jax.models.bert:Bert": {"types": "type_vocab_size"},
+    "bigbase_jax.wrappers.lora:LoRA": {"also": "modules_to_save"},
+    "bigbase_jax.wrappers.frozen:Frozen": {"trained": "trainable"},
 }
 
 

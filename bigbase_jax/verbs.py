@@ -186,12 +186,13 @@ def export(workdir: str, to: str = "safetensors", output: str | None = None, ste
     if to == "safetensors":
         names = pretrained.export(run, config, task, variables, folder)
     else:
-        from bigbase_jax.wrappers import adapt
+        from bigbase_jax.wrappers import adapter
+        from bigbase_jax.wrappers.wrapper import Wrapper
 
-        wrapper = next((t for t in pretrained.chain(task) if isinstance(t, (adapt.LoRA, adapt.Frozen))), None)
+        wrapper = next((t for t in pretrained.chain(task) if isinstance(t, Wrapper)), None)
         if wrapper is None:
             raise UserError(f"the run in {run.path} trained all of its model; there is no adapter to write.")
-        adapt.save_adapter(folder, wrapper, variables)
+        adapter.save_adapter(folder, wrapper, variables)
         names = sorted(path.name for path in folder.iterdir())
     return {"export": str(folder), "to": to, "step": step, "files": names}
 

@@ -31,7 +31,7 @@ from bigbase_jax.models.decoder import Decoder
 from bigbase_jax.optim import Optimizer
 from bigbase_jax.tasks.language import CausalLanguageModel
 from bigbase_jax.train import TrainConfig
-from bigbase_jax.wrappers.adapt import LoRA
+from bigbase_jax.wrappers.lora import LoRA
 
 
 class Size(NamedTuple):

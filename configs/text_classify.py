@@ -37,7 +37,8 @@ from bigbase_jax.models.decoder import Decoder
 from bigbase_jax.optim import Optimizer
 from bigbase_jax.tasks.text_classification import TextClassification
 from bigbase_jax.train import TrainConfig
-from bigbase_jax.wrappers.adapt import Frozen, LoRA
+from bigbase_jax.wrappers.frozen import Frozen
+from bigbase_jax.wrappers.lora import LoRA
 
 
 class Size(NamedTuple):
@@ -93,9 +94,9 @@ def get_config(arg: str | None = None) -> ConfigDict:
     task = target(TextClassification, model=models[args.model])
     adapted = {
         "full": task,
-        "lora": target(LoRA, task=task, also=HEAD),
-        "last": target(Frozen, task=task, trained=rf"{HEAD}|^encoder\.(norm|block_{size.depth - 1})\."),
-        "probe": target(Frozen, task=task, trained=HEAD),
+        "lora": target(LoRA, task=task, modules_to_save=HEAD),
+        "last": target(Frozen, task=task, trainable=rf"{HEAD}|^encoder\.(norm|block_{size.depth - 1})\."),
+        "probe": target(Frozen, task=task, trainable=HEAD),
     }
     if args.adapt not in adapted:
         raise UserError(f"there is no adapt={args.adapt}.{suggest(args.adapt, adapted, 'value')}")

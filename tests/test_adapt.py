@@ -30,8 +30,10 @@ from bigbase_jax.plan import hlo
 from bigbase_jax.runtime.checkpoint import Checkpoints
 from bigbase_jax.tasks.classification import Classification
 from bigbase_jax.tasks.language import CausalLanguageModel
-from bigbase_jax.wrappers import adapt
-from bigbase_jax.wrappers.adapt import Frozen, LoRA, load_adapter, save_adapter
+from bigbase_jax.wrappers import lora
+from bigbase_jax.wrappers.adapter import load_adapter, save_adapter
+from bigbase_jax.wrappers.frozen import Frozen
+from bigbase_jax.wrappers.lora import LoRA
 from bigbase_jax.wrappers.mix import Mix
 
 KEY = jax.random.key(0)
@@ -96,7 +98,7 @@ CASES = {
     "everything": (LoRA(vit(), 3, targets="."), pictures()),
     "scanned": (LoRA(vit(scan=True), 3, targets="attention|mlp"), pictures()),
     "scanned again": (LoRA(vit(scan=True, remat=True), 3, targets="out$|down$"), pictures()),
-    "computed again": (LoRA(vit(remat=True), 3, targets="query$|up$", also="^head"), pictures()),
+    "computed again": (LoRA(vit(remat=True), 3, targets="query$|up$", modules_to_save="^head"), pictures()),
     "decoder": (LoRA(CausalLanguageModel(Decoder(**DECODER, scan=True)), 3), words()),
     "zoo": (LoRA(Regression(Zoo()), 3, 1.0, targets="."), regression_batch(16)),
 }
@@ -159,7 +161,7 @@ def test_an_adapted_model_starts_as_its_base_and_merges_into_a_plain_one(case):
 
 def test_the_gradient_is_that_of_the_formula_written_out():
     task, batch = (
-        LoRA(Regression(Net(width=8)), 2, alpha=3.0, targets="hidden$", also=r"out\.bias"),
+        LoRA(Regression(Net(width=8)), 2, alpha=3.0, targets="hidden$", modules_to_save=r"out\.bias"),
         regression_batch(12),
     )
     variables = stirred(born(task, batch))
@@ -252,7 +254,7 @@ def test_dropout_differs_between_the_layers_of_a_stack_and_between_steps():
 
     def seen(call, args, kwargs, context):
         if isinstance(context.module, nn.DenseGeneral) and context.module.has_variable("params", "kernel"):
-            leaves = adapt._adapter(context.module)
+            leaves = lora._adapter(context.module)
             if leaves is not None:
                 jax.debug.callback(lambda k: masks.append(np.asarray(k)), jax.random.key_data(leaves["lora_key"]))
         return call(*args, **kwargs)
@@ -308,14 +310,14 @@ FORMS = {
 
 @pytest.fixture(scope="module")
 def plain():
-    return {scan: trained(LoRA(vit(scan=scan), 3, also="^head"), 1) for scan in (False, True)}
+    return {scan: trained(LoRA(vit(scan=scan), 3, modules_to_save="^head"), 1) for scan in (False, True)}
 
 
 @pytest.mark.parametrize("form", some_slow(FORMS, "tensor", "fsdp by hand"))
 def test_every_form_of_the_step_trains_adapters_alike_and_leaves_the_base(form, plain):
     scan = form == "pipeline"
     _, want, losses = plain[scan]
-    program, state, other = trained(LoRA(vit(scan=scan), 3, also="^head"), **FORMS[form])
+    program, state, other = trained(LoRA(vit(scan=scan), 3, modules_to_save="^head"), **FORMS[form])
     assert_close(losses, other)
     assert_close(want.params, state.params, 1e-4)
     start = jax.device_get(program.init(pictures()))
@@ -443,7 +445,9 @@ def test_everything_else_is_the_tasks():
     assert jax.jit(mixed.loss)(born(mixed), pictures(), KEY)[0].weight == 16
 
 
-@pytest.mark.parametrize("task", [LoRA(vit(), 3, also="^head"), Frozen(vit(), "norm"), Frozen(vit(scan=True), "^head")])
+@pytest.mark.parametrize(
+    "task", [LoRA(vit(), 3, modules_to_save="^head"), Frozen(vit(), "norm"), Frozen(vit(scan=True), "^head")]
+)
 def test_place_says_where_each_parameter_of_the_inner_task_lives(task):
     variables = born(task)
     where = {name: ".".join(task.place(name)) for name in flatten(born(task.task)["params"])}
@@ -459,15 +463,15 @@ def test_place_says_where_each_parameter_of_the_inner_task_lives(task):
         (lambda: LoRA(vit(), alpha=0.0), "alpha is 0.0; it is above 0"),
         (lambda: LoRA(vit(), dropout=1.0), r"dropout is 1.0; it lies in \[0, 1\)"),
         (lambda: LoRA(vit(), targets="("), r"targets='\(' is not a regular expression"),
-        (lambda: Frozen(vit(), "["), r"trained='\[' is not a regular expression"),
+        (lambda: Frozen(vit(), "["), r"trainable='\[' is not a regular expression"),
         (lambda: LoRA(vit(), targets="q_proj"), r"'q_proj' match no layer.* 'encoder.block_\d.\S+' and \d+ more"),
         (
-            lambda: LoRA(vit(), also="classifier"),
-            "also='classifier' matches no parameter; there are 'embedding.kernel', ",
+            lambda: LoRA(vit(), modules_to_save="classifier"),
+            "modules_to_save='classifier' matches no parameter; there are 'embedding.kernel', ",
         ),
         (
             lambda: Frozen(vit(), "classifier"),
-            "trained='classifier' matches no parameter; there are 'embedding.kernel', ",
+            "trainable='classifier' matches no parameter; there are 'embedding.kernel', ",
         ),
         (lambda: LoRA(Frozen(vit(), "head")), "wraps Frozen, which has frozen parameters already"),
         (lambda: LoRA(Regression(Zoo()), targets="grouped", dropout=0.1), "'grouped', whose adapter is added"),
@@ -499,13 +503,13 @@ class Odd(nn.Module):
 
 @pytest.mark.parametrize("scan", [False, True])
 def test_an_adapter_comes_back_bit_for_bit(tmp_path, scan):
-    task = LoRA(vit(scan=scan), 3, dropout=0.1, also="^head")
+    task = LoRA(vit(scan=scan), 3, dropout=0.1, modules_to_save="^head")
     variables = stirred(born(task))
     variables["params"]["head"]["bias"] = variables["params"]["head"]["bias"].astype(jnp.bfloat16)
     save_adapter(tmp_path / "a", task, variables)
     fresh = born(task)
     fresh["params"]["head"]["bias"] = fresh["params"]["head"]["bias"].astype(jnp.bfloat16)
-    loaded = load_adapter(tmp_path / "a", LoRA(vit(scan=scan), 3, also="^head"), fresh)
+    loaded = load_adapter(tmp_path / "a", LoRA(vit(scan=scan), 3, modules_to_save="^head"), fresh)
     assert any(np.any(x != y) for x, y in zip(jax.tree.leaves(fresh), jax.tree.leaves(loaded), strict=True))
     assert_equal(loaded, variables)
     assert jax.tree.map(lambda x: x.dtype, loaded) == jax.tree.map(lambda x: x.dtype, variables)
@@ -559,7 +563,7 @@ def recipe(**how):
     config = runpy.run_path("configs/catdog.py")["get_config"]("tiny,model=vit")
     config.train.devices = 1
     config.train.update({"steps": 4, "eval_every": 2, "checkpoint_every": 2, "keep": 9, "log_every": 1})
-    config.task = target(LoRA, task=config.task, rank=2, also="^head", dropout=0.1, **how)
+    config.task = target(LoRA, task=config.task, rank=2, modules_to_save="^head", dropout=0.1, **how)
     return config
 
 

@@ -34,7 +34,8 @@ from bigbase_jax.pretrained.families import COMMON, FAMILIES, load_family
 from bigbase_jax.pretrained.start import resolve
 from bigbase_jax.runtime.rundir import RunDir
 from bigbase_jax.runtime.untrusted import file_in, read_object
-from bigbase_jax.wrappers.adapt import LoRA, load_adapter
+from bigbase_jax.wrappers.adapter import load_adapter
+from bigbase_jax.wrappers.lora import LoRA
 
 RAN: list[str] = []
 _WATCHED = (

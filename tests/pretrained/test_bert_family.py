@@ -17,7 +17,7 @@ from bigbase_jax.models.transformer import stack_blocks
 from bigbase_jax.pretrained import load, save
 from bigbase_jax.tasks.masked_language import NONE, MaskedLanguageModel
 from bigbase_jax.tasks.text_classification import TextClassification
-from bigbase_jax.wrappers.adapt import LoRA
+from bigbase_jax.wrappers.lora import LoRA
 
 BERT = {
     "vocab_size": 61,
@@ -251,7 +251,7 @@ def test_a_classifier_of_texts_begins_from_a_language_model(folder, random_model
         random_model("BertForMaskedLM", **BERT).save_pretrained(tmp_path / "bert")
     path = gpt2_folder if folder == "gpt2" else tmp_path / "bert"
     model, variables = load(path)
-    task = LoRA(TextClassification(model, 3), rank=2, also=r"^(head|pooler)\.")
+    task = LoRA(TextClassification(model, 3), rank=2, modules_to_save=r"^(head|pooler)\.")
     shapes = dict.fromkeys(task.inputs, (8, 19)) | {"label": (8,), "mask": (8,)}
     spec = {name: jax.ShapeDtypeStruct(s, jnp.float32 if name == "mask" else jnp.int32) for name, s in shapes.items()}
     mesh = parallel.make_mesh(1)

@@ -23,7 +23,7 @@ from bigbase_jax.pretrained.start import RunTokenizer
 from bigbase_jax.runtime.rundir import RunDir
 from bigbase_jax.tasks.classification import Classification
 from bigbase_jax.text.tokenizer import TokenizerFile
-from bigbase_jax.wrappers.adapt import LoRA
+from bigbase_jax.wrappers.lora import LoRA
 
 TEXT = "Names refer to objects. Names are introduced by name binding operations.\n\n"
 

@@ -27,7 +27,7 @@ from bigbase_jax.runtime.rundir import RunDir
 from bigbase_jax.tasks.classification import Classification
 from bigbase_jax.tasks.language import CausalLanguageModel
 from bigbase_jax.text.tokenizer import Bytes, TokenizerFile
-from bigbase_jax.wrappers.adapt import LoRA
+from bigbase_jax.wrappers.lora import LoRA
 
 SPEC = {
     name: jax.ShapeDtypeStruct((8, 8), jnp.int32) for name in ("inputs", "targets", "segment_ids", "positions", "bytes")

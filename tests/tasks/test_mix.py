@@ -14,7 +14,8 @@ from bigbase_jax.parallel import BASE
 from bigbase_jax.pretrained.start import chain
 from bigbase_jax.pretrained.start import merged as merged_by_all
 from bigbase_jax.tasks.classification import Classification
-from bigbase_jax.wrappers.adapt import LoRA, load_adapter, save_adapter
+from bigbase_jax.wrappers.adapter import load_adapter, save_adapter
+from bigbase_jax.wrappers.lora import LoRA
 from bigbase_jax.wrappers.mix import Mix
 
 TASK = Classification(MLP(3, hidden=()), mean=(0.5,), std=(0.25,))

@@ -1,16 +1,4 @@
-"""Training little of a model: tasks around tasks, which need nothing of the model but that it is a Linen module.
-
-``LoRA`` trains small products beside a model's kernels, ``Frozen`` some of its parameters. What is trained lies in
-``params``; the rest lies in the collection ``BASE`` of the model state, where the optimizer, weight decay and clipping
-do not see it and no gradient is computed for it. So the loop, checkpoints and moving averages work as they are. Both
-have, beside what every task has:
-
-- ``merge(variables)``: the variables of the task inside, as if it had been trained by itself;
-- ``place(path)``: where the inner task's parameter of this dotted path lives, as (collection, path) of the wrapped
-  variables: ``("base", "encoder.norm.scale")``. A task without this method keeps it at ``("params", path)``. Whoever
-  replaces the parameters of a fresh task by loaded ones asks for it.
-
-A wrapper that changes a task's batches or loss (``Mix``) goes inside: ``LoRA(Mix(Classification(...)))``.
+"""Low-rank adapters beside a model's kernels: see ``wrapper``.
 
 Adapters of the kernel ``encoder.block_0.attention.query.kernel`` are ``lora_a`` and ``lora_b`` beside it. A model that
 keeps a stack of layers as one parameter and applies another module to its slices (``Encoder(scan=True)``) has them
@@ -24,11 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import hashlib
-import inspect
-import json
 import math
-import pathlib
 import re
 import zlib
 from collections.abc import Callable, Mapping, Sequence
@@ -37,139 +21,20 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
-import safetensors
-import safetensors.numpy
 from flax.traverse_util import flatten_dict, unflatten_dict
-from jax.sharding import NamedSharding, PartitionSpec
 
-from bigbase_jax.core import Batch, Sum, Task, UserError, Variables, flatten
+from bigbase_jax.core import Batch, Sum, UserError, Variables
 from bigbase_jax.parallel import BASE
-from bigbase_jax.runtime.untrusted import open_regular, read_object
+from bigbase_jax.wrappers.wrapper import Path, Wrapper, check_regex, some_paths
 
-Path = tuple[str, ...]
 A, B, KEY, KERNEL = "lora_a", "lora_b", "lora_key", "kernel"
 STACKED = "~lora"
 """Sorts after every name that Linen gives: the first leaves of a stack stay those that its module expects."""
-WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 _LAYERS = (nn.Dense, nn.DenseGeneral, nn.Conv, nn.ConvTranspose, nn.Einsum)
-_SAMPLE = 64  # values of each parameter that a fingerprint reads
-
-
-class _Wrapper:
-    """A task around ``task`` that keeps some of its parameters in ``params`` and the others in ``BASE``."""
-
-    task: Task
-
-    def trains(self, path: str) -> bool:
-        """Whether the inner task's parameter of this dotted path is trained itself."""
-        raise NotImplementedError
-
-    def place(self, path: str) -> tuple[str, str]:
-        """(collection, path) in the wrapped variables of the inner task's parameter of this dotted path."""
-        inner = getattr(self.task, "place", None)
-        collection, path = inner(path) if inner else ("params", path)
-        return (BASE if collection == "params" and not self.trains(path) else collection), path
-
-    def merge(self, variables: Variables) -> Variables:
-        """The variables of the task inside."""
-        rest = {name: x for name, x in variables.items() if name != BASE}
-        return {
-            **rest,
-            "params": unflatten_dict({**flatten_dict(variables[BASE]), **flatten_dict(variables["params"])}),
-        }
-
-    def _init(self, key: jax.Array, batch: Batch) -> tuple[dict[Path, Any], dict[Path, Any], dict[str, Any]]:
-        """The inner task's trained and frozen parameters by path, and its other collections."""
-        variables = dict(self.task.init(key, batch))
-        if BASE in variables:
-            raise UserError(
-                f"{type(self).__name__} wraps {type(self.task).__name__}, which has frozen parameters already; "
-                "wrap the task inside it."
-            )
-        params = flatten_dict(variables.pop("params"))
-        trained = {path: x for path, x in params.items() if self.trains(".".join(path))}
-        return trained, {path: x for path, x in params.items() if path not in trained}, variables
-
-    def _run(self, method: Callable[..., Any], variables: Variables, *args: Any, **kwargs: Any) -> Any:
-        """A method of the inner task on the wrapped variables."""
-        return method(self.merge(variables), *args, **kwargs)
-
-    # -- a task's own words ----------------------------------------------------------------------------------------
-
-    @property
-    def inputs(self) -> tuple[str, ...]:
-        return self.task.inputs
-
-    @property
-    def batch_coupled(self) -> bool:
-        return self.task.batch_coupled
-
-    def loss(self, variables: Variables, batch: Batch, key: jax.Array) -> tuple[Sum, Variables]:
-        loss, state = self._run(self.task.loss, variables, batch, key)
-        return loss, {**state, BASE: variables[BASE]}
-
-    def predict(self, variables: Variables, inputs: Batch) -> Mapping[str, jax.Array]:
-        return self._run(self.task.predict, variables, inputs)
-
-    def metrics(self, outputs: Mapping[str, jax.Array], batch: Batch) -> Mapping[str, Sum]:
-        return self.task.metrics(outputs, batch)
-
-    def report(self, examples: Mapping[str, np.ndarray]) -> Mapping[str, Any]:
-        return self.task.report(examples)
-
-    def present(self, output: Mapping[str, np.ndarray]) -> dict[str, Any]:
-        return self.task.present(output)
-
-    def join(self, parts: Sequence[Mapping[str, np.ndarray]]) -> Mapping[str, np.ndarray]:
-        return self.task.join(parts)
-
-    def __getattr__(self, name: str) -> Any:
-        """What else the inner task has; a method whose first argument is ``variables`` takes the wrapped ones."""
-        if name == "task" or name.startswith("__"):  # of an object that is being copied or unpickled
-            raise AttributeError(name)
-        found = getattr(self.task, name)
-        if inspect.ismethod(found) and next(iter(inspect.signature(found).parameters), None) == "variables":
-            return functools.wraps(found)(functools.partial(self._run, found))
-        return found
 
 
 @dataclasses.dataclass(frozen=True)
-class Frozen(_Wrapper):
-    """Trains the parameters of ``task`` that a regex names, and none of the others: the last layers, a linear probe.
-
-    Statistics that a model gathers in training (BatchNorm's) go on moving.
-
-    Attributes:
-      task: the task.
-      trained: a regex over parameter paths (``"encoder.norm.scale"``), searched for. A scanned stack of layers is one.
-
-    Raises:
-      UserError: it is not a regular expression, or (from ``init``) matches no parameter.
-    """
-
-    task: Task
-    trained: str
-
-    def __post_init__(self) -> None:
-        _regex("trained", self.trained)
-
-    def trains(self, path: str) -> bool:
-        return bool(re.search(self.trained, path))
-
-    def init(self, key: jax.Array, batch: Batch) -> Variables:
-        """
-        Raises:
-          UserError: ``trained`` matches no parameter.
-        """
-        trained, frozen, rest = self._init(key, batch)
-        if not trained:
-            raise UserError(f"trained={self.trained!r} matches no parameter; there are {_some(frozen)}.")
-        return {"params": unflatten_dict(trained), BASE: unflatten_dict(frozen), **rest}
-
-
-@dataclasses.dataclass(frozen=True)
-class LoRA(_Wrapper):
+class LoRA(Wrapper):
     """Low-rank adaptation (Hu et al. 2021): a product of two thin matrices is trained beside each of some kernels.
 
     ``y = frozen(x) + alpha / rank * (dropout(x) @ A) @ B``; A starts uniform within ``1 / sqrt(inputs)``, as in the
@@ -187,19 +52,18 @@ class LoRA(_Wrapper):
       targets: a regex over the paths of layers (``"encoder.block_0.attention.query"``), searched for; a stack of layers
         has ``"encoder.blocks.attention.query"``.
       dropout: rate on the input of A in training. The slices of a pipelined batch share their mask.
-      also: a regex over paths of parameters that are trained in full beside the adapters, such as ``"^head"`` where
-        the head is fresh; None: none.
+      modules_to_save: a regex over paths of parameters that are trained in full beside the adapters, such as
+        ``"^head"`` where the head is fresh; None: none.
 
     Raises:
       UserError: a value out of range, or (from ``init``) a regex that matches nothing or what cannot be adapted.
     """
 
-    task: Task
     rank: int = 8
     alpha: float = 16.0
     targets: str = "(query|value)$"
     dropout: float = 0.0
-    also: str | None = None
+    modules_to_save: str | None = None
 
     def __post_init__(self) -> None:
         if self.rank < 1:
@@ -208,8 +72,8 @@ class LoRA(_Wrapper):
             raise UserError(f"LoRA's alpha is {self.alpha}; it is above 0, for example twice the rank.")
         if not 0 <= self.dropout < 1:
             raise UserError(f"LoRA's dropout is {self.dropout}; it lies in [0, 1), for example 0.1.")
-        _regex("targets", self.targets)
-        _regex("also", self.also or "")
+        check_regex("targets", self.targets)
+        check_regex("modules_to_save", self.modules_to_save or "")
 
     @property
     def scale(self) -> float:
@@ -217,7 +81,7 @@ class LoRA(_Wrapper):
         return self.alpha / self.rank
 
     def trains(self, path: str) -> bool:
-        return self.also is not None and bool(re.search(self.also, path))
+        return self.modules_to_save is not None and bool(re.search(self.modules_to_save, path))
 
     def init(self, key: jax.Array, batch: Batch) -> Variables:
         """The base is that of the inner task at the same key.
@@ -228,13 +92,15 @@ class LoRA(_Wrapper):
         layers: list[_Layer] = []
         with nn.intercept_methods(functools.partial(_note, layers)):
             trained, frozen, rest = self._init(key, batch)
-        if self.also is not None and not trained:
-            raise UserError(f"LoRA's also={self.also!r} matches no parameter; there are {_some(frozen)}.")
+        if self.modules_to_save is not None and not trained:
+            raise UserError(
+                f"LoRA's modules_to_save={self.modules_to_save!r} matches no parameter; there are {some_paths(frozen)}."
+            )
         kernels = {path[:-1]: x for path, x in frozen.items() if path[-1] == KERNEL}
         chosen = {path: x for path, x in kernels.items() if re.search(self.targets, ".".join(path))}
         if not chosen:
             raise UserError(
-                f"LoRA's targets={self.targets!r} match no layer with a kernel; there are {_some(kernels)}."
+                f"LoRA's targets={self.targets!r} match no layer with a kernel; there are {some_paths(kernels)}."
             )
         adapters = {}
         for path, kernel in chosen.items():
@@ -412,118 +278,3 @@ def _added(kernel: Any, a: Any, b: Any, scale: float) -> jax.Array:
     a_matrix = a_matrix.reshape(*lead, -1, a.shape[-1])
     product = jnp.matmul(a_matrix, b_matrix.reshape(*lead, a.shape[-1], -1), precision=jax.lax.Precision.HIGHEST)
     return (kernel.astype(jnp.float32) + scale * product.reshape(kernel.shape)).astype(kernel.dtype)
-
-
-# ------------------------------------------------------------------------------------------------------------- on disk
-
-
-def save_adapter(directory: str | pathlib.Path, task: LoRA | Frozen, variables: Variables) -> None:
-    """Writes what training may have changed, and of the base its fingerprint alone.
-
-    ``adapter_model.safetensors`` holds ``params`` and all collections but the base, by dotted path;
-    ``adapter_config.json`` what the wrapper was, and which base it belongs to. Of several processes the first writes.
-
-    Raises:
-      UserError: the disk refuses.
-    """
-    folder = pathlib.Path(directory)
-    arrays = {name: np.asarray(jax.device_get(x), order="C") for name, x in _changed(variables).items()}
-    # numpy's side of safetensors has no bfloat16; float32 holds each of its values
-    arrays = {name: x.astype(np.float32) if x.dtype == jnp.bfloat16 else x for name, x in arrays.items()}
-    config = {
-        **_described(task),
-        "base": fingerprint(variables[BASE]),
-        "shapes": {name: list(x.shape) for name, x in arrays.items()},
-    }
-    if jax.process_index() == 0:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            (folder / WEIGHTS).write_bytes(safetensors.numpy.save(arrays))
-            (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
-        except OSError as error:
-            raise UserError(f"cannot write the adapter to {folder}: {error.strerror}.") from error
-
-
-def load_adapter(directory: str | pathlib.Path, task: LoRA | Frozen, variables: Variables) -> Variables:
-    """``variables`` with what ``save_adapter`` wrote in the place of their own, where their own live.
-
-    Args:
-      task: a wrapper as the one that was saved; only its dropout may differ.
-      variables: with the base that the adapter was trained on.
-
-    Raises:
-      UserError: there is no adapter, it cannot be read, or it is of another wrapper or another base.
-    """
-    folder = pathlib.Path(directory)
-    try:
-        config = read_object(folder / CONFIG)
-        with open_regular(folder / WEIGHTS, folder) as file:
-            loaded = safetensors.numpy.load(file.read())
-    except FileNotFoundError as error:
-        raise UserError(f"there is no adapter in {folder}: it has no {pathlib.Path(error.filename).name}.") from error
-    except (OSError, ValueError, safetensors.SafetensorError) as error:
-        raise UserError(f"the adapter in {folder} cannot be read ({error}).") from error
-    for name, value in _described(task).items():
-        if name != "dropout" and config.get(name) != value:
-            raise UserError(f"the adapter in {folder} has {name}={config.get(name)!r}, and this task {name}={value!r}.")
-    if config.get("base") != fingerprint(variables[BASE]):
-        raise UserError(
-            f"the adapter in {folder} was trained on another base (its shapes or values differ from this one's); "
-            "load the base it belongs to first."
-        )
-    own = _changed(variables)
-    shapes = [{name: tuple(x.shape) for name, x in arrays.items()} for arrays in (own, loaded)]
-    differing = [name for name in sorted({*own, *loaded}) if shapes[0].get(name) != shapes[1].get(name)]
-    if differing:
-        raise UserError(f"the adapter in {folder} is of another model: {_some(name.split('.') for name in differing)}.")
-    placed = []
-    for name, x in own.items():
-        value = loaded[name].astype(x.dtype)
-        placed.append(jax.device_put(value, x.sharding) if isinstance(x, jax.Array) else value)
-    rest = {name: x for name, x in variables.items() if name != BASE}
-    return {**jax.tree.unflatten(jax.tree.structure(rest), placed), BASE: variables[BASE]}
-
-
-def fingerprint(base: Mapping[str, Any]) -> str:
-    """A short digest of the paths, the shapes and a sample of the values of parameters."""
-    leaves = dict(sorted(flatten(base).items()))
-    homes = [x.sharding for x in leaves.values() if isinstance(x, jax.Array)]
-    everywhere = next(
-        (NamedSharding(home.mesh, PartitionSpec()) for home in homes if isinstance(home, NamedSharding)), None
-    )
-
-    def sample(x: Any) -> jax.Array:
-        at = np.linspace(0, max(x.size - 1, 0), min(x.size, _SAMPLE)).round().astype(np.int64)
-        return x[np.unravel_index(at, x.shape)] if x.ndim else x
-
-    values = jax.jit(lambda leaves: jax.tree.map(sample, leaves), out_shardings=everywhere)(leaves)
-    digest = hashlib.sha256()
-    for name, x in leaves.items():
-        digest.update(f"{name}{tuple(x.shape)}".encode() + np.asarray(values[name]).astype(np.float32).tobytes())
-    return digest.hexdigest()[:16]
-
-
-def _changed(variables: Variables) -> dict[str, Any]:
-    return flatten({name: x for name, x in variables.items() if name != BASE})
-
-
-def _described(task: LoRA | Frozen) -> dict[str, Any]:
-    """What a wrapper is, but for what it is around."""
-    words = {field.name: getattr(task, field.name) for field in dataclasses.fields(task) if field.name != "task"}
-    return {"kind": type(task).__name__, **words}
-
-
-def _regex(what: str, pattern: str) -> None:
-    try:
-        re.compile(pattern)
-    except re.error as error:
-        raise UserError(f"{what}={pattern!r} is not a regular expression ({error}).") from error
-
-
-def _some(paths: Any, most: int = 5) -> str:
-    """Some of the paths, dotted, spread over all of them."""
-    names = [".".join(path) for path in paths]
-    step = max(1, math.ceil(len(names) / most))
-    shown = names[::step]
-    more = f" and {len(names) - len(shown)} more" if len(names) > len(shown) else ""
-    return ", ".join(map(repr, shown)) + more if names else "none"

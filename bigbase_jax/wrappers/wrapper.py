@@ -1,0 +1,128 @@
+"""Training little of a model: tasks around tasks, which need nothing of the model but that it is a Linen module.
+
+``lora.LoRA`` trains small products beside a model's kernels, ``frozen.Frozen`` some of its parameters. What is trained
+lies in ``params``; the rest lies in the collection ``BASE`` of the model state, where the optimizer, weight decay and
+clipping do not see it and no gradient is computed for it. So the loop, checkpoints and moving averages work as they
+are. Both have, beside what every task has:
+
+- ``merge(variables)``: the variables of the task inside, as if it had been trained by itself;
+- ``place(path)``: where the inner task's parameter of this dotted path lives, as (collection, path) of the wrapped
+  variables: ``("base", "encoder.norm.scale")``. A task without this method keeps it at ``("params", path)``. Whoever
+  replaces the parameters of a fresh task by loaded ones asks for it.
+
+A wrapper that changes a task's batches or loss (``Mix``) goes inside: ``LoRA(Mix(Classification(...)))``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import inspect
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from bigbase_jax.core import Batch, Sum, Task, UserError, Variables
+from bigbase_jax.parallel import BASE
+
+Path = tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Wrapper:
+    """A task around ``task`` that keeps some of its parameters in ``params`` and the others in ``BASE``."""
+
+    task: Task
+
+    def trains(self, path: str) -> bool:
+        """Whether the inner task's parameter of this dotted path is trained itself."""
+        raise NotImplementedError
+
+    def place(self, path: str) -> tuple[str, str]:
+        """(collection, path) in the wrapped variables of the inner task's parameter of this dotted path."""
+        inner = getattr(self.task, "place", None)
+        collection, path = inner(path) if inner else ("params", path)
+        return (BASE if collection == "params" and not self.trains(path) else collection), path
+
+    def merge(self, variables: Variables) -> Variables:
+        """The variables of the task inside."""
+        rest = {name: x for name, x in variables.items() if name != BASE}
+        return {
+            **rest,
+            "params": unflatten_dict({**flatten_dict(variables[BASE]), **flatten_dict(variables["params"])}),
+        }
+
+    def _init(self, key: jax.Array, batch: Batch) -> tuple[dict[Path, Any], dict[Path, Any], dict[str, Any]]:
+        """The inner task's trained and frozen parameters by path, and its other collections."""
+        variables = dict(self.task.init(key, batch))
+        if BASE in variables:
+            raise UserError(
+                f"{type(self).__name__} wraps {type(self.task).__name__}, which has frozen parameters already; "
+                "wrap the task inside it."
+            )
+        params = flatten_dict(variables.pop("params"))
+        trained = {path: x for path, x in params.items() if self.trains(".".join(path))}
+        return trained, {path: x for path, x in params.items() if path not in trained}, variables
+
+    def _run(self, method: Callable[..., Any], variables: Variables, *args: Any, **kwargs: Any) -> Any:
+        """A method of the inner task on the wrapped variables."""
+        return method(self.merge(variables), *args, **kwargs)
+
+    # -- a task's own words ----------------------------------------------------------------------------------------
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        return self.task.inputs
+
+    @property
+    def batch_coupled(self) -> bool:
+        return self.task.batch_coupled
+
+    def loss(self, variables: Variables, batch: Batch, key: jax.Array) -> tuple[Sum, Variables]:
+        loss, state = self._run(self.task.loss, variables, batch, key)
+        return loss, {**state, BASE: variables[BASE]}
+
+    def predict(self, variables: Variables, inputs: Batch) -> Mapping[str, jax.Array]:
+        return self._run(self.task.predict, variables, inputs)
+
+    def metrics(self, outputs: Mapping[str, jax.Array], batch: Batch) -> Mapping[str, Sum]:
+        return self.task.metrics(outputs, batch)
+
+    def report(self, examples: Mapping[str, np.ndarray]) -> Mapping[str, Any]:
+        return self.task.report(examples)
+
+    def present(self, output: Mapping[str, np.ndarray]) -> dict[str, Any]:
+        return self.task.present(output)
+
+    def join(self, parts: Sequence[Mapping[str, np.ndarray]]) -> Mapping[str, np.ndarray]:
+        return self.task.join(parts)
+
+    def __getattr__(self, name: str) -> Any:
+        """What else the inner task has; a method whose first argument is ``variables`` takes the wrapped ones."""
+        if name == "task" or name.startswith("__"):  # of an object that is being copied or unpickled
+            raise AttributeError(name)
+        found = getattr(self.task, name)
+        if inspect.ismethod(found) and next(iter(inspect.signature(found).parameters), None) == "variables":
+            return functools.wraps(found)(functools.partial(self._run, found))
+        return found
+
+
+def check_regex(what: str, pattern: str) -> None:
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise UserError(f"{what}={pattern!r} is not a regular expression ({error}).") from error
+
+
+def some_paths(paths: Any, most: int = 5) -> str:
+    """Some of the paths, dotted, spread over all of them."""
+    names = [".".join(path) for path in paths]
+    step = max(1, math.ceil(len(names) / most))
+    shown = names[::step]
+    more = f" and {len(names) - len(shown)} more" if len(names) > len(shown) else ""
+    return ", ".join(map(repr, shown)) + more if names else "none"
