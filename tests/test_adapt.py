@@ -134,7 +134,7 @@ def test_an_adapted_model_starts_as_its_base_and_merges_into_a_plain_one(case):
     task, batch = CASES[case]
     variables = born(task, batch)
     plain = born(task.task, batch)
-    assert_equal(task.merge(variables), plain)
+    assert_equal(task.unwrap(variables), plain)
     names = flatten(variables["params"])
     assert sum(name.endswith("lora_a") for name in names) >= 2
     run, inside = jax.jit(task.predict), jax.jit(task.task.predict)
@@ -143,7 +143,7 @@ def test_an_adapted_model_starts_as_its_base_and_merges_into_a_plain_one(case):
     assert_equal(run(variables, inputs), before)
 
     variables = stirred(variables)
-    after, merged = run(variables, inputs), inside(task.merge(variables), inputs)
+    after, merged = run(variables, inputs), inside(task.unwrap(variables), inputs)
     name = next(name for name, x in before.items() if jnp.issubdtype(x.dtype, jnp.floating))
     assert np.abs(np.asarray(after[name]) - np.asarray(before[name])).max() > 1e-2
     assert_close(after, merged)
@@ -154,7 +154,7 @@ def test_an_adapted_model_starts_as_its_base_and_merges_into_a_plain_one(case):
 
         return jax.jit(jax.value_and_grad(value))(variables["params"])
 
-    own, wanted = total(task.loss, lambda v: v), total(task.task.loss, task.merge)
+    own, wanted = total(task.loss, lambda v: v), total(task.task.loss, task.unwrap)
     assert all(np.abs(np.asarray(x)).max() > 1e-4 for x in jax.tree.leaves(wanted[1]))
     assert_close(own, wanted, 1e-4)
 
@@ -210,7 +210,7 @@ def test_parameters_of_half_the_precision_are_adapted_in_it():
         line for line in text.splitlines() if "dot_general" in line and re.search(r"x3xbf16>|<3x\S*bf16>", line)
     ]
     assert len(products) == 8  # two for each of two layers of two blocks
-    merged = jax.jit(task.task.predict)(task.merge(variables), inputs_of(task, batch))["logits"]
+    merged = jax.jit(task.task.predict)(task.unwrap(variables), inputs_of(task, batch))["logits"]
     own = jax.jit(task.predict)(variables, inputs_of(task, batch))["logits"]
     np.testing.assert_allclose(own, merged, atol=0.1)
     assert np.abs(own - merged).max() > 0
@@ -404,19 +404,19 @@ def test_batchnorm_statistics_go_on_moving_and_nothing_else_of_the_state():
     assert set(flatten(state.params)) == {"out.kernel", "out.bias"}
     assert_equal(start.model_state["base"], state.model_state["base"])
     assert np.any(start.model_state["batch_stats"]["norm"]["mean"] != state.model_state["batch_stats"]["norm"]["mean"])
-    assert_equal(task.merge(state.variables()).keys(), {"params": 0, "batch_stats": 0}.keys())
+    assert_equal(task.unwrap(state.variables()).keys(), {"params": 0, "batch_stats": 0}.keys())
 
 
 def test_frozen_parameters_are_the_models_own():
     task, batch = Frozen(vit(), "block_1|^head"), pictures()
     variables = born(task, batch)
-    assert_equal(task.merge(variables), born(task.task, batch))
+    assert_equal(task.unwrap(variables), born(task.task, batch))
     assert all("block_1" in name or name.startswith("head") for name in flatten(variables["params"]))
     assert not any("block_1" in name for name in flatten(variables["base"]))
     total = lambda p: task.loss({**variables, "params": p}, batch, KEY)[0].total  # noqa: E731
     inside = lambda p: task.task.loss({"params": p}, batch, KEY)[0].total  # noqa: E731
     grads = jax.jit(jax.grad(total))(variables["params"])
-    whole = jax.jit(jax.grad(inside))(task.merge(variables)["params"])
+    whole = jax.jit(jax.grad(inside))(task.unwrap(variables)["params"])
     wanted = flatten(whole)
     for name, grad in flatten(grads).items():
         assert_close(grad, wanted[name])
@@ -432,7 +432,7 @@ def test_everything_else_is_the_tasks():
     assert task.passages == task.task.passages and task.logit_chunks is None
     own, inside = jax.jit(task.log_probability), jax.jit(task.task.log_probability)
     logp = own(variables, batch)
-    assert_close(logp, inside(task.merge(variables), batch))
+    assert_close(logp, inside(task.unwrap(variables), batch))
     assert np.abs(logp - inside(born(task.task, batch), batch)).max() > 1e-2
     outputs = jax.jit(task.predict)(variables, batch)
     assert set(task.metrics(outputs, batch)) == {"loss", "bits_per_byte"}

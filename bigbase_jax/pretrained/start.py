@@ -237,6 +237,6 @@ def _run_weights(path: str, mesh: Any) -> weights.Weights:
 def merged(task: Task, variables: Variables) -> Variables:
     """The variables of the innermost task's model."""
     for outer in chain(task):
-        if hasattr(type(outer), "merge"):
-            variables = outer.merge(variables)
+        if hasattr(type(outer), "unwrap"):
+            variables = outer.unwrap(variables)
     return variables

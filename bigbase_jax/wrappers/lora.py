@@ -140,9 +140,9 @@ class LoRA(Wrapper):
         home = (*outer, STACKED, *layer.path) if outer else path
         return home, stack + layer.lead, stack + layer.inputs
 
-    def merge(self, variables: Variables) -> Variables:
+    def unwrap(self, variables: Variables) -> Variables:
         """The variables of the task inside, with each product added to its kernel, in float32."""
-        whole = super().merge(variables)
+        whole = super().unwrap(variables)
         params = flatten_dict(whole["params"])
         for path in _adapters(params):
             a, b = params.pop(path), params.pop((*path[:-1], B))
@@ -164,7 +164,7 @@ class LoRA(Wrapper):
 
     def _run(self, method: Callable[..., Any], variables: Variables, *args: Any, **kwargs: Any) -> Any:
         with nn.intercept_methods(self._beside):
-            return method(super().merge(variables), *args, **kwargs)
+            return method(super().unwrap(variables), *args, **kwargs)
 
     def _beside(self, call: Callable[..., Any], args: Any, kwargs: Any, context: Any) -> Any:
         """A layer's output with that of its adapter, if it has one."""

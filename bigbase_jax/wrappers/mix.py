@@ -115,7 +115,7 @@ class Mix:
         return self.task.join(parts)
 
     def __getattr__(self, name: str) -> Any:
-        """What else the task has: ``passages``, or the ``place`` and ``merge`` of an adapter."""
+        """What else the task has: ``passages``, or the ``place`` and ``unwrap`` of an adapter."""
         if name == "task" or name.startswith("__"):  # of an object that is being copied or unpickled
             raise AttributeError(name)
         return getattr(self.task, name)

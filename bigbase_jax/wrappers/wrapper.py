@@ -5,7 +5,7 @@ lies in ``params``; the rest lies in the collection ``BASE`` of the model state,
 clipping do not see it and no gradient is computed for it. So the loop, checkpoints and moving averages work as they
 are. Both have, beside what every task has:
 
-- ``merge(variables)``: the variables of the task inside, as if it had been trained by itself;
+- ``unwrap(variables)``: the variables of the task inside, as if it had been trained by itself;
 - ``place(path)``: where the inner task's parameter of this dotted path lives, as (collection, path) of the wrapped
   variables: ``("base", "encoder.norm.scale")``. A task without this method keeps it at ``("params", path)``. Whoever
   replaces the parameters of a fresh task by loaded ones asks for it.
@@ -49,7 +49,7 @@ class Wrapper:
         collection, path = inner(path) if inner else ("params", path)
         return (BASE if collection == "params" and not self.trains(path) else collection), path
 
-    def merge(self, variables: Variables) -> Variables:
+    def unwrap(self, variables: Variables) -> Variables:
         """The variables of the task inside."""
         rest = {name: x for name, x in variables.items() if name != BASE}
         return {
@@ -71,7 +71,7 @@ class Wrapper:
 
     def _run(self, method: Callable[..., Any], variables: Variables, *args: Any, **kwargs: Any) -> Any:
         """A method of the inner task on the wrapped variables."""
-        return method(self.merge(variables), *args, **kwargs)
+        return method(self.unwrap(variables), *args, **kwargs)
 
     # -- a task's own words ----------------------------------------------------------------------------------------
 

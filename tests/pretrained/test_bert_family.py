@@ -266,5 +266,5 @@ def test_a_classifier_of_texts_begins_from_a_language_model(folder, random_model
     base = state.model_state["base"]
     expected = {name: x for name, x in variables["params"].items() if name != "lm"}
     assert jax.tree.all(jax.tree.map(lambda a, b: np.array_equal(a, b), expected, base))
-    merged = jax.device_get(task.merge({"params": state.params, "base": base}))
+    merged = jax.device_get(task.unwrap({"params": state.params, "base": base}))
     np.testing.assert_array_equal(merged["params"]["embedding"], variables["params"]["embedding"])

@@ -120,7 +120,7 @@ def test_what_else_the_task_has_is_had_too(tmp_path):
     mix = Mix(Worth(TASK.model), 0.2)
     assert mix.passages({}) == [("title", [])] and mix.model is TASK.model
     assert mix.one_hot(np.array([1])).tolist() == [[0, 1, 0]]
-    for absent in ("passages", "place", "merge", "task_"):
+    for absent in ("passages", "place", "unwrap", "task_"):
         assert not hasattr(Mix(TASK, 0.2), absent)
     assert pickle.loads(pickle.dumps(copy.deepcopy(Mix(TASK, 0.2)))) == Mix(TASK, 0.2)
 
@@ -135,8 +135,8 @@ def test_an_adapter_may_be_inside(tmp_path):
     assert abs(one.total - Mix(TASK, 1.0).loss(VARIABLES, batch, KEY)[0].total) > 1e-3  # the adapter matters
     name = next(iter(flatten(TASK.init(KEY, batch)["params"])))
     assert inside.place(name) == outside.place(name) and inside.place(name)[0] == BASE
-    for merged in (inside.merge(variables), merged_by_all(inside, variables), merged_by_all(outside, variables)):
-        jax.tree.map(np.testing.assert_array_equal, merged, outside.merge(variables))
+    for merged in (inside.unwrap(variables), merged_by_all(inside, variables), merged_by_all(outside, variables)):
+        jax.tree.map(np.testing.assert_array_equal, merged, outside.unwrap(variables))
     save_adapter(tmp_path, next(t for t in chain(inside) if isinstance(t, LoRA)), variables)
     jax.tree.map(np.testing.assert_array_equal, load_adapter(tmp_path, outside, variables), variables)
 
