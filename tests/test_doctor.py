@@ -17,19 +17,18 @@ import pytest
 
 from bigbase_jax import doctor
 from bigbase_jax.doctor import checks, machine, stages
-from bigbase_jax.doctor.machine import Answer, Machine
+from bigbase_jax.doctor.machine import Machine
 
 ROOT = pathlib.Path(__file__).parents[1]
-CPU, GPU, TPU = ({"platform": platform, "kind": platform.upper()} for platform in ("cpu", "gpu", "tpu"))
 BASE = {"bigbase-jax": "0.1.0", "jax": "0.10.2", "jaxlib": "0.10.2"}
 CUDA12, CUDA13 = ({f"jax-cuda{n}-{part}": "0.10.2" for part in ("plugin", "pjrt")} for n in (12, 13))
+DRIVER = "NVRM version: NVIDIA UNIX x86_64 Kernel Module  {}  Thu Feb 22 2024"
 FILES = {
-    "/proc/driver/nvidia/version": "NVRM version: NVIDIA UNIX x86_64 Kernel Module  560.35.03  Thu Feb 22 2024",
+    "/proc/driver/nvidia/version": DRIVER.format("560.35.03"),
+    "/dev/nvidia0": "",
     "/proc/meminfo": "MemTotal:       65536000 kB\nMemAvailable:   60000000 kB\n",
-    "/proc/mounts": "overlay / overlay rw 0 0\n/dev/sdb /data xfs rw 0 0\ntmpfs /dev/shm tmpfs rw 0 0\n"
-    "filer:/export/home /my\\040home nfs4 rw 0 0\nbucket /bucket fuse.gcsfuse rw 0 0\n",
 }
-NO_GPU = {"/proc/driver/nvidia/version": None}
+NO_GPU = {"/proc/driver/nvidia/version": None, "/dev/nvidia0": None}
 AGAIN = "python launch.py --mode=doctor"
 
 
@@ -41,42 +40,39 @@ def fake_root(tmp_path, files):
     return tmp_path
 
 
-def started(*devices, **errors):
+def started(backend="cpu", count=1, **errors):
     """The stages of a machine on which everything went well on these devices."""
-    work = {"folder": "runs", "nearest": "/data", "there": False, "writable": True, "free": 1e12, "rate": 1e9}
-    cache = {"folder": "/cache", "nearest": "/", "there": False, "writable": True}
+    work = {"folder": "runs", "free": 1e12, "rate": 1e9}
+    cache = {"folder": "/cache", "free": 1e12, "rate": 1e3}
     return {
         "import": {"jax": "0.10.2"},
-        "devices": {"devices": list(devices), "errors": errors},
-        "collectives": {"count": len(devices), "wrong": {}},
+        "devices": {"backend": backend, "kinds": [backend.upper()] * count, **errors},
+        "collectives": {"wrong": {}},
         "step": {"finite": True, "kept": True},
-        "disk": {"folders": {"workdir": work, "BIGBASE_CACHE": cache}, "shared": 8e9, "open_files": 4096},
+        "host": {"folders": {"workdir": work, "BIGBASE_CACHE": cache}, "shared": 8e9, "open_files": 4096},
     }
 
 
 def until(name, error):
     """The stages of a child process that did not get past ``name``."""
-    whole = started(CPU)
-    return {
-        **{n: whole[n] for n in list(whole)[: list(whole).index(name)]},
-        name: {"error": error},
-        "disk": whole["disk"],
-    }
+    whole = started()
+    reached = {n: whole[n] for n in list(whole)[: list(whole).index(name)]}
+    return {**reached, name: {"error": error}, "host": whole["host"]}
+
+
+def host(**changes):
+    return {**started(), "host": {**started()["host"], **changes}}
 
 
 def on_disk(name="workdir", **facts):
-    whole = started(CPU)
-    folders = whole["disk"]["folders"]
-    return {**whole, "disk": {**whole["disk"], "folders": {**folders, name: {**folders.get(name, {}), **facts}}}}
+    folders = started()["host"]["folders"]
+    return host(folders={**folders, name: {**folders.get(name, {}), **facts}})
 
 
 HEALTHY = Machine(
-    versions={**BASE, **CUDA12},
-    pip=Answer(0, "No broken requirements found.\n"),
-    smi=Answer(0, "560.35.03\n"),
-    stages=started(GPU),
+    versions={**BASE, **CUDA12}, pip=(0, "No broken requirements found."), stages=started("gpu"), env={"HOME": "/"}
 )
-PLAIN = dataclasses.replace(HEALTHY, versions=BASE, smi=Answer(127), stages=started(CPU))
+PLAIN = dataclasses.replace(HEALTHY, versions=BASE, stages=started())
 
 
 def judged(tmp_path, base=HEALTHY, files=(), versions=(), **changes):
@@ -112,16 +108,12 @@ PLUGIN = "pip install -e '.[cuda12]'"
     [
         ({"versions": {"bigbase-jax": None}}, ("problem", "packages", "pip install -e ."), "is not installed in"),
         (
-            {
-                "pip": Answer(
-                    1, "foo 1 has requirement bar<2, but you have bar 3.\njax 0.10.2 requires numpy, which is not"
-                )
-            },
+            {"pip": (1, "foo 1 has requirement bar<2, but you have bar 3.\njax 0.10.2 requires numpy, which is not")},
             ("problem", "packages", "pip install -e ."),
             "jax 0.10.2 requires numpy",
         ),
-        ({"pip": Answer(1, "foo 1 has requirement bar<2.")}, ("warning", "packages", "pip check"), "foo 1 has"),
-        ({"pip": Answer(1, "", "No module named pip")}, None, "did not answer"),
+        ({"pip": (1, "foo 1 has requirement bar<2.")}, ("warning", "packages", "pip check"), "foo 1 has"),
+        ({"pip": (1, "No module named pip")}, None, "did not answer"),
         ({"versions": dict.fromkeys(CUDA12, "0.10.1")}, ("problem", "packages", PLUGIN), "plugin of another version"),
         ({"versions": {"jax-cuda12-pjrt": None}}, ("problem", "packages", PLUGIN), "'jax-cuda12-pjrt': 'no'"),
     ],
@@ -133,55 +125,46 @@ def test_packages(tmp_path, changes, expected, said):
 
 # -------------------------------------------------------------------------------------------------------- accelerators
 
-ON_CPU = {"stages": started(CPU, cuda="Unknown backend: 'cuda'. CUDA_ERROR_NO_DEVICE")}
+ON_CPU = {"stages": started(cuda="Unknown backend: 'cuda'. CUDA_ERROR_NO_DEVICE")}
 NO_PLUGIN = dict.fromkeys(CUDA12)
 UBUNTU = "sudo ubuntu-drivers install && sudo reboot"
 TO_12 = "pip uninstall -y jax-cuda13-plugin jax-cuda13-pjrt && pip install --force-reinstall -e '.[cuda12]'"
 CARD = {"/sys/bus/pci/devices/0/vendor": "0x10de", "/sys/bus/pci/devices/0/class": "0x030200"}
 
 
+def driver(version):
+    return {"files": {"/proc/driver/nvidia/version": DRIVER.format(version)}}
+
+
 @pytest.mark.parametrize(
     ("changes", "expected", "said"),
     [
-        ({"versions": NO_PLUGIN}, [("problem", PLUGIN)], "no CUDA plugin"),
-        ({"versions": NO_PLUGIN, "smi": Answer(127)}, [("problem", PLUGIN)], "no CUDA plugin"),
+        ({"versions": NO_PLUGIN}, ("problem", PLUGIN), "no CUDA plugin"),
         (
-            {"versions": NO_PLUGIN, "smi": Answer(0, "580.65.06\n580.65.06\n")},
-            [("problem", "pip install -e '.[cuda13]'")],
+            {"versions": NO_PLUGIN, **driver("for x86_64  580.65.06")},
+            ("problem", "pip install -e '.[cuda13]'"),
             "no CUDA plugin",
         ),
-        ({"smi": Answer(0, "470.57.02")}, [("problem", UBUNTU)], "CUDA 12 needs driver 525 or newer, not 470.57.02"),
-        ({"versions": {**NO_PLUGIN, **CUDA13}}, [("problem", TO_12)], "CUDA 13 needs driver 580 or newer"),
-        ({"versions": {**NO_PLUGIN, **CUDA13}, "stages": started(GPU)}, [], "1 x GPU"),
-        ({"env": {"JAX_PLATFORMS": "cpu"}}, [("warning", "unset JAX_PLATFORMS")], "JAX_PLATFORMS=cpu keeps JAX from"),
-        ({"env": {"CUDA_VISIBLE_DEVICES": "-1"}}, [("warning", "unset CUDA_VISIBLE_DEVICES")], "keeps JAX from using"),
-        ({"smi": Answer(None)}, [("problem", "sudo reboot"), ("problem", "nvidia-smi -L")], "the driver hangs"),
-        (
-            {"smi": Answer(18, "Failed to initialize NVML: Driver/library version mismatch"), "files": NO_GPU},
-            [("problem", "sudo reboot"), ("problem", UBUNTU)],
-            "version mismatch",
-        ),
-        (
-            {"smi": Answer(9, "NVIDIA-SMI has failed because it couldn't communicate with the NVIDIA driver.\n")},
-            [("problem", "sudo modprobe nvidia"), ("problem", "nvidia-smi -L")],
-            "couldn't communicate",
-        ),
-        ({"smi": Answer(127), "files": {**NO_GPU, **CARD}, "versions": NO_PLUGIN}, [("problem", UBUNTU)], "not none"),
+        (driver("470.57.02"), ("problem", UBUNTU), "CUDA 12 needs driver 525 or newer, not 470.57.02"),
+        ({"versions": {**NO_PLUGIN, **CUDA13}}, ("problem", TO_12), "CUDA 13 needs driver 580 or newer"),
+        ({"versions": {**NO_PLUGIN, **CUDA13}, "stages": started("gpu")}, None, "1 x GPU"),
+        ({"files": {"/dev/nvidia0": None}}, ("problem", "docker run --gpus all IMAGE"), "no /dev/nvidia0"),
+        ({"files": {**NO_GPU, **CARD}, "versions": NO_PLUGIN}, ("problem", UBUNTU), "not none"),
+        ({"env": {"JAX_PLATFORMS": "cpu"}}, ("warning", "unset JAX_PLATFORMS"), "JAX_PLATFORMS=cpu keeps JAX from"),
+        ({"env": {"CUDA_VISIBLE_DEVICES": "-1"}}, ("warning", "unset CUDA_VISIBLE_DEVICES"), "keeps JAX from using"),
+        ({}, ("problem", "nvidia-smi -L"), "CUDA_ERROR_NO_DEVICE"),
     ],
 )
 def test_a_gpu_that_is_not_used(tmp_path, changes, expected, said):
     found = judged(tmp_path, **{**ON_CPU, **changes})
-    assert (
-        [(status, fix) for status, name, fix in wrong(found) if name == "gpu"]
-        == expected
-        == [(status, fix) for status, _, fix in wrong(found)]
-    )
+    assert wrong(found) == ([(expected[0], "gpu", expected[1])] if expected else [])
     assert said in sentences(found)
 
 
 @pytest.mark.parametrize(
     ("log", "fix", "said"),
     [
+        ("Failed: CUDA_ERROR_SYSTEM_DRIVER_MISMATCH", "sudo reboot", "DRIVER_MISMATCH"),
         ("CUDA_ERROR_SYSTEM_NOT_READY: not yet", "sudo systemctl restart nvidia-fabricmanager", "SYSTEM_NOT_READY"),
         (
             "x\nCUDA driver version is insufficient for CUDA runtime version\ny",
@@ -193,7 +176,7 @@ def test_a_gpu_that_is_not_used(tmp_path, changes, expected, said):
     ],
 )
 def test_what_jax_says_when_it_falls_back_to_the_cpu_is_quoted_with_what_mends_it(tmp_path, log, fix, said):
-    found = judged(tmp_path, stages=started(CPU), log=log)
+    found = judged(tmp_path, stages=started(), log=log)
     assert wrong(found) == [("problem", "gpu", fix)]
     assert "JAX runs on the CPU" in sentences(found) and said in sentences(found)
 
@@ -207,9 +190,9 @@ BUSY = "sudo lsof -w /dev/accel* /dev/vfio/*"
 @pytest.mark.parametrize(
     ("files", "versions", "facts", "env", "expected", "said"),
     [
-        (V5E, LIBTPU, started(TPU), {}, [], "1 x TPU"),
-        (V5E, {}, started(CPU), {}, [("problem", "pip install -e '.[tpu]'")], "libtpu is not installed"),
-        (V5E, LIBTPU, started(CPU), {"JAX_PLATFORMS": "cpu"}, [("warning", "unset JAX_PLATFORMS")], "keeps JAX from"),
+        (V5E, LIBTPU, started("tpu"), {}, [], "1 x TPU"),
+        (V5E, {}, started(), {}, [("problem", "pip install -e '.[tpu]'")], "libtpu is not installed"),
+        (V5E, LIBTPU, started(), {"JAX_PLATFORMS": "cpu"}, [("warning", "unset JAX_PLATFORMS")], "keeps JAX from"),
         (
             V5E,
             LIBTPU,
@@ -229,7 +212,7 @@ BUSY = "sudo lsof -w /dev/accel* /dev/vfio/*"
         (
             V5E,
             LIBTPU,
-            started(CPU, tpu="Backend 'tpu' failed to initialize: open(/dev/vfio/0): Permission denied"),
+            started(tpu="Backend 'tpu' failed to initialize: open(/dev/vfio/0): Permission denied"),
             {},
             [("problem", "ls -l /dev/vfio/0")],
             "Permission denied",
@@ -289,13 +272,13 @@ def test_a_gpu_whose_start_hangs_is_the_drivers_problem(tmp_path):
 @pytest.mark.parametrize(
     ("name", "facts", "status"),
     [
-        ("collectives", {"count": 2, "wrong": {"psum": [1]}}, "problem"),
+        ("collectives", {"wrong": {"psum": [1]}}, "problem"),
         ("step", {"finite": False, "kept": True}, "problem"),
         ("step", {"finite": True, "kept": False}, "warning"),
     ],
 )
 def test_what_jax_computes_or_keeps_wrongly(tmp_path, name, facts, status):
-    found = judged(tmp_path, PLAIN, NO_GPU, stages={**started(CPU, CPU), name: facts})
+    found = judged(tmp_path, PLAIN, NO_GPU, stages={**started(count=2), name: facts})
     assert [(s, n) for s, n, _ in wrong(found)] == [(status, name)]
 
 
@@ -307,7 +290,6 @@ def test_what_jax_computes_or_keeps_wrongly(tmp_path, name, facts, status):
     [
         ({"/proc/meminfo": "MemTotal: 8000000 kB\nMemAvailable: 500000 kB\n"}, True),
         ({"/sys/fs/cgroup/memory.max": "1073741824"}, True),
-        ({"/sys/fs/cgroup/memory/memory.limit_in_bytes": "9223372036854771712"}, False),
         ({"/sys/fs/cgroup/memory.max": "max"}, False),
     ],
 )
@@ -319,50 +301,41 @@ def test_memory(tmp_path, files, low):
 @pytest.mark.parametrize(
     ("facts", "status", "said"),
     [
-        ({}, "ok", "1000 MB/s written and synced, 1e+03 GB free, xfs"),
+        ({}, "ok", "runs: 1000 MB/s, 1e+03 GB free"),
         ({"refused": "Permission denied"}, "problem", "cannot be written: Permission denied"),
         ({"refused": "No space left on device"}, "problem", "No space left on device"),
-        ({"free": 3e8}, "problem", "too little room"),
-        ({"free": 3e9}, "warning", "too little room"),
+        ({"free": 3e8}, "problem", "too little for checkpoints"),
+        ({"free": 3e9}, "warning", "too little for checkpoints"),
         ({"rate": 5e6}, "warning", "so slow"),
-        ({"nearest": "/dev/shm"}, "warning", "a memory file system"),
-        ({"nearest": "/bucket/runs"}, "warning", "no atomic renaming"),
-        ({"nearest": "/my home/runs"}, "ok", "nfs4"),
-        ({"nearest": "/databank"}, "note", "the container's own layer"),
     ],
 )
 def test_the_work_folder(tmp_path, facts, status, said):
     found = judged(tmp_path, PLAIN, NO_GPU, stages=on_disk(**facts))
-    ((given, text),) = [(check.status, check.text) for check in found if check.name == "disk"]
-    assert given == status and said in text and "filer" not in text
+    ((given, text, fix),) = [(check.status, check.text, check.fix) for check in found if check.name == "disk"]
+    assert given == status and said in text and bool(fix) == (status != "ok")
 
 
 @pytest.mark.parametrize(
-    ("disk", "fix"),
+    ("facts", "status", "fix"),
     [
-        (on_disk("BIGBASE_CACHE", folder="/locked", writable=False), "export BIGBASE_CACHE=DIR"),
-        (on_disk("BIGBASE_DATA", folder="/gone", there=False), "export BIGBASE_DATA=DIR"),
-        (
-            {**started(CPU), "disk": {"error": "no answer within 60 s"}},
-            "unset BIGBASE_DATA BIGBASE_CACHE TFDS_DATA_DIR",
-        ),
+        (on_disk("BIGBASE_CACHE", refused="Permission denied"), "warning", "export BIGBASE_CACHE=DIR"),
+        ({**started(), "host": {"error": "no answer within 60 s"}}, "problem", "unset BIGBASE_CACHE"),
     ],
 )
-def test_folders_of_caches_and_data(tmp_path, disk, fix):
-    ((_, name, given),) = wrong(judged(tmp_path, PLAIN, NO_GPU, stages=disk))
-    assert name == "disk" and given.startswith(fix)
+def test_folders_of_caches(tmp_path, facts, status, fix):
+    ((given, name, command),) = wrong(judged(tmp_path, PLAIN, NO_GPU, stages=facts))
+    assert (given, name) == (status, "disk") and command.startswith(fix)
 
 
 def test_limits(tmp_path):
-    few = {**started(CPU)["disk"], "open_files": 256, "shared": 64e6}
-    found = judged(tmp_path, PLAIN, NO_GPU, stages={**started(CPU), "disk": few})
+    found = judged(tmp_path, PLAIN, NO_GPU, stages=host(open_files=256, shared=64e6))
     assert wrong(found) == [("warning", "open files", "ulimit -n 4096")]
-    found = judged(tmp_path, stages={**started(GPU, GPU), "disk": {**few, "open_files": -1}})
+    found = judged(tmp_path, stages={**started("gpu", 2), "host": host(open_files=-1, shared=64e6)["host"]})
     assert wrong(found) == [("warning", "memory", "docker run --shm-size=8g IMAGE")]
 
 
 def test_a_check_that_fails_itself_is_a_warning(tmp_path):
-    found = judged(tmp_path, PLAIN, NO_GPU, stages={**started(CPU), "disk": {}})
+    found = judged(tmp_path, PLAIN, NO_GPU, stages={**started(), "host": {}})
     assert [c.status for c in found if "this check itself failed (KeyError: 'folders')" in c.text] == ["warning"]
 
 
@@ -397,23 +370,21 @@ def test_a_driver_that_crashes_leaves_its_last_words(tmp_path):
     fake_root(tmp_path, {"jax_plugins/broken/__init__.py": crash})
     found, log = machine.attempt(("import", "devices", "step"), FOLDERS, 60, PYTHONPATH=str(tmp_path))
     assert found["devices"] == {"error": "killed by SIGABRT"} and "bye" in log
-    assert machine.ask(["/no/such/command"], 1).status == 127
 
 
 def test_writing_leaves_nothing_behind(tmp_path):
     def used(**folders):
-        return stages.use_disk({name: str(folder) for name, folder in folders.items()}, megabytes=1)["folders"]
+        return stages.use_host({name: str(folder) for name, folder in folders.items()}, megabytes=1)["folders"]
 
     found = used(workdir=tmp_path / "not" / "yet", cache=tmp_path)
-    assert found["workdir"]["rate"] > 0 and found["workdir"]["free"] > 0 and not found["workdir"]["there"]
-    assert found["workdir"]["nearest"] == os.path.realpath(tmp_path) and found["cache"]["writable"]
+    assert found["workdir"]["rate"] > 0 and found["workdir"]["free"] > 0 and found["cache"]["free"] > 0
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "file").write_text("")
     assert used(workdir=tmp_path / "file" / "run")["workdir"]["refused"] == "Not a directory"
 
 
 def test_collectives_are_right_here_and_a_broken_one_is_found(monkeypatch):
-    assert stages.exchange({}) == {"count": 8, "wrong": {}} and jax.local_device_count() == 8
+    assert stages.exchange({}) == {"wrong": {}} and jax.local_device_count() == 8
     monkeypatch.setattr(jax.lax, "ppermute", lambda x, name, perm: x)
     monkeypatch.setattr(jax.lax, "psum", lambda x, name: x * 36 / (jax.lax.axis_index(name) + 1))
     assert stages.exchange({})["wrong"] == {"psum": list(range(8)), "ppermute": list(range(8))}
@@ -435,13 +406,13 @@ def start(workdir, program=LAUNCH, **env):
 def test_this_machine(tmp_path):
     home = tmp_path / "alice"
     home.mkdir()
-    env = {"HOME": str(home), "XDG_CACHE_HOME": str(home / "cache"), "BIGBASE_DATA": str(home)}
+    env = {"HOME": str(home), "XDG_CACHE_HOME": str(home / "cache")}
     report, lines, status = start(home / "runs", **env, JAX_COMPILATION_CACHE_DIR=str(home / "xla"))
     assert status == int(report["problems"] > 0) and lines[-1].startswith(f"{report['problems']} problem")
     assert lines[0].split() == ["jax:", jax.__version__] and "JAX_PLATFORMS=cpu" in lines  # in JAX's own words
     said = {check["name"]: check["text"] for check in reversed(report["checks"])}  # the first of each name
-    assert said["devices"] == "8 x cpu" and "~/runs: " in said["disk"] and "written and synced" in said["disk"]
-    assert report["stages"]["collectives"] == {"count": 8, "wrong": {}}
+    assert said["devices"] == "8 x cpu" and said["disk"].startswith("~/runs: ")
+    assert report["stages"]["collectives"] == {"wrong": {}}
     assert report["stages"]["step"] == {"finite": True, "kept": True}
     assert "alice" not in "\n".join(lines) + json.dumps(report)
     for check in report["checks"]:

@@ -17,21 +17,15 @@ import socket
 import sys
 from collections.abc import Callable, Mapping, Sequence
 
-from bigbase_jax.doctor.checks import Check, judge
+from bigbase_jax.doctor.checks import judge
 from bigbase_jax.doctor.machine import look
 
 
 def main(argv: Sequence[str]) -> int:
-    """The command line without absl, which may be what is broken.
+    """The command line without absl, which may be what is broken; returns the exit status, 1 if something is wrong.
 
     Prints what JAX says of its environment, a table of what was found and what mends it, and as the last line all of it
-    as JSON, without user names, host names or home folders.
-
-    Args:
-      argv: as ``sys.argv``, the program first.
-
-    Returns:
-      The exit status: 1 if something is wrong.
+    as JSON, without user names, host names or home folders. ``argv`` is as ``sys.argv``, the program first.
     """
     parser = argparse.ArgumentParser("doctor", description="What is wrong with this machine.", allow_abbrev=False)
     parser.add_argument("--mode", choices=["doctor"], help="what launch.py was asked for")
@@ -40,36 +34,23 @@ def main(argv: Sequence[str]) -> int:
     print("examining this machine; a part that hangs is given up after some minutes", file=sys.stderr, flush=True)
     machine = look(workdir)
     checks = judge(machine)
-    ours = re.compile(r"bigbase-jax|jax.*|libtpu|nvidia-.*|flax|optax|orbax.*|grain|numpy")
-    report = {
-        "problems": sum(check.status == "problem" for check in checks),
-        "warnings": sum(check.status == "warning" for check in checks),
-        "checks": [{name: text for name, text in check._asdict().items() if text} for check in checks],
-        "packages": {name: v for name, v in sorted(machine.versions.items()) if ours.fullmatch(name)},
-        "stages": machine.stages,
-        "log": machine.log[-4000:],
-    }
-    hide = hider(os.environ)
-    said = machine.stages.get("environment", {}).get("text", "")
-    for line in (*said.splitlines(), "", *table(checks), json.dumps(report, ensure_ascii=False)):
-        print(hide(line), flush=True)
-    return int(any(check.status == "problem" for check in checks))
-
-
-def table(checks: Sequence[Check]) -> list[str]:
-    """Lines to read and to paste: status, name, sentence; the command that mends it below."""
+    wrong, warned = (sum(check.status == status for check in checks) for status in ("problem", "warning"))
+    lines = [machine.stages.get("environment", {}).get("text", ""), ""]
     width = max(len(check.name) for check in checks)
-    lines = []
     for check in checks:
         lines.append(f"{check.status:<7}  {check.name:<{width}}  {check.text}")
-        if check.fix:
-            lines.append(f"{'':<7}  {'':<{width}}  -> {check.fix}")
-    wrong, warned = (sum(check.status == status for check in checks) for status in ("problem", "warning"))
-    return [*lines, f"{wrong} problem{'s' * (wrong != 1)}, {warned} warning{'s' * (warned != 1)}"]
+        lines += [f"{'':<7}  {'':<{width}}  -> {check.fix}"] if check.fix else []
+    lines.append(f"{wrong} problem{'s' * (wrong != 1)}, {warned} warning{'s' * (warned != 1)}")
+    found = [{name: text for name, text in check._asdict().items() if text} for check in checks]
+    report = {"problems": wrong, "warnings": warned, "checks": found, "stages": machine.stages}
+    hide = hider(os.environ)
+    for line in (*lines, json.dumps({**report, "log": machine.log[-4000:]}, ensure_ascii=False)):
+        print(hide(line), flush=True)
+    return int(wrong > 0)
 
 
 def hider(env: Mapping[str, str]) -> Callable[[str], str]:
-    """What replaces, in a line of text or JSON, all that must not be in a bug report."""
+    """What replaces, in text or JSON, all that must not be in a bug report."""
     home = env.get("HOME") or os.path.expanduser("~")
     user = env.get("USER") or env.get("LOGNAME") or pathlib.Path(home).name
     host, end = socket.gethostname(), r"(?=[/\s:;,'\"\\)\]]|$)"

@@ -24,6 +24,7 @@ KNOWN = (
     (r"TPU is already in use by process with pid (\d+)", "kill {0}"),
     (r"Device or resource busy|already in use|libtpu_lockfile", HELD),
     (r"driver version is insufficient|INSUFFICIENT_DRIVER", f"pip install -e '.[cuda12]'  # or: {NEW_DRIVER}"),
+    (r"DRIVER_MISMATCH|driver/library version mismatch", "sudo reboot  # the driver was updated"),
     (r"RESOURCE_EXHAUSTED|OUT_OF_MEMORY|[Oo]ut of memory", "nvidia-smi  # which process holds the memory"),
     (r"NO_DEVICE|no CUDA-capable device", "nvidia-smi -L  # must list it; in a container: docker run --gpus all IMAGE"),
     (r"SYSTEM_NOT_READY|system not yet initialized", "sudo systemctl restart nvidia-fabricmanager"),
@@ -65,13 +66,13 @@ def complaint(what: str, said: str, fix: str) -> tuple[str, str]:
 
 def check_packages(m: Machine) -> Iterator[Check]:
     """What ``pip check`` says, and CUDA plugins, which JAX leaves out unless their version is that of jaxlib."""
-    said = f"{m.pip.out}\n{m.pip.err}".strip()
+    status, said = m.pip
     ours = re.findall(r"^(?:bigbase[-_]jax|jax\S*|flax|optax|orbax\S*) .*", said, re.M)
     if "bigbase-jax" not in m.versions:
         yield Check("packages", PROBLEM, f"bigbase_jax is not installed in {sys.executable}", "pip install -e .")
-    elif m.pip.status is None or "No module named pip" in said:
+    elif status is None or "No module named pip" in said:
         yield Check("packages", NOTE, "`pip check` did not answer whether the packages fit together", "uv pip check")
-    elif m.pip.status == 0:
+    elif status == 0:
         yield Check("packages", OK, f"bigbase_jax {m.versions['bigbase-jax']}, {said}")
     else:
         text = "; ".join(ours or said.splitlines()[:3])
@@ -99,12 +100,12 @@ def check_jax(m: Machine) -> Iterator[Check]:
         if error:
             return
         if name == "devices":
-            kinds = [device["kind"] for device in stage["devices"]]
+            kinds = stage["kinds"]
             yield Check(name, OK, ", ".join(f"{kinds.count(kind)} x {kind}" for kind in dict.fromkeys(kinds)))
             if lines := m.log.strip().splitlines():
                 yield Check(name, NOTE, f"JAX said: {' | '.join(line.strip()[:200] for line in lines[-3:])}")
         elif wrong := stage.get("wrong"):
-            yield Check(name, PROBLEM, f"wrong numbers on devices {wrong}; of {stage['count']}", fix)
+            yield Check(name, PROBLEM, f"wrong numbers on devices {wrong}", fix)
         elif name == "step" and not stage["finite"]:
             yield Check(name, PROBLEM, "the gradient of a small convolution is not finite", fix)
         elif name == "step" and not stage["kept"]:
@@ -117,9 +118,15 @@ def plugins(m: Machine) -> list[int]:
     return [n for n in DRIVERS if f"jax-cuda{n}-plugin" in m.versions or f"jax-cuda{n}-pjrt" in m.versions]
 
 
+def driver(m: Machine) -> str:
+    """The version of NVIDIA's kernel module, which a container shows too."""
+    found = re.search(r"Kernel Module\b.*?\s(\d+\.\d+(?:\.\d+)?)", m.text("proc/driver/nvidia/version"))
+    return found[1] if found else ""
+
+
 def has_gpu(m: Machine) -> bool:
     """Whether an NVIDIA GPU or its driver is there, whatever JAX thinks of it."""
-    return bool(m.driver or m.cards("0x10de", "0x03") or "mismatch" in m.smi.out + m.smi.err)
+    return bool(driver(m) or m.cards("0x10de", "0x03"))
 
 
 def chips(m: Machine) -> int:
@@ -129,107 +136,85 @@ def chips(m: Machine) -> int:
 
 def check_idle(m: Machine) -> Iterator[Check]:
     """Why a GPU or TPU that is here is not used."""
-    if m.smi.status not in (0, 127):
-        said = (f"{m.smi.out}\n{m.smi.err}".strip() or "nvidia-smi does not answer: the driver hangs").splitlines()[0]
-        fix = "sudo modprobe nvidia  # else reinstall the driver" if "communicate" in said else "sudo reboot"
-        yield Check("gpu", WARNING if "gpu" in m.platforms else PROBLEM, said, fix)
-    newest, driver = max(plugins(m), default=12), int((m.driver or "0").split(".")[0])
-    lacks = ("", "")
-    if not plugins(m):
-        lacks = "JAX has no CUDA plugin", f"pip install -e '.[{'cuda13' if driver >= DRIVERS[13] else 'cuda12'}]'"
-    if driver < DRIVERS[newest]:
+    stage = m.stages.get("devices", {})
+    newest, version = max(plugins(m), default=12), int((driver(m) or "0").split(".")[0])
+    lacks = {"gpu": ("", ""), "tpu": ("", "")}
+    if version < DRIVERS[newest]:
         older = f"pip uninstall -y jax-cuda13-plugin jax-cuda13-pjrt && {ANEW} '.[cuda12]'"
-        text = f"CUDA {newest} needs driver {DRIVERS[newest]} or newer, not {m.driver or 'none'}"
-        lacks = text, older if driver >= DRIVERS[12] else NEW_DRIVER
-    no_libtpu = "libtpu" not in m.versions and "TPU_LIBRARY_PATH" not in m.env
-    lacks_tpu = ("libtpu is not installed", "pip install -e '.[tpu]'") if no_libtpu else ("", "")
-    for name, here, backends, (missing, fix), extra in (
-        ("gpu", has_gpu(m), {"gpu", "cuda"}, lacks, f"cuda{newest}"),
-        ("tpu", chips(m), {"tpu"}, lacks_tpu, "tpu"),
-    ):
-        if not here or name in m.platforms:
+        text = f"CUDA {newest} needs driver {DRIVERS[newest]} or newer, not {driver(m) or 'none'}"
+        lacks["gpu"] = text, older if version >= DRIVERS[12] else NEW_DRIVER
+    elif not (m.root / "dev/nvidia0").exists():
+        lacks["gpu"] = "there is no /dev/nvidia0", "docker run --gpus all IMAGE  # no container: sudo nvidia-modprobe"
+    elif not plugins(m):
+        lacks["gpu"] = (
+            "JAX has no CUDA plugin",
+            f"pip install -e '.[{'cuda13' if version >= DRIVERS[13] else 'cuda12'}]'",
+        )
+    if "libtpu" not in m.versions and "TPU_LIBRARY_PATH" not in m.env:
+        lacks["tpu"] = "libtpu is not installed", "pip install -e '.[tpu]'"
+    for name, here, cuda in (("gpu", has_gpu(m), "cuda"), ("tpu", chips(m), "tpu")):
+        if not here or stage.get("backend", name) == name:
             continue
-        asked = m.env.get("JAX_PLATFORMS", "")
+        asked, (missing, fix) = m.env.get("JAX_PLATFORMS", ""), lacks[name]
         hidden = name == "gpu" and m.env.get("CUDA_VISIBLE_DEVICES", "0").strip() in ("", "-1", "none", "NoDevFiles")
-        if hidden or (asked and not backends & set(asked.split(","))):
+        if hidden or (asked and not {name, cuda} & set(asked.split(","))):
             variable = "CUDA_VISIBLE_DEVICES" if hidden else "JAX_PLATFORMS"
             text = f"{variable}={m.env[variable]} keeps JAX from using the {name.upper()} that is here"
             yield Check(name, WARNING, text, f"unset {variable}")
         elif missing:
             yield Check(name, PROBLEM, f"a {name.upper()} is here, but JAX cannot use it: {missing}", fix)
-        elif m.platforms:
-            errors = m.stages["devices"]["errors"]
-            said = f"{m.log}\n{errors.get('tpu' if name == 'tpu' else 'cuda', '')}"
-            text = f"a {name.upper()} is here, but JAX runs on the CPU"
-            yield Check(name, PROBLEM, *complaint(text, said, f"{ANEW} '.[{extra}]'"))
+        else:
+            text, extra = (
+                f"a {name.upper()} is here, but JAX runs on the CPU",
+                "tpu" if name == "tpu" else f"cuda{newest}",
+            )
+            yield Check(name, PROBLEM, *complaint(text, f"{m.log}\n{stage.get(cuda, '')}", f"{ANEW} '.[{extra}]'"))
 
 
-def check_memory(m: Machine) -> Iterator[Check]:
-    """Memory of the host, or what its container may use; the shared memory through which NCCL exchanges
-    (https://github.com/jax-ml/jax/issues/26465); open files."""
-    sizes = dict(re.findall(r"^(\w+):\s+(\d+) kB", m.text("/proc/meminfo"), re.M))
-    limits = [m.text(f"/sys/fs/cgroup/{name}") for name in ("memory.max", "memory/memory.limit_in_bytes")]
-    free = min([int(text) for text in limits if text.isdigit()] + [int(sizes.get("MemAvailable", 1 << 40)) * 1024])
+def check_host(m: Machine) -> Iterator[Check]:
+    """Memory, of the host or of its container; the folders of runs and caches; open files; the shared memory through
+    which NCCL exchanges (https://github.com/jax-ml/jax/issues/26465)."""
+    sizes = dict(re.findall(r"^(\w+):\s+(\d+) kB", m.text("proc/meminfo"), re.M))
+    limit = m.text("sys/fs/cgroup/memory.max")
+    free = min(int(sizes.get("MemAvailable", 1 << 40)) * 1024, int(limit) if limit.isdigit() else 1 << 60)
     if free < 2e9:
         yield Check("memory", WARNING, f"{free / 1e9:.2g} GB of memory is available", "ps aux --sort=-rss | head")
-    shared, files = (m.stages.get("disk", {}).get(key) for key in ("shared", "open_files"))
-    if shared is not None and shared < 512e6 and m.platforms.count("gpu") > 1:
-        text = f"/dev/shm has {shared / 1e6:.0f} MB (Docker's default is 64); NCCL on several GPUs may need more"
+    stage = m.stages.get("host", {"error": "the child process ended too early"})
+    elsewhere = "python launch.py --workdir=DIR  # on another disk"
+    if "error" in stage:
+        text = f"the folders of runs and caches cannot be tried: {stage['error']}"
+        yield Check("disk", PROBLEM, text, f"unset BIGBASE_CACHE JAX_COMPILATION_CACHE_DIR; {elsewhere}")
+        return
+    for name, found in stage["folders"].items():
+        folder, refused, work = found["folder"], found.get("refused"), name == "workdir"
+        fix = elsewhere if work else f"export {name}=DIR"
+        text = f"{folder}: {found.get('rate', 0) / 1e6:.0f} MB/s, {found.get('free', 0) / 1e9:.3g} GB free"
+        if refused:
+            fix = f"df -h {folder}; df -i {folder}; {fix}" if "space" in refused else fix
+            yield Check("disk", PROBLEM if work else WARNING, f"{folder} cannot be written: {refused}", fix)
+        elif work and found["free"] < 5e9:
+            yield Check("disk", WARNING if found["free"] > 1e9 else PROBLEM, f"{text}: too little for checkpoints", fix)
+        elif work and found["rate"] < 20e6:
+            yield Check("disk", WARNING, f"{text}: so slow that checkpoints hold up training", fix)
+        elif work:
+            yield Check("disk", OK, text)
+    gpus = (
+        len(m.stages.get("devices", {}).get("kinds", ())) if m.stages.get("devices", {}).get("backend") == "gpu" else 0
+    )
+    if gpus > 1 and stage.get("shared", 1e12) < 512e6:
+        text = (
+            f"/dev/shm has {stage['shared'] / 1e6:.0f} MB (Docker's default is 64); NCCL on several GPUs may need more"
+        )
         fix = "docker run --shm-size=8g IMAGE  # outside of a container: sudo mount -o remount,size=8G /dev/shm"
         yield Check("memory", WARNING, text, fix)
-    if files is not None and 0 <= files < 1024:
-        yield Check("open files", WARNING, f"only {files} files may be open at once", "ulimit -n 4096")
-
-
-def check_disk(m: Machine) -> Iterator[Check]:
-    """Whether a run can be written, and whether the folders of caches and data can be used."""
-    stage, elsewhere = m.stages.get("disk", {"error": "no answer"}), "python launch.py --workdir=DIR  # on another disk"
-    if "error" in stage:
-        text = f"the folders of runs, caches and data cannot be tried: {stage['error']}"
-        yield Check("disk", PROBLEM, text, f"unset BIGBASE_DATA BIGBASE_CACHE TFDS_DATA_DIR; {elsewhere}")
-        return
-    work = stage["folders"]["workdir"]
-    free, rate, kind, said = (
-        work.get("free", 0),
-        work.get("rate", 0),
-        filesystem(m, work["nearest"]),
-        work.get("refused"),
-    )
-    room = f"df -h {work['nearest']}; df -i {work['nearest']}  # free some room, or: {elsewhere}"
-    verdicts = (
-        (said, PROBLEM, f"cannot be written: {said}", room if "space" in f"{said}" else elsewhere),
-        (free < 5e9, PROBLEM if free < 1e9 else WARNING, "too little room for checkpoints", room),
-        (kind in ("tmpfs", "ramfs"), WARNING, "a memory file system, gone after a restart", elsewhere),
-        (re.search("gcsfuse|s3fs|rclone|goofys|mountpoint-s3", kind), WARNING, "no atomic renaming", elsewhere),
-        (rate < 20e6, WARNING, "so slow that checkpoints hold up training", elsewhere),
-        (kind == "overlay", NOTE, "the container's own layer, lost with it", elsewhere),
-    )
-    status, what, fix = next((verdict[1:] for verdict in verdicts if verdict[0]), (OK, "", ""))
-    text = f"{work['folder']}: {rate / 1e6:.0f} MB/s written and synced, {free / 1e9:.3g} GB free, {kind}"
-    yield Check("disk", status, f"{text}: {what}" if what else text, fix)
-    for name, found in stage["folders"].items():
-        if name.endswith(("_DATA", "_DATA_DIR")) and not found["there"]:
-            yield Check("disk", WARNING, f"{name} names {found['folder']}, which is no folder", f"export {name}=DIR")
-        elif name.endswith(("_CACHE", "_CACHE_DIR")) and not found["writable"]:
-            text = f"{found['folder']} is not writable, so that every start does its work anew"
-            yield Check("disk", WARNING, text, f"export {name}=DIR  # a folder that is writable")
-
-
-def filesystem(m: Machine, path: str) -> str:
-    """The type of the file system that holds a real path."""
-    best, kind = "", ""
-    for line in m.text("/proc/mounts").splitlines():
-        where, kind_here = line.split(" ")[1:3]
-        where = re.sub(r"\\(\d{3})", lambda found: chr(int(found.group(1), 8)), where)
-        if (path == where or path.startswith(where.rstrip("/") + "/")) and len(where) >= len(best):
-            best, kind = where, kind_here
-    return kind
+    if 0 <= stage["open_files"] < 1024:
+        yield Check("open files", WARNING, f"only {stage['open_files']} files may be open at once", "ulimit -n 4096")
 
 
 def judge(machine: Machine) -> list[Check]:
     """All checks in the order of the table; one that fails itself becomes a warning, never a traceback."""
     found: list[Check] = []
-    for check in (check_packages, check_jax, check_idle, check_memory, check_disk):
+    for check in (check_packages, check_jax, check_idle, check_host):
         try:
             found += check(machine)
         except Exception as error:

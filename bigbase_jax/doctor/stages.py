@@ -30,13 +30,16 @@ def start_devices(_: Mapping[str, str]) -> dict[str, Any]:
     """Starts all backends; says why CUDA or TPU did not start where JAX fell back to the CPU."""
     import jax
 
-    devices, errors = jax.devices(), {}
+    found: dict[str, Any] = {
+        "kinds": [device.device_kind for device in jax.devices()],
+        "backend": jax.default_backend(),
+    }
     for name in ("cuda", "tpu"):
         try:
             jax.devices(name)
         except Exception as error:
-            errors[name] = str(error)
-    return {"devices": [{"platform": d.platform, "kind": d.device_kind} for d in devices], "errors": errors}
+            found[name] = str(error)
+    return found
 
 
 def exchange(_: Mapping[str, str]) -> dict[str, Any]:
@@ -59,8 +62,8 @@ def exchange(_: Mapping[str, str]) -> dict[str, Any]:
 
     step = jax.jit(jax.shard_map(both, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False))
     found = jax.device_get(step(jax.device_put(x_DN, NamedSharding(mesh, spec))))
-    same = {kind: (y_DN == right[kind]).all(1) for kind, y_DN in found.items()}  # NaN is not
-    return {"count": D, "wrong": {kind: np.flatnonzero(~ok).tolist() for kind, ok in same.items() if not ok.all()}}
+    wrong = {kind: np.flatnonzero((y_DN != right[kind]).any(1)).tolist() for kind, y_DN in found.items()}
+    return {"wrong": {kind: on for kind, on in wrong.items() if on}}
 
 
 def step_twice(_: Mapping[str, str]) -> dict[str, Any]:
@@ -91,43 +94,32 @@ def environment(_: Mapping[str, str]) -> dict[str, Any]:
     return {"text": jax.print_environment_info(return_string=True)}
 
 
-def use_disk(folders: Mapping[str, str], megabytes: int = 16) -> dict[str, Any]:
-    """Whether each folder is there and writable (one that is not there yet is judged by the nearest that is); into
-    ``workdir`` a nameless file is written and synced, which vanishes even if this process is killed."""
-    found: dict[str, dict[str, Any]] = {}
+def use_host(folders: Mapping[str, str], megabytes: int = 16) -> dict[str, Any]:
+    """Bytes free in each folder, or why nothing can be written there; bytes per second into ``workdir``; limits.
+
+    The file that is written has no name, so that it vanishes even if this process is killed. A folder that is not there
+    yet is judged by the nearest one that is."""
+    found: dict[str, Any] = {"open_files": resource.getrlimit(resource.RLIMIT_NOFILE)[0], "folders": {}}
+    if os.path.isdir("/dev/shm"):
+        found["shared"] = shutil.disk_usage("/dev/shm").total
     for name, folder in folders.items():
         path = pathlib.Path(folder).expanduser().absolute()
-        near = next(p for p in (path, *path.parents) if p.exists())
-        writable = near.is_dir() and os.access(near, os.W_OK | os.X_OK)
-        found[name] = {
-            "folder": folder,
-            "there": path.is_dir(),
-            "writable": writable,
-            "nearest": os.path.realpath(near),
-        }
-    work = found["workdir"]
-    try:
-        work["free"], began = shutil.disk_usage(work["nearest"]).free, time.perf_counter()
-        with tempfile.TemporaryFile(dir=work["nearest"], prefix=".bigbase-doctor-") as file:
-            file.write(os.urandom(megabytes << 20))
-            file.flush()
-            os.fsync(file.fileno())
-        work["rate"] = (megabytes << 20) / (time.perf_counter() - began)
-    except OSError as error:
-        work["refused"] = error.strerror or str(error)
-    shared = shutil.disk_usage("/dev/shm").total if os.path.isdir("/dev/shm") else None
-    return {"folders": found, "shared": shared, "open_files": resource.getrlimit(resource.RLIMIT_NOFILE)[0]}
+        path = next(p for p in (path, *path.parents) if p.exists())
+        size, began = (megabytes << 20 if name == "workdir" else 1), time.perf_counter()
+        try:
+            with tempfile.TemporaryFile(dir=path, prefix=".bigbase-doctor-") as file:
+                file.write(os.urandom(size))
+                file.flush()
+                os.fsync(file.fileno())
+            facts: dict[str, Any] = {"free": shutil.disk_usage(path).free, "rate": size / (time.perf_counter() - began)}
+        except OSError as error:
+            facts = {"refused": error.strerror or str(error)}
+        found["folders"][name] = {"folder": folder, **facts}
+    return found
 
 
-STAGES = {
-    "import": import_jax,
-    "devices": start_devices,
-    "collectives": exchange,
-    "step": step_twice,
-    "environment": environment,
-    "disk": use_disk,
-}
-
+STAGES = {"import": import_jax, "devices": start_devices, "collectives": exchange, "step": step_twice}
+STAGES |= {"environment": environment, "host": use_host}
 
 if __name__ == "__main__":
     out = os.fdopen(os.dup(1), "w", encoding="utf-8")
