@@ -2,7 +2,7 @@
 
 The way of a batch: ``Dataset.splits[name]`` is a ``Source``; ``Source[i]`` is an ``Example``; ``Transform``s change it;
 ``data.pipeline`` shuffles, shards, batches and masks; ``parallel.put`` makes a global array of it; the compiled step
-calls ``Task.loss``, which returns a ``Sum``; gradient / weight goes to optax.
+calls ``Task.loss``, which returns a ``Loss`` of ``Sum``s; gradient / weight goes to optax.
 
 Axes: B = examples in a batch.
 """
@@ -56,8 +56,8 @@ class Loss(NamedTuple):
     """A training loss: the sum over its terms of ``scale * total / weight``, each over the whole batch.
 
     Attributes:
-      terms: what is trained, logged under their names and, where there are several, summed as ``loss``. The only term
-        of a loss is called ``loss``. Weights do not depend on the parameters.
+      terms: what is trained. The only term of a loss is called ``loss``; of several, each is logged under its name, and
+        their sum as ``loss``. Weights do not depend on the parameters.
       aux: what is logged beside them and not trained (the load of a router, a reward, a KL divergence).
       scale: of terms, where it is not 1.
     """
@@ -101,52 +101,55 @@ def flatten(tree: PyTree) -> dict[str, Any]:
 class Task(Protocol):
     """A model, its loss, what it predicts and what it measures: a frozen dataclass of pure methods.
 
-    A task whose outputs are as long as its batch may have ``padding``, names -> what fills them up (where not named: 0)
-    so that those of batches of different lengths lie in one array.
-    A task whose examples are worth reading may have ``passages(examples)``, of the same arrays as ``report``: it gives
-    the report page ``[(title, [(text, its loss in nats), ...]), ...]``.
+    What else a task may have:
+
+    - ``merge(outputs)``: from the outputs of the examples that one input was read as, in order, to those of
+      the input. Without it, each example has an answer of its own.
+    - ``passages(examples)``, of the arrays that ``evaluate`` gives: ``[(title, [(text, its loss in nats), ...]), ...]``
+      for the report page.
 
     Attributes:
       inputs: names of the batch entries that ``init`` and ``predict`` read; everything else is labels.
       batch_coupled: True where the loss mixes examples of a batch so that splitting it changes the result.
+      metrics: what every number means that training, ``evaluate`` and ``meters`` measure.
     """
 
     inputs: tuple[str, ...]
     batch_coupled: bool
+    metrics: Mapping[str, Metric]
 
     def init(self, key: jax.Array, batch: Batch) -> Variables:
         """Fresh variables for a batch of these shapes."""
         ...
 
-    def loss(self, variables: Variables, batch: Batch, key: jax.Array) -> tuple[Sum, Variables]:
-        """The training loss as a ``Sum`` over the batch, and the model state (all but ``params``) after it."""
+    def loss(self, variables: Variables, batch: Batch, key: jax.Array) -> tuple[Loss, Variables]:
+        """The training loss over the batch, and the model state (all but ``params``) after it."""
         ...
 
     def predict(self, variables: Variables, inputs: Batch) -> Mapping[str, jax.Array]:
         """Inference: arrays with leading axis B, computed without labels, mask or randomness."""
         ...
 
-    def metrics(self, outputs: Mapping[str, jax.Array], batch: Batch) -> Mapping[str, Sum]:
-        """What adds up over examples (loss, accuracy), as ``Sum``s that give masked examples no weight."""
-        ...
+    def evaluate(self, variables: Variables, batch: Batch) -> tuple[Mapping[str, jax.Array], Mapping[str, Sum]]:
+        """What a batch with its labels is measured by.
 
-    def report(self, examples: Mapping[str, np.ndarray]) -> Mapping[str, Any]:
-        """What does not add up (F1, AUC, BLEU), on the host, from the outputs and labels of all real examples.
-
-        ``examples`` holds every output of ``predict`` and every non-input batch entry, each [N, ...], in the order
-        of the split. Values are floats or JSON-able nests of them; keys must not clash with those of ``metrics``.
+        Returns:
+          arrays [B, ...] by name, which ``meters`` and ``postprocess`` read and a run folder keeps (labels among them
+          where they are worth it; ``index`` comes by itself), whose other axes may be as long as the batch's own; and
+          what adds up over examples (loss, accuracy), as ``Sum``s that give masked examples no weight.
         """
         ...
 
-    def present(self, output: Mapping[str, np.ndarray]) -> dict[str, Any]:
-        """One input's outputs (no batch axis) as the JSON-able answer that a user of the model reads."""
+    def meters(self) -> Mapping[str, Meter]:
+        """Fresh meters of what does not add up (F1, AUC, BLEU). The names in their results and those of the ``Sum``s
+        are all different."""
         ...
 
-    def join(self, parts: Sequence[Mapping[str, np.ndarray]]) -> Mapping[str, np.ndarray]:
-        """The outputs of the examples that one input was read as, in order, as ``present`` takes those of one input.
+    def postprocess(self, output: Mapping[str, np.ndarray], example: Example) -> dict[str, Any]:
+        """One input's outputs (no batch axis) as the JSON-able answer that a user of the model reads.
 
-        Raises:
-          UserError: an input of this task is one example.
+        ``example`` is what the model was given, after the transforms, and what the codec says beside that (a size, a
+        length, a name); of outputs that ``merge`` has merged, the first of the examples.
         """
         ...
 
@@ -154,16 +157,20 @@ class Task(Protocol):
 class Meter(Protocol):
     """What a task measures that does not add up: fed on batches, merged over hosts, and read once.
 
-    ``evaluate.CollectAll(f)`` keeps all examples and calls ``f`` of them at the end; one that can do with less
-    (counts per class, a histogram of scores) keeps less.
+    ``evaluate.CollectAll(f)`` keeps all examples and calls ``f`` of them at the end; ``evaluate.Totals(count, f)``
+    keeps sums of what ``count`` makes of a batch.
     """
 
     def update(self, examples: Mapping[str, np.ndarray]) -> None:
-        """Takes the arrays of ``Task.evaluate`` for the real examples of a batch, [n, ...] each, on the host."""
+        """Takes what ``Task.evaluate`` gives of this host's real examples of a batch, and ``index``: [n, ...] each."""
         ...
 
-    def merge(self, other: Any) -> None:
-        """Takes what another meter of this kind has seen."""
+    def state(self) -> Mapping[str, np.ndarray]:
+        """What it has seen, as arrays that go from host to host."""
+        ...
+
+    def merge(self, state: Mapping[str, np.ndarray]) -> None:
+        """Takes what a meter of this kind has seen on another host."""
         ...
 
     def result(self) -> Mapping[str, Any]:
@@ -173,13 +180,16 @@ class Meter(Protocol):
 
 class Evaluator(Protocol):
     """``config.evaluators.NAME``: measures a model in its own way, on as many splits as it needs (ranking a whole
-    catalogue, retrieval, verification pairs, generation). Without any, ``val`` and ``test`` are evaluated.
+    catalogue, retrieval, verification pairs, generation), beside ``val`` and ``test``, which are always evaluated
+    where there are such splits.
 
     Attributes:
-      final: whether it runs once, on the checkpoint that the run ends with, rather than each ``train.eval_every``.
+      final: whether it runs once, on the checkpoint that the run ends with, rather than each ``train.eval_every`` too.
+      metrics: what every number means that it measures.
     """
 
     final: bool
+    metrics: Mapping[str, Metric]
 
     def run(self, task: Task, variables: Variables, data: Any, mesh: Any) -> Mapping[str, Any]:
         """The metrics, logged and kept under the evaluator's name; ``data`` is ``data.pipeline.Prepared``."""
@@ -271,7 +281,7 @@ class Evaluated(NamedTuple):
     """
 
     split: str
-    metrics: Mapping[str, Any]
+    metrics: dict[str, Any]
     examples: Mapping[str, np.ndarray]
 
 

@@ -29,7 +29,7 @@ import optax
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from bigbase_jax.core import Batch, PyTree, Sum, Task, TrainState, UserError, add, flatten
+from bigbase_jax.core import Array, Batch, Loss, PyTree, Sum, Task, TrainState, UserError, add, flatten
 
 AXES = DATA, FSDP, EXPERT, PIPELINE, SEQUENCE, TENSOR = "data", "fsdp", "expert", "pipeline", "sequence", "tensor"
 BATCH = (DATA, FSDP, EXPERT)
@@ -58,6 +58,8 @@ STACK = re.compile(r"(^|\.)blocks\.")
 FSDP_MIN_SIZE = 2**14
 """Parameters with fewer elements stay whole under the ``fsdp`` preset: gathering them costs more than it saves."""
 PRESETS = ("replicated", FSDP, TENSOR, PIPELINE)
+LOSS = "loss"
+"""What the only term of a loss is called, and the sum of several."""
 BASE = "base"
 """The collection of the model state that holds frozen parameters: they live where parameters do, and no step changes
 them, averages them over devices or computes a gradient for them."""
@@ -477,6 +479,27 @@ def init_state(
     return TrainState(jnp.int32(0), params, variables, tx.init(params, **(numbers or {})), average, key)
 
 
+class Gradient(NamedTuple):
+    """What a batch makes of a training state.
+
+    Attributes:
+      objective: f32[], what ``grads`` is the gradient of: the loss times ``weight``.
+      sums: the terms of the loss and what is logged beside them, over the batch.
+      grads: as the parameters.
+      model_state: the new one, without ``BASE``.
+    """
+
+    objective: Array
+    sums: dict[str, Sum]
+    grads: PyTree
+    model_state: PyTree
+
+    @property
+    def weight(self) -> Array | float:
+        """What is still to be divided by: the weight of the only term; several have been divided by theirs."""
+        return self.sums[LOSS].weight if LOSS in self.sums else 1.0
+
+
 def loss_and_grads(
     task: Task,
     state: TrainState,
@@ -485,79 +508,112 @@ def loss_and_grads(
     microbatches: int,
     gather: Callable[[PyTree], PyTree] = lambda lasting: lasting,
     scatter: Callable[[PyTree], PyTree] = lambda grads: grads,
-) -> tuple[Sum, PyTree, PyTree]:
-    """The loss ``Sum``, the gradient of its total, and the new model state without ``BASE``, in equal slices.
+    everywhere: Callable[[PyTree], PyTree] = lambda sums: sums,
+) -> Gradient:
+    """The loss, its gradient and the new model state, computed in equal slices of the batch.
 
-    The gradient is that of the total, not of the mean: totals and weights add up exactly over slices and devices.
+    Of a loss with one term, the gradient is that of the total, not of the mean: totals and weights add up exactly over
+    slices and devices. Of several terms, each is divided by its own weight, so all weights of the batch are summed
+    before the first gradient is computed; the compiler leaves out of that pass what weights do not depend on.
 
     Args:
       microbatches: the number of slices.
       gather: ``{"params": ..., BASE: ...}`` from where they live to where they are used.
       scatter: from where gradients arise to where parameters live.
+      everywhere: the sum over devices of what each has of its rows.
     """
     frozen, moving = _parted(state.model_state)
 
-    def total(params: PyTree, model_state: PyTree, rows: Batch, key: jax.Array) -> tuple[jax.Array, tuple[Sum, PyTree]]:
+    def loss_of(params: PyTree, model_state: PyTree, rows: Batch, key: jax.Array) -> tuple[Loss, PyTree]:
         loss, new = task.loss({**gather({"params": params, **frozen}), **model_state}, rows, key)
-        return jnp.sum(loss.total), (loss, _parted(new)[1])
+        return loss, _parted(new)[1]
 
-    def gradient(*args: Any) -> tuple[PyTree, tuple[Sum, PyTree]]:
-        grads, aux = jax.grad(total, has_aux=True)(*args)
-        return scatter(grads), aux
+    def gradient(
+        params: PyTree, model_state: PyTree, rows: Batch, key: jax.Array, weights: Mapping[str, jax.Array] | None = None
+    ) -> Gradient:
+        def objective(params: PyTree) -> tuple[Array, tuple[dict[str, Sum], PyTree]]:
+            loss, new = loss_of(params, model_state, rows, key)
+            sums = _sums(loss)
+            if set(loss.terms) == {LOSS}:
+                parts: dict[str, Array] = {LOSS: sums[LOSS].total}
+            else:
+                whole = everywhere(_weights(loss)) if weights is None else weights
+                parts = {name: Sum(sums[name].total, jax.lax.stop_gradient(whole[name])).mean() for name in loss.terms}
+            scaled = [loss.scale[name] * part if name in loss.scale else part for name, part in parts.items()]
+            return sum(scaled[1:], scaled[0]), (sums, new)
+
+        (value, (sums, new)), grads = jax.value_and_grad(objective, has_aux=True)(params)
+        return Gradient(value, sums, scatter(grads), new)
 
     if microbatches == 1:
-        grads, (loss, model_state) = gradient(state.params, moving, batch, key)
-        return loss, grads, model_state
-
-    def body(
-        carry: tuple[Sum, PyTree, PyTree], slice_: tuple[Batch, jax.Array]
-    ) -> tuple[tuple[Sum, PyTree, PyTree], None]:
-        loss, grads, model_state = carry
-        rows, slice_key = slice_
-        more, (more_loss, model_state) = gradient(state.params, model_state, rows, slice_key)
-        return (add(loss, more_loss), add(grads, more), model_state), None
+        return gradient(state.params, moving, batch, key)
 
     # Slice m takes rows m, m + M, m + 2M, ...: every device keeps its own rows, and nothing moves between devices.
     split = {name: jnp.swapaxes(x.reshape(-1, microbatches, *x.shape[1:]), 0, 1) for name, x in batch.items()}
-    zero = Sum(jnp.float32(0), jnp.float32(0))
-    carry = (zero, jax.tree.map(jnp.zeros_like, state.params), moving)
-    (loss, grads, model_state), _ = jax.lax.scan(body, carry, (split, jax.random.split(key, microbatches)))
-    return loss, grads, model_state
+    slices = split, jax.random.split(key, microbatches)
+    rows, slice_key = jax.tree.map(lambda x: x[0], slices)
+    loss, _ = jax.eval_shape(loss_of, state.params, moving, rows, slice_key)
+    weights = None
+    if set(loss.terms) != {LOSS}:
+
+        def more_weight(weights: PyTree, slice_: tuple[Batch, jax.Array]) -> tuple[PyTree, None]:
+            return add(weights, _weights(loss_of(state.params, moving, *slice_)[0])), None
+
+        weights = everywhere(jax.lax.scan(more_weight, dict.fromkeys(loss.terms, jnp.float32(0)), slices)[0])
+
+    def more(before: Gradient, slice_: tuple[Batch, jax.Array]) -> tuple[Gradient, None]:
+        found = gradient(state.params, before.model_state, *slice_, weights)
+        objective, sums, grads = add(before[:3], found[:3])
+        return Gradient(objective, sums, grads, found.model_state), None
+
+    nothing = jnp.float32(0)
+    zeros = dict.fromkeys((*loss.terms, *loss.aux), Sum(nothing, nothing)), jax.tree.map(jnp.zeros_like, state.params)
+    return jax.lax.scan(more, Gradient(nothing, *zeros, moving), slices)[0]
+
+
+def _sums(loss: Loss) -> dict[str, Sum]:
+    """The terms and what is logged beside them, each as two numbers."""
+    together = {**loss.terms, **loss.aux}
+    if len(together) < len(loss.terms) + len(loss.aux) or (LOSS in together) != (set(loss.terms) == {LOSS}):
+        raise ValueError(
+            f"a loss has the terms {list(loss.terms)} and aux {list(loss.aux)}; let all names differ, and only a term "
+            "that is alone be called 'loss'."
+        )
+    return {name: Sum(jnp.sum(part.total), jnp.sum(part.weight)) for name, part in together.items()}
+
+
+def _weights(loss: Loss) -> dict[str, jax.Array]:
+    return {name: jnp.sum(term.weight) for name, term in loss.terms.items()}
 
 
 def apply_gradients(
-    state: TrainState,
-    tx: optax.GradientTransformation,
-    loss: Sum,
-    grads: PyTree,
-    model_state: PyTree,
-    ema_decay: float | None,
+    state: TrainState, tx: optax.GradientTransformation, found: Gradient, ema_decay: float | None
 ) -> tuple[TrainState, dict[str, Sum]]:
     """Divides by the weight, updates parameters and moving average; returns the new state and what to log.
 
     The learning rate is logged where the optimizer's state shows it, as that of ``optax.inject_hyperparams`` does.
-    ``model_state`` is what has changed of it; the rest stays as it is, in the moving average too.
+    The gradient's ``model_state`` is what has changed of it; the rest stays as it is, in the moving average too.
     The average's decay is warmed up as ``min(decay, (1 + t) / (10 + t))``, so that the random start is forgotten.
     """
-    weight = jnp.sum(loss.weight)
+    weight = jnp.asarray(found.weight)
     scale = 1.0 / jnp.where(weight == 0, 1.0, weight)
-    norm = scale * optax.global_norm(grads)  # of the total's gradient: so the scaled one is never written to memory
-    grads = jax.tree.map(lambda g: g * scale, grads)
+    norm = scale * optax.global_norm(found.grads)  # of the total's: so the scaled gradient is never written to memory
+    grads = jax.tree.map(lambda g: g * scale, found.grads)
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     ema = state.ema
     if ema is not None and ema_decay is not None:
         t = state.step.astype(jnp.float32)
         decay = jnp.minimum(ema_decay, (1 + t) / (10 + t))
-        moved = {"params": params, **model_state}
+        moved = {"params": params, **found.model_state}
         past = {name: ema[name] for name in moved}
         ema = {**ema, **jax.tree.map(lambda old, new: old + (1 - decay) * (new - old), past, moved)}
     one = jnp.float32(1)
-    sums = {"loss": Sum(jnp.sum(loss.total), weight), "grad_norm": Sum(norm, one)}
+    sums = {**found.sums, LOSS: Sum(found.objective, weight), "grad_norm": Sum(norm, one)}
     shown = getattr(opt_state, "hyperparams", {})
     if "learning_rate" in shown:
         sums["learning_rate"] = Sum(shown["learning_rate"], one)
-    model_state = {**state.model_state, **model_state}
+    model_state = {**state.model_state, **found.model_state}
     return TrainState(state.step + 1, params, model_state, opt_state, ema, state.key), sums
 
 
@@ -566,7 +622,7 @@ def plain_step(
     tx: optax.GradientTransformation,
     microbatches: int = 1,
     ema_decay: float | None = None,
-    gradient: Callable[[TrainState, Batch, jax.Array], tuple[Sum, PyTree, PyTree]] | None = None,
+    gradient: Callable[[TrainState, Batch, jax.Array], Gradient] | None = None,
 ) -> Step:
     """The training step ``(state, batch) -> (state, sums)``, not compiled yet.
 
@@ -576,7 +632,7 @@ def plain_step(
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Sum]]:
         key = jax.random.fold_in(state.key, state.step)
         found = gradient(state, batch, key) if gradient else loss_and_grads(task, state, batch, key, microbatches)
-        return apply_gradients(state, tx, *found, ema_decay)
+        return apply_gradients(state, tx, found, ema_decay)
 
     return step
 
@@ -621,7 +677,7 @@ def train_step(
     lasting = {"params": homes.params, **_parted(homes.model_state)[0]}
     specs = jax.tree.map(lambda home: home.spec, lasting)
 
-    def constrained(state: TrainState, batch: Batch, key: jax.Array) -> tuple[Sum, PyTree, PyTree]:
+    def constrained(state: TrainState, batch: Batch, key: jax.Array) -> Gradient:
         """The global program; the compiler partitions it. Parameters are made whole over ``fsdp`` before their first
         use, except for stacks, which the compiler gathers layer by layer; gradients go back to the pieces."""
         if not any(_names(spec) for spec in jax.tree.leaves(specs, is_leaf=_is_spec)):
@@ -636,19 +692,26 @@ def train_step(
             task, state, batch, key, microbatches, lambda tree: place(tree, whole), lambda g: place(g, homes.params)
         )
 
-    def local(state: TrainState, batch: Batch, key: jax.Array) -> tuple[Sum, PyTree, PyTree]:
+    def local(state: TrainState, batch: Batch, key: jax.Array) -> Gradient:
         """One device's rows and pieces; its collectives are written out: the gradient of ``all_gather`` is a
         reduce-scatter."""
         key = jax.random.fold_in(key, jax.lax.axis_index(BATCH))
         with nn.intercept_methods(_synchronise_batchnorm):
-            loss, grads, model_state = loss_and_grads(
-                task, state, batch, key, microbatches, lambda tree: jax.tree.map(_all_gather, tree, specs)
+            found = loss_and_grads(
+                task,
+                state,
+                batch,
+                key,
+                microbatches,
+                gather=lambda tree: jax.tree.map(_all_gather, tree, specs),
+                everywhere=lambda sums: jax.lax.psum(sums, BATCH),
             )
         live = [axis for axis in BATCH if mesh.shape[axis] > 1]
         grads = jax.tree.map(
-            lambda g, spec: jax.lax.psum(g, [a for a in live if a not in _names(spec)]), grads, specs["params"]
+            lambda g, spec: jax.lax.psum(g, [a for a in live if a not in _names(spec)]), found.grads, specs["params"]
         )
-        return jax.lax.psum(loss, BATCH), grads, jax.lax.pmean(model_state, BATCH)
+        objective, sums = jax.lax.psum((found.objective, found.sums), BATCH)
+        return Gradient(objective, sums, grads, jax.lax.pmean(found.model_state, BATCH))
 
     everywhere, rows = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec(BATCH))
     if mode == "jit":
@@ -656,7 +719,7 @@ def train_step(
     else:
         # Without the check of varying axes, gradients stay local until the one psum above.
         inputs = (jax.tree.map(lambda home: home.spec, homes), PartitionSpec(BATCH), PartitionSpec())
-        outputs = (PartitionSpec(), specs["params"], PartitionSpec())
+        outputs = Gradient(PartitionSpec(), PartitionSpec(), specs["params"], PartitionSpec())  # type: ignore[arg-type]
         gradient = jax.shard_map(local, mesh=mesh, in_specs=inputs, out_specs=outputs, check_vma=False)
     step = plain_step(task, tx, microbatches, ema_decay, gradient)
     jitted = jax.jit(step, donate_argnums=0, in_shardings=(homes, rows), out_shardings=(homes, everywhere))
@@ -693,16 +756,23 @@ def _synchronise_batchnorm(call: Any, args: Any, kwargs: Any, context: Any) -> A
 def eval_step(task: Task, mesh: Mesh) -> Callable[[PyTree, Batch], tuple[dict[str, Any], dict[str, Sum]]]:
     """The compiled evaluation step ``(variables, batch) -> (examples, sums)``.
 
-    ``examples`` holds the outputs of ``predict`` and the batch's non-input entries, whole on every host.
+    ``examples`` holds the arrays of ``Task.evaluate``, ``mask`` and ``index``, spread as the rows of the batch are.
     """
-    everywhere = NamedSharding(mesh, PartitionSpec())
 
     def step(variables: PyTree, batch: Batch) -> tuple[dict[str, Any], dict[str, Sum]]:
-        outputs = task.predict(variables, {name: batch[name] for name in task.inputs})
-        labels = {name: x for name, x in batch.items() if name not in task.inputs}
-        return {**labels, **outputs}, dict(task.metrics(outputs, batch))
+        examples, sums = task.evaluate(variables, batch)
+        return {**examples, **{name: batch[name] for name in ("mask", "index") if name in batch}}, dict(sums)
 
-    return _InMesh(jax.jit(step, out_shardings=(everywhere, everywhere)), mesh)
+    rows, everywhere = NamedSharding(mesh, PartitionSpec(BATCH)), NamedSharding(mesh, PartitionSpec())
+    return _InMesh(jax.jit(step, out_shardings=(rows, everywhere)), mesh)
+
+
+def rows_here(x: jax.Array) -> np.ndarray:
+    """The rows of an array, spread as those of a batch are, that this process has, in order."""
+    if jax.process_count() == 1:
+        return np.asarray(x)
+    pieces = {shard.index[0].start or 0: shard.data for shard in x.addressable_shards}
+    return np.concatenate([np.asarray(pieces[start]) for start in sorted(pieces)])
 
 
 @jax.jit

@@ -20,9 +20,9 @@ from ml_collections import ConfigDict
 
 from bigbase_jax import parallel, pretrained
 from bigbase_jax.build import build
-from bigbase_jax.core import Task, TrainState, UserError
+from bigbase_jax.core import Evaluated, Task, TrainState, UserError
 from bigbase_jax.data.pipeline import Prepared
-from bigbase_jax.evaluate import Evaluation, evaluate
+from bigbase_jax.evaluate import evaluate
 from bigbase_jax.optim import Optimizer
 from bigbase_jax.parallel import MeshShape
 from bigbase_jax.runtime import distributed
@@ -220,7 +220,7 @@ def train(config: ConfigDict, workdir: str, name: str = "", observe: Observe | N
                 if "val" in data.splits and (_due(step, eval_every) or step == total):
                     with log.pause(), watch.pause():
                         log.check(step)
-                        metrics = evaluate_split(state.variables(), "val").metrics
+                        metrics = evaluate_split(state.variables(), "val", keep=False).metrics
                         log.metrics(step, "val", metrics)
                     progress = _judge(progress, step, metrics, loop)
                     reason = observe(step, metrics) if observe else None
@@ -251,7 +251,7 @@ def train(config: ConfigDict, workdir: str, name: str = "", observe: Observe | N
     return write_evaluation(run, step, split, found)
 
 
-def write_evaluation(run: RunDir, step: int, split: str, found: Evaluation) -> dict[str, Any]:
+def write_evaluation(run: RunDir, step: int, split: str, found: Evaluated) -> dict[str, Any]:
     """Keeps an evaluation in the run folder; returns ``{"step", "split", every metric}``."""
     result = {"step": step, "split": split, **found.metrics}
     run.write_npz(f"predictions-{split}.npz", found.examples)
@@ -264,8 +264,10 @@ def _due(step: int, every: float) -> bool:
     return math.floor(step / every) > math.floor((step - 1) / every)
 
 
-def _evaluate_split(task: Task, eval_step: Any, data: Prepared, mesh: Any, variables: Any, split: str) -> Evaluation:
-    return evaluate(task, eval_step, variables, data.eval_batches(split, parallel.host(mesh)), mesh)
+def _evaluate_split(
+    task: Task, eval_step: Any, data: Prepared, mesh: Any, variables: Any, split: str, keep: bool = True
+) -> Evaluated:
+    return evaluate(task, eval_step, variables, data.eval_batches(split, parallel.host(mesh)), mesh, split, keep)
 
 
 def _save(checkpoints: Checkpoints, log: Log, step: int, state: TrainState, progress: dict[str, Any]) -> None:

@@ -4,6 +4,7 @@ Axes: B examples, D inputs, H hidden units, R rank.
 """
 
 import copy
+import functools
 import json
 import math
 import pathlib
@@ -18,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from toys import Net, Regression, regression_batch
+from toys import Net, Regression, loss_of, measured, regression_batch
 
 from bigbase_jax import parallel, verbs
 from bigbase_jax import train as training
@@ -148,13 +149,13 @@ def test_an_adapted_model_starts_as_its_base_and_merges_into_a_plain_one(case):
     assert np.abs(np.asarray(after[name]) - np.asarray(before[name])).max() > 1e-2
     assert_close(after, merged)
 
-    def total(loss, of):
+    def total(task, of):
         def value(params):
-            return loss(of({**variables, "params": params}), batch, KEY)[0].total
+            return loss_of(task, of({**variables, "params": params}), batch, KEY)[0].total
 
         return jax.jit(jax.value_and_grad(value))(variables["params"])
 
-    own, wanted = total(task.loss, lambda v: v), total(task.task.loss, task.unwrap)
+    own, wanted = total(task, lambda v: v), total(task.task, task.unwrap)
     assert all(np.abs(np.asarray(x)).max() > 1e-4 for x in jax.tree.leaves(wanted[1]))
     assert_close(own, wanted, 1e-4)
 
@@ -174,7 +175,7 @@ def test_the_gradient_is_that_of_the_formula_written_out():
         return jnp.sum(batch["mask"] * (y_B - batch["y"]) ** 2)
 
     def total(params):
-        return task.loss({**variables, "params": params}, batch, KEY)[0].total
+        return loss_of(task, {**variables, "params": params}, batch, KEY)[0].total
 
     hidden, bias = variables["params"]["hidden"], variables["params"]["out"]["bias"]
     loss, grads = jax.jit(jax.value_and_grad(total))(variables["params"])
@@ -238,13 +239,13 @@ def test_dropout_drops_inputs_of_the_adapter_alone():
     variables = born(task, batch)
     eye = {"layer": {"lora_a": jnp.eye(3), "lora_b": jnp.eye(3)}}
     variables = {**variables, "params": eye}
-    y, _ = task.loss(variables, batch, KEY)
+    y, _ = loss_of(task, variables, batch, KEY)
     ratio = np.asarray(y / batch["x"])
     kept = np.isclose(ratio, 1 / 0.75)
     assert np.all(kept | (ratio == 0)) and abs(kept.mean() - 0.75) < 0.03
     assert_close(task.predict(variables, batch)["y_hat"], batch["x"])
-    assert_equal(y, task.loss(variables, batch, KEY)[0])
-    assert np.any(y != task.loss(variables, batch, jax.random.key(1))[0])
+    assert_equal(y, loss_of(task, variables, batch, KEY)[0])
+    assert np.any(y != loss_of(task, variables, batch, jax.random.key(1))[0])
 
 
 def test_dropout_differs_between_the_layers_of_a_stack_and_between_steps():
@@ -260,7 +261,7 @@ def test_dropout_differs_between_the_layers_of_a_stack_and_between_steps():
         return call(*args, **kwargs)
 
     with nn.intercept_methods(seen):
-        jax.jit(task.loss)(variables, batch, KEY)
+        jax.jit(functools.partial(loss_of, task))(variables, batch, KEY)
         jax.effects_barrier()
     assert len(masks) == 2 and np.any(masks[0] != masks[1])
 
@@ -413,8 +414,8 @@ def test_frozen_parameters_are_the_models_own():
     assert_equal(task.unwrap(variables), born(task.task, batch))
     assert all("block_1" in name or name.startswith("head") for name in flatten(variables["params"]))
     assert not any("block_1" in name for name in flatten(variables["base"]))
-    total = lambda p: task.loss({**variables, "params": p}, batch, KEY)[0].total  # noqa: E731
-    inside = lambda p: task.task.loss({"params": p}, batch, KEY)[0].total  # noqa: E731
+    total = lambda p: loss_of(task, {**variables, "params": p}, batch, KEY)[0].total  # noqa: E731
+    inside = lambda p: loss_of(task.task, {"params": p}, batch, KEY)[0].total  # noqa: E731
     grads = jax.jit(jax.grad(total))(variables["params"])
     whole = jax.jit(jax.grad(inside))(task.unwrap(variables)["params"])
     wanted = flatten(whole)
@@ -434,15 +435,16 @@ def test_everything_else_is_the_tasks():
     logp = own(variables, batch)
     assert_close(logp, inside(task.unwrap(variables), batch))
     assert np.abs(logp - inside(born(task.task, batch), batch)).max() > 1e-2
-    outputs = jax.jit(task.predict)(variables, batch)
-    assert set(task.metrics(outputs, batch)) == {"loss", "bits_per_byte"}
+    outputs, sums = jax.jit(task.evaluate)(variables, batch)
+    assert set(sums) == {"loss", "bits_per_byte"} and task.metrics is task.task.metrics
     host = jax.device_get(dict(outputs))
-    assert task.report(host)["tokens"] == 32 and task.present({name: x[0] for name, x in host.items()})["tokens"] == 8
+    one = {name: x[0] for name, x in host.items()}
+    assert measured(task, host)["tokens"] == 32 and task.postprocess(one, {})["tokens"] == 8
     assert pickle.loads(pickle.dumps(Frozen(Regression(), "out"))) == copy.deepcopy(Frozen(Regression(), "out"))
     assert not hasattr(LoRA(vit()), "passages")
     mixed = LoRA(Mix(vit(), 0.2), 3)
     assert_equal(born(mixed)["base"], born(mixed.task)["params"])
-    assert jax.jit(mixed.loss)(born(mixed), pictures(), KEY)[0].weight == 16
+    assert jax.jit(functools.partial(loss_of, mixed))(born(mixed), pictures(), KEY)[0].weight == 16
 
 
 @pytest.mark.parametrize(
@@ -549,7 +551,7 @@ def test_an_adapter_of_something_else_is_refused(tmp_path):
 def test_statistics_that_moved_are_saved_with_the_adapter(tmp_path):
     task, batch = Frozen(Regression(Net(norm=True)), "^out"), regression_batch(16)
     variables = born(task, batch)
-    _, state = jax.jit(task.loss)(variables, batch, KEY)
+    _, state = jax.jit(functools.partial(loss_of, task))(variables, batch, KEY)
     save_adapter(tmp_path, task, {**state, "params": variables["params"]})
     loaded = load_adapter(tmp_path, task, variables)
     assert np.any(loaded["batch_stats"]["norm"]["mean"] != variables["batch_stats"]["norm"]["mean"])

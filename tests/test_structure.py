@@ -23,7 +23,7 @@ ALLOWED = {  # file or folder -> the files and folders of ours that it may impor
     "decoding": ("core",),
     "text": LEAVES,
     "data": (*LEAVES, "text"),
-    "tasks": (*LEAVES, "models", "decoding", "text"),
+    "tasks": (*LEAVES, "models", "decoding", "text", "evaluate"),
     "wrappers": (*LEAVES, "parallel"),
     "pretrained": (*LEAVES, "models", "text"),
     "inference": (*LEAVES, "parallel", "models", "decoding", "text", "data", "tasks", "pretrained"),

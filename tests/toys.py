@@ -1,12 +1,14 @@
 """Tiny stand-ins for a task, for tests of what is around tasks."""
 
 import dataclasses
+from typing import ClassVar
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from bigbase_jax.core import Sum
+from bigbase_jax.core import Loss, Metric, Sum
+from bigbase_jax.evaluate import CollectAll
 
 
 class Net(nn.Module):
@@ -31,6 +33,7 @@ class Regression:
     model: nn.Module = dataclasses.field(default_factory=Net)
     batch_coupled: bool = False
     inputs: tuple = ("x",)
+    metrics: ClassVar = {"error": Metric("min"), "largest": Metric("min")}
 
     def init(self, key, batch):
         return self.model.init(key, jnp.zeros(batch["x"].shape))
@@ -38,19 +41,22 @@ class Regression:
     def loss(self, variables, batch, key):
         params, state = variables["params"], {k: v for k, v in variables.items() if k != "params"}
         y, new = self.model.apply({"params": params, **state}, batch["x"], train=True, mutable=list(state))
-        return Sum(jnp.sum(batch["mask"] * (y - batch["y"]) ** 2), jnp.sum(batch["mask"])), dict(new)
+        total = Sum(jnp.sum(batch["mask"] * (y - batch["y"]) ** 2), jnp.sum(batch["mask"]))
+        return Loss({"loss": total}), dict(new)
 
     def predict(self, variables, inputs):
         return {"y_hat": self.model.apply(variables, inputs["x"])}
 
-    def metrics(self, outputs, batch):
-        error = jnp.abs(outputs["y_hat"] - batch["y"])
-        return {"error": Sum(jnp.sum(error * batch["mask"]), jnp.sum(batch["mask"]))}
+    def evaluate(self, variables, batch):
+        y_hat = self.predict(variables, batch)["y_hat"]
+        error = jnp.abs(y_hat - batch["y"])
+        sums = {"error": Sum(jnp.sum(error * batch["mask"]), jnp.sum(batch["mask"]))}
+        return {"y_hat": y_hat, "y": batch["y"]}, sums
 
-    def report(self, examples):
-        return {"largest": float(abs(examples["y_hat"] - examples["y"]).max())}
+    def meters(self):
+        return {"largest": CollectAll(lambda kept: {"largest": float(abs(kept["y_hat"] - kept["y"]).max())})}
 
-    def present(self, output):
+    def postprocess(self, output, example):
         return {"y": float(output["y_hat"])}
 
 
@@ -59,3 +65,26 @@ def regression_batch(size, seed=0, masked=0):
     k1, k2 = jax.random.split(jax.random.key(seed))
     mask = jnp.ones(size).at[size - masked :].set(0.0)
     return {"x": jax.random.normal(k1, (size, 3)), "y": jax.random.normal(k2, (size,)), "mask": mask}
+
+
+def loss_of(task, variables, batch, key=None):
+    """The only term of a task's loss, and the model state after it."""
+    loss, state = task.loss(variables, batch, key)
+    assert loss.terms.keys() == {"loss"}
+    return loss.terms["loss"], state
+
+
+def sums_of(task, variables, batch):
+    """What adds up of a batch."""
+    return task.evaluate(variables, batch)[1]
+
+
+def measured(task, *parts):
+    """What a task's meters find in examples, all of which are in ``task.metrics`` or no numbers."""
+    found = {}
+    for meter in task.meters().values():
+        for examples in parts:
+            meter.update(examples)
+        found |= meter.result()
+    assert {name for name, x in found.items() if isinstance(x, (int, float))} <= task.metrics.keys()
+    return found

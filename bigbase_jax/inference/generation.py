@@ -608,7 +608,7 @@ def _translate_by_folder(path: str, model: EncoderDecoder, variables: Variables,
         examples = [encoder(tokens_S, None) for tokens_S in padded]
         batch = {name: np.stack([example[name] for example in examples]) for name in task.inputs}
         written_BM = np.asarray(translate(variables, batch))[: len(some)]
-        texts = task.present({"tokens": written_BM})["translation"].split("\n")
+        texts = task.postprocess({"tokens": written_BM}, {})["translation"].split("\n")
         seconds = round(time.monotonic() - began, 3)
         for prompt, text in zip(prompts[first : first + rows], texts, strict=True):
             line = {"prompt": prompt, "text": text, "seconds": seconds}

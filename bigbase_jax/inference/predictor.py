@@ -64,8 +64,8 @@ class Predictor:
             self.dataset_info = {**self.dataset_info, "encoding": self.codec.fields.encoding}
 
     def examples(self, given: bytes | str | Mapping[str, Any]) -> list[Example]:
-        """What the model reads of a file, its bytes or a row by entry: ``Task.inputs`` of one example or of several,
-        in order.
+        """What the model reads of a file, its bytes or a row by entry: one example or several, in order, with all of
+        ``Task.inputs``.
 
         Raises:
           UserError: it cannot be read.
@@ -81,12 +81,12 @@ class Predictor:
         for key, x in ready.items():
             if x.shape != self._shapes[key]:
                 raise UserError(f"its {key} has the shape {x.shape}, and the model was trained on {self._shapes[key]}.")
-        return ready
+        return {**fitted, **ready}
 
     def outputs(
         self, inputs: Iterable[Input], compute: Compute | None = None
-    ) -> Iterator[tuple[Input, list[Output] | UserError]]:
-        """Each input, lazily and in order, with the outputs of its examples, or why there are none.
+    ) -> Iterator[tuple[Input, list[tuple[Example, Output]] | UserError]]:
+        """Each input, lazily and in order, with its examples and the outputs of each, or why there are none.
 
         Args:
           compute: what to compute of the examples; None: ``Task.predict``.
@@ -105,18 +105,25 @@ class Predictor:
                 rows = ROWS if len(some) == ROWS else min(ROWS, 1 << max(len(examples) - 1, 0).bit_length())
             computed = self._compute(compiled, examples, rows)
             for item, found in zip(some, read, strict=True):
-                yield item, found if isinstance(found, UserError) else list(itertools.islice(computed, len(found)))
+                yield item, found if isinstance(found, UserError) else [(example, next(computed)) for example in found]
 
     def answers(self, inputs: Iterable[Input]) -> Iterator[tuple[Input, dict[str, Any]]]:
-        """Each input, lazily and in order, with ``Task.present`` of it, or ``{"error": why there is no answer}``.
+        """Each input, lazily and in order, with ``Task.postprocess`` of it, or ``{"error": why there is no answer}``.
 
-        Outputs of an input that was read as several examples are joined by ``Task.join``.
+        An input that was read as several examples has one answer where the task can merge their outputs
+        (``Task.merge``), and else one for each of them, with its number as ``part``.
         """
+        merge = getattr(self.task, "merge", None)
         for item, found in self.outputs(inputs):
             if isinstance(found, UserError):
                 yield item, {"error": str(found)}
-            else:
-                yield item, self.task.present(found[0] if len(found) == 1 else self.task.join(found))
+                continue
+            whole = found
+            if len(found) > 1 and merge is not None:
+                whole = [(found[0][0], merge([output for _, output in found]))]
+            for part, (example, output) in enumerate(whole):
+                number = {"part": part} if len(whole) > 1 else {}
+                yield item, {**number, **self.task.postprocess(output, example)}
 
     def _compute(self, compiled: Any, examples: Sequence[Example], rows: int) -> Iterator[Output]:
         """The outputs of examples, in order, by batches of so many rows: one shape, and so one compiled program."""

@@ -161,5 +161,7 @@ def train(
         eval_step = parallel.eval_step(task, mesh)
         for index in range(len(seeds)):
             batches = data.eval_batches(split, parallel.host(mesh))
-            metrics.append(evaluate(task, eval_step, member(state, index).variables(), batches, mesh).metrics)
+            metrics.append(
+                evaluate(task, eval_step, member(state, index).variables(), batches, mesh, keep=False).metrics
+            )
     return Trained(state, metrics, seconds)

@@ -17,7 +17,8 @@ import numpy as np
 from sklearn import metrics as sk
 
 from bigbase_jax.build import suggest
-from bigbase_jax.core import Batch, Sum, UserError, Variables
+from bigbase_jax.core import Batch, Example, Loss, Meter, Metric, Sum, UserError, Variables
+from bigbase_jax.evaluate import CollectAll
 from bigbase_jax.tasks.errors import model_errors
 
 LOSSES = ("softmax", "sigmoid", "squared")
@@ -54,6 +55,19 @@ class Classifier:
 
     inputs: ClassVar[tuple[str, ...]]
     batch_coupled: ClassVar[bool] = False
+    metrics: ClassVar[Mapping[str, Metric]] = {
+        "loss": Metric("min", "nats"),
+        "accuracy": Metric("max", "%"),
+        "top5_accuracy": Metric("max", "%", "Top-5 accuracy"),
+        "precision": Metric("max", "%"),
+        "recall": Metric("max", "%"),
+        "f1": Metric("max", "%", "F1"),
+        "precision_positive": Metric("max", "%", "Precision of the positive class"),
+        "recall_positive": Metric("max", "%", "Recall of the positive class"),
+        "f1_positive": Metric("max", "%", "F1 of the positive class"),
+        "auc": Metric("max", "", "AUC"),
+        "calibration_error": Metric("min"),
+    }
 
     def __post_init__(self) -> None:
         for name in ("class_names", "class_weights"):
@@ -97,7 +111,7 @@ class Classifier:
 
     # -- inside the compiled step ----------------------------------------------------------------------------------
 
-    def loss(self, variables: Variables, batch: Batch, key: jax.Array) -> tuple[Sum, Variables]:
+    def loss(self, variables: Variables, batch: Batch, key: jax.Array) -> tuple[Loss, Variables]:
         logits_BK, state = self.train_logits(variables, batch, key)
         y_BK = self.one_hot(batch["label"], logits_BK.shape[-1])
         weight_B = batch["mask"]
@@ -105,7 +119,7 @@ class Classifier:
             weight_B = weight_B * (y_BK @ jnp.asarray(self.class_weights, jnp.float32))
         smooth_BK = (1 - self.label_smoothing) * y_BK + self.label_smoothing / y_BK.shape[-1]
         loss_B = self.loss_of(logits_BK, smooth_BK)
-        return Sum(jnp.sum(weight_B * loss_B), jnp.sum(weight_B)), state
+        return Loss({"loss": Sum(jnp.sum(weight_B * loss_B), jnp.sum(weight_B))}), state
 
     def predict(self, variables: Variables, inputs: Batch) -> Mapping[str, jax.Array]:
         """``logits`` and ``probabilities``, f32[B,K] each; probabilities of sigmoid losses are scaled to sum to 1."""
@@ -113,8 +127,10 @@ class Classifier:
         scores_BK = logits_BK if self.loss_kind == "softmax" else jax.nn.log_sigmoid(logits_BK)
         return {"logits": logits_BK, "probabilities": jax.nn.softmax(scores_BK)}
 
-    def metrics(self, outputs: Mapping[str, jax.Array], batch: Batch) -> Mapping[str, Sum]:
-        """``loss`` (neither smoothed nor weighted), ``accuracy``, and ``top5_accuracy`` for more than 5 classes."""
+    def evaluate(self, variables: Variables, batch: Batch) -> tuple[Mapping[str, jax.Array], Mapping[str, Sum]]:
+        """What ``predict`` gives, and ``label``; ``loss`` (neither smoothed nor weighted), ``accuracy``, and
+        ``top5_accuracy`` for more than 5 classes."""
+        outputs = self.predict(variables, batch)
         logits_BK, mask_B = outputs["logits"], batch["mask"]
         y_BK = self.one_hot(batch["label"], logits_BK.shape[-1])
         label_B = jnp.argmax(y_BK, -1)
@@ -124,7 +140,8 @@ class Classifier:
         }
         if logits_BK.shape[-1] > 5:
             values["top5_accuracy"] = jnp.any(jax.lax.top_k(logits_BK, 5)[1] == label_B[:, None], -1)
-        return {name: Sum(jnp.sum(mask_B * value_B), jnp.sum(mask_B)) for name, value_B in values.items()}
+        sums = {name: Sum(jnp.sum(mask_B * value_B), jnp.sum(mask_B)) for name, value_B in values.items()}
+        return {**outputs, "label": jnp.asarray(batch["label"])}, sums
 
     def one_hot(self, label: jax.Array | np.ndarray, num_classes: int | None = None) -> jax.Array:
         """i32[B] labels -> f32[B,K]; soft labels f32[B,K] stay as they are."""
@@ -144,7 +161,10 @@ class Classifier:
 
     # -- on the host -----------------------------------------------------------------------------------------------
 
-    def report(self, examples: Mapping[str, np.ndarray]) -> Mapping[str, Any]:
+    def meters(self) -> Mapping[str, Meter]:
+        return {"classes": CollectAll(self._measured, ("probabilities", "label"))}
+
+    def _measured(self, examples: Mapping[str, np.ndarray]) -> Mapping[str, Any]:
         """``precision``, ``recall``, ``f1``, ``auc``, ``calibration_error``, ``confusion_matrix`` and ``per_class``.
 
         Precision, recall and F1 are macro averages over the classes that occur among labels or predictions (as
@@ -185,16 +205,16 @@ class Classifier:
             },
         }
 
-    def present(self, output: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    def postprocess(self, output: Mapping[str, np.ndarray], example: Example) -> dict[str, Any]:
         """``{"label": name, "probability": p, "probabilities": {name: p, ...}}`` of one example."""
         p_K = np.asarray(output["probabilities"])
         names, best = self._names(len(p_K)), int(p_K.argmax())
         probabilities = {name: float(p) for name, p in zip(names, p_K, strict=True)}
         return {"label": names[best], "probability": float(p_K[best]), "probabilities": probabilities}
 
-    def join(self, parts: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    def merge(self, outputs: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
         """The mean of the probabilities."""
-        return {"probabilities": np.mean([part["probabilities"] for part in parts], axis=0)}
+        return {"probabilities": np.mean([output["probabilities"] for output in outputs], axis=0)}
 
     def _names(self, num_classes: int) -> Sequence[str]:
         return self.class_names or [str(k) for k in range(num_classes)]

@@ -16,7 +16,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bigbase_jax.core import Batch, Sum, UserError, Variables, joined
+from bigbase_jax.core import Batch, Example, Loss, Meter, Metric, Sum, UserError, Variables, joined
+from bigbase_jax.evaluate import Totals
 from bigbase_jax.models.layers import ModelError
 from bigbase_jax.tasks import chunks
 from bigbase_jax.text.tokenizer import load
@@ -51,7 +52,15 @@ class CausalLanguageModel:
     weighted: bool | None = None
 
     batch_coupled: ClassVar[bool] = False
-    join = staticmethod(joined)
+    metrics: ClassVar[Mapping[str, Metric]] = {
+        "loss": Metric("min", "nats"),
+        "bits_per_byte": Metric("min", "bits"),
+        "perplexity": Metric("min"),
+        "tokens": Metric(),
+        "exact_match": Metric("max", "%"),
+        "answers": Metric(),
+    }
+    merge = staticmethod(joined)
 
     def __post_init__(self) -> None:
         size = getattr(self.model, "vocab_size", None)
@@ -89,13 +98,12 @@ class CausalLanguageModel:
         except ModelError as error:
             raise UserError(str(error)) from error
 
-    def loss(self, variables: Variables, batch: Batch, key: jax.Array) -> tuple[Sum, Variables]:
+    def loss(self, variables: Variables, batch: Batch, key: jax.Array) -> tuple[Loss, Variables]:
         """Cross-entropy in nats; its weight is the number of targets that count."""
         logp_BL = self.log_probability(variables, batch, train=True, key=key)
         weight_BL = self._real(batch) * batch["mask"][:, None]
-        return Sum(-jnp.sum(weight_BL * logp_BL), jnp.sum(weight_BL)), {
-            k: v for k, v in variables.items() if k != "params"
-        }
+        loss = Loss({"loss": Sum(-jnp.sum(weight_BL * logp_BL), jnp.sum(weight_BL))})
+        return loss, {k: v for k, v in variables.items() if k != "params"}
 
     def predict(self, variables: Variables, inputs: Batch) -> Mapping[str, jax.Array]:
         """Of targets that count: ``log_probability`` f32[B,L], ``target`` i32[B,L] (-1: none), ``bytes`` i32[B,L].
@@ -111,11 +119,12 @@ class CausalLanguageModel:
         }
         return {**found, "likeliest": (real_BL > 0) & likeliest_BL} if self.weighted else found
 
-    def metrics(self, outputs: Mapping[str, jax.Array], batch: Batch) -> Mapping[str, Sum]:
-        """``loss`` in nats per token, and ``bits_per_byte`` of text, which compares across tokenizers."""
-        mask_B1 = batch["mask"][:, None]
+    def evaluate(self, variables: Variables, batch: Batch) -> tuple[Mapping[str, jax.Array], Mapping[str, Sum]]:
+        """What ``predict`` gives; ``loss`` in nats per token, and ``bits_per_byte`` of text, which compares across
+        tokenizers."""
+        outputs, mask_B1 = self.predict(variables, batch), batch["mask"][:, None]
         nats = -jnp.sum(outputs["log_probability"] * mask_B1)
-        return {
+        return outputs, {
             "loss": Sum(nats, jnp.sum((outputs["target"] != PADDING) * mask_B1)),
             "bits_per_byte": Sum(nats / math.log(2), jnp.sum(outputs["bytes"] * mask_B1)),
         }
@@ -160,26 +169,28 @@ class CausalLanguageModel:
 
     # -- on the host -----------------------------------------------------------------------------------------------
 
-    def report(self, examples: Mapping[str, np.ndarray]) -> Mapping[str, Any]:
+    def meters(self) -> Mapping[str, Meter]:
         """``perplexity``, the exponential of the mean loss, and ``tokens``, the number of targets.
 
         Where ``weighted``, also ``answers``, the number of runs of targets that count, and ``exact_match``, the share
         of them that the model writes as they stand when it takes the likeliest token each time: those of which every
         token is the likeliest after the ones before it.
         """
-        real_NL = examples["target"] != PADDING
-        count = int(real_NL.sum())
-        nats = -float(examples["log_probability"].sum(dtype=np.float64))
-        found: dict[str, Any] = {"perplexity": _exp(nats / max(count, 1)), "tokens": count}
-        if self.weighted:
+
+        def answered(examples: Mapping[str, np.ndarray]) -> Mapping[str, int]:
+            real_NL = examples["target"] != PADDING
             before_NL = np.pad(real_NL[:, :-1], ((0, 0), (1, 0)))
             run_NL = np.cumsum(real_NL & ~before_NL).reshape(real_NL.shape) - 1
-            answers = int(run_NL.max(initial=-1)) + 1
             wrong = np.unique(run_NL[real_NL & ~examples["likeliest"].astype(bool)])
-            found |= {"exact_match": 1 - len(wrong) / max(answers, 1), "answers": answers}
-        return found
+            return {"answers": int(run_NL.max(initial=-1)) + 1, "wrong": len(wrong)}
 
-    def present(self, output: Mapping[str, np.ndarray]) -> dict[str, Any]:
+        def exact(sums: Mapping[str, Any]) -> Mapping[str, Any]:
+            return {"exact_match": 1 - sums["wrong"] / max(sums["answers"], 1), "answers": int(sums["answers"])}
+
+        found = {"perplexity": perplexity("tokens")}
+        return {**found, "answers": Totals(answered, exact)} if self.weighted else found
+
+    def postprocess(self, output: Mapping[str, np.ndarray], example: Example) -> dict[str, Any]:
         """How well the model knows a text: ``tokens``, ``loss``, ``perplexity``, ``bits_per_byte`` and ``text``.
 
         ``text`` holds [token, natural logarithm of its probability] for every token that was predicted.
@@ -211,6 +222,21 @@ class CausalLanguageModel:
         if self.tokenizer is None:
             return [str(t) for t in target_T]
         return load(self.tokenizer).pieces(target_T.tolist())
+
+
+def perplexity(count: str | None = None) -> Totals:
+    """A meter of the perplexity of tokens: the exponential of the mean of minus ``log_probability`` [N,L] over those
+    of which ``target`` is not -1; and of how many these are, under the name ``count`` where there is one."""
+
+    def summed(examples: Mapping[str, np.ndarray]) -> Mapping[str, Any]:
+        nats = -examples["log_probability"].sum(dtype=np.float64)
+        return {"nats": nats, "count": (examples["target"] != PADDING).sum()}
+
+    def measured(sums: Mapping[str, Any]) -> Mapping[str, Any]:
+        found = {"perplexity": _exp(float(sums["nats"] / max(sums["count"], 1)))}
+        return {**found, count: int(sums["count"])} if count else found
+
+    return Totals(summed, measured)
 
 
 def _exp(x: float) -> float:

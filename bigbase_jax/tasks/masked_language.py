@@ -7,7 +7,6 @@ entries of the vocabulary, G guesses.
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -16,8 +15,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bigbase_jax.core import Batch, Sum, UserError, Variables, joined
+from bigbase_jax.core import Batch, Example, Loss, Meter, Metric, Sum, UserError, Variables, joined
 from bigbase_jax.tasks.errors import model_errors
+from bigbase_jax.tasks.language import perplexity
 from bigbase_jax.text.tokenizer import load
 
 NONE = -1
@@ -53,7 +53,16 @@ class MaskedLanguageModel:
 
     inputs: ClassVar[tuple[str, ...]] = ("tokens", "segment_ids", "positions", "token_type_ids", "at", "targets")
     batch_coupled: ClassVar[bool] = False
-    join = staticmethod(joined)
+    metrics: ClassVar[Mapping[str, Metric]] = {
+        "loss": Metric("min", "nats"),
+        "masked_loss": Metric("min", "nats", "Loss of hidden tokens"),
+        "masked_accuracy": Metric("max", "%", "Accuracy of hidden tokens"),
+        "next_loss": Metric("min", "nats", "Loss of the next sentence"),
+        "next_accuracy": Metric("max", "%", "Accuracy of the next sentence"),
+        "perplexity": Metric("min"),
+        "hidden_tokens": Metric(),
+    }
+    merge = staticmethod(joined)
 
     def __post_init__(self) -> None:
         if not hasattr(self.model, "masked"):
@@ -81,7 +90,7 @@ class MaskedLanguageModel:
         with model_errors():
             return self.model.init(key, one_1L, one_1L, one_1L, one_1L)
 
-    def loss(self, variables: Variables, batch: Batch, key: jax.Array) -> tuple[Sum, Variables]:
+    def loss(self, variables: Variables, batch: Batch, key: jax.Array) -> tuple[Loss, Variables]:
         """Cross-entropy in nats; its weight is the number of hidden tokens.
 
         Devlin et al. add the mean over pairs to that over hidden tokens. Here each hidden token bears, beside its own
@@ -93,7 +102,8 @@ class MaskedLanguageModel:
         total = -jnp.sum(weight_BM * _of_targets(logp_BMV, batch))
         if next_logp_B2 is not None:
             total -= jnp.sum(jnp.sum(weight_BM, 1) * _of_next(next_logp_B2, batch))
-        return Sum(total, jnp.sum(weight_BM)), {name: x for name, x in variables.items() if name != "params"}
+        loss = Loss({"loss": Sum(total, jnp.sum(weight_BM))})
+        return loss, {name: x for name, x in variables.items() if name != "params"}
 
     def predict(self, variables: Variables, inputs: Batch) -> Mapping[str, jax.Array]:
         """What was hidden, and the ``GUESSES`` most probable tokens.
@@ -117,12 +127,14 @@ class MaskedLanguageModel:
             **({} if next_logp_B2 is None else {"next_log_probability": next_logp_B2}),
         }
 
-    def metrics(self, outputs: Mapping[str, jax.Array], batch: Batch) -> Mapping[str, Sum]:
-        """``loss`` in nats per hidden token, and ``masked_accuracy``, the share of them guessed at once.
+    def evaluate(self, variables: Variables, batch: Batch) -> tuple[Mapping[str, jax.Array], Mapping[str, Sum]]:
+        """What ``predict`` gives, and ``next`` where there is one; ``loss`` in nats per hidden token, and
+        ``masked_accuracy``, the share of them guessed at once.
 
         With ``next_sentence``, ``loss`` is what is trained, of which ``masked_loss`` is the part of the hidden tokens;
         ``next_loss`` and ``next_accuracy`` are means over pairs.
         """
+        outputs = self.predict(variables, batch)
         known_BM = (outputs["target"] != NONE) * batch["mask"][:, None]
         right_BM = outputs["guess"][..., 0] == outputs["target"]
         count = jnp.sum(known_BM)
@@ -131,11 +143,11 @@ class MaskedLanguageModel:
             "masked_accuracy": Sum(jnp.sum(right_BM * known_BM), count),
         }
         if not self.next_sentence:
-            return found
+            return outputs, found
         logp_B2, mask_B = outputs["next_log_probability"], jnp.asarray(batch["mask"])
         nats_B, right_B = -_of_next(logp_B2, batch), jnp.argmax(logp_B2, -1) == batch["next"]
         masked, pairs = found["loss"], jnp.sum(mask_B)
-        return {
+        return {**outputs, "next": jnp.asarray(batch["next"])}, {
             **found,
             "loss": Sum(masked.total + jnp.sum(jnp.sum(known_BM, 1) * nats_B), count),
             "masked_loss": masked,
@@ -161,13 +173,11 @@ class MaskedLanguageModel:
 
     # -- on the host -----------------------------------------------------------------------------------------------
 
-    def report(self, examples: Mapping[str, np.ndarray]) -> Mapping[str, Any]:
+    def meters(self) -> Mapping[str, Meter]:
         """``perplexity``, the exponential of the mean loss of hidden tokens, and ``hidden_tokens``, their number."""
-        count = int((examples["target"] != NONE).sum())
-        nats = -float(examples["log_probability"].sum(dtype=np.float64))
-        return {"perplexity": math.exp(min(nats / max(count, 1), 700.0)), "hidden_tokens": count}
+        return {"perplexity": perplexity("hidden_tokens")}
 
-    def present(self, output: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    def postprocess(self, output: Mapping[str, np.ndarray], example: Example) -> dict[str, Any]:
         """What the model puts in place of hidden tokens.
 
         Returns:

@@ -7,7 +7,7 @@ They are those of ``conlleval``, the script of the shared task, and of ``seqeval
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 
@@ -35,20 +35,33 @@ def spans(tags: Sequence[str]) -> list[Span]:
     return found
 
 
-def scores(pairs: Iterable[tuple[Sequence[str], Sequence[str]]]) -> dict[str, Any]:
-    """``overall_precision``, ``overall_recall`` and ``overall_f1`` of spans over all sentences (micro averages), and
-    those of each type under ``per_class``.
+def counts(pairs: Iterable[tuple[Sequence[str], Sequence[str]]]) -> dict[str, int]:
+    """How many spans of each type there are, are said to be, and are right: ``{"true PER": 3, "said PER": ...}``.
 
     Args:
       pairs: (true tags, predicted tags) of each sentence.
     """
-    true, guessed, right = Counter[str](), Counter[str](), Counter[str]()
+    found = Counter[str]()
     for truth, guess in pairs:
-        wanted, found = set(spans(truth)), set(spans(guess))
-        for counter, group in ((true, wanted), (guessed, found), (right, wanted & found)):
-            counter.update(span.type for span in group)
-    each = {kind: _scores(true[kind], guessed[kind], right[kind]) for kind in sorted(true | guessed)}
-    whole = _scores(true.total(), guessed.total(), right.total())
+        wanted, said = set(spans(truth)), set(spans(guess))
+        for what, group in (("true", wanted), ("said", said), ("right", wanted & said)):
+            found.update(f"{what} {span.type}" for span in group)
+    return dict(found)
+
+
+def scores(found: Mapping[str, Any]) -> dict[str, Any]:
+    """``overall_precision``, ``overall_recall`` and ``overall_f1`` of spans over all sentences (micro averages), and
+    those of each type under ``per_class``.
+
+    Args:
+      found: sums of ``counts``.
+    """
+    of: dict[str, Counter[str]] = {"true": Counter(), "said": Counter(), "right": Counter()}
+    for name, number in found.items():
+        what, _, kind = name.partition(" ")
+        of[what][kind] = int(number)
+    each = {kind: _scores(*(of[what][kind] for what in of)) for kind in sorted(of["true"] | of["said"])}
+    whole = _scores(*(of[what].total() for what in of))
     return {**{f"overall_{name}": whole[name] for name in ("precision", "recall", "f1")}, "per_class": each}
 
 

@@ -14,7 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bigbase_jax.core import Batch, Sum, UserError, Variables, joined
+from bigbase_jax.core import Batch, Example, Loss, Meter, Metric, Sum, UserError, Variables, joined
+from bigbase_jax.evaluate import Totals
 from bigbase_jax.tasks import spans
 from bigbase_jax.tasks.errors import model_errors
 from bigbase_jax.tasks.text_classification import PADDING, headless, hidden, words_of
@@ -48,7 +49,14 @@ class Tagging:
 
     inputs: ClassVar[tuple[str, ...]] = ("tokens", "segment_ids", "token_type_ids", "starts")
     batch_coupled: ClassVar[bool] = False
-    join = staticmethod(joined)
+    metrics: ClassVar[Mapping[str, Metric]] = {
+        "loss": Metric("min", "nats"),
+        "accuracy": Metric("max", "%"),
+        "overall_precision": Metric("max", "%", "Precision of spans"),
+        "overall_recall": Metric("max", "%", "Recall of spans"),
+        "overall_f1": Metric("max", "%", "F1 of spans"),
+    }
+    merge = staticmethod(joined)
 
     def __post_init__(self) -> None:
         if not 0 <= self.dropout < 1:
@@ -74,28 +82,33 @@ class Tagging:
         head = self._head.init(head_key, jnp.zeros((1, y_1LD.shape[-1])))["params"]
         return {**variables, "params": {**variables["params"], "head": head}}
 
-    def loss(self, variables: Variables, batch: Batch, key: jax.Array) -> tuple[Sum, Variables]:
+    def loss(self, variables: Variables, batch: Batch, key: jax.Array) -> tuple[Loss, Variables]:
         """Cross-entropy in nats; its weight is the number of words."""
         logp_BLK = self._log_probabilities(variables, batch, key)
         nats, count = _of_tags(logp_BLK, batch)
-        return Sum(nats, count), {name: x for name, x in variables.items() if name != "params"}
+        return Loss({"loss": Sum(nats, count)}), {name: x for name, x in variables.items() if name != "params"}
 
     def predict(self, variables: Variables, inputs: Batch) -> Mapping[str, jax.Array]:
         """``tokens`` i32[B,L] (-1: padding), ``tag`` i32[B,L], -1 where no word begins, and its ``probability``."""
-        logp_BLK = self._log_probabilities(variables, inputs)
+        return self._outputs(self._log_probabilities(variables, inputs), inputs)
+
+    def _outputs(self, logp_BLK: jax.Array, inputs: Batch) -> dict[str, jax.Array]:
         starts_BL = jnp.asarray(inputs["starts"]) == 1
         return {
             "tokens": jnp.where(inputs["segment_ids"] > 0, inputs["tokens"], PADDING),
             "tag": jnp.where(starts_BL, jnp.argmax(logp_BLK, -1), NONE),
             "probability": jnp.where(starts_BL, jnp.exp(jnp.max(logp_BLK, -1)), 0.0),
-            "log_probabilities": logp_BLK,
         }
 
-    def metrics(self, outputs: Mapping[str, jax.Array], batch: Batch) -> Mapping[str, Sum]:
-        """``loss`` in nats per word, and ``accuracy``, the share of words whose tag is right."""
-        nats, count = _of_tags(outputs["log_probabilities"], batch)
+    def evaluate(self, variables: Variables, batch: Batch) -> tuple[Mapping[str, jax.Array], Mapping[str, Sum]]:
+        """What ``predict`` gives, and ``tags``; ``loss`` in nats per word, and ``accuracy``, the share of words whose
+        tag is right."""
+        logp_BLK = self._log_probabilities(variables, batch)
+        outputs = self._outputs(logp_BLK, batch)
+        nats, count = _of_tags(logp_BLK, batch)
         right_BL = (outputs["tag"] == batch["tags"]) * _counted(batch)
-        return {"loss": Sum(nats, count), "accuracy": Sum(jnp.sum(right_BL), count)}
+        sums = {"loss": Sum(nats, count), "accuracy": Sum(jnp.sum(right_BL), count)}
+        return {**outputs, "tags": jnp.asarray(batch["tags"])}, sums
 
     def _log_probabilities(self, variables: Variables, batch: Batch, key: jax.Array | None = None) -> jax.Array:
         body_key, head_key = (None, None) if key is None else jax.random.split(key)
@@ -111,13 +124,17 @@ class Tagging:
 
     # -- on the host -----------------------------------------------------------------------------------------------
 
-    def report(self, examples: Mapping[str, np.ndarray]) -> Mapping[str, Any]:
+    def meters(self) -> Mapping[str, Meter]:
         """``overall_f1`` of whole spans, its precision and recall, and those of each type; see ``spans.scores``."""
-        names = np.asarray(self.tag_names)
-        pairs = zip(examples["tags"], examples["tag"], strict=True)
-        return spans.scores((names[true[true != NONE]], names[guess[true != NONE]]) for true, guess in pairs)
 
-    def present(self, output: Mapping[str, np.ndarray]) -> dict[str, Any]:
+        def found(examples: Mapping[str, np.ndarray]) -> Mapping[str, int]:
+            names = np.asarray(self.tag_names)
+            pairs = zip(examples["tags"], examples["tag"], strict=True)
+            return spans.counts((names[true[true != NONE]], names[guess[true != NONE]]) for true, guess in pairs)
+
+        return {"spans": Totals(found, spans.scores)}
+
+    def postprocess(self, output: Mapping[str, np.ndarray], example: Example) -> dict[str, Any]:
         """``words`` as the model saw them, the ``tags`` of each, and the ``entities``: type, text and first word."""
         words, tags = self._words(output["tokens"], output["tag"])
         found = [

@@ -83,7 +83,6 @@ class TextClassification(Classifier):
     dropout: float = 0.0
 
     inputs: ClassVar[tuple[str, ...]] = ("tokens", "segment_ids", "token_type_ids")
-    padding: ClassVar[Mapping[str, Any]] = {"tokens": PADDING}
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import importlib.util
-import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
@@ -19,11 +18,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bigbase_jax.core import Array, Batch, PyTree, Sum, UserError, Variables, joined
+from bigbase_jax.core import Array, Batch, Example, Loss, Meter, Metric, PyTree, Sum, UserError, Variables, joined
 from bigbase_jax.decoding.decoding import NEVER, beam_tokens, greedy_tokens
+from bigbase_jax.evaluate import CollectAll
 from bigbase_jax.models.transformer import unstack_blocks
 from bigbase_jax.tasks import chunks
 from bigbase_jax.tasks.errors import model_errors
+from bigbase_jax.tasks.language import perplexity
 from bigbase_jax.text.tokenizer import load
 
 PADDING = -1
@@ -81,7 +82,14 @@ class Translation:
 
     inputs: ClassVar[tuple[str, ...]] = ("source", "source_segments", "target_in", "target_out")
     batch_coupled: ClassVar[bool] = False
-    join = staticmethod(joined)
+    metrics: ClassVar[Mapping[str, Metric]] = {
+        "loss": Metric("min", "nats"),
+        "accuracy": Metric("max", "%"),
+        "perplexity": Metric("min"),
+        "bleu": Metric("max", "", "BLEU"),
+        "chrf": Metric("max", "", "chrF"),
+    }
+    merge = staticmethod(joined)
 
     def __post_init__(self) -> None:
         if not 0 <= self.label_smoothing < 1:
@@ -101,11 +109,6 @@ class Translation:
                 "leave it open to take theirs."
             )
 
-    @property
-    def padding(self) -> Mapping[str, Any]:
-        """See ``core.Task``."""
-        return {"target": PADDING, "tokens": self.end_id}
-
     # -- inside the compiled step ----------------------------------------------------------------------------------
 
     def init(self, key: jax.Array, batch: Batch) -> Variables:
@@ -118,7 +121,7 @@ class Translation:
             self._chunks(one["target_in"].shape[1])
             return self.model.init(key, one["source"], one["target_in"], one["source_segments"])
 
-    def loss(self, variables: Variables, batch: Batch, key: jax.Array) -> tuple[Sum, Variables]:
+    def loss(self, variables: Variables, batch: Batch, key: jax.Array) -> tuple[Loss, Variables]:
         """Cross-entropy in nats against the smoothed targets; its weight is the number of targets."""
         smooth = self.label_smoothing
 
@@ -130,7 +133,7 @@ class Translation:
         loss_BT = self._of_logits(of_chunk, variables, batch, key)
         weight_BT = _real(batch["target_out"]) * batch["mask"][:, None]
         state = {k: v for k, v in variables.items() if k != "params"}
-        return Sum(jnp.sum(weight_BT * loss_BT), jnp.sum(weight_BT)), state
+        return Loss({"loss": Sum(jnp.sum(weight_BT * loss_BT), jnp.sum(weight_BT))}), state
 
     def predict(self, variables: Variables, inputs: Batch) -> Mapping[str, jax.Array]:
         """``log_probability`` f32[B,T] of each target, whether it is the most probable token (``correct`` bool[B,T]),
@@ -176,12 +179,13 @@ class Translation:
             )
             return tokens_BNM[:, 0]
 
-    def metrics(self, outputs: Mapping[str, jax.Array], batch: Batch) -> Mapping[str, Sum]:
-        """``loss`` in nats per token, without smoothing, and ``accuracy``, the share of tokens that are right where
-        those before them are given."""
-        mask_B1 = batch["mask"][:, None]
+    def evaluate(self, variables: Variables, batch: Batch) -> tuple[Mapping[str, jax.Array], Mapping[str, Sum]]:
+        """What ``predict`` gives, and ``reference`` where there is one; ``loss`` in nats per token, without smoothing,
+        and ``accuracy``, the share of tokens that are right where those before them are given."""
+        outputs, mask_B1 = self.predict(variables, batch), batch["mask"][:, None]
         weight = jnp.sum(_real(outputs["target"]) * mask_B1)
-        return {
+        given = {name: jnp.asarray(batch[name]) for name in ("reference",) if name in batch}
+        return {**outputs, **given}, {
             "loss": Sum(-jnp.sum(outputs["log_probability"] * mask_B1), weight),
             "accuracy": Sum(jnp.sum(outputs["correct"] * mask_B1), weight),
         }
@@ -209,17 +213,18 @@ class Translation:
 
     # -- on the host -----------------------------------------------------------------------------------------------
 
-    def report(self, examples: Mapping[str, np.ndarray]) -> Mapping[str, Any]:
+    def meters(self) -> Mapping[str, Meter]:
         """``perplexity``, and of what was written ``bleu`` (Papineni et al. 2002) and ``chrf`` (Popović 2015), both by
         sacrebleu against the references as they stand: 0 to 100. What BLEU takes for words follows the script of the
         references (see ``bleu_words``); ``bleu_signature`` is sacrebleu's line about it."""
-        real_NT = examples["target"] != PADDING
-        nats = -float(examples["log_probability"].sum(dtype=np.float64)) / max(int(real_NT.sum()), 1)
-        found: dict[str, Any] = {"perplexity": math.exp(min(nats, 700.0))}
-        if "tokens" not in examples or "reference" not in examples or self.tokenizer is None:
-            return found
+        return {"perplexity": perplexity(), "texts": CollectAll(self._compared, ("tokens", "reference"))}
+
+    def _compared(self, examples: Mapping[str, np.ndarray]) -> Mapping[str, Any]:
+        if not {"tokens", "reference"} <= examples.keys() or self.tokenizer is None:
+            return {}
         import sacrebleu
 
+        found: dict[str, Any] = {}
         written = self._texts(examples["tokens"][:, 0])
         given = [bytes(row).rstrip(b"\0").decode(errors="replace") for row in examples["reference"].astype(np.uint8)]
         bleu = sacrebleu.BLEU(tokenize=bleu_words(given))
@@ -228,7 +233,7 @@ class Translation:
         found["chrf"] = sacrebleu.corpus_chrf(written, [given]).score
         return found
 
-    def present(self, output: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    def postprocess(self, output: Mapping[str, np.ndarray], example: Example) -> dict[str, Any]:
         """The ``translation``, a line for each line that was read.
 
         Raises:
@@ -254,7 +259,8 @@ class Translation:
     def _texts(self, tokens_NM: np.ndarray) -> list[str]:
         """The text of each row, up to its end token."""
         rows = []
-        for row in np.asarray(tokens_NM).tolist():
+        for tokens_M in np.asarray(tokens_NM):
+            row = tokens_M[tokens_M != PADDING].tolist()  # of batches of several lengths
             rows.append(row[: row.index(self.end_id)] if self.end_id in row else row)
         if self.tokenizer is None:
             return [" ".join(map(str, row)) for row in rows]

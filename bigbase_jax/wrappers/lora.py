@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from bigbase_jax.core import Batch, Sum, UserError, Variables
+from bigbase_jax.core import Batch, Loss, UserError, Variables
 from bigbase_jax.parallel import BASE
 from bigbase_jax.wrappers.wrapper import Path, Wrapper, check_regex, some_paths
 
@@ -149,7 +149,7 @@ class LoRA(Wrapper):
             params[_kernel(path)] = _added(params[_kernel(path)], a, b, self.scale)
         return {**whole, "params": unflatten_dict(params)}
 
-    def loss(self, variables: Variables, batch: Batch, key: jax.Array) -> tuple[Sum, Variables]:
+    def loss(self, variables: Variables, batch: Batch, key: jax.Array) -> tuple[Loss, Variables]:
         trained = variables
         if self.dropout:  # each adapter's key goes to it as a leaf beside it, to each layer of a stack its own
             params, base = flatten_dict(variables["params"]), flatten_dict(variables[BASE])

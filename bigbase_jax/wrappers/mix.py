@@ -6,14 +6,13 @@ Axes: B examples, P = B / 2 pairs, H height, W width, C channels, K classes.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bigbase_jax.core import Batch, Sum, Task, UserError, Variables
+from bigbase_jax.core import Batch, Loss, Task, UserError, Variables
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,16 +51,7 @@ class Mix:
         if not 0 <= self.prob <= 1:
             raise UserError(f"prob is {self.prob}; it is a probability from 0 to 1.")
 
-    @property
-    def inputs(self) -> tuple[str, ...]:
-        return self.task.inputs
-
-    @property
-    def batch_coupled(self) -> bool:
-        """The task's own: a pair is mixed before the loss, and every slice of an even size holds whole pairs."""
-        return self.task.batch_coupled
-
-    def loss(self, variables: Variables, batch: Batch, key: jax.Array) -> tuple[Sum, Variables]:
+    def loss(self, variables: Variables, batch: Batch, key: jax.Array) -> tuple[Loss, Variables]:
         """
         Raises:
           UserError: an odd number of rows, which leaves one without a partner.
@@ -96,26 +86,8 @@ class Mix:
         keep_HW = jnp.where(cut, 1.0 - box_HW, share)
         return jnp.where(jax.random.bernoulli(prob_key, self.prob), keep_HW, 1.0)
 
-    def init(self, key: jax.Array, batch: Batch) -> Variables:
-        return self.task.init(key, batch)
-
-    def predict(self, variables: Variables, inputs: Batch) -> Mapping[str, jax.Array]:
-        return self.task.predict(variables, inputs)
-
-    def metrics(self, outputs: Mapping[str, jax.Array], batch: Batch) -> Mapping[str, Sum]:
-        return self.task.metrics(outputs, batch)
-
-    def report(self, examples: Mapping[str, np.ndarray]) -> Mapping[str, Any]:
-        return self.task.report(examples)
-
-    def present(self, output: Mapping[str, np.ndarray]) -> dict[str, Any]:
-        return self.task.present(output)
-
-    def join(self, parts: Sequence[Mapping[str, np.ndarray]]) -> Mapping[str, np.ndarray]:
-        return self.task.join(parts)
-
     def __getattr__(self, name: str) -> Any:
-        """What else the task has: ``passages``, or the ``place`` and ``unwrap`` of an adapter."""
+        """All else is the task's own, ``batch_coupled`` too: every slice of an even size holds whole pairs."""
         if name == "task" or name.startswith("__"):  # of an object that is being copied or unpickled
             raise AttributeError(name)
         return getattr(self.task, name)

@@ -20,14 +20,13 @@ import functools
 import inspect
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
-import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from bigbase_jax.core import Batch, Sum, Task, UserError, Variables
+from bigbase_jax.core import Batch, Loss, Task, UserError, Variables
 from bigbase_jax.parallel import BASE
 
 Path = tuple[str, ...]
@@ -73,37 +72,12 @@ class Wrapper:
         """A method of the inner task on the wrapped variables."""
         return method(self.unwrap(variables), *args, **kwargs)
 
-    # -- a task's own words ----------------------------------------------------------------------------------------
-
-    @property
-    def inputs(self) -> tuple[str, ...]:
-        return self.task.inputs
-
-    @property
-    def batch_coupled(self) -> bool:
-        return self.task.batch_coupled
-
-    def loss(self, variables: Variables, batch: Batch, key: jax.Array) -> tuple[Sum, Variables]:
+    def loss(self, variables: Variables, batch: Batch, key: jax.Array) -> tuple[Loss, Variables]:
         loss, state = self._run(self.task.loss, variables, batch, key)
         return loss, {**state, BASE: variables[BASE]}
 
-    def predict(self, variables: Variables, inputs: Batch) -> Mapping[str, jax.Array]:
-        return self._run(self.task.predict, variables, inputs)
-
-    def metrics(self, outputs: Mapping[str, jax.Array], batch: Batch) -> Mapping[str, Sum]:
-        return self.task.metrics(outputs, batch)
-
-    def report(self, examples: Mapping[str, np.ndarray]) -> Mapping[str, Any]:
-        return self.task.report(examples)
-
-    def present(self, output: Mapping[str, np.ndarray]) -> dict[str, Any]:
-        return self.task.present(output)
-
-    def join(self, parts: Sequence[Mapping[str, np.ndarray]]) -> Mapping[str, np.ndarray]:
-        return self.task.join(parts)
-
     def __getattr__(self, name: str) -> Any:
-        """What else the inner task has; a method whose first argument is ``variables`` takes the wrapped ones."""
+        """All else is the inner task's; a method whose first argument is ``variables`` takes the wrapped ones."""
         if name == "task" or name.startswith("__"):  # of an object that is being copied or unpickled
             raise AttributeError(name)
         found = getattr(self.task, name)

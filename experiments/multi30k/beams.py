@@ -30,6 +30,6 @@ for beams in map(int, counts):
     print(f"{split} @ {step}, beams {beams}: {scores}, {seconds:.0f} core-seconds")
     for n in range(0, data.num_examples(split), data.num_examples(split) // 12):
         example = data.source(split)[n]
-        written = searching.present({name: x[n] for name, x in found.examples.items()})["translation"]
+        written = searching.postprocess({name: x[n] for name, x in found.examples.items()}, {})["translation"]
         source = tokenizer.decode(example["source"][example["source_segments"] > 0].tolist())
         print(f"  {n}\n    {source}\n    {reference_of(example['reference'])}\n    {written}")

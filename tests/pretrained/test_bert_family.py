@@ -9,6 +9,7 @@ import numpy as np
 import optax
 import pytest
 from safetensors.numpy import load_file, save_file
+from toys import loss_of, sums_of
 
 from bigbase_jax import parallel, pretrained
 from bigbase_jax.core import UserError
@@ -143,13 +144,13 @@ def test_the_loss_of_pretraining_and_its_head(hf, random_model, tmp_path, hidden
             want.seq_relationship_logits, words["next_sentence_label"], reduction="none"
         ).numpy()
     with jax.default_matmul_precision("highest"):
-        (total, weight), _ = jax.jit(task.loss)(variables, batch, jax.random.key(0))
-        outputs = jax.jit(task.predict)(variables, batch)
+        (total, weight), _ = jax.jit(functools.partial(loss_of, task))(variables, batch, jax.random.key(0))
+        sums = jax.jit(functools.partial(sums_of, task))(variables, batch)
     assert weight == sum(hidden) and pair_B.std() > 0.05
     mean = np.average(pair_B, weights=hidden)
     np.testing.assert_allclose(total / weight, want.loss.numpy() - pair_B.mean() + mean, rtol=1e-4, atol=1e-4)
     assert (abs(mean - pair_B.mean()) < 1e-6) == (len(set(hidden)) == 1)  # where it is theirs as it stands
-    found = {name: float(x.mean()) for name, x in task.metrics(outputs, batch).items()}
+    found = {name: float(x.mean()) for name, x in sums.items()}
     np.testing.assert_allclose(found["next_loss"], pair_B.mean(), rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(found["masked_loss"], want.loss.numpy() - pair_B.mean(), rtol=1e-4, atol=1e-4)
     right_B = want.seq_relationship_logits.numpy().argmax(-1) == follow  # class 0: it follows

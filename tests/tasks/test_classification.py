@@ -1,6 +1,7 @@
 """Losses against numpy and hand-derived gradients; weights, masks and sums; what the report says."""
 
 import dataclasses
+import functools
 import json
 
 import flax.linen as nn
@@ -8,6 +9,7 @@ import jax
 import numpy as np
 import pytest
 import sklearn.metrics
+from toys import loss_of, measured, sums_of
 
 from bigbase_jax.build import build, target
 from bigbase_jax.core import UserError, add
@@ -58,7 +60,7 @@ def test_losses_are_the_formulas(kind, smoothing, weights):
     batch = random_batch()
     batch["mask"][-3:] = 0
     task = Classification(Identity(), 4, None, kind, smoothing, weights)
-    loss, state = task.loss({"params": {}}, batch, KEY)
+    loss, state = loss_of(task, {"params": {}}, batch, KEY)
     y = np.eye(4)[batch["label"]]
     weight = batch["mask"] * (1.0 if weights is None else np.asarray(weights)[batch["label"]])
     value = reference_loss(kind, batch["image"][:, 0, 0].astype(np.float64), (1 - smoothing) * y + smoothing / 4)
@@ -71,7 +73,7 @@ def test_extreme_logits_stay_finite():
     batch = batch_of([[200.0, -200.0], [-200.0, -200.0]], [1, 0])
     for kind in ("softmax", "sigmoid", "squared"):
         task = Classification(Identity(), 2, loss_kind=kind)
-        assert np.isfinite(task.loss({"params": {}}, batch, KEY)[0].total)
+        assert np.isfinite(loss_of(task, {"params": {}}, batch, KEY)[0].total)
         probabilities = task.predict({}, batch)["probabilities"]
         np.testing.assert_allclose(probabilities.sum(-1), 1.0, rtol=1e-6)
 
@@ -84,7 +86,7 @@ def test_squared_loss_gradient_is_backpropagation():
     task = Classification(MLP(2, hidden=(7, 5)), loss_kind="squared")
     batch = {"image": x, "label": label, "mask": np.ones(6, np.float32)}
     params = jax.jit(task.init)(KEY, batch)["params"]
-    grads = jax.jit(jax.grad(lambda p: task.loss({"params": p}, batch, KEY)[0].total))(params)
+    grads = jax.jit(jax.grad(lambda p: loss_of(task, {"params": p}, batch, KEY)[0].total))(params)
 
     layers = ["dense_0", "dense_1", "head"]
     activations = [x.reshape(6, 100).astype(np.float64)]
@@ -122,7 +124,7 @@ def test_padding_changes_nothing_and_metrics_add_up():
     parts = [{name: x[rows] for name, x in whole.items()} for rows in (slice(0, 3), slice(3, 12))]
 
     def sums(batch):
-        return {**task.metrics(task.predict({}, batch), batch), "train": task.loss({"params": {}}, batch, KEY)[0]}
+        return {**sums_of(task, {}, batch), "train": loss_of(task, {"params": {}}, batch, KEY)[0]}
 
     assert set(sums(whole)) == {"loss", "accuracy", "top5_accuracy", "train"}
     close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5)  # noqa: E731
@@ -133,23 +135,23 @@ def test_padding_changes_nothing_and_metrics_add_up():
 def test_accuracies_are_counts():
     batch = random_batch(50, 7)
     task = Classification(Identity(), 7)
-    found = {name: float(s.mean()) for name, s in task.metrics(task.predict({}, batch), batch).items()}
+    found = {name: float(s.mean()) for name, s in sums_of(task, {}, batch).items()}
     ranks = (-batch["image"][:, 0, 0]).argsort(-1)
     assert found["accuracy"] == pytest.approx(np.mean(ranks[:, 0] == batch["label"]))
     assert found["top5_accuracy"] == pytest.approx(np.mean((ranks[:, :5] == batch["label"][:, None]).any(-1)))
     assert found["accuracy"] < found["top5_accuracy"] < 1
     few = random_batch(6, 5)
-    assert set(task.metrics({"logits": few["image"][:, 0, 0]}, few)) == {"loss", "accuracy"}
+    assert set(sums_of(task, {}, few)) == {"loss", "accuracy"}
 
 
 def test_soft_labels_extend_hard_ones():
     task = Classification(Identity(), 4, label_smoothing=0.1, class_weights=(1.0, 2.0, 3.0, 4.0))
     hard = random_batch()
     soft = {**hard, "label": np.eye(4, dtype=np.float32)[hard["label"]]}
-    a, b = (task.loss({"params": {}}, batch, KEY)[0] for batch in (hard, soft))
+    a, b = (loss_of(task, {"params": {}}, batch, KEY)[0] for batch in (hard, soft))
     np.testing.assert_allclose(a, b, rtol=1e-6)
     even = {**hard, "label": np.full((12, 4), 0.25, np.float32)}
-    np.testing.assert_allclose(task.loss({"params": {}}, even, KEY)[0].weight, 12 * 2.5, rtol=1e-6)
+    np.testing.assert_allclose(loss_of(task, {"params": {}}, even, KEY)[0].weight, 12 * 2.5, rtol=1e-6)
 
 
 @pytest.mark.parametrize("kind", ["softmax", "sigmoid", "squared"])
@@ -180,7 +182,7 @@ def test_the_models_state_comes_back_in_the_same_structure():
     batch["image"][::2] = 200
     variables = jax.jit(task.init)(KEY, batch)
     state = {name: value for name, value in variables.items() if name != "params"}
-    _, new = jax.jit(task.loss)(variables, batch, KEY)
+    _, new = jax.jit(functools.partial(loss_of, task))(variables, batch, KEY)
     assert jax.tree.structure(new) == jax.tree.structure(state)
     assert np.abs(new["batch_stats"]["bn1"]["mean"]).max() > 1e-3
 
@@ -189,7 +191,7 @@ def test_dropout_follows_the_key():
     task = Classification(MLP(3, hidden=(32,), dropout=0.5))
     batch = {"image": np.ones((2, 2, 2, 1), np.float32), "label": np.zeros(2, int), "mask": np.ones(2, np.float32)}
     variables = task.init(KEY, batch)
-    a, again, b = (float(task.loss(variables, batch, jax.random.key(k))[0].total) for k in (1, 1, 2))
+    a, again, b = (float(loss_of(task, variables, batch, jax.random.key(k))[0].total) for k in (1, 1, 2))
     assert a == again != b
 
 
@@ -199,7 +201,7 @@ def brute_force_auc(positive, score):
 
 
 def report_of(task, p, label):
-    report = task.report({"logits": np.log(p), "probabilities": p, "label": label})
+    report = measured(task, {"logits": np.log(p), "probabilities": p, "label": label})
     return json.loads(json.dumps(report))
 
 
@@ -266,7 +268,7 @@ def test_calibration_error_against_brute_force():
 
 def test_present_is_what_a_user_reads():
     task = Classification(Identity(), class_names=("cat", "dog"))
-    answer = json.loads(json.dumps(task.present({"probabilities": np.array([0.25, 0.75], np.float32)})))
+    answer = json.loads(json.dumps(task.postprocess({"probabilities": np.array([0.25, 0.75], np.float32)}, {})))
     assert answer == {"label": "dog", "probability": 0.75, "probabilities": {"cat": 0.25, "dog": 0.75}}
 
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from toys import loss_of, measured, sums_of
 
 from bigbase_jax import parallel
 from bigbase_jax.core import Task, UserError, add
@@ -43,7 +44,7 @@ def ready(**more):
 @functools.cache
 def compiled(task):
     def loss(params, batch):
-        total, _ = task.loss({"params": params}, batch, jax.random.key(0))
+        total, _ = loss_of(task, {"params": params}, batch, jax.random.key(0))
         return total.total / total.weight, total
 
     return jax.jit(jax.value_and_grad(loss, has_aux=True))
@@ -57,7 +58,7 @@ def value_and_grad(task, variables, batch):
 def test_the_loss_is_the_mean_over_real_targets():
     task, variables = ready()
     batch = batch_of(3, masked=1)
-    (total, weight), state = jax.jit(task.loss)(variables, batch, jax.random.key(0))
+    (total, weight), state = jax.jit(functools.partial(loss_of, task))(variables, batch, jax.random.key(0))
     apply = jax.jit(task.model.apply)
     logits = apply(variables, batch["inputs"], batch["segment_ids"], batch["positions"])
     logp = jax.nn.log_softmax(logits)
@@ -110,12 +111,12 @@ def test_logits_never_exist_as_a_whole():
     task, variables = ready(logit_chunks=4)
     batch = batch_of(3)
     lowered = jax.jit(
-        lambda v: jax.grad(lambda p: task.loss({"params": p}, batch, jax.random.key(0))[0].total)(v["params"])
+        lambda v: jax.grad(lambda p: loss_of(task, {"params": p}, batch, jax.random.key(0))[0].total)(v["params"])
     )
     text = lowered.lower(variables).as_text()
     assert f"tensor<3x{L // 4}x{V}xf32>" in text and f"tensor<3x{L}x{V}xf32>" not in text
     plain, _ = ready()
-    text = jax.jit(lambda v: plain.loss(v, batch, jax.random.key(0))[0].total).lower(variables).as_text()
+    text = jax.jit(lambda v: loss_of(plain, v, batch, jax.random.key(0))[0].total).lower(variables).as_text()
     assert f"tensor<3x{L}x{V}xf32>" in text
 
 
@@ -136,15 +137,14 @@ def test_padded_examples_and_positions_change_nothing():
         expected, ours = (value_and_grad(task, variables, b) for b in (batch, other))
         np.testing.assert_allclose(ours[0], expected[0], rtol=1e-6)
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-7), ours[1], expected[1])
-    predict = jax.jit(task.predict)
-    sums = [task.metrics(predict(variables, b), b) for b in (batch, alone)]
+    sums = [jax.jit(functools.partial(sums_of, task))(variables, b) for b in (batch, alone)]
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), *sums)
 
 
 def test_microbatches_add_up():
     task, variables = ready()
     batch = batch_of(4, masked=1)
-    loss = jax.jit(task.loss)
+    loss = jax.jit(functools.partial(loss_of, task))
     whole, _ = loss(variables, batch, jax.random.key(0))
     parts = [loss(variables, {k: x[i : i + 2] for k, x in batch.items()}, jax.random.key(0))[0] for i in (0, 2)]
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), add(*parts), whole)
@@ -152,19 +152,24 @@ def test_microbatches_add_up():
 
 def test_bits_per_byte_and_perplexity_by_hand():
     """Tokens of probability 1/2, 1/8 and 1/4 that stand for 1, 3 and 0 bytes: 1 + 3 + 2 bits over 4 bytes."""
-    task, _ = ready()
+
+    class Given(CausalLanguageModel):
+        def predict(self, variables, inputs):
+            return variables
+
+    task = Given(Decoder(**TINY))
     outputs = {
         "log_probability": jnp.log(jnp.array([[0.5, 0.125, 0.25, 1.0], [0.5, 1.0, 1.0, 1.0]])),
         "target": jnp.array([[1, 2, 3, PADDING], [1, PADDING, PADDING, PADDING]]),
         "bytes": jnp.array([[1, 3, 0, 0], [1, 0, 0, 0]]),
     }
     first = {"mask": jnp.array([1.0, 0.0])}
-    sums = task.metrics(outputs, first)
+    sums = sums_of(task, outputs, first)
     assert float(sums["bits_per_byte"].mean()) == pytest.approx(6 / 4, rel=1e-6)
     assert float(sums["loss"].mean()) == pytest.approx(6 * math.log(2) / 3, rel=1e-6)
-    both = task.metrics(outputs, {"mask": jnp.ones(2)})
+    both = sums_of(task, outputs, {"mask": jnp.ones(2)})
     assert float(both["bits_per_byte"].mean()) == pytest.approx(7 / 5, rel=1e-6)
-    report = task.report({name: np.asarray(x) for name, x in outputs.items()})
+    report = measured(task, {name: np.asarray(x) for name, x in outputs.items()})
     assert report == {"perplexity": pytest.approx(2 ** (7 / 4), rel=1e-6), "tokens": 4}
 
 
@@ -176,7 +181,7 @@ def test_what_a_user_reads():
         "target": np.array([0, 1, PADDING, 10]),
         "bytes": np.array([1, 1, 0, 0]),
     }
-    answer = task.present(output)
+    answer = task.postprocess(output, {})
     assert [piece for piece, _ in answer["text"]] == ["a", "b", "<|endoftext|>"]
     assert answer["text"][1][1] == pytest.approx(math.log(0.25), abs=1e-4)
     assert (
@@ -184,7 +189,7 @@ def test_what_a_user_reads():
         and answer["perplexity"] == pytest.approx(4)
         and answer["bits_per_byte"] == pytest.approx(3)
     )
-    numbers = ready()[0].present(output)
+    numbers = ready()[0].postprocess(output, {})
     assert [piece for piece, _ in numbers["text"]] == ["0", "1", "10"]
     rows = {name: np.stack([x, x]) for name, x in output.items()}
     rows["log_probability"][1] *= 2
@@ -206,7 +211,8 @@ def test_it_learns_to_count():
 
     @jax.jit
     def step(params, state):
-        loss, grads = jax.value_and_grad(lambda p: task.loss({"params": p}, batch, jax.random.key(0))[0].mean())(params)
+        key = jax.random.key(0)
+        loss, grads = jax.value_and_grad(lambda p: loss_of(task, {"params": p}, batch, key)[0].mean())(params)
         updates, state = tx.update(grads, state)
         return optax.apply_updates(params, updates), state, loss
 
@@ -281,9 +287,9 @@ def test_exact_match_is_the_share_of_answers_that_greedy_decoding_writes():
     likeliest = target != -1
     likeliest[0, 4] = False
     examples = {"target": target, "likeliest": likeliest, "log_probability": np.zeros(target.shape)}
-    found = task.report(examples)
+    found = measured(task, examples)
     assert found["answers"] == 3 and found["exact_match"] == pytest.approx(2 / 3)
-    assert "exact_match" not in CausalLanguageModel(task.model).report(examples)
+    assert "exact_match" not in measured(CausalLanguageModel(task.model), examples)
 
 
 def test_the_likeliest_tokens_are_those_of_the_logits():

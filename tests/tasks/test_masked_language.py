@@ -10,6 +10,7 @@ import numpy as np
 import optax
 import pytest
 from test_launch import launch
+from toys import loss_of, measured, sums_of
 
 from bigbase_jax import parallel
 from bigbase_jax.core import Task, UserError, add
@@ -49,7 +50,7 @@ def ready(**more):
 @functools.cache
 def compiled(task):
     def loss(params, batch):
-        total, _ = task.loss({"params": params}, batch, jax.random.key(0))
+        total, _ = loss_of(task, {"params": params}, batch, jax.random.key(0))
         return total.total / total.weight, total
 
     return jax.jit(jax.value_and_grad(loss, has_aux=True)), jax.jit(task.predict)
@@ -91,7 +92,7 @@ def test_padding_and_empty_places_change_nothing():
 def test_metrics_add_up_over_batches():
     task, variables = ready()
     _, predict = compiled(task)
-    measure = jax.jit(lambda batch: task.metrics(task.predict(variables, batch), batch))
+    measure = jax.jit(lambda batch: sums_of(task, variables, batch))
     whole = batch_of(4, seed=1)
     parts = [{name: x[i : i + 2] for name, x in whole.items()} for i in (0, 2)]
     total = add(*(measure(part) for part in parts))
@@ -100,7 +101,7 @@ def test_metrics_add_up_over_batches():
     known = outputs["target"] != NONE
     right = (outputs["guess"][..., 0] == outputs["target"])[known]
     np.testing.assert_allclose(measure(whole)["masked_accuracy"].mean(), right.mean(), rtol=1e-6)
-    report = task.report({**outputs, "index": np.arange(4)})
+    report = measured(task, {**outputs, "index": np.arange(4)})
     assert report["hidden_tokens"] == 4 + 3 + 2 + 1
     np.testing.assert_allclose(np.log(report["perplexity"]), measure(whole)["loss"].mean(), rtol=1e-5)
 
@@ -116,7 +117,7 @@ def test_logits_exist_for_hidden_tokens_alone():
     task, variables = ready()
     batch = batch_of(3)
     text = jax.jit(
-        lambda v: jax.grad(lambda p: task.loss({"params": p}, batch, jax.random.key(0))[0].total)(v["params"])
+        lambda v: jax.grad(lambda p: loss_of(task, {"params": p}, batch, jax.random.key(0))[0].total)(v["params"])
     )
     text = text.lower(variables).as_text()
     assert f"tensor<3x{M}x{V}xf32>" in text and f"tensor<3x{L}x{V}xf32>" not in text
@@ -141,7 +142,7 @@ def test_it_learns_what_is_hidden():
     @jax.jit
     def step(params, opt, batch, key):
         def loss(params):
-            total, _ = task.loss({"params": params}, batch, key)
+            total, _ = loss_of(task, {"params": params}, batch, key)
             return total.total / total.weight
 
         value, grads = jax.value_and_grad(loss)(params)
@@ -156,7 +157,7 @@ def test_it_learns_what_is_hidden():
         losses.append(float(value))
     assert losses[0] > 2.5 and np.mean(losses[-5:]) < 0.5
     batch = draw(64)
-    sums = jax.jit(lambda b: task.metrics(task.predict({"params": params}, b), b))(batch)
+    sums = jax.jit(lambda b: sums_of(task, {"params": params}, b))(batch)
     assert sums["masked_accuracy"].mean() > 0.9
 
 
@@ -193,7 +194,7 @@ def test_each_hidden_token_bears_the_loss_of_its_row():
 def test_padded_rows_of_pairs_change_nothing():
     task, variables = ready(next_sentence=True)
     step, _ = compiled(task)
-    measure = jax.jit(lambda batch: task.metrics(task.predict(variables, batch), batch))
+    measure = jax.jit(lambda batch: sums_of(task, variables, batch))
     whole, padded = pairs_of(4, masked=1), pairs_of(4, masked=1)
     padded["next"] = padded["next"].at[3].set(1 - padded["next"][3])
     padded["tokens"] = padded["tokens"].at[3].set(5)
@@ -227,7 +228,7 @@ def test_slices_and_batches_of_pairs_add_up_exactly():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), whole, sliced)
 
     task, variables = ready(next_sentence=True)
-    measure = jax.jit(lambda batch: task.metrics(task.predict(variables, batch), batch))
+    measure = jax.jit(lambda batch: sums_of(task, variables, batch))
     parts = [{name: x[i : i + 4] for name, x in batch.items()} for i in (0, 4)]
     total, expected = add(*(measure(part) for part in parts)), measure(batch)
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5), total, expected)
@@ -258,14 +259,14 @@ def test_it_learns_which_texts_belong_together():
     @jax.jit
     def step(params, opt, batch, key):
         def loss(params):
-            total, _ = task.loss({"params": params}, batch, key)
+            total, _ = loss_of(task, {"params": params}, batch, key)
             return total.total / total.weight
 
         updates, opt = tx.update(jax.grad(loss)(params), opt)
         return optax.apply_updates(params, updates), opt
 
     params = jax.jit(task.init)(jax.random.key(0), draw(2))["params"]
-    measure = jax.jit(lambda params, b: task.metrics(task.predict({"params": params}, b), b))
+    measure = jax.jit(lambda params, b: sums_of(task, {"params": params}, b))
     batch = draw(128)
     assert measure(params, batch)["next_accuracy"].mean() < 0.7
     opt = tx.init(params)
@@ -309,12 +310,12 @@ def test_what_users_read():
         "token_type_ids": row * 0,
     }
     outputs = jax.device_get(compiled(task)[1](variables, {**batch, "at": at, "targets": targets}))
-    single = task.present({name: x[0] for name, x in outputs.items()})
+    single = task.postprocess({name: x[0] for name, x in outputs.items()}, {})
     assert single["text"] == ["[CLS]", "a", "[MASK]", "c", "[SEP]"] and "loss" not in single
     (hidden,) = single["hidden"]
     assert hidden["at"] == 2 and hidden["was"] is None and len(hidden["guesses"]) == 5
     assert all(0 <= p <= 1 for _, p in hidden["guesses"]) and hidden["guesses"][0][1] >= hidden["guesses"][1][1]
-    joined = task.present({name: np.concatenate(list(x)) for name, x in outputs.items()})
+    joined = task.postprocess({name: np.concatenate(list(x)) for name, x in outputs.items()}, {})
     assert joined["text"][5:] == ["[CLS]", "[MASK]", "b", "[SEP]"]
     assert [(h["at"], h["was"]) for h in joined["hidden"]] == [(2, None), (6, "d"), (7, "b")]
     np.testing.assert_allclose(joined["loss"], -outputs["log_probability"][1].mean(), rtol=1e-5)

@@ -2,11 +2,13 @@
 
 import copy
 import dataclasses
+import functools
 import pickle
 
 import jax
 import numpy as np
 import pytest
+from toys import loss_of, measured
 
 from bigbase_jax.core import UserError, add, flatten
 from bigbase_jax.models.mlp import MLP
@@ -43,17 +45,17 @@ def keeps(mix, count=200, H=16, W=12):
 def test_loss_is_that_of_mixed_pictures_and_labels(alphas):
     mix, batch = Mix(TASK, *alphas), batch_of()
     key = jax.random.key(3)
-    loss, _ = jax.jit(mix.loss)(VARIABLES, batch, key)
+    loss, _ = jax.jit(functools.partial(loss_of, mix))(VARIABLES, batch, key)
     keep = np.asarray(mix.keep(jax.random.split(key)[0], 6, 5))[None, ..., None]
     assert 0.05 < keep.mean() < 0.95
     pixels = (batch["image"] / 255 - 0.5) / 0.25
     mixed = {**batch, "image": (keep * pixels + (1 - keep) * swapped(pixels)).astype(np.float32)}
     own, other = (
-        TASK.loss(VARIABLES, {**mixed, "label": y}, KEY)[0] for y in (batch["label"], swapped(batch["label"]))
+        loss_of(TASK, VARIABLES, {**mixed, "label": y}, KEY)[0] for y in (batch["label"], swapped(batch["label"]))
     )
     np.testing.assert_allclose(loss.total, keep.mean() * own.total + (1 - keep.mean()) * other.total, rtol=1e-5)
     assert loss.weight == 8
-    assert abs(loss.total - TASK.loss(VARIABLES, batch, KEY)[0].total) > 1e-3
+    assert abs(loss.total - loss_of(TASK, VARIABLES, batch, KEY)[0].total) > 1e-3
 
 
 def test_mixup_is_even_and_beta_distributed():
@@ -84,7 +86,7 @@ def test_both_and_prob():
 
 def test_pairs_are_local_so_even_slices_add_up():
     mix, batch = Mix(TASK, 1.0), batch_of()
-    loss = jax.jit(mix.loss)
+    loss = jax.jit(functools.partial(loss_of, mix))
     whole = loss(VARIABLES, batch, KEY)[0]
     slices = [{name: x[rows] for name, x in batch.items()} for rows in (slice(0, 2), slice(2, 8))]
     np.testing.assert_allclose(add(*(loss(VARIABLES, s, KEY)[0] for s in slices)), whole, rtol=1e-5)
@@ -95,7 +97,7 @@ def test_padding_is_never_mixed_in():
     batch["mask"][-1:] = 0
     other = {**batch, "image": batch["image"].copy(), "label": batch["label"].copy()}
     other["image"][-1], other["label"][-1] = 255, (other["label"][-1] + 1) % 3
-    loss = jax.jit(mix.loss)
+    loss = jax.jit(functools.partial(loss_of, mix))
     np.testing.assert_array_equal(*(loss(VARIABLES, b, KEY)[0] for b in (batch, other)))
 
 
@@ -103,12 +105,12 @@ def test_everything_else_is_the_tasks():
     mix, batch = Mix(TASK, 0.2), batch_of()
     assert (mix.inputs, mix.batch_coupled) == (TASK.inputs, TASK.batch_coupled)
     jax.tree.map(np.testing.assert_array_equal, mix.init(KEY, batch), VARIABLES)
-    outputs = mix.predict(VARIABLES, batch)
+    outputs, sums = mix.evaluate(VARIABLES, batch)
     np.testing.assert_array_equal(outputs["logits"], TASK.predict(VARIABLES, batch)["logits"])
-    assert set(mix.metrics(outputs, batch)) == {"loss", "accuracy"}
+    assert set(sums) == {"loss", "accuracy"}
     host = {name: np.asarray(x) for name, x in outputs.items()}
-    assert "per_class" in mix.report({**host, "label": batch["label"]})
-    assert mix.present({name: x[0] for name, x in host.items()})["label"] in "012"
+    assert "per_class" in measured(mix, host)
+    assert mix.postprocess({name: x[0] for name, x in host.items()}, {})["label"] in "012"
 
 
 def test_what_else_the_task_has_is_had_too(tmp_path):
@@ -130,9 +132,9 @@ def test_an_adapter_may_be_inside(tmp_path):
     inside, outside = Mix(LoRA(TASK, **words), 1.0), LoRA(Mix(TASK, 1.0), **words)
     variables = outside.init(KEY, batch)
     variables["params"] = jax.tree.map(lambda x: x + jax.random.normal(KEY, x.shape), variables["params"])
-    one, two = (task.loss(variables, batch, KEY)[0] for task in (inside, outside))
+    one, two = (loss_of(task, variables, batch, KEY)[0] for task in (inside, outside))
     np.testing.assert_allclose(one, two, rtol=1e-6)
-    assert abs(one.total - Mix(TASK, 1.0).loss(VARIABLES, batch, KEY)[0].total) > 1e-3  # the adapter matters
+    assert abs(one.total - loss_of(Mix(TASK, 1.0), VARIABLES, batch, KEY)[0].total) > 1e-3  # the adapter matters
     name = next(iter(flatten(TASK.init(KEY, batch)["params"])))
     assert inside.place(name) == outside.place(name) and inside.place(name)[0] == BASE
     for merged in (inside.unwrap(variables), merged_by_all(inside, variables), merged_by_all(outside, variables)):
@@ -143,7 +145,7 @@ def test_an_adapter_may_be_inside(tmp_path):
 
 def test_mistakes_are_told():
     with pytest.raises(UserError, match="even number of examples in each slice, not 7"):
-        Mix(TASK, 0.2).loss(VARIABLES, batch_of(7), KEY)
+        loss_of(Mix(TASK, 0.2), VARIABLES, batch_of(7), KEY)
     with pytest.raises(UserError, match="at least one of them a positive"):
         Mix(TASK)
     with pytest.raises(UserError, match=r"prob is 1\.5"):

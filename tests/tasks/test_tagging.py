@@ -3,11 +3,14 @@
 Axes: B examples, L length, K tags.
 """
 
+import functools
+
 import jax
 import numpy as np
 import pytest
 from seqeval.metrics import f1_score, precision_score, recall_score
 from seqeval.metrics.sequence_labeling import get_entities
+from toys import loss_of
 
 from bigbase_jax.core import UserError
 from bigbase_jax.data.pipeline import Data
@@ -60,7 +63,7 @@ def test_spans_and_their_f1_are_seqevals(marks):
     for truth, _ in pairs:
         want = [(kind, first, last + 1) for kind, first, last in get_entities(truth)]
         assert [tuple(span) for span in spans.spans(truth)] == want
-    found = spans.scores(pairs)
+    found = spans.scores(spans.counts(pairs))
     truths, guesses = zip(*pairs, strict=True)
     for name, score in (("precision", precision_score), ("recall", recall_score), ("f1", f1_score)):
         assert found[f"overall_{name}"] == pytest.approx(score(truths, guesses), abs=1e-12)
@@ -71,7 +74,7 @@ def test_spans_and_their_f1_are_seqevals(marks):
 
 def test_no_span_at_all_scores_nothing():
     nothing = {"overall_precision": 0.0, "overall_recall": 0.0, "overall_f1": 0.0, "per_class": {}}
-    assert spans.scores([(["O", "O"], ["O", "O"])]) == nothing
+    assert spans.scores(spans.counts([(["O", "O"], ["O", "O"])])) == nothing
     assert spans.spans(["B-A", "L-A", "U-B", "I-B"]) == [("A", 0, 2), ("B", 2, 3), ("B", 3, 4)]  # BILOU
 
 
@@ -154,13 +157,12 @@ def trained(tmp_path_factory):
 
 def test_the_loss_is_over_words_and_neither_padding_nor_other_tokens_count(trained):
     task, variables, batch = trained
-    loss, _ = jax.jit(task.loss)(variables, batch, jax.random.key(1))
+    loss, _ = jax.jit(functools.partial(loss_of, task))(variables, batch, jax.random.key(1))
     assert loss.weight == (batch["tags"] >= 0).sum()
     padded = {name: np.concatenate([x, np.zeros_like(x)]) for name, x in batch.items()}
-    again, _ = jax.jit(task.loss)(variables, padded, jax.random.key(1))
+    again, _ = jax.jit(functools.partial(loss_of, task))(variables, padded, jax.random.key(1))
     np.testing.assert_allclose(again, loss, rtol=1e-5)
-    outputs = jax.jit(task.predict)(variables, {name: batch[name] for name in task.inputs})
-    metrics = task.metrics(outputs, batch)
+    outputs, metrics = jax.jit(task.evaluate)(variables, batch)
     np.testing.assert_allclose(metrics["loss"], loss, rtol=1e-5)
     right = (np.asarray(outputs["tag"]) == batch["tags"])[batch["tags"] >= 0]
     assert metrics["accuracy"].mean() == pytest.approx(right.mean())
@@ -175,11 +177,11 @@ def test_what_users_read(trained):
         name: np.array(x[0])
         for name, x in jax.jit(task.predict)(variables, {k: v[None] for k, v in example.items()}).items()
     }
-    answer = task.present(output)
+    answer = task.postprocess(output, {})
     assert answer["words"] == ["Olga", "left", "New", "Grenna", ",", "明", "天", "."]
     names = ["B-PER", "O", "B-LOC", "I-LOC", "O", "O", "O", "O"]
     output["tag"][output["tag"] >= 0] = [task.tag_names.index(name) for name in names]
-    assert task.present(output) == {
+    assert task.postprocess(output, {}) == {
         "words": answer["words"],
         "tags": names,
         "entities": [{"type": "PER", "text": "Olga", "word": 0}, {"type": "LOC", "text": "New Grenna", "word": 2}],

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from toys import loss_of, measured, sums_of
 
 from bigbase_jax.build import build
 from bigbase_jax.core import Task, UserError, flatten
@@ -115,7 +116,7 @@ def test_it_learns_which_word_is_in_a_text(name):
     @jax.jit
     def step(params, opt, batch, key):
         def loss(params):
-            total, _ = task.loss({"params": params}, batch, key)
+            total, _ = loss_of(task, {"params": params}, batch, key)
             return total.total / total.weight
 
         grads = jax.grad(loss)(params)
@@ -127,16 +128,16 @@ def test_it_learns_which_word_is_in_a_text(name):
     for i in range(150):
         params, opt = step(params, opt, draw(32), jax.random.key(i))
     batch = draw(128)
-    sums = jax.jit(lambda b: task.metrics(task.predict({"params": params}, b), b))(batch)
+    sums = jax.jit(lambda b: sums_of(task, {"params": params}, b))(batch)
     assert sums["accuracy"].mean() > 0.9
     outputs = jax.device_get(jax.jit(task.predict)({"params": params}, batch))
-    report = task.report({**outputs, "label": batch["label"]})
+    report = measured(task, {**outputs, "label": batch["label"]})
     assert report["f1"] > 0.9 and report["auc"] > 0.95 and np.sum(report["confusion_matrix"]) == 128
 
 
 def test_masked_examples_have_no_weight_and_types_matter():
     task, variables = ready(MODELS["bert"], label_smoothing=0.1)
-    loss = jax.jit(lambda batch: task.loss(variables, batch, jax.random.key(0)))
+    loss = jax.jit(lambda batch: loss_of(task, variables, batch, jax.random.key(0)))
     batch = batch_of(4)
     (total, weight), state = loss({**batch, "mask": jnp.array([1, 1, 1, 0.0])})
     changed = {**batch, "tokens": batch["tokens"].at[3].set(5), "mask": jnp.array([1, 1, 1, 0.0])}
@@ -150,7 +151,7 @@ def test_what_users_read():
     task, variables = ready(MODELS["bert"], class_names=("x", "y", "z"), tokenizer=tokenizer.state())
     batch = batch_of(4)
     outputs = jax.device_get(jax.jit(task.predict)(variables, batch))
-    answer = task.present({name: x[0] for name, x in outputs.items()})
+    answer = task.postprocess({name: x[0] for name, x in outputs.items()}, {})
     assert answer["label"] in "xyz" and sum(answer["probabilities"].values()) == pytest.approx(1, abs=1e-5)
     kept = {**outputs, "label": np.asarray(batch["label"]), "index": np.arange(10, 14)}
     shown = task.passages(kept, count=2)

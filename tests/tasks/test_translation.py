@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from toys import loss_of, measured
 
 from bigbase_jax import parallel
 from bigbase_jax.core import Task, UserError, add
@@ -53,7 +54,7 @@ def ready(model=None, **more):
 @functools.cache
 def compiled(task):
     def loss(params, batch):
-        total, _ = task.loss({"params": params}, batch, jax.random.key(0))
+        total, _ = loss_of(task, {"params": params}, batch, jax.random.key(0))
         return total.total / total.weight, total
 
     return jax.jit(jax.value_and_grad(loss, has_aux=True))
@@ -111,10 +112,10 @@ def test_padded_examples_and_positions_change_nothing():
     expected = value_and_grad(task, variables, batch)
     same(value_and_grad(task, variables, {name: x[:2] for name, x in batch.items()}), expected)
     same(value_and_grad(task, variables, noisy), expected)
-    predict = jax.jit(task.predict)
-    found, other = predict(variables, batch), predict(variables, noisy)
+    evaluate = jax.jit(task.evaluate)
+    (found, *sums), (other, *others) = evaluate(variables, batch), evaluate(variables, noisy)
     np.testing.assert_array_equal(found["tokens"], other["tokens"])
-    sums = task.metrics(found, batch), task.metrics(other, noisy)
+    sums += others
     same(*sums)
     assert float(sums[0]["loss"].weight) == (np.asarray(batch["target_out"])[:2] != PADDING).sum()
 
@@ -122,7 +123,7 @@ def test_padded_examples_and_positions_change_nothing():
 def test_microbatches_add_up():
     task, variables = ready(label_smoothing=0.1)
     batch = batch_of(4, masked=1)
-    loss = jax.jit(task.loss)
+    loss = jax.jit(functools.partial(loss_of, task))
     whole, _ = loss(variables, batch, jax.random.key(0))
     parts = [loss(variables, {k: x[i : i + 2] for k, x in batch.items()}, jax.random.key(0))[0] for i in (0, 2)]
     same(add(*parts), whole)
@@ -195,21 +196,21 @@ def examples_of(texts, references, letters="abcdefgh"):
 
 def test_bleu_and_chrf_compare_text():
     task, _ = ready(tokenizer=LETTERS.state(), target_language="zh")
-    perfect = task.report(examples_of(["abcdef", "hgfedc"], ["abcdef", "hgfedc"]))
+    perfect = measured(task, examples_of(["abcdef", "hgfedc"], ["abcdef", "hgfedc"]))
     assert perfect["perplexity"] == pytest.approx(2)
     assert perfect["chrf"] == pytest.approx(100)
     assert "|tok:13a|" in perfect["bleu_signature"]
-    half = task.report(examples_of(["abcdef", "hgfedc"], ["abcdef", "aaaaaa"]))
+    half = measured(task, examples_of(["abcdef", "hgfedc"], ["abcdef", "aaaaaa"]))
     assert 0 < half["chrf"] < 90
     letters = "好电影很长不坏人"
     words = ready(
         tokenizer=Symbols(letters, fallback=False, end=True, special=("start", "pad")).state(), target_language="fr"
     )[0]
-    found = words.report(examples_of([letters[:6]], [letters[:5] + letters[6]], letters))
+    found = measured(words, examples_of([letters[:6]], [letters[:5] + letters[6]], letters))
     assert found["bleu"] == pytest.approx(100 * (5 / 6 * 4 / 5 * 3 / 4 * 2 / 3) ** 0.25)  # precisions of characters
     assert "|tok:zh|" in found["bleu_signature"]
     numbers, _ = ready()
-    assert numbers.report(examples_of(["abcdef"], ["abcdef"])) == {"perplexity": pytest.approx(2)}
+    assert measured(numbers, examples_of(["abcdef"], ["abcdef"])) == {"perplexity": pytest.approx(2)}
 
 
 @pytest.mark.parametrize(
@@ -237,15 +238,15 @@ def test_what_a_user_reads():
     task, _ = ready(tokenizer=LETTERS.state())
     kept = examples_of(["abc", "hg"], ["abc", "hh"])
     one = {name: x[0] for name, x in kept.items()}
-    assert task.present(one) == {"translation": "abc"}
+    assert task.postprocess(one, {}) == {"translation": "abc"}
     joined = {name: np.concatenate([x[0], x[1]]) for name, x in kept.items()}  # two lines of one file
-    assert task.present(joined) == {"translation": "abc\nhg"}
+    assert task.postprocess(joined, {}) == {"translation": "abc\nhg"}
     title, pieces = task.passages(kept)[1]
     assert title == "0.693 nats per token; written: hg" and [p for p, _ in pieces] == ["d", "<|endoftext|>"]
     silent, _ = ready(tokenizer=LETTERS.state(), generate=False)
     assert "tokens" not in jax.eval_shape(silent.predict, ready()[1], batch_of(2))
     with pytest.raises(UserError, match="generate is false"):
-        silent.present({"target": kept["target"][0]})
+        silent.postprocess({"target": kept["target"][0]}, {})
 
 
 @pytest.mark.slow
@@ -265,7 +266,8 @@ def test_it_learns_to_read_backwards():
 
     @jax.jit
     def step(params, state):
-        loss, grads = jax.value_and_grad(lambda p: task.loss({"params": p}, batch, jax.random.key(0))[0].mean())(params)
+        key = jax.random.key(0)
+        loss, grads = jax.value_and_grad(lambda p: loss_of(task, {"params": p}, batch, key)[0].mean())(params)
         updates, state = tx.update(grads, state)
         return optax.apply_updates(params, updates), state, loss
 
