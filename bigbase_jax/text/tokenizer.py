@@ -644,8 +644,8 @@ class Subwords:
     Attributes:
       algorithm: "bpe" (byte-level, Radford et al. 2019), "unigram" (Kudo 2018, with bytes for other characters) or
         "wordpiece" (as BERT's, cased). ``decode`` is exact for "bpe" and, but for U+2581, for "unigram"; "wordpiece"
-        loses spaces and writes unknown words as [UNK]. Training "unigram" or "wordpiece" twice may give two
-        vocabularies; a run keeps its own.
+        loses spaces and writes unknown words as [UNK]. The same texts give the same vocabulary, but for "unigram",
+        of which a run keeps its own.
       vocab_size: entries to learn, the end between documents (and for "unigram" the 256 bytes) not counted; a small
         text gives fewer.
       min_frequency: of a pair that is merged.
@@ -668,7 +668,7 @@ class Subwords:
 
     def fit(self, texts: Texts, others: Texts, end: bool, special: Sequence[str] = ()) -> Tokenizer:
         hf = _hugging_face()
-        tokenizer, trainer = getattr(self, f"_{self.algorithm}")(hf)
+        tokenizer, trainer = getattr(self, f"_{self.algorithm}")(hf, texts)
         tokenizer.train_from_iterator(_capped(texts()), trainer)
         given = json.loads(tokenizer.to_str())
         if self.algorithm == "unigram":
@@ -678,9 +678,11 @@ class Subwords:
             given["added_tokens"] = []  # "<unk>" in a text is text
             joined = [{"type": "ByteFallback"}, {"type": "Fuse"}, given["decoder"]]
             given["decoder"] = {"type": "Sequence", "decoders": joined}
+        if self.algorithm == "wordpiece":
+            given["added_tokens"] = [token for token in given["added_tokens"] if token["content"] in _BERT]
         return _finish(hf.Tokenizer.from_str(json.dumps(given)), end, special)
 
-    def _bpe(self, hf: Any) -> tuple[Any, Any]:
+    def _bpe(self, hf: Any, texts: Texts) -> tuple[Any, Any]:
         tokenizer = hf.Tokenizer(hf.models.BPE())
         tokenizer.pre_tokenizer = hf.pre_tokenizers.ByteLevel(add_prefix_space=False)
         tokenizer.decoder = hf.decoders.ByteLevel()
@@ -692,7 +694,7 @@ class Subwords:
             show_progress=False,
         )
 
-    def _unigram(self, hf: Any) -> tuple[Any, Any]:
+    def _unigram(self, hf: Any, texts: Texts) -> tuple[Any, Any]:
         tokenizer = hf.Tokenizer(hf.models.Unigram())
         tokenizer.pre_tokenizer = hf.pre_tokenizers.Metaspace(prepend_scheme="never")
         tokenizer.decoder = hf.decoders.Metaspace(prepend_scheme="never")
@@ -704,12 +706,18 @@ class Subwords:
             show_progress=False,
         )
 
-    def _wordpiece(self, hf: Any) -> tuple[Any, Any]:
+    def _wordpiece(self, hf: Any, texts: Texts) -> tuple[Any, Any]:
+        # The library numbers the characters inside words as its hash table gives them, and merges pairs that are
+        # equally frequent in the order of these numbers. So they are found first, and then given in order.
+        tokenizer = _bert(hf, hf.models.WordPiece(unk_token="[UNK]"), lowercase=False)
+        alphabet = hf.trainers.WordPieceTrainer(vocab_size=0, special_tokens=list(_BERT), show_progress=False)
+        tokenizer.train_from_iterator(_capped(texts()), alphabet)
+        inside = sorted(piece for piece in tokenizer.get_vocab() if piece.startswith("##"))
         tokenizer = _bert(hf, hf.models.WordPiece(unk_token="[UNK]"), lowercase=False)
         return tokenizer, hf.trainers.WordPieceTrainer(
             vocab_size=self.vocab_size,
             min_frequency=self.min_frequency,
-            special_tokens=list(_BERT),
+            special_tokens=[*_BERT, *inside],
             show_progress=False,
         )
 

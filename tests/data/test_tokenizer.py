@@ -3,6 +3,8 @@
 import io
 import itertools
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -73,6 +75,19 @@ def test_a_document_is_worth_its_bytes_also_where_the_tokenizer_changes_it():
 
 
 # ----------------------------------------------------------------------------------------------------- special tokens
+
+
+def test_the_same_texts_give_the_same_vocabulary_in_another_process():
+    learn = """
+import hashlib, pydoc_data.topics
+from bigbase_jax.text.tokenizer import Subwords
+texts = [text for _, text in sorted(pydoc_data.topics.topics.items())[:20]]
+for spec in (Subwords("bpe", 600), Subwords("wordpiece", 600)):
+    state = spec.fit(lambda: iter(texts), lambda: iter([]), True, ("pad", "mask")).state()
+    print(hashlib.sha256(state.encode()).hexdigest())
+"""
+    said = [subprocess.run([sys.executable, "-c", learn], capture_output=True, text=True) for _ in range(2)]
+    assert said[0].stdout == said[1].stdout and len(set(said[0].stdout.split())) == 2, said[0].stderr
 
 
 @pytest.mark.parametrize("spec", [*EXACT, Subwords("wordpiece", 200)], ids=repr)
