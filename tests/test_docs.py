@@ -1,0 +1,305 @@
+"""Every command and every block of Python in the READMEs and the guides runs, shrunk to seconds; every name in them exists.
+
+A command runs as it is printed, in one folder for all pages, but for what ``tiny`` adds to a training. What it needs of
+other commands (``runs/lm``) is made first, by the command of some page that makes it.
+"""
+
+import functools
+import importlib.util
+import json
+import pathlib
+import re
+import runpy
+import shlex
+import shutil
+import tomllib
+
+import pytest
+from forks import Forks
+from ml_collections import ConfigDict
+
+from bigbase_jax import cli
+from bigbase_jax.core import UserError
+
+ROOT = pathlib.Path(__file__).parents[1]
+READMES = ("README.md", "README.zh-CN.md")
+GUIDES = tuple(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md")))
+NOT_RUN = {  # what a command begins with -> why it is not run here
+    "python -m venv": "makes an environment; .ci/run does",
+    "source": "enters the environment",
+    "pip install": "the network; .ci/run installs what CI needs",
+    "python -m pytest": "runs these tests",
+    "mkdocs": "needs the docs extra; .ci/run builds the pages",
+}
+NOT_HERE = {  # what stands in a command of launch.py -> why it is checked and not run
+    "--spawn=": "starts processes that each import everything; tests/test_distributed.py",
+    "--coordinator=": "needs two hosts; tests/test_distributed.py",
+    "--topology=v5e": "needs the TPU compiler; tests/test_plan.py",
+    "data=tfds": "needs a download; tests/data",
+}
+SHRUNK = ("--config.train.steps=2", "--config.train.log_every=1", "--config.train.eval_every=2")
+
+
+# ----------------------------------------------------------------------------------------------------- what pages say
+
+
+def fences(page):
+    """(language, text) of each block; one without a known language could hide a command."""
+    for language, _, text in re.findall(r"^```(\w*)([^\n]*)\n(.*?)^```", (ROOT / page).read_text(), re.M | re.S):
+        assert language in ("bash", "python", "text"), f"{page} has a block in {language or 'no language'}:\n{text}"
+        yield language, text
+
+
+def prose(page):
+    return re.sub(r"^```.*?^```", "", (ROOT / page).read_text(), flags=re.M | re.S)
+
+
+def inline(page):
+    return re.findall(r"`([^`\n]+)`", prose(page))
+
+
+@functools.cache
+def commands(page):
+    """Each command as words, in order: the lines of bash blocks, and what is a command within a sentence or a table."""
+    lines = [line for language, text in fences(page) if language == "bash" for line in text.splitlines()]
+    lines += [code for code in inline(page) if re.match(r"(python|pip|mkdocs) ", code)]
+    parts = [part for line in lines for part in line.split(" && ")]
+    return [words for part in parts if (words := tuple(shlex.split(part, comments=True)))]
+
+
+def blocks(page):
+    """Python blocks; those that show a file of the repository are run by their commands."""
+    found = [text for language, text in fences(page) if language == "python"]
+    for path in re.findall(r'^--8<-- "(.*)"$', "\n".join(found), re.M):
+        assert (ROOT / path).is_file()
+    return [text for text in found if not text.startswith("--8<--")]
+
+
+# ------------------------------------------------------------------------------------------------ what commands mean
+
+
+def value(words, flag, default=None):
+    return next((word.partition("=")[2] for word in words if word.startswith(f"{flag}=")), default)
+
+
+def launches(words):
+    return words[:2] == ("python", "launch.py")
+
+
+def trains(words):
+    return launches(words) and value(words, "--mode") is None and "--help" not in words
+
+
+def writes(words):
+    """The path that a command makes for others to use, or nothing."""
+    if not launches(words):
+        return None
+    if trains(words):
+        return value(words, "--workdir") or f"runs/{cli.recipe_name(value(words, '--config'))}"
+    if value(words, "--mode") == "export":
+        return value(words, "--output") or f"{value(words, '--workdir')}/export/{value(words, '--to')}"
+    return value(words, "--output")
+
+
+def reads(words):
+    """The paths below ``runs/`` that a command needs."""
+    if not launches(words):
+        return re.findall(r"runs/[\w./-]+", " ".join(words))
+    named = [value(words, "--config.init_from"), value(words, "--input")]
+    if not trains(words):
+        named += [word.partition("=")[2] for word in words if word.startswith("--workdir=")]
+    return [path for path in named if path and path.startswith("runs/")]
+
+
+def tiny(words):
+    """A command of ``launch.py`` with a recipe shrunk to seconds."""
+    shrunk = []
+    for word in words:
+        flag, _, given = word.partition("=")
+        if flag == "--config":
+            path, _, arg = given.partition(":")
+            word = f"--config={path}:{','.join(['tiny', *(a for a in arg.split(',') if a not in ('', 'tiny'))])}"
+        if flag not in ("--config.train.epochs", "--workdir") or not trains(words):
+            shrunk.append(word)
+    if trains(words):
+        shrunk += [*SHRUNK, f"--workdir={writes(words)}"]
+    return tuple(shrunk)
+
+
+@functools.cache
+def recipe(path, arg):
+    return runpy.run_path(str(ROOT / path))["get_config"](arg or None)
+
+
+@functools.cache
+def flags():
+    sources = (ROOT / "launch.py").read_text() + (ROOT / "bigbase_jax" / "cli.py").read_text()
+    return {"help", *re.findall(r"DEFINE_\w+\(\s*\"(\w+)\"", sources)}
+
+
+def has(config, key):
+    for name in key.split("."):
+        if not isinstance(config, ConfigDict) or name not in config:
+            return False
+        config = config[name]
+    return True
+
+
+def check(words):
+    """That the flags, the mode, the recipe, its arguments and the keys of a command of ``launch.py`` exist."""
+    said = " ".join(words)
+    config = None
+    if given := value(words, "--config"):
+        path, _, arg = given.partition(":")
+        assert (ROOT / path).is_file(), f"{said}: there is no {path}"
+        config = recipe(path, arg)
+    for word in words[2:]:
+        flag = word.removeprefix("--").partition("=")[0]
+        if flag.startswith("config."):
+            assert config is not None and has(config, flag.removeprefix("config.")), f"{said}: there is no {flag}"
+        else:
+            assert word.startswith("--") and flag in flags(), f"{said}: there is no {word}"
+    modes = re.search(r"MODES = \((.*?)\)", (ROOT / "launch.py").read_text()).group(1)
+    assert value(words, "--mode", "train") in re.findall(r'"(\w+)"', modes)
+
+
+class Terminal:
+    """A folder in which the commands of all pages are typed, each once."""
+
+    def __init__(self, folder):
+        for name in ("launch.py", "configs", "experiments", "README.md"):
+            (folder / name).symlink_to(ROOT / name)
+        shutil.copytree(ROOT / "docs" / "examples", folder / "docs" / "examples")
+        sweep = folder / "docs" / "examples" / "sweep.py"
+        assert "trials=20" in sweep.read_text()
+        sweep.write_text(sweep.read_text().replace("trials=20", "trials=2"))
+        self.folder, self.done = folder, {}
+        self.forks = Forks(folder, BIGBASE_CACHE=str(folder / "cache"))
+
+    def type(self, words):
+        said = " ".join(words)
+        env = dict(word.split("=", 1) for word in words[:1] if re.match(r"[A-Z_]+=", word))
+        words = words[len(env) :]
+        if words in self.done or any(said.startswith(begin) for begin in NOT_RUN):
+            return
+        if launches(words):
+            check(words)
+        if any(part in said for part in NOT_HERE):
+            return
+        self.done[words] = 0.0
+        for path in reads(words):
+            self.make(path)
+        if launches(words):
+            done = self.forks.run(argv=tiny(words)[2:], **env)
+        elif words[:2] == ("python", "-c"):
+            done = self.forks.run(code=words[2])
+        elif words[:2] == ("python", "-m"):
+            done = self.forks.run(code=f"import runpy; runpy.run_module({words[2]!r}, run_name='__main__')")
+        else:
+            pytest.fail(f"this test neither runs nor lists {said!r}")
+        self.done[words] = done.seconds
+        assert done.status == 0, f"{said}\nended with {done.status}:\n{done.err[-2000:]}"
+        if launches(words) and "--help" not in words:
+            assert json.loads(done.out.splitlines()[-1]), said
+
+    def run(self, code):
+        for path in re.findall(r"\"(runs/[\w./-]+)\"", code):
+            if any((writes(words) or "") == path for page in GUIDES for words in commands(page)):
+                self.make(path)
+        done = self.forks.run(code=code)
+        assert done.status == 0, f"{code}\n{done.err[-2000:]}"
+
+    def make(self, path):
+        """What other commands are needed for a path."""
+        if (self.folder / path).exists():
+            return
+        made = {writes(words): words for page in reversed((READMES[0], *GUIDES)) for words in reversed(commands(page))}
+        fitting = [name for name in made if name and f"{path}/".startswith(f"{name}/")]
+        assert fitting, f"no page has a command that makes {path}"
+        self.type(made[max(fitting, key=len)])
+        assert (self.folder / path).exists(), f"{made[max(fitting, key=len)]} does not make {path}"
+
+
+@pytest.fixture(scope="module")
+def terminal(tmp_path_factory):
+    here = Terminal(tmp_path_factory.mktemp("docs"))
+    yield here
+    here.forks.close()
+    (here.folder / "seconds.json").write_text(
+        json.dumps({" ".join(words): seconds for words, seconds in here.done.items()}, indent=1)
+    )
+
+
+# ---------------------------------------------------------------------------------------------------------- the tests
+
+
+@pytest.mark.parametrize("page", (*READMES, *GUIDES))
+def test_every_command_and_every_block_of_python_runs(page, terminal):
+    for words in commands(page):
+        terminal.type(words)
+    for code in blocks(page):
+        terminal.run(code)
+
+
+def test_each_capability_has_a_command_in_the_readme():
+    typed = {value(words, "--mode", "train") for words in commands("README.md") if launches(words)}
+    modes = re.search(r"MODES = \((.*?)\)", (ROOT / "launch.py").read_text()).group(1)
+    assert typed == set(re.findall(r'"(\w+)"', modes))
+    recipes = {value(words, "--config", "").partition(":")[0] for words in commands("README.md")}
+    classic = {f"configs/{name}.py" for name in ("catdog_cnn", "fashion_mnist")}  # others of the first
+    assert {f"configs/{path.name}" for path in (ROOT / "configs").glob("*.py")} - classic <= recipes
+
+
+def test_commands_of_recipes_and_studies_name_what_exists():
+    """They need data or hours, so that they are checked and not run."""
+    found = 0
+    for path in [*(ROOT / "configs").glob("*.py"), *(ROOT / "experiments").glob("*/README.md")]:
+        for line in re.findall(r"launch\.py (--config=configs/\S+\.py.*)", path.read_text()):
+            if "$" in line.partition(" ")[0]:
+                continue
+            words = [word for word in re.findall(r"--[^\s`'\"]+", line) if not re.search(r"\$|\.\.\.|=$|\[|\(", word)]
+            try:
+                check(("python", "launch.py", *words))
+            except (UserError, AssertionError) as error:
+                pytest.fail(f"{path.relative_to(ROOT)}: {line}\n{error}")
+            found += 1
+    assert found > 40
+
+
+RECIPES = (("catdog", None), ("catdog", "data=folder,root=DIR"), ("lm", None), ("translate", None), ("text_classify", "adapt=lora,root=DIR"))
+
+
+@pytest.mark.parametrize("page", (*READMES, *GUIDES))
+def test_every_flag_key_and_path_that_a_page_names_exists(page):
+    configs = [recipe(f"configs/{name}.py", arg) for name, arg in RECIPES]
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    text = (ROOT / page).read_text()
+    for key in re.findall(r"--config\.([a-z_.]+[a-z_])", text):
+        assert any(has(config, key) for config in configs), f"{page}: no recipe has {key}"
+    for code in inline(page):
+        for flag in re.findall(r"^--([a-z_]+)", code):
+            assert flag == "config" or flag in flags(), f"{page}: there is no --{flag}"
+        for path in re.findall(r"\b(?:bigbase_jax|configs|experiments|tests|docs)/[\w./-]*\w", code):
+            assert (ROOT / path).exists(), f"{page}: there is no {path}"
+        for name in re.findall(r"\bbigbase_jax(?:\.\w+)+", code):
+            assert importlib.util.find_spec(name), f"{page}: there is no {name}"
+        if match := re.match(r"(configs/\w+\.py)(?::(\S+))?$", code):
+            try:
+                recipe(*match.groups())
+            except UserError as error:
+                assert "needs root" in str(error), f"{page}: {code}: {error}"
+    for extra in re.findall(r"\.\[(\w+)\]", text):
+        assert extra in extras, f"{page}: there is no extra {extra}"
+    for link in re.findall(r"\]\((?!https?:)([^)#\s]+)", prose(page)):
+        target = (ROOT / page).parent / link
+        assert target.exists(), f"{page} links to {link}, which is not there"
+
+
+def test_the_readmes_are_short_and_say_the_same():
+    for name in READMES:
+        assert len((ROOT / name).read_text().splitlines()) <= 150
+    assert commands(READMES[0]) == commands(READMES[1])
+    links = [re.findall(r"\]\((.*?)\)", (ROOT / name).read_text()) for name in READMES]
+    assert sorted(set(links[0]) - {READMES[1]}) == sorted(set(links[1]) - {READMES[0]})
+    numbers = [re.findall(r"\d+\.\d+", (ROOT / name).read_text().rpartition("## ")[2]) for name in READMES]
+    assert sorted(numbers[0]) == sorted(numbers[1])
