@@ -37,7 +37,12 @@ class Forks:
         environment = {**os.environ, "XLA_FLAGS": "", "BIGBASE_PLAIN": "1", **env}
         self._cwd = cwd
         self._server = subprocess.Popen(
-            [sys.executable, __file__], cwd=cwd, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            [sys.executable, __file__],
+            cwd=cwd,
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
         )
 
     def run(self, *, argv: tuple[str, ...] = (), code: str | None = None, **env: str) -> Done:

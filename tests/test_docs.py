@@ -1,4 +1,4 @@
-"""Every command and every block of Python in the READMEs and the guides runs, shrunk to seconds; every name in them exists.
+"""Every command and every block of Python in the READMEs and the guides runs, shrunk to seconds; every name exists.
 
 A command runs as it is printed, in one folder for all pages, but for what ``tiny`` adds to a training. What it needs of
 other commands (``runs/lm``) is made first, by the command of some page that makes it.
@@ -266,7 +266,13 @@ def test_commands_of_recipes_and_studies_name_what_exists():
     assert found > 40
 
 
-RECIPES = (("catdog", None), ("catdog", "data=folder,root=DIR"), ("lm", None), ("translate", None), ("text_classify", "adapt=lora,root=DIR"))
+RECIPES = (
+    ("catdog", None),
+    ("catdog", "data=folder,root=DIR"),
+    ("lm", None),
+    ("translate", None),
+    ("text_classify", "adapt=lora,root=DIR"),
+)
 
 
 @pytest.mark.parametrize("page", (*READMES, *GUIDES))

@@ -2,6 +2,7 @@
 
 import ast
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -139,3 +140,16 @@ def test_importing_everything_needs_neither_tensorflow_nor_torch_nor_transformer
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
+
+
+def test_every_guide_is_in_the_navigation_and_every_study_has_a_readme():
+    navigation = (ROOT / "mkdocs.yml").read_text().partition("\nnav:")[2]
+    named = re.findall(r"\b(\w+\.md)", navigation)
+    assert sorted(named) == sorted({path.name for path in (ROOT / "docs").glob("*.md")} | {"results.md"})
+    for study in (ROOT / "experiments").iterdir():
+        assert (study / "README.md").is_file(), f"{study.name} has no README.md"
+
+
+def test_every_recipe_says_its_command():
+    for path in (ROOT / "configs").glob("*.py"):
+        assert f"python launch.py --config=configs/{path.name}" in ast.get_docstring(ast.parse(path.read_text()))

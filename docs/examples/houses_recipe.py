@@ -11,7 +11,7 @@ from bigbase_jax.build import deferred, parse_arg, target
 from bigbase_jax.data.pipeline import Data
 from bigbase_jax.models.mlp import MLP
 from bigbase_jax.optim import Optimizer
-from bigbase_jax.train import Loop
+from bigbase_jax.train import TrainConfig
 from docs.examples.number_table import NumberTable
 from docs.examples.regression import Regression
 
@@ -27,6 +27,10 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.task = target(Regression, model=target(MLP, num_classes=1, hidden=hidden, activation="relu"))
     config.optim = target(Optimizer, learning_rate=3e-3, algorithm=deferred(optax.adamw))
     config.train = target(
-        Loop, steps=8 if args.tiny else 600, log_every=2 if args.tiny else 50, best_metric="loss", best_mode="min"
+        TrainConfig,
+        steps=8 if args.tiny else 600,
+        log_every=2 if args.tiny else 50,
+        best_metric="loss",
+        best_mode="min",
     )
     return config

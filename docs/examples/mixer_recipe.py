@@ -11,7 +11,7 @@ from bigbase_jax.data.pipeline import Data
 from bigbase_jax.data.sources.synthetic.pictures import DrawnCatsAndDogs
 from bigbase_jax.optim import Optimizer
 from bigbase_jax.tasks.classification import Classification
-from bigbase_jax.train import Loop
+from bigbase_jax.train import TrainConfig
 from docs.examples.mixer import Mixer
 
 
@@ -25,5 +25,5 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.data = target(Data, dataset=target(DrawnCatsAndDogs, **small), batch_size=16 if args.tiny else 32)
     config.task = target(Classification, model=target(Mixer, width=16 if args.tiny else 64))
     config.optim = target(Optimizer, learning_rate=1e-3, algorithm=deferred(optax.adamw))
-    config.train = target(Loop, steps=8 if args.tiny else 1000, log_every=2 if args.tiny else 50)
+    config.train = target(TrainConfig, steps=8 if args.tiny else 1000, log_every=2 if args.tiny else 50)
     return config

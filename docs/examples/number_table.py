@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from bigbase_jax.core import Example, Fields, UserError
+from bigbase_jax.core import Codec, Example, Fields, UserError
 from bigbase_jax.data.sources.splits import digest
 
 
@@ -30,12 +30,27 @@ class Rows:
         return f"row {self._rows[index] + 1}"
 
 
+class RowCodec(Codec):
+    """The features of a row of a user's table, as training saw them."""
+
+    def __init__(self, columns: Sequence[str]):
+        self.columns = columns
+        self.fields = Fields(columns={name: ((name,),) for name in columns})
+
+    def decode(self, given: bytes | str | Mapping[str, Any]) -> list[Example]:
+        """``features`` f32[F]; raises UserError where one is no number."""
+        try:
+            return [{"features": np.array([float(given[name]) for name in self.columns], np.float32)}]  # type: ignore
+        except (TypeError, ValueError) as error:
+            raise UserError(f"a row needs numbers in {', '.join(self.columns)}.") from error
+
+
 class NumberTable:
     """A seeded split of the rows into train, val and test.
 
     Attributes:
       splits: ``features`` f32[F] and ``target`` f32[] each, as they stand in the table.
-      facts: ``columns``, and what a task needs to scale: ``feature_mean`` and ``feature_std`` (F numbers each),
+      dataset_info: ``columns``, and what a task needs to scale: ``feature_mean`` and ``feature_std`` (F numbers each),
         ``target_mean`` and ``target_std``, of the training rows.
       description: the file, its rows and columns.
     """
@@ -69,7 +84,7 @@ class NumberTable:
         parts = {"train": order[val + test :], "val": order[:val], "test": order[val : val + test]}
         self.splits = {name: Rows(arrays, np.sort(rows)) for name, rows in parts.items() if len(rows)}
         train = {name: x[parts["train"]] for name, x in arrays.items()}
-        self.facts: Mapping[str, Any] = {
+        self.dataset_info: Mapping[str, Any] = {
             "columns": columns,
             "feature_mean": tuple(map(float, train["features"].mean(0))),
             "feature_std": tuple(map(float, train["features"].std(0) + 1e-6)),
@@ -84,15 +99,6 @@ class NumberTable:
         return self._digest
 
     @staticmethod
-    def fields(config: Mapping[str, Any], facts: Mapping[str, Any]) -> Fields:
-        """``--mode=predict`` reads these columns of each row."""
-        return Fields(columns={name: ((name,),) for name in facts["columns"]})
-
-    @staticmethod
-    def read(given: str | Mapping[str, Any], facts: Mapping[str, Any]) -> Example:
-        """The features of a row; raises UserError where one is no number."""
-        columns: Sequence[str] = facts["columns"]
-        try:
-            return {"features": np.array([float(given[name]) for name in columns], np.float32)}  # type: ignore[index]
-        except (TypeError, ValueError) as error:
-            raise UserError(f"a row needs numbers in {', '.join(columns)}.") from error
+    def codec(config: Mapping[str, Any], dataset_info: Mapping[str, Any]) -> Codec:
+        """What ``--mode=predict`` reads of each row."""
+        return RowCodec(dataset_info["columns"])
