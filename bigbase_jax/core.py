@@ -28,7 +28,8 @@ Variables = Mapping[str, PyTree]
 """Linen variable collections: ``{"params": ..., "batch_stats": ...}``."""
 Transform = Callable[[Example, np.random.Generator], Example]
 """A function of an example and its own random generator. A class whose attribute ``random`` is False is deterministic
-and may run once, before the decoded set is cached; anything else runs anew for every use of the example."""
+and may run once, before the decoded set is cached; anything else runs anew for every use of the example. One that does
+to stacked examples what it does to each may say so with a method ``batch(examples)``: they stay in columns then."""
 
 
 class UserError(Exception):
@@ -340,7 +341,8 @@ class Source(Protocol):
 
     def __getitem__(self, index: int) -> Example: ...
 
-    # def batch(self, indices: np.ndarray) -> Batch: several examples at once, for what is kept in columns. Optional.
+    # Optional, for what is kept in columns; None where it cannot be had:
+    # def batch(self, indices: np.ndarray) -> Batch: the examples of these i64[n], stacked, in arrays of their own.
 
 
 class Codec(Protocol):

@@ -486,7 +486,7 @@ def test_caches_say_no_addresses_of_objects(tmp_path):
     folder = tmp_path / "cache-k"
     folder.mkdir()
     (folder / "index.json").write_text(json.dumps(index))
-    for name, size in (("data", 16), ("rows", 8), ("x", 8), ("tokens", 8)):
+    for name, size in (("0", 8), ("x", 8), ("tokens", 8)):
         (folder / f"{name}.bin").write_bytes(bytes(size))
     np.save(folder / "x.npy", np.ones(1, np.int64))
     np.save(folder / "documents.npy", np.ones((2, 1), np.int64))

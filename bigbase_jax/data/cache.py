@@ -1,11 +1,11 @@
-"""Decoded examples kept on disk and memory-mapped: the second epoch, and the second start, decode nothing.
+"""One store for what is decoded or tokenised once: arrays by name, on disk and memory-mapped, row by row or by columns.
 
-A cache is a folder with ``data.bin`` (the arrays of all readable examples, one after another), ``rows.bin`` (where each
-example begins, and the shapes that differ from example to example) and ``index.json`` (names, dtypes, common shapes,
-unreadable examples). It is written under a temporary name and renamed when everything is on disk, so a folder with a
-final name is whole. Of the processes that share the folder, one builds a cache, and the others wait for it
-(``one_builder``); where they cannot, all write, and whoever comes second takes the first's.
-Its name is a digest of everything that its contents depend on, so a changed file or transform means another name.
+A store is a folder with, for entry k, ``k.bin`` (its rows, one after another), ``k.npy`` (their shapes, where these
+differ from row to row) and ``index.json`` (names, dtypes, common shapes, what else the writer noted). It is written
+under a temporary name and renamed when everything is on disk, so a folder with a final name is whole. Of the processes
+that share the folder, one builds a store, and the others wait for it (``one_builder``); where they cannot, all write,
+and whoever comes second takes the first's. Its name is a digest of everything that its contents depend on, so a changed
+file or transform means another name. Where it is not to be kept, or cannot be, the same store is in memory.
 """
 
 from __future__ import annotations
@@ -24,16 +24,15 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, BinaryIO, TypeVar
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, BinaryIO, NamedTuple, TypeVar
 
 import numpy as np
 import PIL
 
-from bigbase_jax.core import Example, Source, Transform
+from bigbase_jax.core import Batch, Example, Source, Transform
 
-FORMAT = 2
-_ALIGN = 16  # bytes; every array begins at a multiple, so that any dtype can be mapped in place
+FORMAT = 3
 _ABANDONED = 3600.0  # seconds without a write after which a temporary folder belongs to a process that died
 _ATTEMPTS = 20  # to rename a finished cache, where others replace a damaged one at the same time
 _FORGOTTEN = 90 * 86400.0  # seconds without use after which a verdict is deleted
@@ -51,54 +50,88 @@ class NotCacheable(Exception):
     """The examples cannot be kept in this format (objects, texts of differing lengths, keys that come and go)."""
 
 
-class Cache:
-    """The readable examples of a split, as read-only views into a memory-mapped file; safe for many threads.
+class _Column(NamedTuple):
+    """All rows of one entry: ``values`` [N, *shape], or, where shapes differ, flat, with N shapes and N + 1 bounds."""
+
+    values: np.ndarray
+    shapes: np.ndarray | None = None
+    bounds: np.ndarray | None = None
+
+
+class Store:
+    """Rows of arrays by name, read-only; safe for many threads.
 
     Attributes:
-      directory: the cache's folder.
-      bad: the examples that were left out.
-      transforms: how many of the transforms in its key were applied.
+      about: what its writer noted, JSON-able.
+      directory: its folder; None: it is in memory.
       nbytes: size of the data in bytes.
     """
 
-    def __init__(self, directory: pathlib.Path):
-        """Opens a cache that ``Writer`` has completed.
+    def __init__(
+        self,
+        values: Mapping[str, np.ndarray],
+        shapes: Mapping[str, np.ndarray],
+        length: int,
+        about: Mapping[str, Any],
+        directory: pathlib.Path | None = None,
+    ):
+        """``values`` is flat; ``shapes`` are i64[N, rank] where they differ, i64[1, rank] where all rows have one.
 
         Raises:
-          OSError, ValueError, KeyError: there is none, or it is damaged.
+          ValueError: it is damaged: there are more or fewer values than the shapes say.
         """
-        self.directory = directory
-        index = json.loads((directory / "index.json").read_text())
-        self.nbytes: int = index["bytes"]
-        self.transforms: int = index["transforms"]
-        self.bad: Bad = [(int(i), str(why)) for i, why in index["bad"]]
-        self._entries = [
-            (name, plain_dtype(e["dtype"]), None if e["shape"] is None else tuple(e["shape"]), e["ndim"])
-            for name, e in index["entries"].items()
-        ]
-        self._length: int = index["length"]
-        self._rows = np.fromfile(directory / "rows.bin", "<i8").reshape(self._length, index["columns"])
-        least = min([0, self._rows.min(initial=0), *(n for _, _, shape, _ in self._entries for n in shape or ())])
-        if (directory / "data.bin").stat().st_size != self.nbytes or least < 0:  # numpy would read before the data
-            raise ValueError(f"{directory} is damaged")
-        with open(directory / "data.bin", "rb") as file:
-            self._data: Any = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if self.nbytes else b""
+        self.about, self.directory, self._length = about, directory, length
+        self.nbytes = sum(array.nbytes for array in values.values())
+        self._columns: dict[str, _Column] = {}
+        for name, array in values.items():
+            counts = shapes[name].prod(1)
+            bounds = np.concatenate([[0], counts.cumsum()]) if len(counts) != 1 else np.array([0, counts[0] * length])
+            if shapes[name].min(initial=0) < 0 or bounds[-1] != len(array):
+                raise ValueError(f"{directory} is damaged")
+            if len(counts) == 1:
+                self._columns[name] = _Column(array.reshape(length, *shapes[name][0]))
+            else:
+                self._columns[name] = _Column(array, shapes[name], bounds)
 
     def __len__(self) -> int:
         return self._length
 
     def __getitem__(self, index: int) -> Example:
-        row = self._rows[index].tolist()
-        offset, column = row[0], 1
-        example: Example = {}
-        for name, dtype, shape, ndim in self._entries:
-            if shape is None:
-                shape = tuple(row[column : column + ndim])
-                column += ndim
-            array = np.ndarray(shape, dtype, self._data, offset)
-            example[name] = array
-            offset += _padded(array.nbytes)
-        return example
+        return {name: self.get(name, index) for name in self._columns}
+
+    def get(self, name: str, index: int) -> np.ndarray:
+        """One row of one entry."""
+        values, shapes, bounds = self._columns[name]
+        if shapes is None or bounds is None:
+            return values[index, ...]
+        return values[bounds[index] : bounds[index + 1]].reshape(shapes[index])
+
+    @property
+    def batch(self) -> Callable[[np.ndarray], Batch] | None:
+        """Several rows at once, ``Source.batch``; None: their shapes differ."""
+        return None if any(column.shapes is not None for column in self._columns.values()) else self._batch
+
+    def _batch(self, indices: np.ndarray) -> Batch:
+        return {name: column.values[indices] for name, column in self._columns.items()}
+
+    def values(self, name: str) -> np.ndarray:
+        """All rows' elements, one after another."""
+        return self._columns[name].values.reshape(-1)
+
+    def stops(self, name: str) -> np.ndarray:
+        """i64[N]: where in ``values`` each row ends."""
+        values, _, bounds = self._columns[name]
+        return np.arange(1, self._length + 1) * values[:1].size if bounds is None else bounds[1:]
+
+    def lengths(self, name: str) -> np.ndarray:
+        """i64[N]: elements of each row."""
+        return np.diff(self.stops(name), prepend=0)
+
+    @property
+    def kept(self) -> str:
+        """Where it is, for people."""
+        where = self.directory and self.directory.parent
+        return f"{self.nbytes / 1e6:,.1f} MB in {where}" if where else "none, it is all in memory"
 
 
 def plain_dtype(name: str) -> np.dtype:
@@ -160,88 +193,173 @@ class Unfinished:
 
 
 class Writer:
-    """Writes a cache example by example; ``commit`` makes it visible, ``abort`` leaves nothing behind.
+    """Writes a store row by row; ``commit`` makes it visible, ``abort`` leaves nothing behind.
 
     Any method may raise OSError (disk full, folder not writable); ``abort`` is then the caller's answer.
     """
 
-    def __init__(self, root: pathlib.Path, key: str, transforms: int = 0):
-        """Begins the cache ``key`` of examples to which the first ``transforms`` transforms were applied."""
-        self._folder = Unfinished(root, key)
-        self._file: BinaryIO = open(self._folder.path / "data.bin", "wb", buffering=1 << 20)  # noqa: SIM115
-        self._rows: list[tuple[int, list[tuple[int, ...]]]] = []
+    def __init__(self, root: pathlib.Path | None, key: str = "", limit_bytes: float = float("inf")):
+        """Begins the store ``key`` below ``root``, or, where that is None, one in memory."""
+        self._folder = Unfinished(root, key) if root is not None else None
+        self._limit = limit_bytes
         self._dtypes: dict[str, np.dtype] = {}
-        self._offset = 0
-        self._transforms = transforms
+        self._files: dict[str, BinaryIO] = {}  # of a store on disk
+        self._parts: dict[str, list[np.ndarray]] = {}  # of one in memory
+        self._shapes: dict[str, list[tuple[int, ...]]] = {}
+        self._begun: dict[str, int] = {}  # elements of the row that is not whole yet
+        self._size = 0
 
     def add(self, example: Example) -> None:
-        """Appends an example.
+        """Appends a row, or the last part of one that ``extend`` has begun.
 
         Raises:
-          NotCacheable: it has no fixed binary form, or other keys, dtypes or ranks than the first one.
+          NotCacheable: it has no fixed binary form, or other entries, dtypes or ranks than the first one, or all takes
+            more than the limit.
         """
+        arrays = self._arrays(example)
+        ranks = {name: array.ndim for name, array in arrays.items()}
+        if any(shapes and len(shapes[0]) != ranks[name] for name, shapes in self._shapes.items()):
+            raise NotCacheable("their entries, dtypes or ranks differ")
+        for name, array in arrays.items():
+            self._write(name, array)
+            begun = self._begun.pop(name, 0)
+            self._shapes[name].append((begun + len(array),) if begun else array.shape)
+
+    def extend(self, example: Example) -> None:
+        """Begins or continues a row whose entries are [T]: what ``add`` gives goes behind it. Raises as ``add``."""
+        for name, array in self._arrays(example).items():
+            self._write(name, array)
+            self._begun[name] = self._begun.get(name, 0) + len(array)
+
+    def _arrays(self, example: Example) -> dict[str, np.ndarray]:
         arrays = {name: as_array(value) for name, value in example.items()}
         dtypes = {name: array.dtype for name, array in arrays.items()}
-        if not self._rows:
-            self._dtypes = dtypes
-        ranks = [a.ndim for a in arrays.values()]
         if any(d.hasobject for d in dtypes.values()):
             raise NotCacheable("they hold Python objects")
-        if list(dtypes.items()) != list(self._dtypes.items()) or (
-            self._rows and ranks != [len(shape) for shape in self._rows[0][1]]
-        ):
+        if not self._dtypes:
+            self._dtypes = dtypes
+            self._shapes, self._parts = {name: [] for name in dtypes}, {name: [] for name in dtypes}
+            for k, name in enumerate(dtypes if self._folder else ()):
+                path = self._path(k, ".bin")
+                self._files[name] = open(path, "wb", buffering=1 << 20)  # noqa: SIM115
+        if list(dtypes.items()) != list(self._dtypes.items()):
             raise NotCacheable("their entries, dtypes or ranks differ")
-        self._rows.append((self._offset, [a.shape for a in arrays.values()]))
-        for array in arrays.values():
-            self._write(np.ascontiguousarray(array).tobytes() if array.nbytes < 4096 else np.ascontiguousarray(array))
-            self._write(bytes(_padded(array.nbytes) - array.nbytes))
-            self._offset += _padded(array.nbytes)
+        self._size += sum(array.nbytes for array in arrays.values())
+        if self._size > self._limit:
+            raise NotCacheable(f"they take more than {self._limit / 1e9:g} GB, the limit data.cache_limit_gb")
+        return arrays
 
-    def commit(self, bad: Bad) -> Cache:
-        """Completes the cache and opens it (or the one that another process has completed meanwhile)."""
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._file.close()
-        shapes = list(zip(*(shapes for _, shapes in self._rows), strict=True))
-        entries, ragged = {}, []
-        for (name, dtype), seen in zip(self._dtypes.items(), shapes, strict=True):
-            common = len(set(seen)) == 1
-            entries[name] = {"dtype": dtype.str, "ndim": len(seen[0]), "shape": seen[0] if common else None}
-            if not common:
-                ragged.append(seen)
-        rows = [[offset, *(n for seen in ragged for n in seen[i])] for i, (offset, _) in enumerate(self._rows)]
-        np.asarray(rows, "<i8").tofile(self._folder.path / "rows.bin")
-        index = {"length": len(rows), "bytes": self._offset, "entries": entries, "bad": bad}
-        index |= {"columns": 1 + sum(len(seen[0]) for seen in ragged), "transforms": self._transforms}
-        (self._folder.path / "index.json").write_text(json.dumps(index))
-        cache = self._folder.commit(open_cache)
-        cache.directory = self._folder.final
-        return cache
+    def commit(self, about: Mapping[str, Any]) -> Store:
+        """Completes the store and opens it (or the one that another process has completed meanwhile)."""
+        shapes, length = {}, 0
+        for name, seen in self._shapes.items():
+            length = len(seen)
+            shapes[name] = np.array(seen[:1] if len(set(seen)) == 1 else seen, np.int64)
+        if self._folder is None:
+            values = {}
+            for name, parts in self._parts.items():
+                values[name] = np.concatenate([np.zeros(0, self._dtypes[name]), *map(np.ravel, parts)])
+                values[name].flags.writeable = False
+            return Store(values, shapes, length, about)
+        for file in self._files.values():
+            file.flush()
+            os.fsync(file.fileno())
+            file.close()
+        entries = {}
+        for k, (name, dtype) in enumerate(self._dtypes.items()):
+            entries[name] = {"dtype": dtype.str, "shape": shapes[name][0].tolist() if len(shapes[name]) == 1 else None}
+            if entries[name]["shape"] is None:
+                np.save(self._path(k, ".npy"), shapes[name])
+        index = {"length": length, "entries": entries, "about": about}
+        self._path("index", ".json").write_text(json.dumps(index))
+        store = self._folder.commit(open_store)
+        store.directory = self._folder.final
+        return store
 
     def abort(self) -> None:
         """Removes what was written."""
-        with contextlib.suppress(OSError):
-            self._file.close()
-        self._folder.abort()
+        for file in self._files.values():
+            with contextlib.suppress(OSError):
+                file.close()
+        if self._folder is not None:
+            self._folder.abort()
 
-    def _write(self, data: Any) -> None:
-        self._file.write(data)
+    def _path(self, name: object, suffix: str) -> pathlib.Path:
+        assert self._folder is not None
+        return self._folder.path / f"{name}{suffix}"
+
+    def _write(self, name: str, array: np.ndarray) -> None:
+        if self._folder is None:
+            self._parts[name].append(array)
+        else:
+            self._files[name].write(np.ascontiguousarray(array).data)
 
 
-def open_cache(path: pathlib.Path) -> Cache | None:
-    """The cache at ``path``, marked as used now; None if there is no whole one."""
+def keep(
+    write: Callable[[Writer], Mapping[str, Any]],
+    cache: tuple[pathlib.Path, str] | None,
+    limit_bytes: float,
+    say: Callable[[str], None],
+) -> Store:
+    """The store that ``write`` fills, at (root, key), or in memory where that is None or cannot hold it.
+
+    Args:
+      write: adds all rows to a writer, from the first one at each call, and returns ``about``.
+      limit_bytes: what it may take on disk.
+      say: takes why it is not kept.
+    """
+    for where in (cache, None):
+        writer = None
+        try:
+            writer = Writer(*where, limit_bytes) if where else Writer(None)
+            store = writer.commit(write(writer))
+            writer = None
+            return store
+        except NotCacheable as error:
+            if where is None:
+                raise
+            say(f"data: the examples are not kept: {error}.")
+        except OSError as error:
+            if where is None:
+                raise
+            reason = error.strerror or error
+            say(f"warning: the cache folder {where[0]} cannot be written ({reason}); the examples are not kept.")
+        finally:
+            if writer is not None:
+                writer.abort()
+    raise AssertionError
+
+
+def open_store(path: pathlib.Path) -> Store | None:
+    """The store at ``path``, marked as used now; None if there is no whole one."""
     try:
-        found = Cache(path)
-    except (OSError, ValueError, KeyError, TypeError):
+        index = json.loads((path / "index.json").read_text())
+        length, values, shapes = int(index["length"]), {}, {}
+        for k, (name, entry) in enumerate(index["entries"].items()):
+            values[name] = _mapped(path / f"{k}.bin", plain_dtype(entry["dtype"]))
+            shape = entry["shape"]
+            shapes[name] = np.array([shape] if shape is not None else np.load(path / f"{k}.npy"), np.int64)
+            if length < 0 or shapes[name].ndim != 2 or (shape is None and len(shapes[name]) != length):
+                return None
+        found_store = Store(values, shapes, length, dict(index["about"]), path)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError):
         return None
     with contextlib.suppress(OSError):
         os.utime(path)
-    return found
+    return found_store
 
 
-def find(root: pathlib.Path, key: str) -> Cache | None:
-    """The cache of this key below ``root``, if there is one."""
-    return open_cache(root / f"cache-{key}")
+def _mapped(path: pathlib.Path, dtype: np.dtype) -> np.ndarray:
+    """A file as a flat array; raises ValueError where its size is no multiple of the dtype's."""
+    with open(path, "rb") as file:
+        if not os.fstat(file.fileno()).st_size:
+            return np.zeros(0, dtype)
+        return np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), dtype)
+
+
+def find(root: pathlib.Path, key: str) -> Store | None:
+    """The store of this key below ``root``, if there is one."""
+    return open_store(root / f"cache-{key}")
 
 
 def discard(path: pathlib.Path) -> None:
@@ -442,7 +560,3 @@ def as_array(value: Any) -> np.ndarray:
     if isinstance(value, float):
         return np.asarray(value, np.float32)
     return np.asarray(value)
-
-
-def _padded(nbytes: int) -> int:
-    return -(-nbytes // _ALIGN) * _ALIGN

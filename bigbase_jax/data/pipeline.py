@@ -37,8 +37,9 @@ import numpy as np
 from PIL import Image
 
 from bigbase_jax.build import suggest
-from bigbase_jax.core import Dataset, Example, RawDataset, Source, Transform, UserError
+from bigbase_jax.core import Batch, Dataset, Example, RawDataset, Source, Transform, UserError
 from bigbase_jax.data import cache as caches
+from bigbase_jax.data.shuffle import shuffled
 
 # What a decoder raises for a file that is not what it should be; anything else is a bug and keeps its traceback.
 _UNREADABLE = (
@@ -55,6 +56,7 @@ _UNREADABLE = (
 _LISTED = 20  # bad files named in a message
 _SAMPLED = 16  # examples decoded to estimate the size of a cache
 _CHECKED = 256  # examples of a split that are read by data.check=sample
+_COLUMN_ROWS = 4096  # examples that are checked at once, where they are read by columns
 _WORTH = 2.0  # a cache may be this many times larger than the smallest one, to spare transforms at each use
 _SAY_EVERY = 10.0  # seconds between progress lines
 _TRAIN, _EVAL, _ORDER = 0, 1, 2  # streams of random numbers
@@ -368,13 +370,13 @@ class Prepared:
         n = len(part.kept)
         chain = part.chain(data.eval_transforms, data.seed, _EVAL)
         cut_N = part.cut_N
-        order = range(n) if cut_N is None else np.argsort(cut_N, kind="stable").tolist()
+        order_N = np.arange(n) if cut_N is None else np.argsort(cut_N, kind="stable")
 
         def batch(k: int, pool: concurrent.futures.Executor | None, chunks: int) -> dict[str, np.ndarray]:
-            indices = [order[k * batch_size + j] for j in rows if k * batch_size + j < n] or [order[n - 1]]
-            real = sum(k * batch_size + j < n for j in rows)
-            length = None if cut_N is None else int(cut_N[order[min((k + 1) * batch_size, n) - 1]])
-            return chain.batch(indices, indices, len(rows), pool, chunks, real, length)
+            mine = order_N[k * batch_size + rows.start : k * batch_size + rows.stop]
+            indices = mine if len(mine) else order_N[-1:]
+            length = None if cut_N is None else int(cut_N[order_N[min((k + 1) * batch_size, n) - 1]])
+            return chain.batch(indices, indices, len(rows), pool, chunks, len(mine), length)
 
         return Batches(batch, 0, math.ceil(n / batch_size), data, len(rows))
 
@@ -453,6 +455,7 @@ class KeptSource:
       labels: i32[N] where the source has labels, else None.
       lengths: i64[N] where the source has lengths, else None.
       sequences: names of the entries whose first axis has these lengths.
+      batch: several examples at once, stacked, where the source has it; else None.
     """
 
     def __init__(self, source: Source, split: str, bad: caches.Bad):
@@ -463,6 +466,7 @@ class KeptSource:
         self.labels = self._of("labels")
         self.lengths = self._of("lengths")
         self.sequences: tuple[str, ...] = getattr(source, "sequences", ())
+        self.batch = None if getattr(source, "batch", None) is None else self._batch
 
     def _of(self, name: str) -> np.ndarray | None:
         values = getattr(self._source, name, None)
@@ -479,6 +483,9 @@ class KeptSource:
             name, reason = self.name(index), example.reason.rstrip(".")
             raise Unreadable(reason if name in reason else f"{name} cannot be read: {reason}")
         return example
+
+    def _batch(self, indices: np.ndarray) -> Batch:
+        return self._source.batch(indices if self._indices is None else self._indices[indices])  # type: ignore[attr-defined]
 
     def original(self, index: int) -> int:
         """The example's index in the dataset's own source."""
@@ -504,7 +511,7 @@ class _Part:
     split: str
     source: Source
     bad: caches.Bad
-    cache: caches.Cache | None = None
+    cache: caches.Store | None = None
     prefix: tuple[Transform, ...] = ()
     state: str = "none"
     cut_N: np.ndarray | None = None
@@ -540,27 +547,27 @@ class _Order:
     def __init__(self, n: int, batch_size: int, seed: int, cut_N: np.ndarray | None):
         # Grain's seeds of successive epochs are successive numbers: spread ours, or seeds 0 and 1 would share epochs.
         shuffle_seed = int(np.random.SeedSequence(seed % 2**64).generate_state(1)[0])
-        self._stream = grain.MapDataset.range(n).shuffle(seed=shuffle_seed).repeat()
+        self._stream = functools.partial(shuffled, n=n, seed=shuffle_seed)
         self._batch_size, self._seed, self._cut_N = batch_size, seed, cut_N
         self._pool = max(1, min(_POOL, n // batch_size))
         self._dealt = functools.lru_cache(maxsize=4)(self._deal)
 
-    def batch(self, k: int, rows: range) -> tuple[list[int], list[int], int | None]:
+    def batch(self, k: int, rows: range) -> tuple[np.ndarray, np.ndarray, int | None]:
         """(examples, their positions g, the length that the batch needs) of some rows."""
         if self._cut_N is None:
-            g = [k * self._batch_size + j for j in rows]
-            return [int(self._stream[x]) for x in g], g, None
+            g = k * self._batch_size + np.arange(rows.start, rows.stop)
+            return self._stream(g), g, None
         examples_PB, g_PB = self._dealt(k // self._pool)
         examples_B, g_B = examples_PB[k % self._pool], g_PB[k % self._pool]
         length = int(self._cut_N[examples_B].max())
-        return examples_B[rows.start : rows.stop].tolist(), g_B[rows.start : rows.stop].tolist(), length
+        return examples_B[rows.start : rows.stop], g_B[rows.start : rows.stop], length
 
     def _deal(self, pool: int) -> tuple[np.ndarray, np.ndarray]:
         """i64[P, B] each, examples and positions, of the P batches of a pool."""
         assert self._cut_N is not None
         size = self._pool * self._batch_size
         g = np.arange(pool * size, (pool + 1) * size)
-        examples = np.array([int(self._stream[x]) for x in g.tolist()])
+        examples = self._stream(g)
         by_length = np.argsort(self._cut_N[examples], kind="stable").reshape(self._pool, self._batch_size)
         by_length = _generator(self._seed, _ORDER, pool).permutation(by_length)
         return examples[by_length], g[by_length]
@@ -589,8 +596,8 @@ class _Chain:
 
     def batch(
         self,
-        indices: Sequence[int],
-        counters: Sequence[int],
+        indices: np.ndarray,
+        counters: np.ndarray,
         size: int,
         pool: concurrent.futures.Executor | None,
         chunks: int,
@@ -600,14 +607,43 @@ class _Chain:
         """Examples stacked into arrays of ``size`` rows, the last one filling the rest; ``real`` rows have mask 1.
 
         ``sequences`` are cut to ``length``."""
-        first_row, first = self._first(indices, counters, length)
-        out = {name: np.empty((size, *array.shape), array.dtype) for name, array in first.items()}
+        index = np.concatenate([indices, np.repeat(indices[-1:], size - len(indices))])
+        mask = (np.arange(size) < (len(indices) if real is None else real)).astype(np.float32)
+        out = self._columns(index, length)
+        if out is None:
+            out = self._rows(indices.tolist(), counters.tolist(), mask, pool, chunks, length)
         clash = {"mask", "index"} & out.keys()
         if clash:
             raise UserError(f"examples may not have an entry {min(clash)!r}: the pipeline adds it; rename it.")
+        return {**out, "index": index.astype(np.int32), "mask": mask}
 
+    def _columns(self, indices: np.ndarray, length: int | None) -> dict[str, np.ndarray] | None:
+        """The examples read by columns; None where the source, or a transform, takes one at a time."""
+        read = getattr(self.source, "batch", None)
+        if read is None or any(not hasattr(transform, "batch") for transform in self.transforms):
+            return None
+        try:
+            batch = read(indices)
+        except _UNREADABLE:
+            return None  # row by row, to find which one it is
+        for transform in self.transforms:
+            batch = transform.batch(batch)  # type: ignore[attr-defined]
+        out = {name: caches.as_array(array) for name, array in batch.items()}
+        return {name: array[:, :length] if name in self.sequences else array for name, array in out.items()}
+
+    def _rows(
+        self,
+        indices: Sequence[int],
+        counters: Sequence[int],
+        mask: np.ndarray,
+        pool: concurrent.futures.Executor | None,
+        chunks: int,
+        length: int | None,
+    ) -> dict[str, np.ndarray]:
+        """The examples read one by one; ``mask`` becomes 0 where one cannot be read."""
+        first_row, first = self._first(indices, counters, length)
+        out = {name: np.empty((len(mask), *array.shape), array.dtype) for name, array in first.items()}
         count = len(indices)
-        mask = (np.arange(size) < (count if real is None else real)).astype(np.float32)
 
         def fill(rows: range) -> None:
             for row in rows:
@@ -624,10 +660,6 @@ class _Chain:
                 pass
         for array in out.values():
             array[count:] = array[count - 1]
-        index = np.full(size, indices[-1], np.int32)
-        index[:count] = indices
-        out["index"] = index
-        out["mask"] = mask
         return out
 
     def _readable(self, index: int, counter: int, length: int | None) -> dict[str, np.ndarray] | None:
@@ -706,18 +738,22 @@ class _Preparation:
     def _cached(self, name: str, source: Source, fixed: tuple[Transform, ...], key: str) -> _Part | None:
         """The split from a cache that was made before."""
         found = caches.find(self._root, key) if self._left > 0 else None
-        if found is None or (found.bad and self._data.check != "all"):  # whose order of examples it would change
+        if found is None or (_bad_of(found) and self._data.check != "all"):  # whose order of examples it would change
             return None
-        if self._mended(source, found.bad):
-            caches.discard(found.directory)
+        if self._mended(source, _bad_of(found)):
+            caches.discard(self._root / f"cache-{key}")
             return None
+        return self._from(name, source, found, fixed, "from before")
+
+    def _from(self, name: str, source: Source, found: caches.Store, fixed: tuple[Transform, ...], when: str) -> _Part:
+        """The split from a cache."""
         self._left -= found.nbytes
-        state = f"{_megabytes(found.nbytes)} in {self._root}, from before"
-        return _Part(name, source, found.bad, found, fixed[: found.transforms], state)
+        state = f"{_megabytes(found.nbytes)} in {self._root}, {when}"
+        return _Part(name, source, _bad_of(found), found, fixed[: found.about["transforms"]], state)
 
     def _checked(self, name: str, source: Source, fixed: tuple[Transform, ...], key: str) -> _Part:
         """The split after its check, with a cache where that is wanted and fits."""
-        in_memory = getattr(source, "in_memory", False)
+        in_memory, columns = getattr(source, "in_memory", False), getattr(source, "batch", None) is not None
         limit_gb = self._data.cache_limit_gb
         nbytes, prefix = self._estimate(source, fixed) if limit_gb else (0.0, ())
         wanted = False
@@ -725,6 +761,8 @@ class _Preparation:
             state = "off"
         elif in_memory and not prefix:
             state = _kept_where(in_memory)
+        elif columns and not prefix:
+            state = "none needed, the examples are read in columns"
         elif not math.isfinite(nbytes):
             state = "none, the examples have no fixed binary form"
         elif nbytes > self._left:
@@ -748,13 +786,11 @@ class _Preparation:
                 caches.write_verdict(self._root, verdict_key, bad)
         if cache is None:
             return _Part(name, source, bad, state=failure or state)
-        self._left -= cache.nbytes
-        prefix = fixed[: cache.transforms]  # by another process, perhaps, which had the same to do
-        return _Part(name, source, cache.bad, cache, prefix, f"{_megabytes(cache.nbytes)} in {self._root}, new")
+        return self._from(name, source, cache, fixed, "new")  # by another process, perhaps, which had the same to do
 
     def finish(self, parts: Mapping[str, _Part]) -> None:
         """Deletes caches of other data that no longer fit the limit."""
-        used = [part.cache.directory for part in parts.values() if part.cache is not None]
+        used = [part.cache.directory for part in parts.values() if part.cache and part.cache.directory]
         if used:
             caches.prune(self._root, self._data.cache_limit_gb * 1e9, used)
 
@@ -785,7 +821,7 @@ class _Preparation:
 
     def _read_all(
         self, name: str, source: Source, prefix: tuple[Transform, ...], key: str | None
-    ) -> tuple[caches.Bad, caches.Cache | None, str | None]:
+    ) -> tuple[caches.Bad, caches.Store | None, str | None]:
         """Reads every example of a split in parallel and caches it under ``key``, if given.
 
         Returns: the unreadable ones, the cache, and why there is none.
@@ -805,12 +841,14 @@ class _Preparation:
                 example = transform(example, rng.value)
             return example
 
+        if key is None and (batch := getattr(source, "batch", None)) is not None:
+            return _bad_in_columns(source, batch), None, None
         bad: caches.Bad = []
         writer: caches.Writer | None = None
         failure: str | None = None
         if key is not None:
             with self._unless_unwritable("decoded examples are not kept"):
-                writer = caches.Writer(self._root, key, len(prefix))
+                writer = caches.Writer(self._root, key)
             failure = None if writer else "none, its folder cannot be written"
         purpose = " and keeping them decoded" if writer else ""
         self._say(f"data: reading the {n:,} examples of the {name} split once, to check them{purpose}")
@@ -829,7 +867,7 @@ class _Preparation:
                     self._say(f"data: {index + 1:,} of {n:,} read")
             if writer is not None and len(bad) < n:
                 with self._unless_unwritable("decoded examples are not kept"):
-                    cache = writer.commit(bad)
+                    cache = writer.commit({"bad": bad, "transforms": len(prefix)})
                 failure = None if cache else "none, its folder cannot be written"
         finally:
             iterator.close()
@@ -860,6 +898,10 @@ class _Preparation:
             self._writable = False
 
 
+def _bad_of(cache: caches.Store) -> caches.Bad:
+    return [(int(index), str(why)) for index, why in cache.about["bad"]]
+
+
 @dataclasses.dataclass(frozen=True)
 class _Bad:
     reason: str
@@ -870,6 +912,19 @@ def _read(source: Source, index: int) -> Example | _Bad:
         return source[index]
     except _UNREADABLE as error:
         return _Bad(str(error) or type(error).__name__)
+
+
+def _bad_in_columns(source: Source, batch: Callable[[np.ndarray], Batch]) -> caches.Bad:
+    """The unreadable examples of what is kept in columns: row by row only where several at once are not to be read."""
+    bad: caches.Bad = []
+    for start in range(0, len(source), _COLUMN_ROWS):
+        some = range(start, min(start + _COLUMN_ROWS, len(source)))
+        try:
+            batch(np.arange(some.start, some.stop))
+        except _UNREADABLE:
+            found = ((index, _read(source, index)) for index in some)
+            bad += [(index, example.reason) for index, example in found if isinstance(example, _Bad)]
+    return bad
 
 
 def _kept_where(in_memory: bool | str) -> str:

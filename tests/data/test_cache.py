@@ -185,14 +185,14 @@ def test_a_function_whose_arguments_do_not_show_is_not_cached(prepare):
 # --- never half-written -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("damage", ["data.bin", "rows.bin", "index.json", "negative"])
+@pytest.mark.parametrize("damage", ["0.bin", "0.npy", "index.json", "negative"])
 def test_a_damaged_cache_is_made_anew(prepare, tmp_path, damage):
     expected = batches(prepare()[0])
     (folder,) = (tmp_path / "cache").glob("cache-*")
     if damage == "negative":  # an example that begins before the data, where numpy would read it
-        rows = np.fromfile(folder / "rows.bin", "<i8")
-        rows[0] = -16
-        rows.tofile(folder / "rows.bin")
+        shapes = np.load(folder / "0.npy")
+        shapes[:2, 0] = [-shapes[0, 0], shapes[1, 0] + 2 * shapes[0, 0] * shapes[0, 1] // shapes[1, 1]]
+        np.save(folder / "0.npy", shapes)
     else:
         content = (folder / damage).read_bytes()
         (folder / damage).unlink()  # not in place: cutting a file short that is mapped ends the process
@@ -206,7 +206,7 @@ def test_a_damaged_cache_is_made_anew(prepare, tmp_path, damage):
 def test_a_writer_that_dies_leaves_nothing_to_be_used_and_is_cleaned_up_later(prepare, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
 
-        def die(self, bad):
+        def die(self, about):
             raise KeyboardInterrupt
 
         patch.setattr(caches.Writer, "commit", die)
@@ -228,10 +228,10 @@ def test_two_writers_of_one_cache_both_end_well(tmp_path):
     for i in range(5):
         for writer in writers:
             writer.add({"x": np.full(3, i), "y": i})
-    found = [writer.commit([(9, "bad")]) for writer in writers]
+    found = [writer.commit({"bad": [[9, "bad"]]}) for writer in writers]
     assert [p.name for p in tmp_path.iterdir()] == ["cache-k"]
     for cache in found:
-        assert len(cache) == 5 and cache.bad == [(9, "bad")]
+        assert len(cache) == 5 and cache.about == {"bad": [[9, "bad"]]}
         np.testing.assert_array_equal(cache[3]["x"], [3, 3, 3])
 
 
@@ -240,12 +240,12 @@ def test_many_writers_at_once_replace_a_damaged_cache(tmp_path):
     for attempt in range(20):
         root = tmp_path / str(attempt)
         (root / "cache-k").mkdir(parents=True)
-        (root / "cache-k" / "data.bin").write_bytes(b"half")
+        (root / "cache-k" / "0.bin").write_bytes(b"half")
         writers = [caches.Writer(root, "k") for _ in range(8)]
         for writer in writers:
             writer.add({"x": np.arange(5)})
         with concurrent.futures.ThreadPoolExecutor(len(writers)) as pool:
-            found = list(pool.map(lambda writer: writer.commit([]), writers))
+            found = list(pool.map(lambda writer: writer.commit({}), writers))
         assert [p.name for p in root.iterdir()] == ["cache-k"]
         for cache in found:
             np.testing.assert_array_equal(cache[0]["x"], np.arange(5))
@@ -262,10 +262,10 @@ def test_a_full_disk_means_no_cache_and_one_warning(prepare, tmp_path, monkeypat
     writes = itertools.count()
     write = caches.Writer._write
 
-    def full(self, data):
+    def full(self, name, array):
         if next(writes) >= after:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        write(self, data)
+        write(self, name, array)
 
     monkeypatch.setattr(caches.Writer, "_write", full)
     said = []
@@ -312,7 +312,7 @@ def test_least_recently_used_caches_go_first(tmp_path):
     for age, name in enumerate("abc"):
         writer = caches.Writer(tmp_path, name)
         writer.add({"x": np.zeros(1600, np.uint8)})
-        os.utime(writer.commit([]).directory, (1e9 - age, 1e9 - age))
+        os.utime(writer.commit({}).directory, (1e9 - age, 1e9 - age))
     assert caches.find(tmp_path, "c") is not None  # a use: now it is the newest
     caches.prune(tmp_path, 3300)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["cache-a", "cache-c"]
@@ -339,13 +339,33 @@ def test_any_numbers_come_back_as_they_went_in(tmp_path):
     writer = caches.Writer(tmp_path, "k")
     for example in examples:
         writer.add(example)
-    cache = writer.commit([])
+    cache = writer.commit({})
     assert len(cache) == 6 and json.loads((cache.directory / "index.json").read_text())["length"] == 6
     for i, example in enumerate(examples):
         assert cache[i].keys() == example.keys()
         for name, value in example.items():
             np.testing.assert_array_equal(cache[i][name], caches.as_array(value), strict=True)
             assert not cache[i][name].flags.writeable
+
+
+@pytest.mark.parametrize("limit", [1e9, 5.0, None], ids=["on disk", "too much", "in memory"])
+def test_texts_of_any_length_lie_one_behind_the_other(tmp_path, limit):
+    said = []
+
+    def write(writer):
+        for length in (3, 0, 4):
+            for token in range(length):
+                writer.extend({"tokens": np.array([token], "<u2")})
+            writer.add({"tokens": np.zeros(1, "<u2")})
+        return {"documents": 3}
+
+    store = caches.keep(write, (tmp_path, "k") if limit else None, limit or 0, said.append)
+    assert (store.directory is not None) == (limit == 1e9) and len(said) == (limit == 5.0)
+    assert len(store) == 3 and store.about == {"documents": 3} and store.batch is None
+    np.testing.assert_array_equal(store.values("tokens"), [0, 1, 2, 0, 0, 0, 1, 2, 3, 0])
+    np.testing.assert_array_equal(store.stops("tokens"), [4, 5, 10])
+    np.testing.assert_array_equal(store.lengths("tokens"), [4, 1, 5])
+    np.testing.assert_array_equal(store.get("tokens", 2), np.array([0, 1, 2, 3, 0], "<u2"), strict=True)
 
 
 @pytest.mark.parametrize(

@@ -6,11 +6,13 @@ import threading
 import time
 from typing import ClassVar
 
+import grain
 import numpy as np
 import pytest
 
 from bigbase_jax.core import UserError
 from bigbase_jax.data.pipeline import Data, apply_eval
+from bigbase_jax.data.shuffle import shuffled
 
 
 class Numbers:
@@ -32,6 +34,25 @@ class Numbers:
         return {"image": np.full(self.shape, index % 251, np.uint8), "label": int(index % 2)}
 
 
+class Columns(Numbers):
+    """The same, also read by columns; counts how."""
+
+    def __init__(self, *args):
+        super().__init__(*args)
+        self.rows = self.batches = 0
+
+    def __getitem__(self, index):
+        self.rows += 1
+        return super().__getitem__(index)
+
+    def batch(self, indices):
+        if self.broken.intersection(indices.tolist()):
+            raise UserError("somewhere, something is cut short")
+        self.batches += 1
+        image = np.broadcast_to((indices % 251).astype(np.uint8)[:, None, None, None], (len(indices), *self.shape))
+        return {"image": image.copy(), "label": (indices % 2).astype(np.int32)}
+
+
 @dataclasses.dataclass
 class Set:
     splits: dict
@@ -50,6 +71,19 @@ class Noise:
 
     def __call__(self, example, rng):
         return {**example, "noise": rng.random(3, np.float32)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Negative:
+    """Takes one example, or many."""
+
+    random: ClassVar[bool] = False
+
+    def __call__(self, example, rng):
+        return self.batch(example)
+
+    def batch(self, examples):
+        return {**examples, "image": 255 - examples["image"]}
 
 
 @pytest.fixture
@@ -145,6 +179,46 @@ NOISE = [0.03474188, 0.12112302, 0.8763935, 0.53440434, 0.38778871]
 
 
 # --- buckets ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("n", [1, 2, 7, 256, 1000, 65535, 65537, 65538, 10**6, 2**40 + 1])
+def test_the_order_is_the_shuffle_of_grain(n):
+    for seed in (0, 2**32 - 1, 3123456789):
+        stream = grain.MapDataset.range(n).shuffle(seed=seed).repeat()
+        positions = np.unique([*range(min(n, 40)), *range(max(n - 20, 0), n + 20), *range(5 * n, 5 * n + 20)])
+        expected = [int(stream[int(position)]) for position in positions]
+        np.testing.assert_array_equal(shuffled(positions, n, seed), expected)
+
+
+@pytest.mark.parametrize("transforms", [(), (Negative(),)], ids=["", "negative"])
+@pytest.mark.parametrize("hosts", [1, 2])
+def test_batches_read_by_columns_are_those_read_row_by_row(prepare, transforms, hosts):
+    kwargs = {"train_transforms": transforms, "eval_transforms": transforms, "cache_limit_gb": 0.0, "seed": 3}
+    columns = Columns(11)
+    by_row, by_column = (prepare(source=source, **kwargs) for source in (Numbers(11), columns))
+    for host in range(hosts):
+        args = {"shard": (host, hosts)}
+        assert_same(take(by_column.train_batches(2, **args), 5), take(by_row.train_batches(2, **args), 5))
+        assert_same(list(by_column.eval_batches("train", **args)), list(by_row.eval_batches("train", **args)))
+    assert columns.rows == 0 < columns.batches
+    assert by_column.summary()[1] == by_row.summary()[1]
+
+
+@pytest.mark.parametrize("check", ["all", "none"])
+def test_what_is_read_by_columns_may_have_unreadable_rows(prepare, check):
+    kwargs = {"train_transforms": (), "on_bad_example": "skip", "check": check}
+    columns = Columns(11, (4,))
+    by_row, by_column = (prepare(source=source, **kwargs) for source in (Numbers(11, (4,)), columns))
+    assert by_column.bad == by_row.bad == {"train": [(4, "4.jpg is cut short")] if check == "all" else [], "val": []}
+    assert_same(list(by_column.eval_batches("train")), list(by_row.eval_batches("train")))
+    assert columns.batches > 0 and (check == "none" or "read in columns" in "".join(by_column.summary()))
+
+
+@pytest.mark.parametrize("transforms", [(Noise(),), (Negative(), Noise())], ids=["noise", "both"])
+def test_a_transform_of_one_example_reads_row_by_row(prepare, transforms):
+    columns = Columns(11)
+    by_row, by_column = (prepare(source=s, train_transforms=transforms) for s in (Numbers(11), columns))
+    assert_same(take(by_column.train_batches(2), 5), take(by_row.train_batches(2), 5))
 
 
 class Words(Numbers):

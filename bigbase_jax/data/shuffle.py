@@ -1,0 +1,82 @@
+"""Grain's shuffle over arrays of positions: a permutation of each epoch, any place of which is reached at once.
+
+``grain.MapDataset.range(n).shuffle(seed).repeat()`` computes one position per call, which takes longer than reading a
+row of a table. This is the same permutation, number by number, for many positions at a time: a cycle-walking cipher
+(Black & Rogaway 2002, "Ciphers with Arbitrary Finite Domains") of four Feistel rounds of Simon (Beaulieu et al. 2013).
+"""
+
+from __future__ import annotations
+
+import functools
+
+import numpy as np
+
+_ROUNDS = 4
+_LEAST_BITS = 16  # of a block; shorter ones show patterns
+
+
+def shuffled(positions: np.ndarray, n: int, seed: int) -> np.ndarray:
+    """i64: which of n examples are at these positions, i64 of any shape, of the endless stream of a 32-bit seed."""
+    epochs, within = np.divmod(positions, n)
+    out = np.empty_like(within)
+    for epoch in np.unique(epochs):
+        chosen = epochs == epoch
+        out[chosen] = _permuted(within[chosen], n, (seed + int(epoch)) % 2**32)
+    return out
+
+
+def _permuted(at: np.ndarray, n: int, seed: int) -> np.ndarray:
+    if n <= 1 << _LEAST_BITS:
+        return _epoch(n, seed)[at]
+    bits = int(np.ceil(np.log2(n - 1)))
+    half = (bits + bits % 2) // 2
+    out = _encrypted(at.astype(np.uint64), seed, half)
+    while (outside := out >= n).any():  # at most every fourth block is inside, so walks are short
+        out[outside] = _encrypted(out[outside], seed, half)
+    return out.astype(np.int64)
+
+
+@functools.lru_cache(maxsize=8)
+def _epoch(n: int, seed: int) -> np.ndarray:
+    """i64[n], the whole permutation of few examples: walks are long then, and all of them are taken at once."""
+    if n == 1:
+        return np.zeros(1, np.int64)
+    block = np.arange(1 << _LEAST_BITS)
+    after = _encrypted(block.astype(np.uint64), seed, _LEAST_BITS // 2).astype(np.int64)
+    end = np.where(block < n, block, after)
+    while (end[after[:n]] >= n).any():
+        end = end[end]  # twice as far along each walk, which stops inside
+    return end[after[:n]]
+
+
+def _encrypted(block: np.ndarray, seed: int, half: int) -> np.ndarray:
+    """Blocks u64 of twice ``half`` bits, each exchanged for another."""
+    width, mask = np.uint64(half), np.uint64((1 << half) - 1)
+
+    def rotated(x: np.ndarray, by: int) -> np.ndarray:
+        return (x << np.uint64(by)) | (x >> np.uint64(half - by))
+
+    left, right = (block >> width) & mask, block & mask
+    for key in _keys(seed):
+        left ^= ((rotated(right, 1) & rotated(right, 8)) ^ rotated(right, 2) ^ np.uint64(key)) & mask
+        left, right = right, left
+    return (left << width) | right
+
+
+@functools.lru_cache(maxsize=64)
+def _keys(seed: int) -> tuple[int, ...]:
+    """A key of 32 bits for each round: C++'s ``std::seed_seq{seed}`` (ISO C++ [rand.util.seedseq]) for four numbers."""
+    n, word = _ROUNDS, 0xFFFFFFFF
+    v = [0x8B8B8B8B] * n
+    for k in range(2 * n):
+        here, next_1, next_2 = k % n, (k + 1) % n, (k + 2) % n
+        first = k < n
+        mixed = (v[here] ^ v[next_1] ^ v[here - 1]) if first else (v[here] + v[next_1] + v[here - 1]) & word
+        mixed = (mixed ^ mixed >> 27) * (1664525 if first else 1566083941) & word
+        if first:
+            other = mixed + here + (1 if k == 0 else seed if k == 1 else 0) & word
+            v[next_1], v[next_2], v[here] = v[next_1] + mixed & word, v[next_2] + other & word, other
+        else:
+            other = mixed - here & word
+            v[next_1], v[next_2], v[here] = v[next_1] ^ mixed, v[next_2] ^ other, other
+    return tuple(v)
