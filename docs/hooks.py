@@ -34,7 +34,8 @@ def api_page(room: str, modules: list[str]) -> str:
 def recipe_page(path: pathlib.Path) -> str:
     code = path.read_text()
     about = ast.get_docstring(ast.parse(code)) or ""
-    return f'# {path.stem}\n\n{first_paragraph(about)}\n\n```python title="configs/{path.name}"\n{code}```\n'
+    beginning = f"---\nhide: [toc]\n---\n\n# {path.stem}\n\n{first_paragraph(about)}\n\n"
+    return f'{beginning}```python title="configs/{path.name}"\n{code}```\n'
 
 
 def measured() -> str:

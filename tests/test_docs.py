@@ -50,6 +50,10 @@ def fences(page):
         yield language, text
 
 
+def joined(text):
+    return re.sub(r"\\\n\s*", "", text).splitlines()
+
+
 def prose(page):
     return re.sub(r"^```.*?^```", "", (ROOT / page).read_text(), flags=re.M | re.S)
 
@@ -61,7 +65,7 @@ def inline(page):
 @functools.cache
 def commands(page):
     """Each command as words, in order: the lines of bash blocks, and what is a command within a sentence or a table."""
-    lines = [line for language, text in fences(page) if language == "bash" for line in text.splitlines()]
+    lines = [line for language, text in fences(page) if language == "bash" for line in joined(text)]
     lines += [code for code in inline(page) if re.match(r"(python|pip|mkdocs) ", code)]
     parts = [part for line in lines for part in line.split(" && ")]
     return [words for part in parts if (words := tuple(shlex.split(part, comments=True)))]
