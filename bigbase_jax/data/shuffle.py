@@ -17,6 +17,9 @@ _LEAST_BITS = 16  # of a block; shorter ones show patterns
 
 def shuffled(positions: np.ndarray, n: int, seed: int) -> np.ndarray:
     """i64: which of n examples are at these positions, i64 of any shape, of the endless stream of a 32-bit seed."""
+    first = int(positions.min()) // n
+    if positions.max() < (first + 1) * n:  # as most batches are
+        return _permuted(positions - first * n, n, (seed + first) % 2**32)
     epochs, within = np.divmod(positions, n)
     out = np.empty_like(within)
     for epoch in np.unique(epochs):
@@ -30,9 +33,11 @@ def _permuted(at: np.ndarray, n: int, seed: int) -> np.ndarray:
         return _epoch(n, seed)[at]
     bits = int(np.ceil(np.log2(n - 1)))
     half = (bits + bits % 2) // 2
-    out = _encrypted(at.astype(np.uint64), seed, half)
-    while (outside := out >= n).any():  # at most every fourth block is inside, so walks are short
-        out[outside] = _encrypted(out[outside], seed, half)
+    out = _encrypted(at, seed, half)
+    outside = np.flatnonzero(out >= n)
+    while outside.size:  # every fourth block, or more, is inside, so walks are short
+        out[outside] = moved = _encrypted(out[outside], seed, half)
+        outside = outside[moved >= n]
     return out.astype(np.int64)
 
 
@@ -42,7 +47,7 @@ def _epoch(n: int, seed: int) -> np.ndarray:
     if n == 1:
         return np.zeros(1, np.int64)
     block = np.arange(1 << _LEAST_BITS)
-    after = _encrypted(block.astype(np.uint64), seed, _LEAST_BITS // 2).astype(np.int64)
+    after = _encrypted(block, seed, _LEAST_BITS // 2).astype(np.int64)
     end = np.where(block < n, block, after)
     while (end[after[:n]] >= n).any():
         end = end[end]  # twice as far along each walk, which stops inside
@@ -50,17 +55,19 @@ def _epoch(n: int, seed: int) -> np.ndarray:
 
 
 def _encrypted(block: np.ndarray, seed: int, half: int) -> np.ndarray:
-    """Blocks u64 of twice ``half`` bits, each exchanged for another."""
-    width, mask = np.uint64(half), np.uint64((1 << half) - 1)
+    """Numbers of twice ``half`` bits, each exchanged for another, in the smallest unsigned type of 4 or 8 bytes."""
+    kind = np.uint32 if half <= 16 else np.uint64
+    mask = kind((1 << half) - 1)
 
     def rotated(x: np.ndarray, by: int) -> np.ndarray:
-        return (x << np.uint64(by)) | (x >> np.uint64(half - by))
+        return (x << kind(by)) | (x >> kind(half - by))
 
-    left, right = (block >> width) & mask, block & mask
+    block = block.astype(kind)
+    left, right = block >> kind(half) & mask, block & mask
     for key in _keys(seed):
-        left ^= ((rotated(right, 1) & rotated(right, 8)) ^ rotated(right, 2) ^ np.uint64(key)) & mask
+        left ^= ((rotated(right, 1) & rotated(right, 8)) ^ rotated(right, 2) ^ kind(key)) & mask
         left, right = right, left
-    return (left << width) | right
+    return (left << kind(half)) | right
 
 
 @functools.lru_cache(maxsize=64)
