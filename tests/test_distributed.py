@@ -560,7 +560,7 @@ def test_a_mistake_that_all_make_is_said_once(tmp_path):
 def test_processes_that_do_not_come_are_one_sentence(tmp_path):
     port = free_port()
     code = (
-        "from bigbase_jax import distributed\n"
+        "from bigbase_jax.runtime import distributed\n"
         f"with distributed.joined(distributed.Place('127.0.0.1:{port}', 2, 0), within=4): pass"
     )
     process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stderr=subprocess.PIPE, text=True)

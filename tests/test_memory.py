@@ -10,7 +10,7 @@ from bigbase_jax.runtime import memory
 
 TOUCH = """
 import resource, sys
-from bigbase_jax import memory
+from bigbase_jax.runtime import memory
 if "keep" in sys.argv:
     print(memory.keep_freed())
 def faults():

@@ -134,7 +134,7 @@ def test_a_config_that_would_be_kept_holds_no_secret(tmp_path, monkeypatch):
 
 
 def test_processes_get_secrets_by_the_environment_not_by_their_arguments(argv, monkeypatch):
-    code = "import sys; from bigbase_jax import redact; redact.receive(); print(*sys.argv[1:], sep='\\n')"
+    code = "import sys; from bigbase_jax.runtime import redact; redact.receive(); print(*sys.argv[1:], sep='\\n')"
     command, env = redact.child([sys.executable, "-c", *argv[1:]])
     assert SECRET not in " ".join(command) and "word by word" not in command
     env = {name: json.dumps(json.loads(value)[1:]) for name, value in env.items()}  # Python takes -c for itself

@@ -146,7 +146,7 @@ def test_a_folder_that_another_process_trains_in_is_refused_until_that_ends(tmp_
 
 FORKING = """
 import os, signal, subprocess, sys
-from bigbase_jax import rundir
+from bigbase_jax.runtime import rundir
 rundir.jax.process_index = lambda: 0  # else JAX starts threads, with which no process should fork
 run = rundir.RunDir(sys.argv[1])
 with run.locked():

@@ -51,7 +51,8 @@ def test_below_nohup_a_hangup_stays_ignored():
 
 def interrupted(code, times=1, **kwargs):
     """A program that is interrupted once it has said that it is ready: (status, what it said after that)."""
-    head = "from bigbase_jax import signals\nsignals._PATIENCE = 0.2\nready = lambda: print('ready', flush=True)\n"
+    head = "from bigbase_jax.runtime import signals\nsignals._PATIENCE = 0.2\n"
+    head += "ready = lambda: print('ready', flush=True)\n"
     command = [sys.executable, "-c", head + code]
     pipe = subprocess.PIPE
     process = subprocess.Popen(command, cwd=ROOT, stdout=pipe, stderr=subprocess.STDOUT, text=True, **kwargs)
@@ -104,7 +105,7 @@ def test_an_interrupt_of_the_launcher_while_it_imports_is_one_line():
 
 def test_after_a_hangup_what_is_said_to_the_terminal_is_no_error():
     code = (
-        "import sys, threading\nfrom bigbase_jax import signals\ncame = threading.Event()\n"
+        "import sys, threading\nfrom bigbase_jax.runtime import signals\ncame = threading.Event()\n"
         "with signals.caught(lambda *_: None, lambda _: came.set()):\n"
         " print('ready', flush=True)\n while not came.wait(0.1): pass\n"
         " print('nobody reads this', flush=True); print('nor this', file=sys.stderr, flush=True)\nsys.exit(129)"

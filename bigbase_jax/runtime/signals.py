@@ -101,7 +101,7 @@ def caught(handle: Callable[[int, Any], None], hear: Callable[[int], None] | Non
     terminals = [number for number in (1, 2) if os.isatty(number)]
 
     def heard(number: int) -> None:
-        deadline = time.monotonic() + 0.5  # the signal may come a moment before the terminal goes
+        deadline = time.monotonic() + 2.0  # the signal may come a moment before the terminal goes
         while number == signal.SIGHUP and any(map(os.isatty, terminals)) and time.monotonic() < deadline:
             time.sleep(0.02)
         for terminal in terminals:
