@@ -23,7 +23,7 @@ from bigbase_jax import build as building
 from bigbase_jax import compare, pretrained, verbs
 from bigbase_jax.build import build, deferred, locate, target, trust, trust_config
 from bigbase_jax.core import UserError
-from bigbase_jax.data import cache, ragged, tokens
+from bigbase_jax.data import cache, ragged
 from bigbase_jax.data.sources.image.tfds import Tfds
 from bigbase_jax.inference import generation
 from bigbase_jax.models.decoder import Decoder
@@ -490,7 +490,7 @@ def test_caches_say_no_addresses_of_objects(tmp_path):
         (folder / f"{name}.bin").write_bytes(bytes(size))
     np.save(folder / "x.npy", np.ones(1, np.int64))
     np.save(folder / "documents.npy", np.ones((2, 1), np.int64))
-    for module in (cache, ragged, tokens):
+    for module in (cache, ragged):
         assert module.find(tmp_path, "k") is None
     index["entries"]["x"]["dtype"] = "<i8"
     (folder / "index.json").write_text(json.dumps(index))

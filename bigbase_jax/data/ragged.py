@@ -20,7 +20,7 @@ from bigbase_jax.core import UserError
 from bigbase_jax.data import cache as caches
 
 Add = Callable[..., None]
-"""Appends a row: an array or a number for each name."""
+"""Appends a row: an array or a number for each name. With ``ends=False`` it is a part of a row, of any of the names."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +50,33 @@ class Ragged:
     def lengths(self, name: str) -> np.ndarray:
         """i64[N], elements of each row."""
         return np.diff(self.stops[name], prepend=0)
+
+
+def kept(
+    key: str,
+    begin: Callable[[], tuple[Mapping[str, Any], Callable[[Add], Mapping[str, Any]]]],
+    root: pathlib.Path,
+    limit_bytes: float,
+    say: Callable[[str], None],
+    what: str = "reading the data once",
+) -> Ragged:
+    """The rows under a key below ``root``; where they are not there, they are made, and older caches make room.
+
+    Args:
+      begin: gives ``dtypes`` and ``write`` of ``make``.
+      limit_bytes: what all caches may take; 0: keep nothing.
+      say: takes lines about progress.
+      what: is done where they are made, in words.
+    """
+    where = (root, key) if limit_bytes > 0 else None
+    found = find(*where) if where else None
+    if found is None:
+        say(f"data: {what}")
+        dtypes, write = begin()
+        found = make(write, dtypes, where, limit_bytes, say)
+        if where is not None:
+            caches.prune(root, limit_bytes, [root / f"cache-{key}"])
+    return found
 
 
 def make(
@@ -89,17 +116,19 @@ def _make(
     at = dict.fromkeys(dtypes, 0)
     size = 0
 
-    def add(**row: Any) -> None:
+    def add(ends: bool = True, **row: Any) -> None:
         nonlocal size
-        for name, dtype in dtypes.items():
-            array = np.atleast_1d(np.asarray(row[name])).astype(dtype)
+        for name, value in row.items():
+            array = np.atleast_1d(np.asarray(value)).astype(dtypes[name])
             at[name] += len(array)
-            stops[name].append(at[name])
             size += array.nbytes
             if folder is None:
                 parts[name].append(array)
             else:
                 files[name].write(array.tobytes())
+        if ends:
+            for name in dtypes:
+                stops[name].append(at[name])
         if size > limit_bytes:
             raise caches.NotCacheable(f"they take more than {limit_bytes / 1e9:g} GB, the limit data.cache_limit_gb")
 

@@ -1,27 +1,22 @@
 """Documents as tokens, memory-mapped: any window of them is reached at once, however many there are.
 
-A token cache is one of the folders of ``cache``: ``tokens.bin`` (all documents' tokens, one after another, in the
-smallest unsigned type), ``counts.bin`` (how many bytes of text each stands for, where the tokenizer does not know by
-itself), ``documents.npy`` (where each document ends, and its split) and ``index.json`` (lengths, tokenizer, totals).
-Where it cannot be written or exceeds the limit, the tokens are held in memory.
+They are kept as ``Ragged``, a row for each document: ``tokens`` in the smallest unsigned type, ``counts``, the bytes of
+text that each stands for, where the tokenizer does not know by itself, and the ``split``.
 
 Axes: T tokens of all documents, D documents.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import json
-import os
-import pathlib
-from collections.abc import Callable, Iterable, Mapping
-from typing import BinaryIO
+import functools
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
 
 import numpy as np
 
-from bigbase_jax.core import UserError
-from bigbase_jax.data import cache as caches
+from bigbase_jax.data import ragged
+from bigbase_jax.data.ragged import Add, Ragged
 from bigbase_jax.text.tokenizer import Tokenizer, load
 
 SPLITS = ("train", "val", "test")
@@ -72,174 +67,79 @@ class Tokens:
         return table_V[self.tokens[start:stop]]
 
 
-def make(
-    documents: Iterable[tuple[str, Iterable[str]]],
-    tokenizer: Tokenizer,
-    cache: tuple[pathlib.Path, str] | None,
-    limit_bytes: float,
-    say: Callable[[str], None],
-) -> Tokens | None:
-    """Tokens of (split, blocks of text) documents, in the cache (root, key), or in memory where that is None.
+Documents = Callable[[], Iterable[tuple[str, Iterable[str]]]]
+"""Gives (split, blocks of text) of each document, from the start at each call."""
 
-    Returns:
-      None: the cache cannot hold them, as ``say`` was told; try without.
+
+def of_rows(rows: Ragged) -> Tokens:
+    """The tokens that ``write`` added."""
+    tokenizer, values = load(rows.about["tokenizer"]), rows.values
+    stops = rows.stops["tokens"] - (tokenizer.end is not None)
+    split = values["split"].astype(np.int64)
+    return Tokens(values["tokens"], values.get("counts"), stops, split, tokenizer, rows.about["splits"], rows.kept)
+
+
+def dtypes(tokenizer: Tokenizer) -> dict[str, Any]:
+    """Of the arrays that ``write`` adds."""
+    counts = {"counts": "<u4"} if tokenizer.token_bytes is None else {}
+    return {"tokens": np.min_scalar_type(tokenizer.size - 1), **counts, "split": "u1"}
+
+
+def write(documents: Documents, tokenizer: Tokenizer, add: Add) -> dict[str, Any]:
+    """Adds a row for each document: its tokens, and the end token where there is one; the first has one before it too.
 
     Raises:
       UserError: a text cannot be written with the tokenizer.
     """
-    try:
-        writer = _Writer(tokenizer, cache, limit_bytes)
-        try:
-            for split, blocks in documents:
-                writer.add(split, blocks)
-            return writer.finish()
-        finally:
-            writer.abort()
-    except caches.NotCacheable as error:
-        say(f"data: the tokens are not kept: {error}.")
-    except OSError as error:
-        if cache is None:
-            raise
-        say(f"warning: the cache folder {cache[0]} cannot be written ({error.strerror or error}); tokens are not kept.")
-    return None
+    totals = {split: {"documents": 0, "tokens": 0, "bytes": 0} for split in SPLITS}
+    end = np.array([] if tokenizer.end is None else [tokenizer.end], np.int32)
+    before, owed = end, 0
+    for waiting in _batches(_blocks(documents())):
+        encoded = tokenizer.encode_batch([block for _, block, _ in waiting])
+        for (split, block, ends), (tokens_T, counts_T) in zip(waiting, encoded, strict=True):
+            nbytes = len(block.encode())
+            for name, more in (("documents", ends), ("tokens", len(tokens_T)), ("bytes", nbytes)):
+                totals[split][name] += more
+            # Text without any token (spaces, for some tokenizers) is owed to the next token, or to the document's end.
+            owed += nbytes - int(counts_T.sum())
+            if owed and len(tokens_T):
+                counts_T = counts_T.copy()
+                counts_T[0] += owed
+                owed = 0
+            after = end if ends else end[:0]
+            row = {"tokens": np.concatenate([before, tokens_T, after])}
+            if tokenizer.token_bytes is None:
+                row["counts"] = np.concatenate([0 * before, counts_T, np.full(len(after), owed)])
+            add(ends, **row, **({"split": SPLITS.index(split)} if ends else {}))
+            before, owed = end[:0], 0 if ends else owed
+    splits = {split: counts for split, counts in totals.items() if counts["documents"]}
+    return {"tokenizer": tokenizer.state(), "splits": splits}
 
 
-class _Writer:
-    """Collects documents, in files or in memory."""
-
-    def __init__(self, tokenizer: Tokenizer, cache: tuple[pathlib.Path, str] | None, limit_bytes: float):
-        self._tokenizer, self._limit = tokenizer, limit_bytes if cache else float("inf")
-        self._dtype = np.min_scalar_type(tokenizer.size - 1)
-        self._folder = caches.Unfinished(*cache) if cache else None
-        self._parts: dict[str, list[np.ndarray]] = {"tokens": [], "counts": []}
-        self._files: dict[str, BinaryIO] = {}
-        if self._folder is not None:
-            for name in self._parts if tokenizer.token_bytes is None else ("tokens",):
-                self._files[name] = open(self._folder.path / f"{name}.bin", "wb", buffering=1 << 20)  # noqa: SIM115
-        self._length = 0
-        self._stops: list[int] = []
-        self._split: list[int] = []
-        self._totals = {split: {"documents": 0, "tokens": 0, "bytes": 0} for split in SPLITS}
-        self._waiting: list[tuple[str, bool]] = []  # blocks to encode, and whether each ends its document
-        self._size = self._owed = 0
-        if tokenizer.end is not None:
-            self._put(np.array([tokenizer.end]), np.array([0]))
-
-    def add(self, split: str, blocks: Iterable[str]) -> None:
-        """Appends a document."""
-        self._split.append(SPLITS.index(split))
+def _blocks(documents: Iterable[tuple[str, Iterable[str]]]) -> Iterator[tuple[str, str, bool]]:
+    """(split, block, whether it ends its document) of each block, and of an empty one where a document has none."""
+    for split, blocks in documents:
         last = ""
         for block in blocks:
             if last:
-                self._wait(last, False)
+                yield split, last, False
             last = block
-        self._wait(last, True)
-
-    def _wait(self, block: str, ends: bool) -> None:
-        self._waiting.append((block, ends))
-        self._size += len(block)
-        if self._size >= _BATCH or len(self._waiting) >= _BATCH:
-            self._encode()
-
-    def _encode(self) -> None:
-        """Encodes what waits, many texts at once."""
-        found = self._tokenizer.encode_batch([block for block, _ in self._waiting])
-        for (block, ends), (tokens_T, counts_T) in zip(self._waiting, found, strict=True):
-            totals = self._totals[SPLITS[self._split[len(self._stops)]]]
-            totals["tokens"] += len(tokens_T)
-            nbytes = len(block.encode())
-            totals["bytes"] += nbytes
-            # Text without any token (spaces, for some tokenizers) is owed to the next token, or to the document's end.
-            self._owed += nbytes - int(counts_T.sum())
-            if self._owed and len(tokens_T):
-                counts_T = counts_T.copy()
-                counts_T[0] += self._owed
-                self._owed = 0
-            self._put(tokens_T, counts_T)
-            if ends:
-                totals["documents"] += 1
-                self._stops.append(self._length)
-                if self._tokenizer.end is not None:
-                    self._put(np.array([self._tokenizer.end]), np.array([self._owed]))
-                self._owed = 0
-        self._waiting, self._size = [], 0
-
-    def _put(self, tokens_T: np.ndarray, counts_T: np.ndarray) -> None:
-        self._length += len(tokens_T)
-        arrays = {"tokens": tokens_T.astype(self._dtype)}
-        if self._tokenizer.token_bytes is None:
-            arrays["counts"] = counts_T.astype(np.uint32)
-        size = self._length * sum(array.itemsize for array in arrays.values())
-        if size > self._limit:
-            raise caches.NotCacheable(f"they take more than {self._limit / 1e9:g} GB, the limit data.cache_limit_gb")
-        for name, array in arrays.items():
-            if self._files:
-                self._files[name].write(array.tobytes())
-            else:
-                self._parts[name].append(array)
-
-    def finish(self) -> Tokens:
-        """All documents' tokens, from the cache's final folder or from memory."""
-        self._encode()
-        about = {split: totals for split, totals in self._totals.items() if totals["documents"]}
-        stops, split = np.array([self._stops, self._split], np.int64)
-        if self._folder is None:
-            tokens, counts = (np.concatenate(p) if p else None for p in self._parts.values())
-            assert tokens is not None
-            kept = "none, the tokens are in memory"
-            return Tokens(tokens, counts, stops, split, self._tokenizer, about, kept)
-        index = {"dtype": self._dtype.str, "length": self._length, "counts": len(self._files) > 1, "about": about}
-        index["tokenizer"] = self._tokenizer.state()
-        for file in self._files.values():
-            file.flush()
-            os.fsync(file.fileno())
-            file.close()
-        np.save(self._folder.path / "documents.npy", np.stack([stops, split]))
-        (self._folder.path / "index.json").write_text(json.dumps(index))
-        found = self._folder.commit(_open)
-        self._folder = None
-        return found
-
-    def abort(self) -> None:
-        """Removes what was written, unless ``finish`` is through."""
-        for file in self._files.values():
-            with contextlib.suppress(OSError):
-                file.close()
-        if self._folder is not None:
-            self._folder.abort()
+        yield split, last, True
 
 
-def find(root: pathlib.Path, key: str) -> Tokens | None:
-    """The cache of this key below ``root``, marked as used now, if there is a whole one."""
-    found = _open(root / f"cache-{key}")
-    if found is not None:
-        with contextlib.suppress(OSError):
-            os.utime(root / f"cache-{key}")
-    return found
-
-
-def _open(path: pathlib.Path) -> Tokens | None:
-    try:
-        index = json.loads((path / "index.json").read_text())
-        stops, split = np.load(path / "documents.npy")
-        tokens = _map(path / "tokens.bin", caches.plain_dtype(index["dtype"]), index["length"])
-        counts = _map(path / "counts.bin", np.dtype("<u4"), index["length"]) if index["counts"] else None
-        size = (tokens.nbytes + (0 if counts is None else counts.nbytes)) / 1e6
-        about = index["about"]
-        return Tokens(tokens, counts, stops, split, load(index["tokenizer"]), about, f"{size:,.1f} MB in {path.parent}")
-    except (OSError, ValueError, KeyError, TypeError, UserError):
-        return None
-
-
-def _map(path: pathlib.Path, dtype: np.dtype, length: int) -> np.ndarray:
-    """Maps a file whose size must be right; raises ValueError if it is not."""
-    if path.stat().st_size != length * dtype.itemsize:
-        raise ValueError(f"{path} is damaged")
-    return np.memmap(path, dtype, "r", shape=(length,)) if length else np.zeros(0, dtype)
+def _batches(blocks: Iterable[tuple[str, str, bool]]) -> Iterator[list[tuple[str, str, bool]]]:
+    waiting, size = [], 0
+    for item in blocks:
+        waiting.append(item)
+        size += len(item[1]) + 1
+        if size >= _BATCH:
+            yield waiting
+            waiting, size = [], 0
+    if waiting:
+        yield waiting
 
 
 def of_text(text: str, tokenizer: Tokenizer) -> Tokens:
     """The tokens of one text, in memory, as if it were a document of a data set (of its train split)."""
-    made = make([("train", [text])], tokenizer, None, float("inf"), lambda line: None)
-    assert made is not None
-    return made
+    adding = functools.partial(write, lambda: [("train", [text])], tokenizer)
+    return of_rows(ragged.make(adding, dtypes(tokenizer), None, float("inf"), lambda line: None))

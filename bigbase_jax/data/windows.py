@@ -8,10 +8,11 @@ from __future__ import annotations
 import numpy as np
 
 from bigbase_jax.core import Example
+from bigbase_jax.data.sources.splits import Split
 from bigbase_jax.data.tokens import Tokens
 
 
-class Windows:
+class Windows(Split):
     """A ``Source`` of windows over the documents of a split: every token of every document is a target exactly once.
 
     A document as long as L or longer fills windows of its own, cut where they end; what then remains of it, and shorter
@@ -29,9 +30,7 @@ class Windows:
           length: L.
           stride: tokens from one window of a long document to its next, 1 to L; None: L.
         """
-        self._tokens, self._split, self._length = tokens, split, length
-        self._stride = stride or length
-        self.in_memory: str = tokens.kept
+        self._tokens, self._length, self._stride = tokens, length, stride or length
         self._first, last = tokens.spans(split)
         targets_D = last - self._first
         whole_D = np.where(targets_D >= length, (targets_D - length) // self._stride + 1, 0)
@@ -43,20 +42,16 @@ class Windows:
         order = np.argsort(bin_P, kind="stable")
         self._pieces = np.stack([starts_P[order], lengths_P[order]], 1)
         self._bins = np.searchsorted(bin_P[order], np.arange(bin_P.max(initial=-1) + 2))  # where each begins
-        filled = int(self._whole[-1] if len(self._whole) else 0) * length + int(lengths_P.sum())
-        self.fill = filled / max(len(self) * length, 1)
+        full = int(self._whole[-1] if len(self._whole) else 0)
+        super().__init__(split, full + len(self._bins) - 1, self._window, tokens.kept)
+        self.fill = (full * length + int(lengths_P.sum())) / max(len(self) * length, 1)
 
-    def __len__(self) -> int:
-        return int(self._whole[-1] if len(self._whole) else 0) + len(self._bins) - 1
-
-    def __getitem__(self, index: int) -> Example:
+    def _window(self, index: int) -> Example:
         """``inputs``, ``targets``, ``segment_ids``, ``positions``, ``bytes``: i32[L] each.
 
         ``segment_ids`` number the pieces from 1, 0 is padding; ``positions`` count from 0 in each piece; ``bytes`` are
         those of text that the target stands for.
         """
-        if not 0 <= index < len(self):
-            raise IndexError(f"{self._split} has {len(self)} windows; there is no {index}")
         full = int(self._whole[-1] if len(self._whole) else 0)
         if index < full:
             d = int(np.searchsorted(self._whole, index, side="right"))
@@ -76,10 +71,6 @@ class Windows:
             example["bytes"][here] = self._tokens.bytes_of(start + 1, start + n + 1)
             at += n
         return example
-
-    def name(self, index: int) -> str:
-        """Such as ``val[17]``."""
-        return f"{self._split}[{index}]"
 
 
 _ENTRIES = ("inputs", "targets", "segment_ids", "positions", "bytes")

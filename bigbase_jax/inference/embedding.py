@@ -91,7 +91,7 @@ class Embedder:
             self.pools, self.normalize, length = _published(pathlib.Path(os.path.expanduser(folder)), model)
             tokenizer = TokenizerFile(str(folder)).fit(lambda: iter(()), lambda: iter(()), False)
             self._facts = {**dataset_info_of(tokenizer), "pair": False, "length": length}
-        self.fields: Fields = LabelledText.fields({"encoding": encoding}, {"pair": False})
+        self.fields: Fields = LabelledText.codec({"encoding": encoding}, {"pair": False}).fields  # type: ignore[assignment]
         spec = {
             name: jax.ShapeDtypeStruct((1, _LEAST), jnp.int32) for name in ("tokens", "segment_ids", "token_type_ids")
         }

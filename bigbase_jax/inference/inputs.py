@@ -13,7 +13,7 @@ from bigbase_jax.core import Fields, UserError
 from bigbase_jax.data.documents import Format
 from bigbase_jax.data.files import LIMITS, TABLES, File, Limits, is_packed, kind_of, one_file
 from bigbase_jax.data.rows import Row, delimiter, first_line, rows
-from bigbase_jax.data.sources.text.text import plain_file
+from bigbase_jax.data.sources.text.base import plain_file
 from bigbase_jax.runtime.log import say
 
 

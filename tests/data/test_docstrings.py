@@ -57,7 +57,7 @@ def test_the_seed_deals_and_the_description_is_honest(data, tmp_path):
     assert other.fingerprint() != data.fingerprint() and texts(other, "val") != texts(data, "val")
     assert "docstrings of the standard library" in data.description
     (tmp_path / "a.txt").write_text("Send a message to the server.")
-    assert data.read(str(tmp_path / "a.txt"))["tokens"].shape == (128,)
+    assert PythonDocstrings.codec({}, data.dataset_info).decode(str(tmp_path / "a.txt"))[0]["tokens"].shape == (128,)
     with pytest.raises(UserError, match="length is 2"):
         PythonDocstrings(length=2)
 

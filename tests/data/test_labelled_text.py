@@ -13,7 +13,8 @@ import tokenizers
 
 from bigbase_jax.core import Dataset, RawDataset, Source, UserError
 from bigbase_jax.data.pipeline import Data
-from bigbase_jax.data.sources.text.labelled_text import Labelled, LabelledText, read_text
+from bigbase_jax.data.sources.text.base import Opened
+from bigbase_jax.data.sources.text.labelled_text import LabelledText, read_text
 from bigbase_jax.text.tokenizer import Bytes, Characters, Subwords, TokenizerFile, load
 
 ROWS = [(f"text {i}, 明月 {i % 7}", i % 3) for i in range(30)]
@@ -304,7 +305,7 @@ def test_the_second_start_reads_no_rows_and_what_matters_makes_another_cache(tmp
             continue
         assert said and other.fingerprint() != kept.fingerprint()
         assert (other.examples() == kept.examples()) == ("tokenizer" in change)
-    monkeypatch.setattr(Labelled, "fingerprint", lambda self: "")
+    monkeypatch.setattr(Opened, "fingerprint", lambda self: "")
     monkeypatch.setattr("bigbase_jax.data.sources.text.labelled_text.rows", None)
     again, said = prepare(tmp_path, root=root, tokenizer=Subwords("wordpiece", 60))
     assert said == [] and again.dataset_info == first.dataset_info and again.description == first.description
@@ -328,7 +329,7 @@ def test_the_pipeline_shows_the_classes(tmp_path):
 def test_a_users_text_is_an_example_without_label(tmp_path):
     data, _ = prepare(tmp_path, root=write(tmp_path / "d", "csv"))
     (tmp_path / "one.txt").write_text(" text 4, 明月 4\n")
-    example = LabelledText.read(str(tmp_path / "one.txt"), data.dataset_info)
+    example = read_text(str(tmp_path / "one.txt"), data.dataset_info)
     at = {text: data.splits[split][i] for split in data.splits for i, (text, _) in enumerate(texts_of(data, split))}
     found = at["text 4, 明月 4"]
     assert set(example) == set(found) - {"label"}

@@ -160,7 +160,7 @@ def test_a_config_builds_it_and_a_users_text_is_read(tmp_path):
     assert set(mixture.parts) == set(made) and mixture.weights["large"] == 3
     data = mixture.prepare(tmp_path / "cache", 1e9, lambda line: None)
     (tmp_path / "a.txt").write_text("abcabc")
-    assert Mixture.read(str(tmp_path / "a.txt"), data.dataset_info)[0]["segment_ids"].sum() == 7
+    assert Mixture.codec({}, data.dataset_info).decode(str(tmp_path / "a.txt"))[0]["segment_ids"].sum() == 7
 
 
 def test_recipes_name_texts_and_mixtures(tmp_path):

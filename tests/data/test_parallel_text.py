@@ -182,7 +182,7 @@ def test_the_second_start_reads_nothing_and_what_matters_makes_another_cache(tmp
     for change in ({"seed": 1}, {"source_language": "de", "target_language": "en"}, {"target_tokenizer": Characters()}):
         other, said = prepare(tmp_path, root=root, **change)
         assert len(said) == 1 and other.fingerprint() != kept.fingerprint()
-    monkeypatch.setattr("bigbase_jax.data.sources.text.parallel_text._Survey", None)
+    monkeypatch.setattr("bigbase_jax.data.sources.text.parallel_text.Survey", None)
     again, said = prepare(tmp_path, root=root)
     assert said == [] and again.dataset_info == kept.dataset_info and again.description == kept.description
     shorter, said = prepare(tmp_path, root=root, source_length=15)
@@ -201,7 +201,7 @@ def test_the_pipeline_makes_batches_of_it(tmp_path):
 def test_a_users_file_is_one_example_a_line(tmp_path):
     data, _ = prepare(tmp_path, root=lines(tmp_path / "d", all=PAIRS))
     (tmp_path / "a.txt").write_text("the number 3\n\n the moon \n")
-    examples = ParallelText.read(str(tmp_path / "a.txt"), data.dataset_info)
+    examples = ParallelText.codec({}, data.dataset_info).decode(str(tmp_path / "a.txt"))
     tokenizer = load(data.dataset_info["source_tokenizer"])
     assert [tokenizer.decode(e["source"][e["source_segments"] > 0]) for e in examples] == ["the number 3", "the moon"]
     found = data.splits["train"][0]

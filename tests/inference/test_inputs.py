@@ -27,19 +27,21 @@ def write(path, rows, delimiter=","):
 def test_lines_of_a_text_are_rows_unless_the_run_was_trained_on_whole_files(tmp_path):
     path = tmp_path / "a.txt"
     path.write_text("good\n\nbad, so bad\n")
-    lines = LabelledText.fields({}, {"pair": False})
+    lines = LabelledText.codec({}, {"pair": False}).fields
     assert given(path, lines) == [(1, {"text": "good"}, ""), (3, {"text": "bad, so bad"}, "")]
     for fields in (
-        LabelledText.fields({}, {"pair": False, "text_files": True}),
-        LabelledText.fields({}, {"pair": True}),
-        TextFiles.fields({}, {}),
-        ChatFiles.fields({}, {}),
+        LabelledText.codec({}, {"pair": False, "text_files": True}).fields,
+        LabelledText.codec({}, {"pair": True}).fields,
+        TextFiles.codec({}, {}).fields,
+        ChatFiles.codec({}, {}).fields,
         None,
     ):
         assert given(path, fields) == [(None, str(path), "")]
-    assert [row for row, _, _ in given(path, TextFiles.fields({"format": {"unit": "line"}}, {}))] == [1, 3]
+    assert [row for row, _, _ in given(path, TextFiles.codec({"format": {"unit": "line"}}, {}).fields)] == [1, 3]
     path.write_bytes("很好\n".encode("gb18030"))
-    assert given(path, LabelledText.fields({"encoding": "gb18030"}, {"pair": False})) == [(1, {"text": "很好"}, "")]
+    assert given(path, LabelledText.codec({"encoding": "gb18030"}, {"pair": False}).fields) == [
+        (1, {"text": "很好"}, "")
+    ]
     with pytest.raises(UserError, match="not utf-8"):
         given(path, lines)
 
@@ -47,10 +49,12 @@ def test_lines_of_a_text_are_rows_unless_the_run_was_trained_on_whole_files(tmp_
 def test_columns_are_the_runs_own_or_the_usual_ones(tmp_path):
     path = write(tmp_path / "a.csv", [("title", "body", "text"), ("T", "B", "X")])
     kept = {"pair": False, "text_columns": ("title", "body"), "header": True}
-    assert given(path, LabelledText.fields({}, kept)) == [(1, {"text": "T\nB"}, "")]
-    assert given(path, LabelledText.fields({"text": "body"}, {"pair": False})) == [(1, {"text": "B"}, "")]  # an old run
-    assert given(path, LabelledText.fields({}, {"pair": False})) == [(1, {"text": "X"}, "")]
-    pairs = LabelledText.fields({}, {"pair": True})
+    assert given(path, LabelledText.codec({}, kept).fields) == [(1, {"text": "T\nB"}, "")]
+    assert given(path, LabelledText.codec({"text": "body"}, {"pair": False}).fields) == [
+        (1, {"text": "B"}, "")
+    ]  # an old run
+    assert given(path, LabelledText.codec({}, {"pair": False}).fields) == [(1, {"text": "X"}, "")]
+    pairs = LabelledText.codec({}, {"pair": True}).fields
     with pytest.raises(UserError, match="has the columns 'title', 'body', 'text'"):
         given(path, pairs)
     path = write(tmp_path / "b.csv", [("hypothesis", "premise"), ("H", "P")])
@@ -58,18 +62,18 @@ def test_columns_are_the_runs_own_or_the_usual_ones(tmp_path):
 
 
 def test_tables_without_a_header(tmp_path):
-    kept = LabelledText.fields({}, {"pair": False, "text_columns": ("1",), "header": False})
+    kept = LabelledText.codec({}, {"pair": False, "text_columns": ("1",), "header": False}).fields
     path = write(tmp_path / "a.txt", [("ham", "see you"), ("spam", "win, now")], "\t")  # a table, as in training
     assert given(path, kept) == [(1, {"text": "see you"}, ""), (2, {"text": "win, now"}, "")]
     path = write(tmp_path / "b.csv", [("see you",), ("win now",)])
     assert given(path, kept) == [(1, {"text": "see you"}, ""), (2, {"text": "win now"}, "")]
     path = write(tmp_path / "c.tsv", [("7", "Hello", "9", "Hallo")], "\t")
-    assert given(path, ParallelText.fields({}, {"column": "1"})) == [(1, {"source": "Hello"}, "")]
+    assert given(path, ParallelText.codec({}, {"column": "1"}).fields) == [(1, {"source": "Hello"}, "")]
 
 
 def test_both_languages_in_one_column(tmp_path):
     (tmp_path / "a.jsonl").write_text(json.dumps({"translation": {"en": "Hello", "de": "Hallo"}}))
-    fields = ParallelText.fields({"source_language": "en"}, {})
+    fields = ParallelText.codec({"source_language": "en"}, {}).fields
     ((_, found, _),) = given(tmp_path / "a.jsonl", fields)
     assert found == {"source": {"en": "Hello", "de": "Hallo"}}
 

@@ -172,7 +172,7 @@ def test_the_loss_is_over_words_and_neither_padding_nor_other_tokens_count(train
 def test_what_users_read(trained):
     task, variables, _ = trained
     dataset_info = {"tokenizer": task.tokenizer, "length": 96, "pair": False}
-    (example,) = TaggedSentences.read({"text": "Olga left New Grenna, 明天."}, dataset_info)
+    (example,) = TaggedSentences.codec({}, dataset_info).decode({"text": "Olga left New Grenna, 明天."})
     output = {
         name: np.array(x[0])
         for name, x in jax.jit(task.predict)(variables, {k: v[None] for k, v in example.items()}).items()
@@ -186,7 +186,7 @@ def test_what_users_read(trained):
         "tags": names,
         "entities": [{"type": "PER", "text": "Olga", "word": 0}, {"type": "LOC", "text": "New Grenna", "word": 2}],
     }
-    parts = TaggedSentences.read({"text": "word " * 60}, {**dataset_info, "length": 32})
+    parts = TaggedSentences.codec({}, {**dataset_info, "length": 32}).decode({"text": "word " * 60})
     assert len(parts) > 5 and sum(part["starts"].sum() for part in parts) == 60
 
 

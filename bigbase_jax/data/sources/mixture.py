@@ -16,10 +16,12 @@ from typing import Any
 import numpy as np
 
 from bigbase_jax.build import suggest
-from bigbase_jax.core import Example, Source, UserError
+from bigbase_jax.core import Codec, Example, Source, UserError
 from bigbase_jax.data import ragged
-from bigbase_jax.data.sources.splits import digest
-from bigbase_jax.data.sources.text.text import Corpus, Text, fields_of, key_of, read_text, texts_of
+from bigbase_jax.data.ragged import Add
+from bigbase_jax.data.sources.splits import Split
+from bigbase_jax.data.sources.text.base import Opened, key_of
+from bigbase_jax.data.sources.text.text import Corpus, Text, read_text, text_codec, texts_of
 from bigbase_jax.text.tokenizer import Bytes, Texts, Tokenizer, dataset_info_of, load
 
 _CODE = (
@@ -76,7 +78,10 @@ class Mixture:
             if given is not None and (missing := sorted(set(self.parts) - set(given))):
                 raise UserError(f"{kind} has nothing for the part {missing[0]!r}.")
 
-    fields, read = staticmethod(fields_of), staticmethod(read_text)
+    @staticmethod
+    def codec(config: Mapping[str, Any], dataset_info: Mapping[str, Any]) -> Codec:
+        """As that of the first part."""
+        return text_codec(config, dataset_info, read_text)
 
     def prepare(self, cache: pathlib.Path, limit_bytes: float, say: Callable[[str], None]) -> Mixed:
         """Reads and tokenises the parts, unless that is in the cache; see ``core.RawDataset``."""
@@ -91,16 +96,14 @@ class Mixture:
     def _tokenizer_state(self, cache: pathlib.Path, limit_bytes: float, say: Callable[[str], None]) -> str:
         stamps = [[name, part.file_signature(), part.dealing()] for name, part in self._sorted()]
         key = key_of(_CODE, [self.tokenizer], [stamps, sorted((self.weights or self.epochs or {}).items())])
-        found = ragged.find(cache, key) if limit_bytes > 0 else None
-        if found is None:
 
-            def write(add: ragged.Add) -> Mapping[str, Any]:
-                tokenizer = self.tokenizer.fit(self._texts(("train",)), self._texts(("val", "test")), True)
-                add(state=np.frombuffer(tokenizer.state().encode(), np.uint8))
-                return {}
+        def write(add: Add) -> Mapping[str, Any]:
+            tokenizer = self.tokenizer.fit(self._texts(("train",)), self._texts(("val", "test")), True)
+            add(state=np.frombuffer(tokenizer.state().encode(), np.uint8))
+            return {}
 
-            say(f"data: reading the {len(self.parts)} parts of the mixture once, for their tokenizer")
-            found = ragged.make(write, {"state": "u1"}, (cache, key) if limit_bytes > 0 else None, limit_bytes, say)
+        what = f"reading the {len(self.parts)} parts of the mixture once, for their tokenizer"
+        found = ragged.kept(key, lambda: ({"state": "u1"}, write), cache, limit_bytes, say, what)
         return bytes(found.get("state", 0)).decode()
 
     def _texts(self, splits: tuple[str, ...]) -> Texts:
@@ -132,7 +135,7 @@ def interleaved(parts: Sequence[tuple[float, Iterator[str]]]) -> Iterator[str]:
             yield text
 
 
-class Mixed:
+class Mixed(Opened):
     """A ``Dataset`` of windows over several corpora that were read.
 
     Attributes:
@@ -143,9 +146,8 @@ class Mixed:
     """
 
     def __init__(self, mixture: Mixture, texts: Mapping[str, Text]):
-        self._texts = texts
         first = next(iter(texts.values()))
-        self.dataset_info: Mapping[str, Any] = {**dataset_info_of(first.tokens.tokenizer), "length": mixture.length}
+        info = {**dataset_info_of(first.tokens.tokenizer), "length": mixture.length}
         sizes = {name: len(text.splits["train"]) for name, text in texts.items()}
         if mixture.weights is not None:
             often = {name: mixture.weights[name] / n for name, n in sizes.items()}
@@ -160,7 +162,6 @@ class Mixed:
                 splits[split] = Union([(source, 1) for source in have.values()], split)
             if len(have) > 1:
                 splits |= {f"{split}_{name}": source for name, source in have.items()}
-        self.splits: Mapping[str, Source] = splits
         total = len(splits["train"])
         parts = []
         for name, text in texts.items():
@@ -168,15 +169,8 @@ class Mixed:
             each = ", ".join(f"{len(text.splits[s]):,} of {s}" for s in ("val", "test") if s in text.splits)
             seen = f"{sizes[name]:,} windows {n} time{'s' * (n != 1)} ({share:.1%})"
             parts.append(f"{name}: {seen}{f', {each}' * bool(each)}, {text.description}")
-        self.description = "a mixture of " + " | ".join(parts)
-
-    def fingerprint(self) -> str:
-        """A digest of the parts and of how often each is seen."""
-        return digest([[name, text.fingerprint(), self.passes[name]] for name, text in self._texts.items()])
-
-    def read(self, given: str | Mapping[str, Any]) -> list[Example]:
-        """See ``read_text``."""
-        return read_text(given, self.dataset_info)
+        about = [[name, text.fingerprint(), self.passes[name]] for name, text in texts.items()]
+        super().__init__(splits, info, "a mixture of " + " | ".join(parts), about)
 
 
 def whole_passes(often: Sequence[float]) -> list[int]:
@@ -193,34 +187,21 @@ def whole_passes(often: Sequence[float]) -> list[int]:
     return [int(n) for n in best]
 
 
-class Union:
-    """A ``Source`` of several others one after the other, each some times.
-
-    Attributes:
-      in_memory: where the examples are.
-    """
+class Union(Split):
+    """The ``Source`` of several others one after the other, each some times."""
 
     def __init__(self, parts: Sequence[tuple[Source, int]], split: str):
         self._parts = [source for source, _ in parts]
         self._stops = np.cumsum([len(source) * times for source, times in parts])
-        self._split = split
         kept = [getattr(source, "in_memory", False) for source in self._parts]
-        self.in_memory: Any = all(kept) and "; ".join(dict.fromkeys(str(where) for where in kept))
-
-    def __len__(self) -> int:
-        return int(self._stops[-1])
+        where: Any = all(kept) and "; ".join(dict.fromkeys(map(str, kept)))
+        super().__init__(split, int(self._stops[-1]), self._of, where)
 
     def place(self, index: int) -> tuple[int, int]:
         """(part, index in it) of an example."""
-        if not 0 <= index < len(self):
-            raise IndexError(f"{self._split} has {len(self)} windows; there is no {index}")
         part = int(np.searchsorted(self._stops, index, side="right"))
         return part, (index - int(self._stops[part - 1] if part else 0)) % len(self._parts[part])
 
-    def __getitem__(self, index: int) -> Example:
+    def _of(self, index: int) -> Example:
         part, at = self.place(index)
         return self._parts[part][at]
-
-    def name(self, index: int) -> str:
-        """Such as ``val[17]``."""
-        return f"{self._split}[{index}]"

@@ -1,14 +1,15 @@
-"""Seeded stratified splits, and digests of data."""
+"""Seeded stratified splits, the source of one, and digests of data."""
 
 from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 import numpy as np
 
-from bigbase_jax.core import UserError
+from bigbase_jax.core import Example, UserError
 
 
 def stratified(
@@ -52,6 +53,40 @@ def stratified(
     return {split: indices for split, indices in joined.items() if indices.size}
 
 
+def deal(
+    split_N: Sequence[str],
+    name_N: Sequence[str],
+    fractions: Mapping[str, float],
+    seed: int,
+    label_N: Sequence[int] | None = None,
+) -> list[str]:
+    """The split of each row: that of ``train`` is dealt by class, rows of one name (which are equal) to one split.
+
+    Args:
+      split_N: as the files say it; what is not ``train`` stays.
+      label_N: of rows of several classes with one name, the least counts; None: there are no classes.
+    """
+    groups: dict[str, list[int]] = {}
+    for i, split in enumerate(split_N):
+        if split == "train":
+            groups.setdefault(name_N[i], []).append(i)
+    names = sorted(groups)
+    classes = [0 if label_N is None else min(label_N[i] for i in groups[name]) for name in names]
+    found = list(split_N)
+    for split, chosen in stratified(names, np.array(classes), fractions, seed).items():
+        for group in chosen:
+            for i in groups[names[group]]:
+                found[i] = split
+    return found
+
+
+def also_in_train(split_N: Sequence[str], name_N: Sequence[str]) -> dict[str, int]:
+    """How many rows of each other split have the name of a row of ``train``; ``""`` is no split."""
+    trained = {name for name, split in zip(name_N, split_N, strict=True) if split == "train"}
+    others = Counter(s for n, s in zip(name_N, split_N, strict=True) if s not in ("", "train") and n in trained)
+    return dict(sorted(others.items()))
+
+
 def to_split_off(found: Collection[str], val_fraction: float, test_fraction: float) -> dict[str, float]:
     """The splits that are to be taken from ``train``, by the rule that all data sets share.
 
@@ -76,3 +111,37 @@ def digest(parts: Iterable[object]) -> str:
 
 def _hash64(text: str) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogateescape"), digest_size=8).digest(), "big")
+
+
+class Split:
+    """The ``Source`` of one split, whose examples are made of what is in memory, or mapped, as they are asked for.
+
+    Attributes:
+      in_memory: where that is.
+      labels, lengths, sequences: see ``core.Source``.
+    """
+
+    def __init__(
+        self,
+        split: str,
+        size: int,
+        example: Callable[[int], Example],
+        in_memory: str,
+        labels: np.ndarray | None = None,
+        lengths: np.ndarray | None = None,
+        sequences: Sequence[str] = (),
+    ):
+        self._split, self._size, self._example = split, size, example
+        self.in_memory, self.labels, self.lengths, self.sequences = in_memory, labels, lengths, tuple(sequences)
+
+    def __len__(self) -> int:
+        return self._size
+
+    def __getitem__(self, index: int) -> Example:
+        if not 0 <= index < len(self):
+            raise IndexError(f"{self._split} has {len(self)} examples; there is no {index}")
+        return self._example(index)
+
+    def name(self, index: int) -> str:
+        """Such as ``val[17]``."""
+        return f"{self._split}[{index}]"

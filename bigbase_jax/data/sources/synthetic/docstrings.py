@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import functools
 import pathlib
 import platform
 import sysconfig
@@ -12,15 +13,12 @@ from typing import Any
 
 import numpy as np
 
-from bigbase_jax.core import Example, Source, UserError
-from bigbase_jax.data import ragged
-from bigbase_jax.data.ragged import Ragged
-from bigbase_jax.data.sources.splits import digest, stratified
-from bigbase_jax.data.sources.text.labelled_text import ROLES, SEQUENCES, Encoder, LabelledText, read_text
-from bigbase_jax.data.sources.text.text import key_of
-from bigbase_jax.text.tokenizer import Subwords, dataset_info_of, load
-
-_CODE = ("data.ragged", "text.tokenizer", "data.sources.splits", "data.sources.synthetic.docstrings")
+from bigbase_jax.core import UserError
+from bigbase_jax.data.ragged import Add
+from bigbase_jax.data.sources.splits import deal, digest
+from bigbase_jax.data.sources.text.base import Survey
+from bigbase_jax.data.sources.text.labelled_text import Labelled, LabelledTexts
+from bigbase_jax.text.tokenizer import Subwords
 
 SUBJECTS: Mapping[str, tuple[str, ...]] = {
     "concurrency": ("asyncio", "concurrent", "multiprocessing", "threading", "queue", "sched"),
@@ -46,124 +44,49 @@ SUBWORDS = Subwords("wordpiece", 4096)
 _WORDS = 5  # of a docstring that says something
 
 
-@dataclasses.dataclass(frozen=True)
-class PythonDocstrings:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PythonDocstrings(LabelledTexts):
     """The docstrings of Python's standard library, to be told apart by subject (``SUBJECTS``); no network, no files.
 
     A stand-in for real data: some 3,500 short English texts, which differ a little between versions of Python. Those
-    that occur twice are left out. ``prepare`` reads the library's source.
+    that occur twice are left out. Reading the library's source takes seconds.
 
-    Attributes:
-      tokenizer: see ``LabelledText``.
-      length: L; what is longer is cut.
-      val_fraction, test_fraction: shares of the texts.
-      seed: of the dealing.
+    Raises:
+      UserError: this Python has no source of its library.
     """
 
     tokenizer: Any = SUBWORDS
     length: int = 64
-    val_fraction: float = 0.1
     test_fraction: float = 0.2
-    seed: int = 0
 
-    def __post_init__(self) -> None:
-        if self.length < 4:
-            raise UserError(f"length is {self.length}; it must be at least 4.")
+    code = (*LabelledTexts.code, "data.sources.synthetic.docstrings")
 
-    def prepare(self, cache: pathlib.Path, limit_bytes: float, say: Callable[[str], None]) -> Docstrings:
-        """Reads the docstrings, which takes seconds, and tokenises them, unless that is in the cache: learned twice, a
-        tokenizer need not be the same.
+    def origin(self) -> str:
+        return f"the docstrings of the standard library of Python {platform.python_version()}"
 
-        Raises:
-          UserError: this Python has no source of its library.
-        """
+    def file_signature(self) -> list[Any]:
+        return [digest(_collect())]
+
+    def identity(self, tokenizer: str) -> list[Any]:
+        return [*_collect(), tokenizer, (self.length, self.val_fraction, self.test_fraction, self.seed)]
+
+    def begin(self) -> tuple[Mapping[str, Any], Callable[[Add], Mapping[str, Any]]]:
         texts, labels = _collect()
+        rows = [("", Labelled((text, ""), label)) for text, label in zip(texts, labels.tolist(), strict=True)]
         names = [digest([text]) for text in texts]
         fractions = {"test": self.test_fraction, "val": self.val_fraction}
-        splits = stratified(names, labels, fractions, self.seed)
+        survey = Survey(lambda: rows, deal(["train"] * len(rows), names, fractions, self.seed, labels.tolist()))
+        about = {"class_names": list(SUBJECTS), "pair": False, "columns": {}}
+        return self.tokenised(survey, {label: label for label in range(len(SUBJECTS))}, about)
 
-        def of(*chosen: str) -> Iterator[str]:
-            return (texts[i] for split in chosen if split in splits for i in splits[split])
-
-        def write(add: ragged.Add) -> Mapping[str, Any]:
-            tokenizer = self.tokenizer.fit(lambda: of("train"), lambda: of("val", "test"), False, ROLES)
-            for tokens_T, _ in tokenizer.encode_batch(texts):
-                add(tokens=tokens_T)
-            return {"tokenizer": tokenizer.state()}
-
-        key = key_of(_CODE, [self.tokenizer], [names, sorted(fractions.items()), self.seed])
-        where = (cache, key) if limit_bytes > 0 else None
-        found = ragged.find(*where) if where else None
-        if found is None:
-            found = ragged.make(write, {"tokens": "<i4"}, where, limit_bytes, say)
-        return Docstrings(self, found, texts, labels, splits)
-
-    fields, read = staticmethod(LabelledText.fields), staticmethod(read_text)
-
-
-class Docstrings:
-    """A ``Dataset`` of labelled texts; see ``labelled_text`` for what is in an example."""
-
-    def __init__(
-        self,
-        data: PythonDocstrings,
-        tokens_N: Ragged,
-        texts: list[str],
-        labels: np.ndarray,
-        splits: Mapping[str, np.ndarray],
-    ):
-        tokenizer = load(tokens_N.about["tokenizer"])
-        self.dataset_info: Mapping[str, Any] = {
-            **dataset_info_of(tokenizer),
-            "length": data.length,
-            "num_classes": len(SUBJECTS),
-            "class_names": tuple(SUBJECTS),
-            "pair": False,
-        }
-        encode = Encoder(self.dataset_info)
-        self.splits: Mapping[str, Source] = {
-            split: _Texts([tokens_N.get("tokens", i) for i in indices], labels[indices], encode, split)
-            for split, indices in splits.items()
-        }
-        self._identity = digest([texts, labels, tokenizer.state(), dataclasses.astuple(data)[1:]])
-        self.description = (
-            f"{len(texts):,} docstrings of the standard library of Python {platform.python_version()}, to be told apart"
-            f" by subject; a vocabulary of {tokenizer.size:,}"
+    def describe(self, about: Mapping[str, Any], count: int, cut: int, vocabulary: int) -> str:
+        return (
+            f"{count:,} docstrings of the standard library of Python {platform.python_version()}, to be told apart by"
+            f" subject; a vocabulary of {vocabulary:,}"
         )
 
-    def fingerprint(self) -> str:
-        """A digest of the texts, their classes, the tokenizer and the splits."""
-        return self._identity
 
-    def read(self, given: str | Mapping[str, Any]) -> Example:
-        """See ``labelled_text.read_text``."""
-        return read_text(given, self.dataset_info)
-
-
-class _Texts:
-    """The ``Source`` of one split, in memory."""
-
-    in_memory = "memory"
-    sequences = SEQUENCES
-
-    def __init__(self, tokens: list[np.ndarray], labels: np.ndarray, encode: Encoder, split: str):
-        self.labels = labels
-        self._tokens, self._encode, self._split = tokens, encode, split
-        self.lengths = encode.lengths(np.array(list(map(len, tokens))))
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitem__(self, index: int) -> Example:
-        if not 0 <= index < len(self):
-            raise IndexError(f"{self._split} has {len(self)} texts; there is no {index}")
-        return {**self._encode(self._tokens[index], np.zeros(0, np.int32)), "label": self.labels[index]}
-
-    def name(self, index: int) -> str:
-        """Such as ``val[17]``."""
-        return f"{self._split}[{index}]"
-
-
+@functools.cache
 def _collect() -> tuple[list[str], np.ndarray]:
     """(docstrings, their classes i32[N]), each text once, by the names of modules and the order in their source."""
     library = pathlib.Path(sysconfig.get_path("stdlib"))

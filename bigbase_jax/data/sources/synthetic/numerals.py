@@ -7,23 +7,14 @@ short ones are no rarity, and each is in one split only.
 from __future__ import annotations
 
 import dataclasses
-import pathlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
-from bigbase_jax.core import Example, Source, UserError
-from bigbase_jax.data.sources.splits import digest
-from bigbase_jax.data.sources.text.parallel_text import (
-    ROLES,
-    SEQUENCES,
-    Encoder,
-    ParallelText,
-    pair_dataset_info,
-    read_lines,
-)
-from bigbase_jax.text.tokenizer import Characters, Tokenizer, encode, sides
+from bigbase_jax.core import UserError
+from bigbase_jax.data.sources.text.parallel_text import Pair, ParallelTexts
+from bigbase_jax.text.tokenizer import Characters
 
 CHARACTERS = Characters()
 _SMALL = (
@@ -48,15 +39,13 @@ def in_words(n: int) -> str:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Numerals:
-    """Numbers from 0 to ``largest`` as source, their names as target; ``prepare`` makes them.
+class Numerals(ParallelTexts):
+    """Numbers from 0 to ``largest`` as source, their names as target; see ``ParallelTexts``.
 
     Attributes:
       tokenizer: fitted to digits and words.
-      source_length, target_length: S and T, special tokens included; numbers whose names are longer are left out.
       largest: the largest number.
       count: of numbers, over all splits; at most half of all that there are. A twentieth each is val and test.
-      seed: of the drawing.
 
     Raises:
       UserError: a value out of its range.
@@ -67,23 +56,15 @@ class Numerals:
     target_length: int = 80
     largest: int = 999_999
     count: int = 12_000
-    seed: int = 0
+
+    code = (*ParallelTexts.code, "data.sources.synthetic.numerals")
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 39 <= self.largest <= 999_999_999:
             raise UserError(f"largest is {self.largest}; it lies between 39 and 999,999,999.")
         if self.count < 20:
             raise UserError(f"count is {self.count}; it must be at least 20.")
-        if min(self.source_length, self.target_length) < 2:
-            raise UserError(f"lengths are {self.source_length} and {self.target_length}; both must be at least 2.")
-
-    def prepare(self, cache: pathlib.Path, limit_bytes: float, say: Callable[[str], None]) -> NamedNumbers:
-        """See ``core.RawDataset``; nothing is kept in the cache.
-
-        Raises:
-          UserError: no name is short enough.
-        """
-        return NamedNumbers(self)
 
     def draw(self) -> dict[str, list[int]]:
         """The numbers of each split."""
@@ -98,83 +79,20 @@ class Numerals:
         numbers = [numbers[i] for i in random.permutation(wanted)]
         return {"train": numbers[2 * part :], "val": numbers[:part], "test": numbers[part : 2 * part]}
 
-    fields, read = staticmethod(ParallelText.fields), staticmethod(read_lines)
+    def pairs(self) -> Iterator[tuple[str, Pair]]:
+        for split, numbers in self.draw().items():
+            for n in numbers:
+                yield split, Pair(str(n), in_words(n))
 
+    def languages(self) -> dict[str, Any]:
+        return {"source_language": "digits", "target_language": "en"}
 
-class NamedNumbers:
-    """A ``Dataset`` of numbers and names."""
+    def origin(self) -> str:
+        return f"made up here: numbers from 0 to {self.largest:,} in digits and in English words; seed {self.seed}"
 
-    def __init__(self, data: Numerals):
-        self._data = data
-        drawn = data.draw()
+    def file_signature(self) -> list[Any]:
+        return [self.largest, self.count]
 
-        def texts(*splits: str) -> Callable[[], Iterator[str]]:
-            return lambda: (text for s in splits for n in drawn[s] for text in (str(n), in_words(n)))
-
-        both = sides(data.tokenizer.fit(texts("train"), texts("val", "test"), True, ROLES))
-        self.dataset_info: Mapping[str, Any] = {
-            **pair_dataset_info(*both, data.source_length, data.target_length),
-            "shared": True,
-            "source_language": "digits",
-            "target_language": "en",
-        }
-        encoder = Encoder(self.dataset_info)
-        width = max(len(in_words(n)) for numbers in drawn.values() for n in numbers)
-        sources = {s: _Numbers(s, numbers, width, both, encoder, data) for s, numbers in drawn.items()}
-        if not all(map(len, sources.values())):
-            raise UserError(f"no name fits target_length={data.target_length}; raise it, or take a tokenizer of words.")
-        self.splits: Mapping[str, Source] = sources
-        self.description = (
-            f"made up here: numbers from 0 to {data.largest:,} in digits and in English words; seed {data.seed}"
-        )
-
-    def fingerprint(self) -> str:
-        """A digest of all that the pairs depend on."""
-        data = self._data
-        return digest(
-            [data.largest, data.count, data.seed, data.source_length, data.target_length, *self.dataset_info.items()]
-        )
-
-    def read(self, given: str | Mapping[str, Any]) -> list[Example]:
-        """See ``parallel_text.read_lines``."""
-        return read_lines(given, self.dataset_info)
-
-
-class _Numbers:
-    """The ``Source`` of one split."""
-
-    in_memory = "made anew each time"
-    sequences = SEQUENCES
-
-    def __init__(
-        self,
-        split: str,
-        numbers: list[int],
-        width: int,
-        both: tuple[Tokenizer, Tokenizer],
-        encoder: Encoder,
-        data: Numerals,
-    ):
-        self._split, self._width, self._encoder = split, width, encoder
-        self._rows: list[tuple[np.ndarray, np.ndarray, str]] = []
-        for n in numbers:
-            name = in_words(n)
-            source_S, target_T = encode(both[0], str(n)), encode(both[1], name)
-            if len(source_S) < data.source_length and len(target_T) < data.target_length:
-                self._rows.append((source_S, target_T, name))
-        self.lengths = np.array([max(len(source_S), len(target_T)) + 1 for source_S, target_T, _ in self._rows])
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def __getitem__(self, index: int) -> Example:
-        if not 0 <= index < len(self):
-            raise IndexError(f"{self._split} has {len(self)} numbers; there is no {index}")
-        source_S, target_T, name = self._rows[index]
-        reference = np.zeros(self._width, np.uint8)
-        reference[: len(name)] = np.frombuffer(name.encode(), np.uint8)
-        return {**self._encoder(source_S, target_T), "reference": reference}
-
-    def name(self, index: int) -> str:
-        """Such as ``val[17]``."""
-        return f"{self._split}[{index}]"
+    def identity(self, dataset_info: Mapping[str, Any]) -> list[Any]:
+        own = [self.largest, self.count, self.seed, self.source_length, self.target_length]
+        return [*own, *dataset_info.items()]

@@ -19,9 +19,8 @@ Facts: ``vocab_size``, ``tokenizer``, ``length``, ``weighted`` (True, for ``Caus
 from __future__ import annotations
 
 import dataclasses
-import functools
 import hashlib
-import pathlib
+import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -29,15 +28,23 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from bigbase_jax.build import suggest
-from bigbase_jax.core import Example, Fields, Source, UserError
-from bigbase_jax.data import cache as caches
-from bigbase_jax.data import ragged
-from bigbase_jax.data.documents import Format
-from bigbase_jax.data.files import LIMITS, File, Limits, by_split, kind_of, one_file, unused
-from bigbase_jax.data.ragged import Ragged
-from bigbase_jax.data.rows import checked, rows, tables
-from bigbase_jax.data.sources.splits import digest, stratified, to_split_off
-from bigbase_jax.data.sources.text import text as texts
+from bigbase_jax.core import Codec, Example, Fields, UserError
+from bigbase_jax.data.files import LIMITS, Limits, kind_of, limits_of, one_file
+from bigbase_jax.data.ragged import Add, Ragged
+from bigbase_jax.data.rows import checked, rows
+from bigbase_jax.data.sources.splits import Split, deal, to_split_off
+from bigbase_jax.data.sources.text.base import (
+    SPLITS,
+    Opened,
+    Survey,
+    TextCodec,
+    TextRowFiles,
+    TextRows,
+    split_indices,
+    text_of_bytes,
+    tokenizer_of,
+)
+from bigbase_jax.data.sources.text.text import read_text
 from bigbase_jax.data.windows import pack
 from bigbase_jax.text import chat_template
 from bigbase_jax.text.chat_template import ChatTemplate, Message
@@ -46,16 +53,6 @@ from bigbase_jax.text.tokenizer import Subwords, Tokenizer, TokenizerFile, datas
 ROLES = ("turn", "stop")
 """Special tokens that a tokenizer learned here has."""
 SUBWORDS = Subwords("bpe", 8192)
-_CODE = (
-    "data.files",
-    "data.rows",
-    "data.ragged",
-    "text.tokenizer",
-    "text.chat_template",
-    "data.sources.splits",
-    "data.sources.text.chat",
-)
-_SPLITS = ("train", "val", "test")
 _SPEAKERS = {
     **dict.fromkeys(("user", "human", "prompter"), "user"),
     **dict.fromkeys(("assistant", "gpt", "chatgpt", "bot", "model", "bard", "bing"), "assistant"),
@@ -70,20 +67,25 @@ _TURNS = (
 _ENTRIES = ("inputs", "targets", "segment_ids", "positions", "bytes", "weights")
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Conversations:
-    """Conversations, and how windows are made of them; ``prepare`` reads them. Subclasses say where they come from.
+class Spoken(NamedTuple):
+    """A conversation and where it stands."""
 
-    Those without a split are dealt, equal conversations to the same one. A conversation that is longer than a window is
-    cut, and one of which no answer is then left, or that has none, is left out: the description says how many.
+    messages: list[Message]
+    where: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Conversations(TextRows):
+    """Conversations, and how windows are made of them; see ``TextRows``. Subclasses say where they come from.
+
+    A conversation that is longer than a window is cut, and one of which no answer is then left, or that has none, is
+    left out: the description says how many.
 
     Attributes:
       tokenizer: fitted to what is said in training, or read (``TokenizerFile``).
       length: L.
       template: a file in Jinja, or a folder with a published tokenizer that has a template; None: that of the
         tokenizer, where it is read from a folder with one, else ``<|im_start|>ROLE\\nCONTENT<|im_end|>\\n``.
-      val_fraction, test_fraction: shares of the conversations; 0: none.
-      seed: of the dealing.
 
     Raises:
       UserError: a value out of its range, or a template that is not there.
@@ -94,31 +96,20 @@ class Conversations:
     template: str | None = None
     val_fraction: float = 0.05
     test_fraction: float = 0.0
-    seed: int = 0
+
+    code = ("text.chat_template", "data.sources.text.chat")
 
     def __post_init__(self) -> None:
         if self.length < 2:
             raise UserError(f"length is {self.length}; it must be at least 2.")
 
-    # -- what subclasses say ---------------------------------------------------------------------------------------
-
     def conversations(self) -> Iterator[tuple[str, Spoken]]:
         """(split, or "" where it is to be dealt, conversation) of each, from the start at each call."""
-        raise NotImplementedError
-
-    def file_signature(self) -> list[Any]:
-        """What changes when the conversations change, and all that says how to read them."""
-        raise NotImplementedError
-
-    def origin(self) -> str:
-        """Where they come from, in words."""
         raise NotImplementedError
 
     def unused(self) -> list[str]:
         """What is there as well, and is not read."""
         return []
-
-    # -- reading ---------------------------------------------------------------------------------------------------
 
     def chat_template(self) -> ChatTemplate:
         """See ``template``."""
@@ -137,77 +128,100 @@ class Conversations:
         origin = getattr(self.tokenizer, "origin", None)  # of a copy that a run has kept
         return chat_template.read(self.tokenizer.path, origin) or ChatTemplate()
 
-    def prepare(self, cache: pathlib.Path, limit_bytes: float, say: Callable[[str], None]) -> Chats:
-        """Reads and tokenises the conversations, unless that is in the cache; see ``core.RawDataset``.
+    def kept_for(self) -> list[Any]:
+        return [self.chat_template().state()]
 
+    def begin(self) -> tuple[Mapping[str, Any], Callable[[Add], Mapping[str, Any]]]:
+        """
         Raises:
           UserError: no conversations, or one that cannot be read.
         """
+        given, print_N = [], []
+        for split, spoken in self.conversations():
+            given.append(split or "train")
+            print_N.append(hashlib.blake2b(repr(spoken.messages).encode(), digest_size=8).hexdigest())
+        if not given:
+            raise UserError(f"{self.origin()} holds no conversations.")
+        fractions = to_split_off(set(given) - {"train"}, self.val_fraction, self.test_fraction)
+        survey = Survey(self.conversations, deal(given, print_N, fractions, self.seed))
+        tokenizer: Tokenizer = survey.fit(self.tokenizer, _texts, False, ROLES)
         template = self.chat_template()
-        key = texts.key_of(_CODE, [self.tokenizer], [self.file_signature(), self.dealing(), template.state()])
-        found = ragged.find(cache, key) if limit_bytes > 0 else None
-        if found is None:
-            say(f"data: reading {self.origin()} once, to tokenise it")
-            survey = _Survey(self)
-            tokenizer = self.tokenizer.fit(
-                functools.partial(survey.texts, ("train",)),
-                functools.partial(survey.texts, ("val", "test")),
-                False,
-                ROLES,
+
+        def write(add: Add) -> Mapping[str, Any]:
+            stops: Counter[int] = Counter()
+            special = set(tokenizer.marks.values())
+            for split, spoken in survey.rows():
+                tokens_T, answer_T, counts_T = _encoded(template, tokenizer, spoken)
+                answer_T[:1] = False  # nothing stands before it
+                last = np.flatnonzero(answer_T & ~np.append(answer_T[1:], False))
+                stops.update(int(t) for t in tokens_T[last] if int(t) in special)
+                first = int(answer_T.argmax()) if answer_T.any() else 0
+                counts_T = np.minimum(counts_T, 65535)
+                add(tokens=tokens_T, answer=answer_T, bytes=counts_T, first=first, split=SPLITS.index(split))
+            stop = stops.most_common(1)[0][0] if stops else None
+            return {"tokenizer": tokenizer.state(), "stop": stop, "unused": self.unused()}
+
+        dtypes = {"tokens": np.min_scalar_type(tokenizer.size - 1), "answer": "u1", "bytes": "<u2"}
+        return {**dtypes, "first": "<i4", "split": "u1"}, write
+
+    def opened(self, rows_N: Ragged) -> Opened:
+        """``description`` says how full the windows are, how much of them counts, and what was cut or left out.
+
+        Raises:
+          UserError: nothing to train on has an answer within a window.
+        """
+        tokenizer, template, about = tokenizer_of(rows_N), self.chat_template(), rows_N.about
+        info = {
+            **dataset_info_of(tokenizer),
+            "length": self.length,
+            "weighted": True,
+            "chat_template": template.state(),
+            **({} if about["stop"] is None else {"stop_id": about["stop"]}),
+        }
+        first_N, size_N = np.asarray(rows_N.values["first"]), rows_N.lengths("tokens")
+        seen_N = (first_N >= 1) & (first_N <= self.length)
+        kept = {split: indices[seen_N[indices]] for split, indices in split_indices(rows_N).items()}
+        windows = {split: _windows(rows_N, rows, self.length, split) for split, rows in kept.items() if rows.size}
+        if "train" not in windows:
+            raise UserError(
+                f"no conversation of {self.origin()} to train on has an answer within length={self.length}; raise it."
             )
-            dtypes = {"tokens": np.min_scalar_type(tokenizer.size - 1), "answer": "u1", "bytes": "<u2"}
-            dtypes |= {"first": "<i4", "split": "u1"}
-            where = (cache, key) if limit_bytes > 0 else None
-            write = functools.partial(survey.write, tokenizer, template)
-            found = ragged.make(write, dtypes, where, limit_bytes, say)
-            if where is not None:
-                caches.prune(cache, limit_bytes, [cache / f"cache-{key}"])
-        return Chats(self, found, template)
-
-    def dealing(self) -> list[Any]:
-        """What the splits depend on."""
-        return [self.val_fraction, self.test_fraction, self.seed]
+        train_P = np.minimum(size_N[kept["train"]] - 1, self.length)
+        fill = int(train_P.sum()) / (len(windows["train"]) * self.length)
+        counted = sum(int(rows_N.get("answer", i)[1 : self.length + 1].sum()) for i in kept["train"].tolist())
+        counts = ", ".join(f"{split} {len(kept[split]):,}" for split in windows)
+        cut, lost = int((seen_N & (size_N > self.length + 1)).sum()), int((~seen_N).sum())
+        parts = [
+            f"{self.origin()}: conversations: {counts}, written as {template.name}",
+            f"a vocabulary of {tokenizer.size:,}",
+            f"windows of {self.length}, {fill:.1%} filled, {counted / train_P.sum():.1%} of their tokens answers",
+            f"{cut:,} cut to a window and {lost:,} without an answer in it left out",
+        ]
+        if template.jinja is None and not {chat_template.TURN, chat_template.STOP} <= set(tokenizer.marks):
+            parts.append(f"its tokenizer has no token {chat_template.TURN}, which is spelled out")
+        if about["unused"]:
+            parts.append(f"not used: {', '.join(about['unused'])}")
+        identity = [self.file_signature(), self.dealing(), self.length, about["tokenizer"], template.state()]
+        return Opened(windows, info, "; ".join(parts), identity)
 
     @staticmethod
-    def fields(config: Mapping[str, Any], dataset_info: Mapping[str, Any]) -> Fields:
+    def codec(config: Mapping[str, Any], dataset_info: Mapping[str, Any]) -> Codec:
         """A row is a conversation, in any of its forms."""
-        return Fields(encoding=config.get("encoding", "utf-8"))
-
-    @staticmethod
-    def read(given: str | Mapping[str, Any], dataset_info: Mapping[str, Any], limits: Limits = LIMITS) -> list[Example]:
-        """See ``read_chat``."""
-        return read_chat(given, dataset_info, limits)
+        fields = Fields(encoding=config.get("encoding", "utf-8"))
+        return TextCodec(fields, read_chat, dataset_info, limits_of(config))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ChatFiles(Conversations):
-    """Conversations in a file or folder; see ``Conversations``.
+class ChatFiles(TextRowFiles, Conversations):
+    """Conversations in files; see ``TextRowFiles`` and ``Conversations``."""
 
-    Files named after splits keep them; a missing val is taken from train.
-
-    Attributes:
-      root: the file or folder.
-      train, val, test: what the files of the split are called, where not after it (``train="train_sft"``).
-      encoding: of all but Parquet and Arrow.
-      limits: of reading a file.
-    """
-
-    root: str
-    train: str | None = None
-    val: str | None = None
-    test: str | None = None
-    encoding: str = "utf-8"
-    limits: Limits = LIMITS
+    tokenizer: Any = SUBWORDS
+    val_fraction: float = 0.05
+    test_fraction: float = 0.0
 
     def __post_init__(self) -> None:
-        super().__post_init__()
-        Format(encoding=self.encoding)
-
-    def files(self) -> tuple[dict[str, list[File]], list[str]]:
-        """Files by split, all of them under "" where there are no splits; and what unused ones are called."""
-        found = tables(self.root, self.encoding, self.limits)
-        used = by_split(found, self.root, {"train": self.train, "val": self.val, "test": self.test})
-        return used, unused(found, used)
+        TextRowFiles.__post_init__(self)
+        Conversations.__post_init__(self)
 
     def conversations(self) -> Iterator[tuple[str, Spoken]]:
         for split, files in self.files()[0].items():
@@ -216,110 +230,28 @@ class ChatFiles(Conversations):
                     yield split, Spoken(messages_of(row.values, row.where), row.where)
 
     def file_signature(self) -> list[Any]:
-        return [
-            [[split, *file.file_signature] for split, given in self.files()[0].items() for file in given],
-            self.encoding,
-        ]
-
-    def origin(self) -> str:
-        return self.root
+        return [self.files_signature(), self.encoding]
 
     def unused(self) -> list[str]:
         return self.files()[1]
 
 
-class Chats:
-    """A ``Dataset`` of windows over conversations that were read; see the top of this file for examples and facts.
-
-    ``description`` says how full the windows are, how much of them counts, and what was cut or left out.
-    """
-
-    def __init__(self, data: Conversations, chats_N: Ragged, template: ChatTemplate):
-        self._data, self._chats, self._template = data, chats_N, template
-        about = chats_N.about
-        tokenizer = load(about["tokenizer"])
-        stop = {} if about["stop"] is None else {"stop_id": about["stop"]}
-        self.dataset_info: Mapping[str, Any] = {
-            **dataset_info_of(tokenizer),
-            "length": data.length,
-            "weighted": True,
-            "chat_template": template.state(),
-            **stop,
-        }
-        split_N, first_N = (np.asarray(chats_N.values[name]) for name in ("split", "first"))
-        size_N = chats_N.lengths("tokens")
-        seen_N = (first_N >= 1) & (first_N <= data.length)
-        windows: dict[str, ChatWindows] = {}
-        for i, split in enumerate(_SPLITS):
-            kept = np.flatnonzero((split_N == i) & seen_N)
-            if kept.size:
-                windows[split] = ChatWindows(chats_N, kept, data.length, split)
-        if "train" not in windows:
-            raise UserError(
-                f"no conversation of {data.origin()} to train on has an answer within length={data.length}; raise it."
-            )
-        self.splits: Mapping[str, Source] = windows
-        counts = ", ".join(f"{split} {len(w.kept):,}" for split, w in windows.items())
-        train = windows["train"]
-        cut, lost = int((seen_N & (size_N > data.length + 1)).sum()), int((~seen_N).sum())
-        parts = [
-            f"{data.origin()}: conversations: {counts}, written as {template.name}",
-            f"a vocabulary of {tokenizer.size:,}",
-            f"windows of {data.length}, {train.fill:.1%} filled, {train.share:.1%} of their tokens answers",
-            f"{cut:,} cut to a window and {lost:,} without an answer in it left out",
-        ]
-        if template.jinja is None and not {chat_template.TURN, chat_template.STOP} <= set(tokenizer.marks):
-            parts.append(f"its tokenizer has no token {chat_template.TURN}, which is spelled out")
-        if about["unused"]:
-            parts.append(f"not used: {', '.join(about['unused'])}")
-        self.description = "; ".join(parts)
-
-    def fingerprint(self) -> str:
-        """A digest of the conversations, the splits, the tokenizer, the template and the windows."""
-        data = self._data
-        return digest(
-            [data.file_signature(), data.dealing(), data.length, self._chats.about["tokenizer"], self._template.state()]
-        )
-
-    def read(self, given: str | Mapping[str, Any]) -> list[Example]:
-        """See ``read_chat``."""
-        return read_chat(given, self.dataset_info)
+def _texts(spoken: Spoken) -> list[str]:
+    """All that is said, and who says it."""
+    return [f"{message['role']}\n{message['content']}\n" for message in spoken.messages]
 
 
-class ChatWindows:
-    """The ``Source`` of one split: conversations packed into windows (best fit decreasing).
+def _windows(chats_N: Ragged, kept: np.ndarray, length: int, split: str) -> Split:
+    """Conversations packed into windows (best fit decreasing)."""
+    bin_P = pack(np.minimum(chats_N.lengths("tokens")[kept] - 1, length), length)
+    order = np.argsort(bin_P, kind="stable")
+    pieces, bins = kept[order], np.searchsorted(bin_P[order], np.arange(bin_P.max(initial=-1) + 2))
 
-    Attributes:
-      kept: the conversations, i64[P].
-      in_memory: where the tokens are.
-      fill: share of the positions that hold a token to predict.
-      share: of these, the share that counts.
-    """
+    def example(index: int) -> Example:
+        chosen = pieces[bins[index] : bins[index + 1]].tolist()
+        return window_of([[chats_N.get(name, i) for name in ("tokens", "answer", "bytes")] for i in chosen], length)
 
-    def __init__(self, chats_N: Ragged, kept: np.ndarray, length: int, split: str):
-        self._chats, self._length, self._split, self.kept = chats_N, length, split, kept
-        self.in_memory: str = chats_N.kept
-        size_P = np.minimum(chats_N.lengths("tokens")[kept] - 1, length)
-        bin_P = pack(size_P, length)
-        order = np.argsort(bin_P, kind="stable")
-        self._order = kept[order]
-        self._bins = np.searchsorted(bin_P[order], np.arange(bin_P.max(initial=-1) + 2))
-        self.fill = float(size_P.sum()) / max(len(self) * length, 1)
-        counted = sum(int(chats_N.get("answer", int(i))[1 : length + 1].sum()) for i in kept)
-        self.share = counted / max(int(size_P.sum()), 1)
-
-    def __len__(self) -> int:
-        return len(self._bins) - 1
-
-    def __getitem__(self, index: int) -> Example:
-        if not 0 <= index < len(self):
-            raise IndexError(f"{self._split} has {len(self)} windows; there is no {index}")
-        pieces = self._order[self._bins[index] : self._bins[index + 1]].tolist()
-        return window_of([[self._chats.get(n, i) for n in ("tokens", "answer", "bytes")] for i in pieces], self._length)
-
-    def name(self, index: int) -> str:
-        """Such as ``val[17]``."""
-        return f"{self._split}[{index}]"
+    return Split(split, len(bins) - 1, example, chats_N.kept)
 
 
 def window_of(pieces: Sequence[Sequence[np.ndarray]], length: int) -> Example:
@@ -339,28 +271,21 @@ def window_of(pieces: Sequence[Sequence[np.ndarray]], length: int) -> Example:
     return example
 
 
-def read_chat(
-    given: str | Mapping[str, Any], dataset_info: Mapping[str, Any], limits: Limits = LIMITS
-) -> list[Example]:
+def read_chat(given: Any, dataset_info: Mapping[str, Any], limits: Limits = LIMITS) -> list[Example]:
     """A user's file as windows: a text as ``read_text`` reads it, or conversations in JSON, a window each. A row is one
-    conversation.
+    conversation, and bytes are JSON where they read as an object or a list of them.
 
     All targets of a text count, and so do those of a conversation without an answer.
 
     Raises:
       UserError: unreadable, or too short to predict anything.
     """
-    if isinstance(given, str) and kind_of(given) not in (".json", ".jsonl", ".ndjson"):
-        windows = texts.read_text(given, dataset_info, limits)
+    chats = _chats(given, dataset_info.get("encoding", "utf-8"), limits)
+    if chats is None:
+        windows = read_text(given, dataset_info, limits)
         return [{**window, "weights": (window["segment_ids"] > 0).astype(np.int32)} for window in windows]
     tokenizer, template = load(dataset_info["tokenizer"]), chat_template.load(dataset_info["chat_template"])
     found = []
-    if isinstance(given, str):
-        chats = [
-            (row.values, row.where) for row in rows(one_file(given, limits), dataset_info.get("encoding", "utf-8"))
-        ]
-    else:
-        chats = [(given, "the row")]
     for values, where in chats:
         chat = _encoded(template, tokenizer, Spoken(messages_of(values, where), where))
         if len(chat.tokens) > 1:
@@ -373,14 +298,24 @@ def read_chat(
     return found
 
 
+def _chats(given: Any, encoding: str, limits: Limits) -> list[tuple[Mapping[str, Any], str]] | None:
+    """(row, where it is) of the conversations that a user gives; None where it is a text."""
+    if isinstance(given, Mapping):
+        return [(given, "the row")]
+    if isinstance(given, str):
+        if kind_of(given) not in (".json", ".jsonl", ".ndjson"):
+            return None
+        return [(row.values, row.where) for row in rows(one_file(given, limits), encoding)]
+    try:
+        found = json.loads(text_of_bytes(given, encoding, limits))
+    except (ValueError, RecursionError):
+        return None
+    listed = found if isinstance(found, list) else [found]
+    objects = bool(listed) and all(isinstance(values, Mapping) for values in listed)
+    return [(values, f"conversation {i}") for i, values in enumerate(listed, 1)] if objects else None
+
+
 # --- rows -------------------------------------------------------------------------------------------------------------
-
-
-class Spoken(NamedTuple):
-    """A conversation and where it stands."""
-
-    messages: list[Message]
-    where: str
 
 
 def messages_of(values: Mapping[str, Any], where: str) -> list[Message]:
@@ -438,52 +373,3 @@ def _encoded(template: ChatTemplate, tokenizer: Tokenizer, spoken: Spoken) -> ch
         return chat_template.encode(template, tokenizer, spoken.messages)
     except UserError as error:
         raise UserError(f"{spoken.where}: {error}") from error
-
-
-class _Survey:
-    """What one reading of all conversations tells: which is in which split."""
-
-    def __init__(self, data: Conversations):
-        self._data = data
-        self._unused = data.unused()
-        given: list[str] = []
-        print_N: list[bytes] = []
-        for split, spoken in data.conversations():
-            given.append(split)
-            print_N.append(hashlib.blake2b(repr(spoken.messages).encode(), digest_size=8).digest())
-        if not given:
-            raise UserError(f"{data.origin()} holds no conversations.")
-        self._split_N = [split or "train" for split in given]
-        fractions = to_split_off(set(given) - {"", "train"}, data.val_fraction, data.test_fraction)
-        groups: dict[bytes, list[int]] = {}
-        for i, split in enumerate(self._split_N):
-            if split == "train":
-                groups.setdefault(print_N[i], []).append(i)
-        names = sorted(groups)
-        dealt = stratified([name.hex() for name in names], np.zeros(len(names), int), fractions, data.seed)
-        for split, chosen in dealt.items():
-            for group in chosen:
-                for i in groups[names[group]]:
-                    self._split_N[i] = split
-
-    def texts(self, splits: Sequence[str]) -> Iterator[str]:
-        """All that is said in some splits, and who says it."""
-        for split, (_, spoken) in zip(self._split_N, self._data.conversations(), strict=True):
-            if split in splits:
-                for message in spoken.messages:
-                    yield f"{message['role']}\n{message['content']}\n"
-
-    def write(self, tokenizer: Tokenizer, template: ChatTemplate, add: ragged.Add) -> Mapping[str, Any]:
-        """Adds the tokens of all conversations."""
-        stops: Counter[int] = Counter()
-        special = set(tokenizer.marks.values())
-        for split, (_, spoken) in zip(self._split_N, self._data.conversations(), strict=True):
-            tokens_T, answer_T, counts_T = _encoded(template, tokenizer, spoken)
-            answer_T[:1] = False  # nothing stands before it
-            last = np.flatnonzero(answer_T & ~np.append(answer_T[1:], False))
-            stops.update(int(t) for t in tokens_T[last] if int(t) in special)
-            first = int(answer_T.argmax()) if answer_T.any() else 0
-            counts_T = np.minimum(counts_T, 65535)
-            add(tokens=tokens_T, answer=answer_T, bytes=counts_T, first=first, split=_SPLITS.index(split))
-        stop = stops.most_common(1)[0][0] if stops else None
-        return {"tokenizer": tokenizer.state(), "stop": stop, "unused": self._unused}

@@ -19,18 +19,14 @@ import dataclasses
 import functools
 import hashlib
 import os
-import pathlib
 import re
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
 from bigbase_jax.build import suggest
-from bigbase_jax.core import Example, Fields, Source, UserError
-from bigbase_jax.data import cache as caches
-from bigbase_jax.data import ragged
+from bigbase_jax.core import Codec, Example, Fields, UserError
 from bigbase_jax.data.documents import Format, whole_text
 from bigbase_jax.data.files import (
     LIMITS,
@@ -40,32 +36,33 @@ from bigbase_jax.data.files import (
     by_split,
     common_folders,
     kind_of,
+    limits_of,
     list_files,
     named_after,
     one_file,
     refuse_alike,
-    unused,
 )
-from bigbase_jax.data.ragged import Ragged
-from bigbase_jax.data.rows import Row, checked, class_names, first_line, rows, tables
-from bigbase_jax.data.sources.splits import digest, stratified, to_split_off
-from bigbase_jax.data.sources.text.text import given_text, key_of, named
+from bigbase_jax.data.ragged import Add, Ragged
+from bigbase_jax.data.rows import Row, checked, class_names, first_line, rows
+from bigbase_jax.data.sources.splits import Split, also_in_train, deal, to_split_off
+from bigbase_jax.data.sources.text.base import (
+    SPLITS,
+    Opened,
+    Survey,
+    TextCodec,
+    TextRowFiles,
+    TextRows,
+    given_text,
+    named,
+    split_indices,
+    tokenizer_of,
+)
 from bigbase_jax.text.tokenizer import Subwords, Tokenizer, compose, dataset_info_of, load
 
 ROLES = ("pad", "cls", "sep", "mask")
 """Special tokens that a tokenizer learned here has."""
 SUBWORDS = Subwords("bpe", 8192)
 SEQUENCES = ("tokens", "segment_ids", "token_type_ids")
-_CODE = (
-    "data.files",
-    "data.rows",
-    "data.ragged",
-    "text.tokenizer",
-    "data.sources.splits",
-    "data.sources.text.labelled_text",
-)
-_SPLITS = ("train", "val", "test")
-_BATCH = 1 << 20  # characters that are encoded at once
 _TEXTS: tuple[tuple[str, str | None], ...] = (
     ("sentence1", "sentence2"),
     ("premise", "hypothesis"),
@@ -75,6 +72,7 @@ _TEXTS: tuple[tuple[str, str | None], ...] = (
     *((name, None) for name in ("text", "sentence", "review", "content", "comment", "sms", "tweet", "title")),
 )
 _LABELS = ("label", "labels", "class", "target", "sentiment", "category", "coarse_label", "intent", "stars", "rating")
+_ENTRIES = ("text", "text_pair")
 _UNLABELLED = {"unsup", "unsupervised", "unlabelled", "unlabeled"}  # folders beside those of classes
 
 
@@ -87,111 +85,154 @@ class Columns(NamedTuple):
     header: bool
 
 
-class Files(NamedTuple):
-    """What is read.
+class Labelled(NamedTuple):
+    """A text, or two (the second is else empty), and its class: a number or a word, or None where there is none."""
 
-    Attributes:
-      splits: files by split, all of them under "" where there are no splits.
-      unused: what others are called.
-      class_of: where each file is one text, its class by its name.
-    """
-
-    splits: dict[str, list[File]]
-    unused: list[str]
-    class_of: dict[str, str]
+    texts: tuple[str, str]
+    label: Any
+    where: str = ""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class LabelledText:
-    """Rows of a text, or two, and a class; ``prepare`` reads them. Where there are no tables, ``CLASS/*.txt``, or
-    ``{train,val,test}/CLASS/*.txt``, are texts of the class after which their folder is called.
-
-    Files or folders named after splits (``train.tsv``, ``dev.tsv``, ``test/...``) keep them; a missing val is taken
-    from train, and a missing test where there is nothing but train: dealt by class, equal texts to the same split. Rows
-    without text are left out, and so is a split without labels, which is said.
+class LabelledTexts(TextRows):
+    """Texts with a class each, and how examples are made of them; see ``TextRows``. Subclasses say where they come
+    from.
 
     Attributes:
-      root: a file, an archive or a folder.
-      text, text_pair, label: names of the columns, or their numbers from 0 in tables without a header; None: the usual
-        names, where there are such, and in a table of two columns without a header the label is the whole number. A
-        text may be several columns, joined by line ends: "title+body".
-      class_names: a file with the name of a class in each line, for labels that are numbers from 0 or 1; it may lie in
-        ``root``. None: ``classes.txt`` there, if there is one.
-      tokenizer: fitted to the training texts, or read (``TokenizerFile``).
       length: L; what is longer is cut.
-      train, val, test: what the files of the split are called, where not after it (``val="validation_matched"``).
-      val_fraction, test_fraction: shares of the rows.
-      seed: of the dealing.
-      encoding: of all but Parquet and Arrow.
-      limits: of reading a file.
 
     Raises:
       UserError: a value out of its range.
     """
 
-    root: str
+    tokenizer: Any = SUBWORDS
+    length: int = 128
+
+    code: ClassVar[tuple[str, ...]] = ("data.sources.text.labelled_text",)
+
+    def __post_init__(self) -> None:
+        if self.length < 4:
+            raise UserError(f"length is {self.length}; it must be at least 4.")
+
+    def tokenised(
+        self, survey: Survey[Labelled], class_of: Mapping[Any, int], about: Mapping[str, Any]
+    ) -> tuple[Mapping[str, Any], Callable[[Add], Mapping[str, Any]]]:
+        """What ``begin`` gives; ``about``: ``class_names``, ``pair``, ``columns`` and what ``describe`` reads."""
+        tokenizer: Tokenizer = survey.fit(self.tokenizer, _texts, False, ROLES)
+        kind = np.min_scalar_type(tokenizer.size - 1)
+
+        def write(add: Add) -> Mapping[str, Any]:
+            for waiting in survey.batches(_texts):
+                found = tokenizer.encode_batch([text for _, row in waiting for text in row.texts])
+                for i, (split, row) in enumerate(waiting):
+                    (first, _), (second, _) = found[2 * i : 2 * i + 2]
+                    add(first=first, second=second, label=class_of[row.label], split=SPLITS.index(split))
+            return {"tokenizer": tokenizer.state(), **about}
+
+        return {"first": kind, "second": kind, "label": "<i4", "split": "u1"}, write
+
+    def opened(self, rows_N: Ragged) -> Opened:
+        tokenizer, about = tokenizer_of(rows_N), rows_N.about
+        info = {
+            **dataset_info_of(tokenizer),
+            "length": self.length,
+            "num_classes": len(about["class_names"]),
+            "class_names": tuple(about["class_names"]),
+            "pair": about["pair"],
+            **about["columns"],
+        }
+        encode = Encoder(info)
+        size_N = rows_N.lengths("first") + rows_N.lengths("second")
+        label_N, lengths_N = np.asarray(rows_N.values["label"]), encode.lengths(size_N)
+
+        def example(indices: np.ndarray, index: int) -> Example:
+            row = int(indices[index])
+            return {**encode(rows_N.get("first", row), rows_N.get("second", row)), "label": label_N[row]}
+
+        splits = {
+            split: Split(
+                split,
+                len(indices),
+                functools.partial(example, indices),
+                rows_N.kept,
+                labels=label_N[indices],
+                lengths=lengths_N[indices],
+                sequences=SEQUENCES,
+            )
+            for split, indices in split_indices(rows_N).items()
+        }
+        words = self.describe(about, len(rows_N), int((size_N > encode.room).sum()), tokenizer.size)
+        return Opened(splits, info, words, self.identity(about["tokenizer"]), [self.file_signature(), self.dealing()])
+
+    def identity(self, tokenizer: str) -> list[Any]:
+        """What the fingerprint depends on."""
+        return [self.file_signature(), self.dealing(), self.length, tokenizer]
+
+    def describe(self, about: Mapping[str, Any], count: int, cut: int, vocabulary: int) -> str:
+        """One line about so many rows, of which some are cut."""
+        raise NotImplementedError
+
+    @staticmethod
+    def codec(config: Mapping[str, Any], dataset_info: Mapping[str, Any]) -> Codec:
+        """Of the columns of the training data, or the usual names where the run has not kept them; a text is rows by
+        line, but one row (see ``read_text``) where the model reads pairs, or was trained on files of one text each."""
+        known = {name: dataset_info.get(f"{name}_columns") or _several(config.get(name)) for name in _ENTRIES}
+        usual = {"text": [(a,) for a, b in _TEXTS if bool(b) == dataset_info["pair"]]}
+        usual |= {"text_pair": [(b,) for _, b in _TEXTS if b is not None]} if dataset_info["pair"] else {}
+        columns = {entry: [tuple(known[entry])] if known.get(entry) else names for entry, names in usual.items()}
+        lines = not (dataset_info["pair"] or dataset_info.get("text_files"))
+        header = dataset_info.get("header", not all(name.isdigit() for name in known["text"] or ("text",)))
+        fields = Fields(columns, lines, encoding=config.get("encoding", "utf-8"), header=header)
+        return TextCodec(fields, read_text, dataset_info, limits_of(config))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LabelledText(TextRowFiles, LabelledTexts):
+    """Rows of a text, or two, and a class, in files; see ``TextRowFiles`` and ``LabelledTexts``. Where there are no
+    tables, ``CLASS/*.txt``, or ``{train,val,test}/CLASS/*.txt``, are texts of the class after which their folder is
+    called.
+
+    A missing val is taken from train, and a missing test where there is nothing but train: dealt by class. Rows without
+    text are left out, and so is a split without labels, which is said.
+
+    Attributes:
+      text, text_pair, label: names of the columns, or their numbers from 0 in tables without a header; None: the usual
+        names, where there are such, and in a table of two columns without a header the label is the whole number. A
+        text may be several columns, joined by line ends: "title+body".
+      class_names: a file with the name of a class in each line, for labels that are numbers from 0 or 1; it may lie in
+        ``root``. None: ``classes.txt`` there, if there is one.
+    """
+
+    tokenizer: Any = SUBWORDS
     text: str | None = None
     text_pair: str | None = None
     label: str | None = None
     class_names: str | None = None
-    tokenizer: Any = SUBWORDS
-    length: int = 128
-    train: str | None = None
-    val: str | None = None
-    test: str | None = None
-    val_fraction: float = 0.1
-    test_fraction: float = 0.1
-    seed: int = 0
-    encoding: str = "utf-8"
-    limits: Limits = LIMITS
 
     def __post_init__(self) -> None:
-        Format(encoding=self.encoding)
-        if self.length < 4:
-            raise UserError(f"length is {self.length}; it must be at least 4.")
+        TextRowFiles.__post_init__(self)
+        LabelledTexts.__post_init__(self)
 
-    def prepare(self, cache: pathlib.Path, limit_bytes: float, say: Callable[[str], None]) -> Labelled:
-        """Reads and tokenises the rows, unless that is in the cache; see ``core.RawDataset``.
+    def listed(self) -> Sequence[File]:
+        try:
+            return super().listed()
+        except UserError as error:
+            wanted = "neither a table nor a folder of texts for each class (CLASS/*.txt, train/CLASS/*.txt)"
+            raise UserError(f"{self.root} is {wanted}: {error}") from error
 
-        Raises:
-          UserError: no rows, a column that is not there, or a row that cannot be read.
-        """
-        key = self._key()
-        found = ragged.find(cache, key) if limit_bytes > 0 else None
-        if found is None:
-            say(f"data: reading {self.root} once, to tokenise it")
-            survey = _Survey(self)
-            tokenizer = self.tokenizer.fit(
-                functools.partial(survey.texts, ("train",)),
-                functools.partial(survey.texts, ("val", "test")),
-                False,
-                ROLES,
-            )
-            kind = np.min_scalar_type(tokenizer.size - 1)
-            dtypes = {"first": kind, "second": kind, "label": "<i4", "split": "u1"}
-            where = (cache, key) if limit_bytes > 0 else None
-            write = functools.partial(survey.write, tokenizer)
-            found = ragged.make(write, dtypes, where, limit_bytes, say)
-            if where is not None:
-                caches.prune(cache, limit_bytes, [cache / f"cache-{key}"])
-        return Labelled(self, found)
-
-    def files(self) -> Files:
-        """The files by split."""
-        chosen = {"train": self.train, "val": self.val, "test": self.test}
+    def sorted_files(self) -> tuple[dict[str, list[File]], list[str], dict[str, str]]:
+        """``files``; and where each file is one text, its class by its name."""
         listed = list_files(self.root, self.limits)
         class_of = _class_folders(listed, self.root)
         if not class_of:
-            try:
-                found = tables(self.root, self.encoding, self.limits)
-            except UserError as error:
-                wanted = "neither a table nor a folder of texts for each class (CLASS/*.txt, train/CLASS/*.txt)"
-                raise UserError(f"{self.root} is {wanted}: {error}") from error
-            used = by_split(found, self.root, chosen)
-            return Files(used, unused(found, used), {})
+            return *super().files(), {}
+        chosen = {"train": self.train, "val": self.val, "test": self.test}
         used = by_split([file for file in listed if file.name in class_of], self.root, chosen)
         others = {part for file in listed if file.name not in class_of for part in _place(file)}
-        return Files(used, sorted(others), class_of)
+        return used, sorted(others), class_of
+
+    def files(self) -> tuple[dict[str, list[File]], list[str]]:
+        return self.sorted_files()[:2]
 
     def names(self) -> list[str] | None:
         """The names of the classes, where a file has them; see ``class_names``."""
@@ -208,93 +249,31 @@ class LabelledText:
         return None if lines is None else ["".join(line.blocks).strip() for line in lines]
 
     def file_signature(self) -> list[Any]:
-        """What changes when the rows change, and all that says how to read them."""
-        files = [[split, *file.file_signature] for split, given in self.files().splits.items() for file in given]
         names = self.names()
-        return [files, [self.text, self.text_pair, self.label, self.encoding, *([names] if names else [])]]
+        columns = [self.text, self.text_pair, self.label, self.encoding, *([names] if names else [])]
+        return [self.files_signature(), columns]
 
-    def dealing(self) -> list[Any]:
-        """What the splits depend on."""
-        return [self.val_fraction, self.test_fraction, self.seed]
+    def begin(self) -> tuple[Mapping[str, Any], Callable[[Add], Mapping[str, Any]]]:
+        """
+        Raises:
+          UserError: no rows, a column that is not there, or a row that cannot be read.
+        """
+        return _begin(self)
 
-    def _key(self) -> str:
-        return key_of(_CODE, [self.tokenizer], [self.file_signature(), self.dealing()])
-
-    @staticmethod
-    def fields(config: Mapping[str, Any], dataset_info: Mapping[str, Any]) -> Fields:
-        """The columns of the training data, or the usual names where the run has not kept them; a text is rows by line,
-        but one row (see ``read_text``) where the model reads pairs, or was trained on files of one text each."""
-        known = {
-            name: dataset_info.get(f"{name}_columns") or _several(config.get(name)) for name in ("text", "text_pair")
-        }
-        usual = {"text": [(a,) for a, b in _TEXTS if bool(b) == dataset_info["pair"]]}
-        usual |= {"text_pair": [(b,) for _, b in _TEXTS if b is not None]} if dataset_info["pair"] else {}
-        columns = {entry: [tuple(known[entry])] if known.get(entry) else names for entry, names in usual.items()}
-        lines = not (dataset_info["pair"] or dataset_info.get("text_files"))
-        header = dataset_info.get("header", not all(name.isdigit() for name in known["text"] or ("text",)))
-        return Fields(columns, lines, encoding=config.get("encoding", "utf-8"), header=header)
-
-    @staticmethod
-    def read(given: str | Mapping[str, Any], dataset_info: Mapping[str, Any], limits: Limits = LIMITS) -> Example:
-        """See ``read_text``."""
-        return read_text(given, dataset_info, limits)
-
-
-class Labelled:
-    """A ``Dataset`` of labelled texts that were read; see the top of this file for what is in an example."""
-
-    def __init__(self, data: LabelledText, rows_N: Ragged):
-        self._data, self._rows = data, rows_N
-        about = rows_N.about
-        self._tokenizer = load(about["tokenizer"])
-        self.dataset_info: Mapping[str, Any] = {
-            **dataset_info_of(self._tokenizer),
-            "length": data.length,
-            "num_classes": len(about["class_names"]),
-            "class_names": tuple(about["class_names"]),
-            "pair": about["pair"],
-            **about["columns"],
-        }
-        encode = Encoder(self.dataset_info)
-        split_N = np.asarray(rows_N.values["split"])
-        sources = {}
-        for i, split in enumerate(_SPLITS):
-            indices = np.flatnonzero(split_N == i)
-            if indices.size:
-                sources[split] = _Rows(rows_N, indices, encode, split)
-        self.splits: Mapping[str, Source] = sources
-        self.description = self._describe(encode)
-
-    def _describe(self, encode: Encoder) -> str:
-        about, n = self._rows.about, len(self._rows)
-        long = int((self._rows.lengths("first") + self._rows.lengths("second") > encode.room).sum())
+    def describe(self, about: Mapping[str, Any], count: int, cut: int, vocabulary: int) -> str:
         kinds = "pairs of texts" if about["pair"] else "texts"
         parts = [
-            f"{self._data.root}: {n:,} {kinds} in {len(about['class_names'])} classes",
-            f"a vocabulary of {self._tokenizer.size:,}",
-            f"{long:,} ({long / n:.1%}) cut to {self._data.length} tokens",
+            f"{self.root}: {count:,} {kinds} in {len(about['class_names'])} classes",
+            f"a vocabulary of {vocabulary:,}",
+            f"{cut:,} ({cut / count:.1%}) cut to {self.length} tokens",
         ]
         if about["empty"]:
             parts.append(f"{about['empty']:,} without text left out")
         parts += [f"the {split} split has no labels and is left out" for split in about["unlabelled"]]
-        parts += [f"{count:,} of the {split} texts are in train too" for split, count in about["shared"].items()]
+        parts += [f"{n:,} of the {split} texts are in train too" for split, n in about["shared"].items()]
         if about["unused"]:
             parts.append(f"not used: {', '.join(about['unused'])}")
         return "; ".join(parts)
-
-    def fingerprint(self) -> str:
-        """A digest of the rows, the splits, the tokenizer and the length."""
-        return digest(
-            [self._data.file_signature(), self._data.dealing(), self._data.length, self._rows.about["tokenizer"]]
-        )
-
-    def examples(self) -> str:
-        """A digest of the rows and the splits, whatever reads them."""
-        return digest([self._data.file_signature(), self._data.dealing()])
-
-    def read(self, given: str | Mapping[str, Any]) -> Example:
-        """See ``read_text``."""
-        return read_text(given, self.dataset_info)
 
 
 class Encoder:
@@ -328,39 +307,7 @@ class Encoder:
         return example
 
 
-class _Rows:
-    """The ``Source`` of one split.
-
-    Attributes:
-      labels: i32[N].
-      in_memory: where the tokens are.
-      lengths, sequences: see ``core.Source``.
-    """
-
-    sequences = SEQUENCES
-
-    def __init__(self, rows_N: Ragged, indices: np.ndarray, encode: Encoder, split: str):
-        self._rows, self._indices, self._encode, self._split = rows_N, indices, encode, split
-        self.labels = np.asarray(rows_N.values["label"])[indices]
-        self.in_memory: str = rows_N.kept
-        self.lengths = encode.lengths((rows_N.lengths("first") + rows_N.lengths("second"))[indices])
-
-    def __len__(self) -> int:
-        return len(self._indices)
-
-    def __getitem__(self, index: int) -> Example:
-        if not 0 <= index < len(self):
-            raise IndexError(f"{self._split} has {len(self)} texts; there is no {index}")
-        row = int(self._indices[index])
-        example = self._encode(self._rows.get("first", row), self._rows.get("second", row))
-        return {**example, "label": self.labels[index]}
-
-    def name(self, index: int) -> str:
-        """Such as ``val[17]``."""
-        return f"{self._split}[{index}]"
-
-
-def read_text(given: str | Mapping[str, Any], dataset_info: Mapping[str, Any], limits: Limits = LIMITS) -> Example:
+def read_text(given: Any, dataset_info: Mapping[str, Any], limits: Limits = LIMITS) -> Example:
     """A row with ``text`` (and ``text_pair``), or a user's file, as an example without label. All of a file is the
     text; where the model reads pairs, the first line is the first text.
 
@@ -369,8 +316,10 @@ def read_text(given: str | Mapping[str, Any], dataset_info: Mapping[str, Any], l
     """
     first, second = given_text(given, dataset_info, limits=limits).strip(), ""
     if dataset_info["pair"]:
-        whole = isinstance(given, str)
-        first, _, second = first.partition("\n") if whole else (first, "", given_text(given, dataset_info, "text_pair"))
+        if isinstance(given, Mapping):
+            second = given_text(given, dataset_info, "text_pair")
+        else:
+            first, _, second = first.partition("\n")
         if not second.strip():
             raise UserError(f"{given} has one line; this model reads two texts: the first line, and what follows it.")
     with named(given):
@@ -381,139 +330,79 @@ def read_text(given: str | Mapping[str, Any], dataset_info: Mapping[str, Any], l
 # --- rows -------------------------------------------------------------------------------------------------------------
 
 
-class _Kept(NamedTuple):
-    """A row that is used."""
-
-    texts: tuple[str, str]
-    label: Any
-    row: Row
+def _texts(row: Labelled) -> tuple[str, str]:
+    return row.texts
 
 
-class _Survey:
-    """What one reading of all rows tells: columns, classes, and which row is in which split."""
+def _begin(data: LabelledText) -> tuple[Mapping[str, Any], Callable[[Add], Mapping[str, Any]]]:
+    """Reads all rows once: columns, classes, and which row is in which split."""
+    files, unused, class_of_file = data.sorted_files()
+    first = next(file for given in files.values() for file in given)
+    columns = Columns(("text",), (), "label", True) if class_of_file else _columns(data, first)
+    names = class_names(first, columns.label)
+    empty = 0
 
-    def __init__(self, data: LabelledText):
-        self._data = data
-        self._files, self._unused, self._class_of_file = data.files()
-        first = next(file for files in self._files.values() for file in files)
-        folders = Columns(("text",), (), "label", True)
-        self.columns = folders if self._class_of_file else _columns(data, first)
-        self._names = class_names(first, self.columns.label)
-        self._empty = 0
-        given: list[str] = []
-        print_N: list[bytes] = []
-        label_N: list[Any] = []
-        where: dict[Any, str] = {}
-        for split, kept in self._read(count=True):
-            given.append(split)
-            print_N.append(hashlib.blake2b("\0".join(kept.texts).encode(), digest_size=8).digest())
-            label_N.append(kept.label)
-            where.setdefault(kept.label, kept.row.where)
-        if not given:
-            raise UserError(f"{data.root} has no row with text.")
-        unlabelled = {split for split, label in zip(given, label_N, strict=True) if label is None}
-        for split in unlabelled:
-            if split in ("", "train") or any(
-                s == split and label is not None for s, label in zip(given, label_N, strict=True)
-            ):
-                raise UserError(f"{where[None]} has no label in {self.columns.label!r}; give it one or delete the row.")
-        self._unlabelled = sorted(unlabelled)
-        base = 0
-        if self._names is None and (listed := data.names()):
-            number = _first_label(listed, set(label_N) - {None}, data)
-            base, self._names = (0, None) if number is None else (number, listed)
-        self.class_names, self._class_of = _classes(label_N, self._names, base, self.columns.label, where, data.root)
-        self._split_N = self._deal(given, print_N, label_N)
-
-    def _read(self, count: bool = False) -> Iterator[tuple[str, _Kept]]:
+    def read(count: bool = False) -> Iterator[tuple[str, Labelled]]:
         """(its split by its file, row) of every row that has text."""
-        text, pair, label, header = self.columns
-        for split, files in self._files.items():
-            for file in files:
-                for row in self._rows(file, header):
-                    for name in (*text, *pair, label):
-                        if name not in row.values:
-                            raise UserError(f"{row.where} has no {name!r}.{suggest(name, row.values, 'column')}")
-                    first, second = (_text(row, names) for names in (text, pair))
-                    if not first or (pair and not second):
-                        self._empty += count
-                        continue
-                    found = self._class_of_file.get(file.name) or _label(row, label, self._names is not None)
-                    yield split, _Kept((first, second), found, row)
+        nonlocal empty
+        for split, file in ((split, file) for split, given in files.items() for file in given):
+            class_name = class_of_file.get(file.name)
+            whole = None if class_name is None else whole_text(file, data.encoding)
+            all_rows = rows(file, data.encoding, columns.header) if whole is None else [Row(1, {"text": whole}, file)]
+            for row in all_rows:
+                used = (*columns.text, *columns.text_pair, *([columns.label] if class_name is None else []))
+                for name in used:
+                    if name not in row.values:
+                        raise UserError(f"{row.where} has no {name!r}.{suggest(name, row.values, 'column')}")
+                texts = _text(row, columns.text), _text(row, columns.text_pair)
+                if texts[0] and (texts[1] or not columns.text_pair):
+                    label = class_name or _label(row, columns.label, names is not None)
+                    yield split, Labelled(texts, label, row.where)
+                else:
+                    empty += count
 
-    def _rows(self, file: File, header: bool) -> Iterator[Row]:
-        if not self._class_of_file:
-            return rows(file, self._data.encoding, header)
-        text = whole_text(file, self._data.encoding)
-        return iter([Row(1, {"text": text, "label": self._class_of_file[file.name]}, file)])
-
-    def _deal(self, given: list[str], print_N: list[bytes], label_N: list[Any]) -> list[str]:
-        """The split of each row; "" where it is left out."""
-        split_N = ["" if split in self._unlabelled else split or "train" for split in given]
-        found = {split for split in given if split}
-        fractions = to_split_off(found - set(self._unlabelled), self._data.val_fraction, self._data.test_fraction)
-        if self._unlabelled:
-            fractions.pop("test", None)  # the test data is elsewhere
-        groups: dict[bytes, list[int]] = {}
-        for i, split in enumerate(split_N):
-            if split == "train":
-                groups.setdefault(print_N[i], []).append(i)
-        names = sorted(groups)
-        classes = np.array([min(self._class_of[label_N[i]] for i in groups[name]) for name in names])
-        for split, chosen in stratified([n.hex() for n in names], classes, fractions, self._data.seed).items():
-            for group in chosen:
-                for i in groups[names[group]]:
-                    split_N[i] = split
-        train = {p for p, split in zip(print_N, split_N, strict=True) if split == "train"}
-        trained = {self._class_of[label] for label, s in zip(label_N, split_N, strict=True) if s == "train"}
-        for label, index in self._class_of.items():
-            if index not in trained and self._names is None:
-                raise UserError(f"no training row of {self._data.root} has the label {label!r}, which others have.")
-        self._shared = Counter(
-            s for p, s in zip(print_N, split_N, strict=True) if s not in ("", "train") and p in train
-        )
-        return split_N
-
-    def texts(self, splits: Sequence[str]) -> Iterator[str]:
-        """All texts of some splits."""
-        for split, (_, kept) in zip(self._split_N, self._read(), strict=True):
-            if split in splits:
-                yield from (text for text in kept.texts if text)
-
-    def write(self, tokenizer: Tokenizer, add: ragged.Add) -> Mapping[str, Any]:
-        """Adds the tokens of all rows."""
-        for waiting in _batches((s, kept) for s, (_, kept) in zip(self._split_N, self._read(), strict=True) if s):
-            found = tokenizer.encode_batch([text for _, kept in waiting for text in kept.texts])
-            for i, (split, kept) in enumerate(waiting):
-                (first, _), (second, _) = found[2 * i : 2 * i + 2]
-                add(first=first, second=second, label=self._class_of[kept.label], split=_SPLITS.index(split))
-        return {
-            "tokenizer": tokenizer.state(),
-            "class_names": self.class_names,
-            "pair": bool(self.columns.text_pair),
-            "columns": {
-                "text_columns": self.columns.text,
-                "text_pair_columns": self.columns.text_pair,
-                "header": self.columns.header,
-                "text_files": bool(self._class_of_file),
-            },
-            "empty": self._empty,
-            "unlabelled": self._unlabelled,
-            "shared": dict(self._shared),
-            "unused": self._unused,
-        }
-
-
-def _batches(kept: Iterable[tuple[str, _Kept]]) -> Iterator[list[tuple[str, _Kept]]]:
-    waiting, size = [], 0
-    for item in kept:
-        waiting.append(item)
-        size += sum(map(len, item[1].texts)) + 1
-        if size >= _BATCH:
-            yield waiting
-            waiting, size = [], 0
-    if waiting:
-        yield waiting
+    given, print_N, label_N = [], [], []
+    where: dict[Any, str] = {}
+    for split, row in read(count=True):
+        given.append(split)
+        print_N.append(hashlib.blake2b("\0".join(row.texts).encode(), digest_size=8).hexdigest())
+        label_N.append(row.label)
+        where.setdefault(row.label, row.where)
+    if not given:
+        raise UserError(f"{data.root} has no row with text.")
+    unlabelled = {split for split, label in zip(given, label_N, strict=True) if label is None}
+    labelled = {split for split, label in zip(given, label_N, strict=True) if label is not None}
+    if unlabelled & ({"", "train"} | labelled):
+        raise UserError(f"{where[None]} has no label in {columns.label!r}; give it one or delete the row.")
+    base, known = 0, names
+    if names is None and (listed := data.names()):
+        number = _first_label(listed, set(label_N) - {None}, data)
+        base, known = (0, None) if number is None else (number, listed)
+    classes, class_of = _classes(label_N, known, base, columns.label, where, data.root)
+    fractions = to_split_off({s for s in given if s} - unlabelled, data.val_fraction, data.test_fraction)
+    if unlabelled:
+        fractions.pop("test", None)  # the test data is elsewhere
+    split_N = ["" if split in unlabelled else split or "train" for split in given]
+    split_N = deal(split_N, print_N, fractions, data.seed, [class_of.get(label, 0) for label in label_N])
+    trained = {class_of[label] for label, split in zip(label_N, split_N, strict=True) if split == "train"}
+    for label, index in class_of.items():
+        if index not in trained and known is None:
+            raise UserError(f"no training row of {data.root} has the label {label!r}, which others have.")
+    about = {
+        "class_names": classes,
+        "pair": bool(columns.text_pair),
+        "columns": {
+            "text_columns": columns.text,
+            "text_pair_columns": columns.text_pair,
+            "header": columns.header,
+            "text_files": bool(class_of_file),
+        },
+        "empty": empty,
+        "unlabelled": sorted(unlabelled),
+        "shared": also_in_train(split_N, print_N),
+        "unused": unused,
+    }
+    return data.tokenised(Survey(read, split_N), class_of, about)
 
 
 def _place(file: File) -> tuple[str, ...]:

@@ -14,11 +14,14 @@ from typing import Any
 
 import numpy as np
 
-from bigbase_jax.core import Example, Source, UserError
+from bigbase_jax.core import Codec, Example, UserError
+from bigbase_jax.data import tokens as token_rows
 from bigbase_jax.data.files import LIMITS, Limits
-from bigbase_jax.data.sources.splits import digest
-from bigbase_jax.data.sources.text.text import Corpus, PythonReference, Text, TextFiles, given_text, named
-from bigbase_jax.data.tokens import SPLITS, Tokens
+from bigbase_jax.data.ragged import Ragged
+from bigbase_jax.data.sources.splits import Split, digest
+from bigbase_jax.data.sources.text.base import SPLITS, Opened, given_text, named
+from bigbase_jax.data.sources.text.text import Corpus, PythonReference, TextFiles, documents, text_codec
+from bigbase_jax.data.tokens import Tokens
 from bigbase_jax.data.windows import pack
 from bigbase_jax.text.tokenizer import (
     FIRST,
@@ -40,7 +43,7 @@ PASSES = 10
 _ENTRIES = ("tokens", "segment_ids", "positions", "token_type_ids", "words")
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class MaskedCorpus(Corpus):
     """The documents of a corpus for ``MaskTokens``, as a base beside the class that says where they come from.
 
@@ -58,45 +61,66 @@ class MaskedCorpus(Corpus):
 
     next_sentence: bool = False
 
+    code = (*Corpus.code, "data.sources.text.masked_text")
+
     def __post_init__(self) -> None:
         super().__post_init__()
         least = 6 if self.next_sentence else 4
         if self.length < least:
             raise UserError(f"length is {self.length}; it must be at least {least}.")
 
-    def prepare(self, cache: pathlib.Path, limit_bytes: float, say: Callable[[str], None]) -> Masked:  # type: ignore[override]
-        """Reads and tokenises the documents, unless that is in the cache; see ``core.RawDataset``."""
+    def prepare(self, cache: pathlib.Path, limit_bytes: float, say: Callable[[str], None]) -> Any:
         given = self.tokenizer
         file_signature = given.file_signature() if isinstance(given, TokenizerFile) else None
         plain = dataclasses.replace(self, tokenizer=_WithRoles(given, file_signature), separate=False, stride=None)
-        return Masked(self, Corpus.prepare(plain, cache, limit_bytes, say))
+        return Corpus.prepare(plain, cache, limit_bytes, say)
+
+    def opened(self, rows_N: Ragged) -> Opened:
+        """A ``Dataset`` of rows; ``description`` says how full they are.
+
+        Raises:
+          UserError: there are no tokens to train on.
+        """
+        tokens = token_rows.of_rows(rows_N)
+        kind = functools.partial(Pairs, seed=self.seed) if self.next_sentence else Rows
+        rows: dict[str, Rows | Pairs] = {
+            split: kind(_spans(tokens, split), tokens, self.length, split) for split in SPLITS if split in tokens.about
+        }
+        splits = {split: source for split, source in rows.items() if len(source)}
+        if "train" not in splits:
+            raise UserError(f"{self.origin()} has no tokens to train on.")
+        pairs = {"next_sentence": True} if self.next_sentence else {}
+        parts = [f"{split} {documents(about)} of {about['tokens']:,} tokens" for split, about in tokens.about.items()]
+        words = (
+            f"{self.origin()}, for masked language modelling: {'; '.join(parts)}; a vocabulary of "
+            f"{tokens.tokenizer.size:,}; rows of {self.length}, {rows['train'].fill:.1%} filled"
+        )
+        if self.next_sentence:
+            words += f", with two texts each, half of them of two documents, {PASSES} times anew"
+        info = {**dataset_info_of(tokens.tokenizer), "length": self.length, **pairs}
+        about = ["masked pairs" if self.next_sentence else "masked", digest(self.identity(tokens.tokenizer))]
+        return Opened(splits, info, words, about)
+
+    @staticmethod
+    def codec(config: Mapping[str, Any], dataset_info: Mapping[str, Any]) -> Codec:
+        return text_codec(config, dataset_info, read_text)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MaskedTextFiles(MaskedCorpus, TextFiles):
     """See ``MaskedCorpus`` and ``TextFiles``."""
 
-    @staticmethod
-    def read(given: str | Mapping[str, Any], dataset_info: Mapping[str, Any], limits: Limits = LIMITS) -> list[Example]:
-        """See ``read_text``."""
-        return read_text(given, dataset_info, limits)
 
-
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class MaskedPythonReference(MaskedCorpus, PythonReference):
     """See ``MaskedCorpus`` and ``PythonReference``."""
 
     test_fraction: float = 0.1
 
-    @staticmethod
-    def read(given: str | Mapping[str, Any], dataset_info: Mapping[str, Any], limits: Limits = LIMITS) -> list[Example]:
-        """See ``read_text``."""
-        return read_text(given, dataset_info, limits)
-
 
 @dataclasses.dataclass(frozen=True)
 class _WithRoles:
-    """A tokenizer that is fitted with special tokens. Its ``repr`` is part of the cache's key, and so is the stamp."""
+    """A tokenizer that is fitted with special tokens. Its ``repr`` is part of the cache's key, and so are its files."""
 
     tokenizer: Any
     file_signature: tuple[str | int, ...] | None
@@ -111,51 +135,7 @@ class _WithRoles:
         return fitted
 
 
-class Masked:
-    """A ``Dataset`` of rows over a corpus that was read.
-
-    Attributes:
-      splits: ``tokens``, ``segment_ids``, ``positions``, ``token_type_ids``, ``words`` i32[L], and ``mask_id`` and
-        ``vocab_size``; see ``Encoder``. Of pairs ``next`` too; see ``Pairs``.
-      dataset_info: ``vocab_size``, ``length``, ``tokenizer`` and the ids of special tokens; of pairs ``next_sentence``.
-      description: what the text is, and how full its rows are.
-    """
-
-    def __init__(self, corpus: MaskedCorpus, text: Text):
-        tokens = text.tokens
-        self._text, self._pairs = text, corpus.next_sentence
-        kind = functools.partial(Pairs, seed=corpus.seed) if corpus.next_sentence else Rows
-        rows: dict[str, Rows | Pairs] = {
-            split: kind(_spans(tokens, split), tokens, corpus.length, split)
-            for split in SPLITS
-            if split in tokens.about
-        }
-        self.splits: Mapping[str, Source] = {split: source for split, source in rows.items() if len(source)}
-        if "train" not in self.splits:
-            raise UserError(f"{corpus.origin()} has no tokens to train on.")
-        pairs = {"next_sentence": True} if corpus.next_sentence else {}
-        self.dataset_info: Mapping[str, Any] = {**dataset_info_of(tokens.tokenizer), "length": corpus.length, **pairs}
-        parts = [
-            f"{split} {about['documents']:,} document{'s' * (about['documents'] != 1)} of {about['tokens']:,} tokens"
-            for split, about in tokens.about.items()
-        ]
-        self.description = (
-            f"{corpus.origin()}, for masked language modelling: {'; '.join(parts)}; a vocabulary of "
-            f"{tokens.tokenizer.size:,}; rows of {corpus.length}, {rows['train'].fill:.1%} filled"
-        )
-        if corpus.next_sentence:
-            self.description += f", with two texts each, half of them of two documents, {PASSES} times anew"
-
-    def fingerprint(self) -> str:
-        """A digest of the documents, the splits, the tokenizer and the rows."""
-        return digest(["masked pairs" if self._pairs else "masked", self._text.fingerprint()])
-
-    def read(self, given: str | Mapping[str, Any]) -> list[Example]:
-        """See ``read_text``."""
-        return read_text(given, self.dataset_info)
-
-
-class Rows:
+class Rows(Split):
     """A ``Source`` of rows: pieces of documents between their special tokens, packed (best fit decreasing).
 
     Attributes:
@@ -165,9 +145,8 @@ class Rows:
 
     def __init__(self, spans_D2: np.ndarray, tokens: Tokens, length: int, split: str):
         """``spans_D2``: where each document begins among the tokens, and where it ends."""
-        self._tokens, self._split = tokens.tokens, split
+        self._tokens = tokens.tokens
         self._encode = Encoder(tokens.tokenizer, length)
-        self.in_memory: str = tokens.kept
         room = self._encode.room
         start_D, size_D = spans_D2[:, 0], spans_D2[:, 1] - spans_D2[:, 0]
         count_D = -(-size_D // room)
@@ -181,24 +160,16 @@ class Rows:
         order = np.argsort(row_P, kind="stable")
         self._pieces = np.stack([start_P[order], size_P[order]], 1)
         self._stops = np.searchsorted(row_P[order], np.arange(row_P.max(initial=-1) + 1), side="right")
+        super().__init__(split, len(self._stops), self._row, tokens.kept)
         self.fill = float((size_P + length - room).sum()) / max(len(self) * length, 1)
 
-    def __len__(self) -> int:
-        return len(self._stops)
-
-    def __getitem__(self, index: int) -> Example:
+    def _row(self, index: int) -> Example:
         """See ``Encoder``."""
-        if not 0 <= index < len(self):
-            raise IndexError(f"{self._split} has {len(self)} rows; there is no {index}")
         pieces = self._pieces[(self._stops[index - 1] if index else 0) : self._stops[index]]
         return self._encode([(self._tokens[start : start + size],) for start, size in pieces])
 
-    def name(self, index: int) -> str:
-        """Such as ``val[17]``."""
-        return f"{self._split}[{index}]"
 
-
-class Pairs:
+class Pairs(Split):
     """A ``Source`` of pairs of texts (Devlin et al. 2019, section 3.1): does the second one follow the first?
 
     Documents are cut into equal pieces that fit into a row, and a piece into a first and a second text. Every other
@@ -216,9 +187,8 @@ class Pairs:
 
     def __init__(self, spans_D2: np.ndarray, tokens: Tokens, length: int, split: str, seed: int = 0):
         """``spans_D2``: where each document begins among the tokens, and where it ends."""
-        self._tokens, self._tokenizer, self._split = tokens.tokens, tokens.tokenizer, split
+        self._tokens, self._tokenizer = tokens.tokens, tokens.tokenizer
         self._encode = Encoder(tokens.tokenizer, length, pair=True)
-        self.in_memory: str = tokens.kept
         self._seed = [seed % 2**64, SPLITS.index(split)]
         self._passes = PASSES if split == "train" else 1
         room = self._encode.room
@@ -236,15 +206,11 @@ class Pairs:
         first_P, last_P = (size_D[which_P] * (nth_P + i) // count_D[which_P] for i in (0, 1))
         self._pieces = np.stack([first_P, last_P], 1) + start_D[which_P, None]
         self._family = np.stack([stop_D - count_D, stop_D], 1)[which_P]  # the pieces of the same document
+        super().__init__(split, self._passes * len(self._pieces), self._pair, tokens.kept)
         self.fill = float((last_P - first_P + length - room).mean()) / length
 
-    def __len__(self) -> int:
-        return self._passes * len(self._pieces)
-
-    def __getitem__(self, index: int) -> Example:
+    def _pair(self, index: int) -> Example:
         """See ``Encoder``; and ``next`` i32."""
-        if not 0 <= index < len(self):
-            raise IndexError(f"{self._split} has {len(self)} rows; there is no {index}")
         nth, piece = divmod(index, len(self._pieces))
         rng = np.random.default_rng([*self._seed, nth, piece])
         first, last = self._family[piece]
@@ -264,10 +230,6 @@ class Pairs:
         own, other = (len(x_T) - np.flatnonzero(_starts(self._tokenizer, x_T)) for x_T in (own_T, other_T))
         sizes = np.intersect1d(own[1:], other)
         return sizes if len(sizes) else np.arange(1, min(len(own_T) - 1, len(other_T)) + 1)
-
-    def name(self, index: int) -> str:
-        """Such as ``val[17]``."""
-        return f"{self._split}[{index}]"
 
 
 class Encoder:
@@ -329,9 +291,7 @@ def _spans(tokens: Tokens, split: str) -> np.ndarray:
     return spans[(tokens.split == SPLITS.index(split)) & (spans[:, 1] > spans[:, 0])]
 
 
-def read_text(
-    given: str | Mapping[str, Any], dataset_info: Mapping[str, Any], limits: Limits = LIMITS
-) -> list[Example]:
+def read_text(given: Any, dataset_info: Mapping[str, Any], limits: Limits = LIMITS) -> list[Example]:
     """A user's file, or the ``text`` of a row, as rows, in order. Where it names the mask ("[MASK]"), that is what the
     model is to guess.
 

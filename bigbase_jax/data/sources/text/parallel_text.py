@@ -22,23 +22,40 @@ import functools
 import hashlib
 import itertools
 import os
-import pathlib
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
 from bigbase_jax.build import suggest
-from bigbase_jax.core import Example, Fields, Source, UserError
-from bigbase_jax.data import cache as caches
-from bigbase_jax.data import ragged
-from bigbase_jax.data.documents import Format
-from bigbase_jax.data.files import LIMITS, File, Limits, by_split, file_at, named_after, one_sentence, unused, walk
-from bigbase_jax.data.ragged import Ragged
+from bigbase_jax.core import Codec, Example, Fields, UserError
+from bigbase_jax.data.files import (
+    LIMITS,
+    File,
+    Limits,
+    by_split,
+    file_at,
+    limits_of,
+    named_after,
+    one_sentence,
+    unused,
+    walk,
+)
+from bigbase_jax.data.ragged import Add, Ragged
 from bigbase_jax.data.rows import Row, checked, first_line, lines_of, rows, tables
-from bigbase_jax.data.sources.splits import digest, stratified, to_split_off
-from bigbase_jax.data.sources.text.text import given_text, key_of, named
+from bigbase_jax.data.sources.splits import Split, also_in_train, deal, to_split_off
+from bigbase_jax.data.sources.text.base import (
+    SPLITS,
+    Opened,
+    Survey,
+    TextCodec,
+    TextRowFiles,
+    TextRows,
+    given_text,
+    named,
+    split_indices,
+)
 from bigbase_jax.text.tokenizer import Subwords, Tokenizer, load, sides
 
 ROLES = ("pad", "start")
@@ -46,16 +63,6 @@ ROLES = ("pad", "start")
 SUBWORDS = Subwords("bpe", 8192)
 PADDING = -1
 SEQUENCES = ("source", "source_segments", "target_in", "target_out")
-_CODE = (
-    "data.files",
-    "data.rows",
-    "data.ragged",
-    "text.tokenizer",
-    "data.sources.splits",
-    "data.sources.text.parallel_text",
-)
-_BATCH = 1 << 20  # characters that are encoded at once
-_FIRST = ("train", "val", "test")
 
 
 class Pair(NamedTuple):
@@ -63,17 +70,176 @@ class Pair(NamedTuple):
 
     source: str
     target: str
-    where: str
+    where: str = ""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ParallelText:
-    """Texts in two languages; ``prepare`` reads them.
+class ParallelTexts(TextRows):
+    """Pairs of texts, and how examples are made of them; see ``TextRows``. Subclasses say where they come from.
+
+    Pairs of equal sources go to the same split. Training pairs that are too long, or of which a side is empty, are left
+    out; for evaluation what is too long is cut, but the reference is whole.
+
+    Attributes:
+      tokenizer: fitted to both sides of the training text, or read (``TokenizerFile``); a Marian folder's reads each
+        side in its own way (``tokenizer.sides``).
+      target_tokenizer: one of its own for the target, each then fitted to its side; None: the same for both.
+      source_length, target_length: S and T, special tokens included.
+
+    Raises:
+      UserError: a value out of its range.
+    """
+
+    tokenizer: Any = SUBWORDS
+    target_tokenizer: Any = None
+    source_length: int = 64
+    target_length: int = 64
+    val_fraction: float = 0.05
+    test_fraction: float = 0.05
+
+    code: ClassVar[tuple[str, ...]] = ("data.sources.text.parallel_text",)
+
+    def __post_init__(self) -> None:
+        for name in ("source_length", "target_length"):
+            if getattr(self, name) < 2:
+                raise UserError(f"{name} is {getattr(self, name)}; it must be at least 2.")
+
+    # -- what subclasses say ---------------------------------------------------------------------------------------
+
+    def pairs(self) -> Iterator[tuple[str, Pair]]:
+        """(split, or "" where it is to be dealt, pair) of each, from the start at each call."""
+        raise NotImplementedError
+
+    def languages(self) -> dict[str, Any]:
+        """``source_language`` and ``target_language``, and what else is known of the columns."""
+        raise NotImplementedError
+
+    def notes(self) -> list[str]:
+        """What else the description says."""
+        return []
+
+    # -- reading ---------------------------------------------------------------------------------------------------
+
+    def tokenizers(self) -> list[Any]:
+        return [self.tokenizer, self.target_tokenizer]
+
+    def begin(self) -> tuple[Mapping[str, Any], Callable[[Add], Mapping[str, Any]]]:
+        """
+        Raises:
+          UserError: no pairs, unequal numbers of lines, or what cannot be read.
+        """
+        given, print_N = [], []
+        for split, pair in self.pairs():
+            given.append(split or "train")
+            print_N.append(hashlib.blake2b(pair.source.encode(), digest_size=8).hexdigest())
+        if not given:
+            raise UserError(f"{self.origin()} holds no pairs.")
+        fractions = to_split_off(set(given) - {"train"}, self.val_fraction, self.test_fraction)
+        survey = Survey(self.pairs, deal(given, print_N, fractions, self.seed))
+        others = set(survey.split_N) - {"train"}
+        order = [s for s in (*SPLITS, *sorted(others - set(SPLITS))) if s == "train" or s in others]
+        if self.target_tokenizer is None:
+            source, target = sides(survey.fit(self.tokenizer, _sides, True, ROLES))
+        else:
+            source = survey.fit(self.tokenizer, lambda pair: [pair.source], True, ROLES)
+            target = survey.fit(self.target_tokenizer, lambda pair: [pair.target], True, ROLES)
+
+        def write(add: Add) -> Mapping[str, Any]:
+            for waiting in survey.batches(_sides):
+                sources = source.encode_batch([pair.source for _, pair in waiting])
+                targets = target.encode_batch([pair.target for _, pair in waiting])
+                for (split, pair), (source_S, _), (target_T, _) in zip(waiting, sources, targets, strict=True):
+                    reference = np.frombuffer(pair.target.encode(), np.uint8)
+                    add(source=source_S, target=target_T, reference=reference, split=order.index(split))
+            states = {"source_tokenizer": source.state(), "target_tokenizer": target.state()}
+            return {**states, "splits": order, "shared": also_in_train(survey.split_N, print_N)}
+
+        sizes = {"source": np.min_scalar_type(source.size - 1), "target": np.min_scalar_type(target.size - 1)}
+        return {**sizes, "reference": "u1", "split": "u1"}, write
+
+    def opened(self, rows_N: Ragged) -> Opened:
+        """``description`` says how many pairs are left out and how many are cut.
+
+        Raises:
+          UserError: no training pair fits the lengths.
+        """
+        about = rows_N.about
+        source, target = load(about["source_tokenizer"]), load(about["target_tokenizer"])
+        info = {
+            **pair_dataset_info(source, target, self.source_length, self.target_length),
+            "shared": self.target_tokenizer is None,
+            **self.languages(),
+        }
+        size_N = {side: rows_N.lengths(side) for side in ("source", "target")}
+        most = {"source": self.source_length, "target": self.target_length}
+        long_N = (size_N["source"] + 1 > most["source"]) | (size_N["target"] + 1 > most["target"])
+        empty_N = (size_N["source"] == 0) | (size_N["target"] == 0)
+        kept = split_indices(rows_N, about["splits"])
+        here = kept.get("train", np.zeros(0, np.int64))
+        kept = {"train": here[~empty_N[here] & ~long_N[here]], **{s: kept[s] for s in about["splits"] if s != "train"}}
+        notes = [
+            f"{int((~empty_N & long_N)[here].sum()):,} training pairs too long for {most['source']} and"
+            f" {most['target']} tokens, and {int(empty_N[here].sum()):,} with an empty side, left out"
+        ]
+        notes += [
+            f"{n:,} pairs of {s} cut" for s, rows in kept.items() if s != "train" and (n := int(long_N[rows].sum()))
+        ]
+        if not kept["train"].size:
+            raise UserError(
+                f"no training pair of {self.origin()} fits source_length={self.source_length} and "
+                f"target_length={self.target_length}; raise them."
+            )
+        width = max(1, *(int(rows_N.lengths("reference")[rows].max()) for rows in kept.values()))
+        encode = Encoder(info)
+
+        def example(indices: np.ndarray, index: int) -> Example:
+            row = int(indices[index])
+            reference = np.zeros(width, np.uint8)
+            text = rows_N.get("reference", row)
+            reference[: len(text)] = text
+            return {**encode(rows_N.get("source", row), rows_N.get("target", row)), "reference": reference}
+
+        longer_N = np.maximum(size_N["source"], size_N["target"]) + 1
+        splits = {
+            split: Split(
+                split,
+                len(indices),
+                functools.partial(example, indices),
+                rows_N.kept,
+                lengths=longer_N[indices],
+                sequences=SEQUENCES,
+            )
+            for split, indices in kept.items()
+        }
+        counts = ", ".join(f"{split} {len(indices):,}" for split, indices in kept.items())
+        sizes = f"{target.size:,}" if self.target_tokenizer is None else f"{source.size:,} and {target.size:,}"
+        pairs = f"{info['source_language']} to {info['target_language']}, pairs: {counts}"
+        parts = [f"{self.origin()}: {pairs}", f"a vocabulary of {sizes}", *notes]
+        parts += [f"{n:,} of the {split} sources are in train too" for split, n in about["shared"].items()]
+        return Opened(splits, info, "; ".join([*parts, *self.notes()]), self.identity(info))
+
+    def identity(self, dataset_info: Mapping[str, Any]) -> list[Any]:
+        """What the fingerprint depends on."""
+        tokenizers = [dataset_info["source_tokenizer"], dataset_info["tokenizer"]]
+        return [self.file_signature(), self.dealing(), self.source_length, self.target_length, *tokenizers]
+
+    @staticmethod
+    def codec(config: Mapping[str, Any], dataset_info: Mapping[str, Any]) -> Codec:
+        """Of the source language's column, or both languages' one; a text is rows by line."""
+        known = dataset_info.get("column") or config.get("source_language", "number")
+        names = [(name,) for name in (known, "translation", "source", "src", "text")]
+        encoding = config.get("encoding", "utf-8")
+        fields = Fields({"source": names}, True, encoding=encoding, header=not known.isdigit())
+        return TextCodec(fields, read_lines, dataset_info, limits_of(config))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ParallelText(TextRowFiles, ParallelTexts):
+    """Texts in two languages, in files; see ``TextRowFiles`` and ``ParallelTexts``.
 
     Files named after splits (``train.en``, ``val.en.gz``, ``test_2016.en``) keep them; a missing val is taken from
-    train, and a missing test where there is nothing but train: equal sources to the same split. Of several test sets
-    the first by name is ``test`` and the others are splits of their own names. Training pairs that are too long, or of
-    which a side is empty, are left out; for evaluation what is too long is cut, but the reference is whole.
+    train, and a missing test where there is nothing but train. Of several test sets the first by name is ``test`` and
+    the others are splits of their own names.
 
     Attributes:
       root: a folder of files line by line; or a file or folder of tables or JSON (see ``rows``), with a column for each
@@ -81,170 +247,59 @@ class ParallelText:
         or those two that are neither numbers nor Tatoeba's licences.
       source_language, target_language: as the files or columns are called; or the columns' numbers from 0, in a table
         without a header.
-      tokenizer: fitted to both sides of the training text, or read (``TokenizerFile``); a Marian folder's reads each
-        side in its own way (``tokenizer.sides``).
-      target_tokenizer: one of its own for the target, each then fitted to its side; None: the same for both.
-      source_length, target_length: S and T, special tokens included.
-      train, val, test: what the files of the split are called, where not after it (``test="test_2017_flickr"``).
-      val_fraction, test_fraction: shares of the pairs.
-      seed: of the dealing.
-      encoding: of all but Parquet and Arrow.
-      limits: of reading a file.
-
-    Raises:
-      UserError: a value out of its range.
     """
 
-    root: str
-    source_language: str = "en"
-    target_language: str = "de"
     tokenizer: Any = SUBWORDS
-    target_tokenizer: Any = None
-    source_length: int = 64
-    target_length: int = 64
-    train: str | None = None
-    val: str | None = None
-    test: str | None = None
     val_fraction: float = 0.05
     test_fraction: float = 0.05
-    seed: int = 0
-    encoding: str = "utf-8"
-    limits: Limits = LIMITS
+    source_language: str = "en"
+    target_language: str = "de"
 
     def __post_init__(self) -> None:
-        Format(encoding=self.encoding)
-        for name in ("source_length", "target_length"):
-            if getattr(self, name) < 2:
-                raise UserError(f"{name} is {getattr(self, name)}; it must be at least 2.")
+        TextRowFiles.__post_init__(self)
+        ParallelTexts.__post_init__(self)
         if self.source_language == self.target_language:
             raise UserError(
                 f"source_language and target_language are both {self.source_language!r}; give two languages."
             )
 
-    def prepare(self, cache: pathlib.Path, limit_bytes: float, say: Callable[[str], None]) -> Parallel:
-        """Reads and tokenises the pairs, unless that is in the cache; see ``core.RawDataset``.
+    @functools.cached_property
+    def sets(self) -> _Sets:
+        """The files of each split, as they were when this was first asked for."""
+        return _sets(self)
 
-        Raises:
-          UserError: no pairs, unequal numbers of lines, or what cannot be read.
-        """
-        sets = _sets(self)
-        key = key_of(_CODE, [self.tokenizer, self.target_tokenizer], [self.file_signature(sets), self.dealing()])
-        found = ragged.find(cache, key) if limit_bytes > 0 else None
-        if found is None:
-            say(f"data: reading {self.root} once, to tokenise it")
-            survey = _Survey(self, sets)
-            both = ("source", "target")
-            if self.target_tokenizer is None:
-                fitted = self.tokenizer.fit(survey.texts("train", both), survey.texts("", both), True, ROLES)
-                source, target = sides(fitted)
+    def pairs(self) -> Iterator[tuple[str, Pair]]:
+        for split, files in self.sets.files.items():
+            if self.sets.lines:
+                yield from ((split, pair) for pair in _in_lines(files[0], files[1], self.encoding))
             else:
-                source, target = (
-                    spec.fit(survey.texts("train", (side,)), survey.texts("", (side,)), True, ROLES)
-                    for spec, side in zip((self.tokenizer, self.target_tokenizer), both, strict=True)
-                )
-            dtypes: dict[str, Any] = {"source": np.min_scalar_type(source.size - 1)}
-            dtypes |= {"target": np.min_scalar_type(target.size - 1), "reference": "u1", "split": "u1"}
-            where = (cache, key) if limit_bytes > 0 else None
-            found = ragged.make(functools.partial(survey.write, source, target), dtypes, where, limit_bytes, say)
-            if where is not None:
-                caches.prune(cache, limit_bytes, [cache / f"cache-{key}"])
-        return Parallel(self, found, sets)
+                for file in files:
+                    source, target, header = _columns(self, file)
+                    for row in rows(file, self.encoding, header):
+                        yield split, Pair(_of_row(row, source), _of_row(row, target), row.where)
 
-    def file_signature(self, sets: _Sets) -> list[Any]:
-        """What changes when the texts change, and all that says how to read them."""
-        files = [[split, *file.file_signature] for split, found in sets.files.items() for file in found]
+    def file_signature(self) -> list[Any]:
+        files = [[split, *file.file_signature] for split, found in self.sets.files.items() for file in found]
         return [files, [self.source_language, self.target_language, self.encoding]]
 
-    def dealing(self) -> list[Any]:
-        """What the splits depend on."""
-        return [self.val_fraction, self.test_fraction, self.seed]
+    def languages(self) -> dict[str, Any]:
+        column = {"column": self.sets.columns[0]} if self.sets.columns else {}
+        return {"source_language": self.source_language, "target_language": self.target_language, **column}
 
-    @staticmethod
-    def fields(config: Mapping[str, Any], dataset_info: Mapping[str, Any]) -> Fields:
-        """The source language's column, or both languages' one; a text is rows by line."""
-        known = dataset_info.get("column") or config.get("source_language", "number")
-        names = [(name,) for name in (known, "translation", "source", "src", "text")]
-        return Fields({"source": names}, True, encoding=config.get("encoding", "utf-8"), header=not known.isdigit())
-
-    @staticmethod
-    def read(given: str | Mapping[str, Any], dataset_info: Mapping[str, Any], limits: Limits = LIMITS) -> list[Example]:
-        """See ``read_lines``."""
-        return read_lines(given, dataset_info, limits)
-
-
-class Parallel:
-    """A ``Dataset`` of parallel text that was read; see the top of this file for what is in an example and the facts.
-
-    ``description`` says how many pairs are left out and how many are cut.
-    """
-
-    def __init__(self, data: ParallelText, pairs_N: Ragged, sets: _Sets):
-        self._data, self._pairs, self._sets = data, pairs_N, sets
-        about = pairs_N.about
-        source, target = load(about["source_tokenizer"]), load(about["target_tokenizer"])
-        self.dataset_info: Mapping[str, Any] = {
-            **pair_dataset_info(source, target, data.source_length, data.target_length),
-            "shared": data.target_tokenizer is None,
-            "source_language": data.source_language,
-            "target_language": data.target_language,
-            **({"column": sets.columns[0]} if sets.columns else {}),
-        }
-        size_N = {side: pairs_N.lengths(side) for side in ("source", "target")}
-        most = {"source": data.source_length, "target": data.target_length}
-        long_N = {side: size_N[side] + 1 > most[side] for side in most}
-        empty_N = (size_N["source"] == 0) | (size_N["target"] == 0)
-        split_N = np.asarray(pairs_N.values["split"])
-        width = 1
-        kept: dict[str, np.ndarray] = {}
-        notes = []
-        for i, split in enumerate(about["splits"]):
-            here_N = split_N == i
-            if split == "train":
-                too_long_N = here_N & ~empty_N & (long_N["source"] | long_N["target"])
-                notes.append(
-                    f"{int(too_long_N.sum()):,} training pairs too long for {most['source']} and {most['target']}"
-                    f" tokens, and {int((here_N & empty_N).sum()):,} with an empty side, left out"
-                )
-                here_N = here_N & ~empty_N & ~too_long_N
-            elif (cut := int((here_N & (long_N["source"] | long_N["target"])).sum())) > 0:
-                notes.append(f"{cut:,} pairs of {split} cut")
-            kept[split] = np.flatnonzero(here_N)
-            if kept[split].size:
-                width = max(width, int(pairs_N.lengths("reference")[kept[split]].max()))
-        if not kept["train"].size:
-            raise UserError(
-                f"no training pair of {data.root} fits source_length={data.source_length} and "
-                f"target_length={data.target_length}; raise them."
-            )
-        encode = Encoder(self.dataset_info)
-        self.splits: Mapping[str, Source] = {
-            split: _Pairs(pairs_N, indices, encode, width, split) for split, indices in kept.items() if indices.size
-        }
-        counts = ", ".join(f"{split} {len(indices):,}" for split, indices in kept.items())
-        words = f"{target.size:,}" if data.target_tokenizer is None else f"{source.size:,} and {target.size:,}"
-        pairs = f"{data.source_language} to {data.target_language}, pairs: {counts}"
-        parts = [f"{data.root}: {pairs}", f"a vocabulary of {words}", *notes]
-        parts += [f"{count:,} of the {split} sources are in train too" for split, count in about["shared"].items()]
+    def notes(self) -> list[str]:
+        parts, sets = [], self.sets
         if sets.columns:
-            places = zip((data.source_language, data.target_language), sets.columns, strict=True)
+            places = zip((self.source_language, self.target_language), sets.columns, strict=True)
             parts.append(f"without a header, {' and '.join(f'{name} in column {i}' for name, i in places)} (from 0)")
         if sets.test:
             parts.append(f"test is {sets.test}")
         if sets.unused:
             parts.append(f"not used: {', '.join(sets.unused)}")
-        self.description = "; ".join(parts)
+        return parts
 
-    def fingerprint(self) -> str:
-        """A digest of the texts, the splits, the tokenizers and the lengths."""
-        about, data = self._pairs.about, self._data
-        tokenizers = [about["source_tokenizer"], about["target_tokenizer"]]
-        return digest(
-            [data.file_signature(self._sets), data.dealing(), data.source_length, data.target_length, *tokenizers]
-        )
 
-    def read(self, given: str | Mapping[str, Any]) -> list[Example]:
-        """See ``read_lines``."""
-        return read_lines(given, self.dataset_info)
+def _sides(pair: Pair) -> tuple[str, str]:
+    return pair.source, pair.target
 
 
 def pair_dataset_info(source: Tokenizer, target: Tokenizer, source_length: int, target_length: int) -> dict[str, Any]:
@@ -294,51 +349,17 @@ class Encoder:
         return {"source": source, "source_segments": segment_ids, "target_in": target_in, "target_out": target_out}
 
 
-class _Pairs:
-    """The ``Source`` of one split.
-
-    Attributes:
-      in_memory: where the tokens are.
-      lengths, sequences: see ``core.Source``; the longer side counts.
-    """
-
-    sequences = SEQUENCES
-
-    def __init__(self, pairs_N: Ragged, indices: np.ndarray, encode: Encoder, width: int, split: str):
-        self._pairs, self._indices, self._encode, self._width, self._split = pairs_N, indices, encode, width, split
-        self.in_memory: str = pairs_N.kept
-        self.lengths = np.maximum(pairs_N.lengths("source"), pairs_N.lengths("target"))[indices] + 1
-
-    def __len__(self) -> int:
-        return len(self._indices)
-
-    def __getitem__(self, index: int) -> Example:
-        if not 0 <= index < len(self):
-            raise IndexError(f"{self._split} has {len(self)} pairs; there is no {index}")
-        at = int(self._indices[index])
-        reference = np.zeros(self._width, np.uint8)
-        text = self._pairs.get("reference", at)
-        reference[: len(text)] = text
-        example = self._encode(self._pairs.get("source", at), self._pairs.get("target", at))
-        return {**example, "reference": reference}
-
-    def name(self, index: int) -> str:
-        """Such as ``val[17]``."""
-        return f"{self._split}[{index}]"
-
-
-def read_lines(
-    given: str | Mapping[str, Any], dataset_info: Mapping[str, Any], limits: Limits = LIMITS
-) -> list[Example]:
+def read_lines(given: Any, dataset_info: Mapping[str, Any], limits: Limits = LIMITS) -> list[Example]:
     """The ``source`` of a row, or every line of a user's file that is not empty; without targets or references.
 
     Raises:
       UserError: unreadable, or nothing but empty lines.
     """
-    if isinstance(given, Mapping) and isinstance(pair := given["source"], Mapping):
+    if isinstance(given, Mapping) and isinstance(pair := given.get("source"), Mapping):
         given = {"source": pair.get(dataset_info.get("source_language", ""), "")}
     text = given_text(given, dataset_info, "source", limits)
-    texts = [line.strip() for line in text.splitlines() if line.strip()] if isinstance(given, str) else [text.strip()]
+    lines = [text] if isinstance(given, Mapping) else text.splitlines()
+    texts = [line.strip() for line in lines if line.strip()]
     tokenizer, encode = load(dataset_info["source_tokenizer"]), Encoder(dataset_info)
     with named(given):
         return [encode(tokens_T, None) for tokens_T, _ in tokenizer.encode_batch(texts)]
@@ -410,7 +431,7 @@ def _sets(data: ParallelText) -> _Sets:
         files["test"] = _in_order(both[tests[0]], data)
     others = tests if data.test is not None else tests[1:]
     test = data.test or (tests[0] if tests else "")
-    ordered = {split: files[split] for split in _FIRST if split in files}
+    ordered = {split: files[split] for split in SPLITS if split in files}
     return _Sets({**ordered, **{s: _in_order(both[s], data) for s in others}}, True, test if others else "", left)
 
 
@@ -432,88 +453,6 @@ def _line_files(data: ParallelText) -> dict[str, dict[str, File]]:
 
 def _in_order(pair: Mapping[str, File], data: ParallelText) -> list[File]:
     return [pair[data.source_language], pair[data.target_language]]
-
-
-class _Survey:
-    """What one reading of all pairs tells: that they are aligned, and which is in which split."""
-
-    def __init__(self, data: ParallelText, sets: _Sets):
-        self._data, self._sets = data, sets
-        given: list[str] = []
-        print_N: list[bytes] = []
-        for split, pair in self._read():
-            given.append(split)
-            print_N.append(hashlib.blake2b(pair.source.encode(), digest_size=8).digest())
-        if not given:
-            raise UserError(f"{data.root} holds no pairs.")
-        split_N = [split or "train" for split in given]
-        fractions = to_split_off(set(given) - {"", "train"}, data.val_fraction, data.test_fraction)
-        groups: dict[bytes, list[int]] = {}
-        for i, split in enumerate(split_N):
-            if split == "train":
-                groups.setdefault(print_N[i], []).append(i)
-        names = sorted(groups)
-        dealt = stratified([name.hex() for name in names], np.zeros(len(names), int), fractions, data.seed)
-        for split, chosen in dealt.items():
-            for group in chosen:
-                for i in groups[names[group]]:
-                    split_N[i] = split
-        self._split_N = split_N
-        trained = {p for p, split in zip(print_N, split_N, strict=True) if split == "train"}
-        others = set(split_N) - {"train"}
-        self._order = [s for s in (*_FIRST, *sorted(others - set(_FIRST))) if s == "train" or s in others]
-        self._shared = {
-            s: n
-            for s in self._order[1:]
-            if (n := sum(p in trained for p, split in zip(print_N, split_N, strict=True) if split == s))
-        }
-
-    def _read(self) -> Iterator[tuple[str, Pair]]:
-        for split, files in self._sets.files.items():
-            if self._sets.lines:
-                yield from ((split, pair) for pair in _in_lines(files[0], files[1], self._data.encoding))
-            else:
-                for file in files:
-                    source, target, header = _columns(self._data, file)
-                    for row in rows(file, self._data.encoding, header):
-                        yield split, Pair(_of_row(row, source), _of_row(row, target), row.where)
-
-    def _pairs(self) -> Iterator[tuple[str, Pair]]:
-        for split, (_, pair) in zip(self._split_N, self._read(), strict=True):
-            yield split, pair
-
-    def texts(self, split: str, sides: Sequence[str]) -> Callable[[], Iterator[str]]:
-        """What gives the texts of these sides, of train, or ("") of the other splits."""
-
-        def found() -> Iterator[str]:
-            for s, pair in self._pairs():
-                if (s == "train") == (split == "train"):
-                    yield from (text for side in sides if (text := getattr(pair, side)))
-
-        return found
-
-    def write(self, source: Tokenizer, target: Tokenizer, add: ragged.Add) -> Mapping[str, Any]:
-        """Adds the tokens of all pairs."""
-        for waiting in _batches(self._pairs()):
-            sources = source.encode_batch([pair.source for _, pair in waiting])
-            targets = target.encode_batch([pair.target for _, pair in waiting])
-            for (split, pair), (source_S, _), (target_T, _) in zip(waiting, sources, targets, strict=True):
-                reference = np.frombuffer(pair.target.encode(), np.uint8)
-                add(source=source_S, target=target_T, reference=reference, split=self._order.index(split))
-        states = {"source_tokenizer": source.state(), "target_tokenizer": target.state()}
-        return {**states, "splits": self._order, "shared": self._shared}
-
-
-def _batches(pairs: Iterable[tuple[str, Pair]]) -> Iterator[list[tuple[str, Pair]]]:
-    waiting, size = [], 0
-    for item in pairs:
-        waiting.append(item)
-        size += len(item[1].source) + len(item[1].target) + 1
-        if size >= _BATCH:
-            yield waiting
-            waiting, size = [], 0
-    if waiting:
-        yield waiting
 
 
 def _in_lines(source: File, target: File, encoding: str) -> Iterator[Pair]:

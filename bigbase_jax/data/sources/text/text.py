@@ -6,45 +6,29 @@ Documents -> splits -> tokenizer -> token cache -> windows: the modules ``docume
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
 import hashlib
 import importlib
-import inspect
-import json
-import pathlib
 import platform
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, ClassVar
 
-from bigbase_jax.core import Example, Fields, Source, UserError
-from bigbase_jax.data import cache as caches
-from bigbase_jax.data import tokens as token_caches
-from bigbase_jax.data.documents import (
-    COLUMNS,
-    Document,
-    File,
-    Format,
-    as_text,
-    list_files,
-    one_file,
-    split_of,
-    whole_text,
-)
-from bigbase_jax.data.files import LIMITS, Limits, readable, stems_of
-from bigbase_jax.data.rows import checked
+from bigbase_jax.core import Codec, Example, Fields, UserError
+from bigbase_jax.data import tokens as token_rows
+from bigbase_jax.data.documents import COLUMNS, Document, Format, list_files, split_of
+from bigbase_jax.data.files import LIMITS, Limits, limits_of, stems_of
+from bigbase_jax.data.ragged import Add, Ragged
 from bigbase_jax.data.sources.splits import digest, to_split_off
-from bigbase_jax.data.tokens import SPLITS, Tokens
+from bigbase_jax.data.sources.text.base import SPLITS, Opened, TextCodec, TextRows, given_text, named
+from bigbase_jax.data.tokens import Tokens
 from bigbase_jax.data.windows import Windows
-from bigbase_jax.text.tokenizer import Bytes, Texts, TokenizerFile, dataset_info_of, load
-
-_FORMAT = 1  # of what is kept of a corpus
+from bigbase_jax.text.tokenizer import Bytes, Texts, Tokenizer, dataset_info_of, load
 
 
-@dataclasses.dataclass(frozen=True)
-class Corpus:
-    """Documents, and how windows are made of them; ``prepare`` reads them. Subclasses say where documents come from.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Corpus(TextRows):
+    """Documents, and how windows are made of them; see ``TextRows``. Subclasses say where documents come from.
 
     Attributes:
       tokenizer: ``Bytes``, ``Characters``, ``Subwords`` or ``TokenizerFile``, fitted to the training documents.
@@ -55,7 +39,6 @@ class Corpus:
       val_fraction, test_fraction: shares of the characters that become val and test where the data has no splits; 0:
         none. Documents are dealt whole, equal ones to the same split; a single text is cut, its end being val (and
         what comes after that, test).
-      seed: of the dealing.
       separate: have an end token between documents, predict their first token from it, and it from their last. None:
         where there are several documents to train on.
 
@@ -66,10 +49,10 @@ class Corpus:
     tokenizer: Any = Bytes()
     length: int = 256
     stride: int | None = None
-    val_fraction: float = 0.1
     test_fraction: float = 0.0
-    seed: int = 0
     separate: bool | None = None
+
+    code: ClassVar[tuple[str, ...]] = ("data.tokens", "data.sources.text.text")
 
     def __post_init__(self) -> None:
         if self.length < 1:
@@ -82,89 +65,44 @@ class Corpus:
         if self.val_fraction + self.test_fraction >= 1:
             raise UserError("val_fraction and test_fraction leave nothing to train on; use a sum below 1.")
 
-    # -- what subclasses say ---------------------------------------------------------------------------------------
-
-    @staticmethod
-    def fields(config: Mapping[str, Any], dataset_info: Mapping[str, Any]) -> Fields:
-        """See ``fields_of``."""
-        return fields_of(config, dataset_info)
-
     def documents(self) -> Iterator[tuple[str | None, Document]]:
         """(its split, or None where it is to be dealt, document) of every document, from the start at each call."""
         raise NotImplementedError
 
-    def file_signature(self) -> list[Any]:
-        """What changes when the documents change, such as names, sizes and times of files."""
-        raise NotImplementedError
+    def dealing(self) -> list[Any]:
+        return [*super().dealing(), self.separate]
 
-    def origin(self) -> str:
-        """Where the documents come from, in words."""
-        raise NotImplementedError
-
-    # -- reading ---------------------------------------------------------------------------------------------------
-
-    def prepare(self, cache: pathlib.Path, limit_bytes: float, say: Callable[[str], None]) -> Text:
-        """Reads and tokenises the documents, unless that is in the cache.
-
-        Args:
-          cache: the folder of caches.
-          limit_bytes: what they may take; 0: keep nothing there.
-          say: takes lines about progress.
-
+    def begin(self) -> tuple[Mapping[str, Any], Callable[[Add], Mapping[str, Any]]]:
+        """
         Raises:
           UserError: no documents, or one that cannot be read or tokenised.
         """
-        key = self._key()
-        found = token_caches.find(cache, key) if limit_bytes > 0 else None
-        if found is None:
-            found = self._read(cache, key, limit_bytes, say)
-            if limit_bytes > 0:
-                caches.prune(cache, limit_bytes, [cache / f"cache-{key}"])
-        return Text(self, found)
-
-    def fingerprint_of(self, tokens: Tokens) -> str:
-        """A digest of the documents, the splits, the tokenizer and the windows."""
-        return digest([*self.file_signature(), *self.dealing(), self.length, self.stride, tokens.tokenizer.state()])
-
-    def dealing(self) -> list[Any]:
-        """What the splits depend on."""
-        return [self.val_fraction, self.test_fraction, self.seed, self.separate]
-
-    def _key(self) -> str:
-        """Of the cache: all that the tokens depend on, the code that makes them included."""
-        code = [
-            source_digest(m)
-            for m in (
-                "data.files",
-                "data.rows",
-                "data.documents",
-                "text.tokenizer",
-                "data.tokens",
-                "data.sources.text.text",
-            )
-        ]
-        tokenizer = [repr(self.tokenizer)]
-        if isinstance(self.tokenizer, TokenizerFile):
-            tokenizer.append(repr(self.tokenizer.file_signature()))
-        parts = [_FORMAT, code, type(self).__name__, self.file_signature(), tokenizer, self.dealing()]
-        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:24]
-
-    def _read(self, cache: pathlib.Path, key: str, limit_bytes: float, say: Callable[[str], None]) -> Tokens:
-        say(f"data: reading {self.origin()} once, to tokenise it")
         plan = _survey(self)
         texts = functools.partial(_texts, self, plan, ("train",))
         others = functools.partial(_texts, self, plan, ("val", "test"))
         separate = plan.separate if self.separate is None else self.separate
-        tokenizer = self.tokenizer.fit(texts, others, separate)
-        kept = (cache, key) if limit_bytes > 0 else None
-        for where in (kept, None):
-            made = token_caches.make(_parts(self, plan), tokenizer, where, limit_bytes, say)
-            if made is not None:
-                return made
-        raise AssertionError("memory takes any number of tokens")
+        tokenizer: Tokenizer = self.tokenizer.fit(texts, others, separate)
+        write = functools.partial(token_rows.write, functools.partial(_parts, self, plan), tokenizer)
+        return token_rows.dtypes(tokenizer), write
+
+    def identity(self, tokenizer: Tokenizer) -> list[Any]:
+        """What the fingerprint depends on."""
+        return [*self.file_signature(), *self.dealing(), self.length, self.stride, tokenizer.state()]
+
+    def opened(self, rows_N: Ragged) -> Opened:
+        """
+        Raises:
+          UserError: a split is too short.
+        """
+        return Text(self, token_rows.of_rows(rows_N))
+
+    @staticmethod
+    def codec(config: Mapping[str, Any], dataset_info: Mapping[str, Any]) -> Codec:
+        """A row has one entry, ``text``; a text is a row by line where the documents were lines, else it is one."""
+        return text_codec(config, dataset_info, read_text)
 
 
-class Text:
+class Text(Opened):
     """A ``Dataset`` of windows over a corpus that was read.
 
     Attributes:
@@ -175,8 +113,7 @@ class Text:
     """
 
     def __init__(self, corpus: Corpus, tokens: Tokens):
-        self._corpus, self.tokens = corpus, tokens
-        counts = tokens.about
+        self.tokens, counts, tokenizer = tokens, tokens.about, tokens.tokenizer
         windows: dict[str, Windows] = {}
         if "train" not in counts:
             raise UserError(f"{corpus.origin()} is too short to be split; set val_fraction=0.")
@@ -185,41 +122,32 @@ class Text:
             windows[split] = Windows(tokens, split, corpus.length, corpus.stride if single else None)
             if not len(windows[split]):
                 raise UserError(f"the {split} split of {corpus.origin()} is too short: it has nothing to predict.")
-        self.splits: Mapping[str, Source] = windows
-        tokenizer = tokens.tokenizer
-        self.dataset_info: Mapping[str, Any] = {**dataset_info_of(tokenizer), "length": corpus.length}
-        parts = [
-            f"{split} {c['documents']:,} document{'s' * (c['documents'] != 1)} of {c['tokens']:,} tokens "
-            f"({c['bytes']:,} bytes)"
-            for split, c in counts.items()
-        ]
-        self.description = (
-            f"{corpus.origin()}: {'; '.join(parts)}; a vocabulary of {tokenizer.size:,}; windows of {corpus.length}, "
+        parts = [f"{documents(c)} of {c['tokens']:,} tokens ({c['bytes']:,} bytes)" for c in counts.values()]
+        told = "; ".join(f"{split} {part}" for split, part in zip(counts, parts, strict=True))
+        description = (
+            f"{corpus.origin()}: {told}; a vocabulary of {tokenizer.size:,}; windows of {corpus.length}, "
             f"{windows['train'].fill:.1%} filled"
         )
-
-    def fingerprint(self) -> str:
-        """A digest of the documents, the splits, the tokenizer and the windows."""
-        return self._corpus.fingerprint_of(self.tokens)
-
-    def read(self, given: str | Mapping[str, Any]) -> list[Example]:
-        """See ``read_text``."""
-        return read_text(given, self.dataset_info)
+        info = {**dataset_info_of(tokenizer), "length": corpus.length}
+        super().__init__(windows, info, description, corpus.identity(tokenizer))
 
 
-def fields_of(config: Mapping[str, Any], dataset_info: Mapping[str, Any]) -> Fields:
-    """A row has one entry, ``text``; a text is a row by line where the documents were lines, else it is one. Of a
-    mixture, as in its first part."""
+def documents(counts: Mapping[str, int]) -> str:
+    """How many there are, in words."""
+    return f"{counts['documents']:,} document{'s' * (counts['documents'] != 1)}"
+
+
+def text_codec(config: Mapping[str, Any], dataset_info: Mapping[str, Any], read: Callable[..., Any]) -> TextCodec:
+    """Of texts as a ``Format`` finds them; of a mixture, as in its first part."""
     form = next(iter((config.get("parts") or {"": config}).values())).get("format") or {}
     names = tuple(form.get("columns", ()))
     header = not (names and all(name.isdigit() for name in names))
-    options = (names,) if names else COLUMNS
-    return Fields({"text": options}, form.get("unit") == "line", encoding=form.get("encoding", "utf-8"), header=header)
+    lines, encoding = form.get("unit") == "line", form.get("encoding", "utf-8")
+    fields = Fields({"text": (names,) if names else COLUMNS}, lines, encoding=encoding, header=header)
+    return TextCodec(fields, read, dataset_info, limits_of(config))
 
 
-def read_text(
-    given: str | Mapping[str, Any], dataset_info: Mapping[str, Any], limits: Limits = LIMITS
-) -> list[Example]:
+def read_text(given: Any, dataset_info: Mapping[str, Any], limits: Limits = LIMITS) -> list[Example]:
     """A user's file, or the ``text`` of a row, as the windows that an evaluation would make of it, in order.
 
     Raises:
@@ -227,43 +155,11 @@ def read_text(
     """
     text, tokenizer = given_text(given, dataset_info, limits=limits), load(dataset_info["tokenizer"])
     with named(given):
-        windows = Windows(token_caches.of_text(text, tokenizer), "train", dataset_info["length"])
+        windows = Windows(token_rows.of_text(text, tokenizer), "train", dataset_info["length"])
     if not len(windows):
         what = given if isinstance(given, str) else "the text"
         raise UserError(f"{what} is too short: with this vocabulary it is one token, and none is left to predict.")
     return [windows[i] for i in range(len(windows))]
-
-
-def given_text(
-    given: str | Mapping[str, Any], dataset_info: Mapping[str, Any], entry: str = "text", limits: Limits = LIMITS
-) -> str:
-    """All the text of a file, in the encoding that ``dataset_info`` may have, or that of an entry of a row.
-
-    Raises:
-      UserError: unreadable, no text, or an empty one.
-    """
-    if isinstance(given, str):
-        text = whole_text(plain_file(given, limits), dataset_info.get("encoding", "utf-8"))
-    else:
-        text = checked(as_text(given[entry], repr(entry)), repr(entry))
-    if not text.strip():
-        raise UserError(f"{given if isinstance(given, str) else f'the {entry}'} is empty.")
-    return text
-
-
-@contextlib.contextmanager
-def named(given: str | Mapping[str, Any]) -> Iterator[None]:
-    """Around the reading of a file: mistakes begin with its path."""
-    try:
-        yield
-    except UserError as error:
-        raise UserError(f"{given}: {error}") if isinstance(given, str) else error from error
-
-
-def plain_file(path: str, limits: Limits = LIMITS) -> File:
-    file = readable(one_file(path, limits))
-    name = file.name.lower()
-    return file._replace(name="text" + next((suffix for suffix in (".gz", ".zst") if name.endswith(suffix)), ".txt"))
 
 
 # --- splits -----------------------------------------------------------------------------------------------------------
@@ -376,13 +272,6 @@ def _texts(corpus: Corpus, plan: _Plan, splits: tuple[str, ...]) -> Iterator[str
             yield from blocks
 
 
-def key_of(modules: Iterable[str], tokenizers: Iterable[Any], parts: Sequence[Any]) -> str:
-    """The name of a cache of tokens: of the code (modules of ours), the tokenizers, and what else it depends on."""
-    given = [(repr(t), t.file_signature() if isinstance(t, TokenizerFile) else None) for t in tokenizers]
-    whole = [[source_digest(module) for module in modules], given, list(parts)]
-    return hashlib.sha256(json.dumps(whole).encode()).hexdigest()[:24]
-
-
 def texts_of(corpus: Corpus, splits: tuple[str, ...]) -> Texts:
     """What gives the texts of some splits of a corpus."""
     plan: list[_Plan] = []
@@ -393,16 +282,6 @@ def texts_of(corpus: Corpus, splits: tuple[str, ...]) -> Texts:
         return _texts(corpus, plan[0], splits)
 
     return found
-
-
-@functools.cache
-def source_digest(module: str) -> str:
-    """A digest of the code of a module of the package, so that edited code makes another cache."""
-    try:
-        code = inspect.getsource(importlib.import_module(f"bigbase_jax.{module}"))
-    except OSError:
-        code = ""
-    return hashlib.sha256(code.encode()).hexdigest()[:16]
 
 
 # --- where documents come from ----------------------------------------------------------------------------------------
@@ -425,8 +304,6 @@ class TextFiles(Corpus):
     format: Format = Format()
     limits: Limits = LIMITS
 
-    read = staticmethod(read_text)
-
     def documents(self) -> Iterator[tuple[str | None, Document]]:
         files = list_files(self.root, self.limits)
         splits = split_of(files, self.root)
@@ -447,17 +324,14 @@ class TextFiles(Corpus):
         return f"{self.root} (without {', '.join(left)})" if left else self.root
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class PythonReference(Corpus):
     """The language reference that every Python interpreter brings along (``pydoc_data.topics``), one document a topic.
 
     No network, no files of yours. The text differs between versions of Python.
     """
 
-    val_fraction: float = 0.1
     test_fraction: float = 0.1
-
-    read = staticmethod(read_text)
 
     def documents(self) -> Iterator[tuple[str | None, Document]]:
         for name, text in sorted(self._topics().items()):
