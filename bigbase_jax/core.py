@@ -186,14 +186,20 @@ class Evaluator(Protocol):
 
     Attributes:
       final: whether it runs once, on the checkpoint that the run ends with, rather than each ``train.eval_every`` too.
-      metrics: what every number means that it measures.
     """
 
     final: bool
-    metrics: Mapping[str, Metric]
 
-    def run(self, task: Task, variables: Variables, data: Any, mesh: Any) -> Mapping[str, Any]:
-        """The metrics, logged and kept under the evaluator's name; ``data`` is ``data.pipeline.Prepared``."""
+    @property
+    def metrics(self) -> Mapping[str, Metric]:
+        """What every number means that it measures."""
+        ...
+
+    def run(self, task: Task, variables: Variables, data: Any, mesh: Any) -> Evaluated:
+        """The metrics, logged and kept under the evaluator's name, and examples where they are worth keeping.
+
+        ``data`` is ``data.pipeline.Prepared``; ``evaluate.collect`` gives what a model makes of a split.
+        """
         ...
 
 
@@ -276,14 +282,15 @@ class Evaluated(NamedTuple):
     """An evaluation as a run folder keeps it: what ``Task.figures`` draws.
 
     Attributes:
-      split: its name.
+      split: its name, or the evaluator's.
       metrics: by name.
-      examples: arrays [N, ...] that ``Task.evaluate`` gave, ``index`` among them, in the order of the split.
+      examples: arrays [N, ...] that ``Task.evaluate`` gave, ``index`` among them, in the order of the split; or what
+        the evaluator gave.
     """
 
     split: str
     metrics: dict[str, Any]
-    examples: Mapping[str, np.ndarray]
+    examples: Mapping[str, np.ndarray] = {}
 
 
 @flax.struct.dataclass

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import numpy as np
@@ -12,7 +13,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from bigbase_jax import parallel
-from bigbase_jax.core import Evaluated, PyTree, Task
+from bigbase_jax.core import Evaluated, Evaluator, Meter, Metric, PyTree, Task
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -78,6 +79,61 @@ class Totals:
         return self._measure(self._sums)
 
 
+@dataclasses.dataclass
+class Split:
+    """A ``core.Evaluator`` of all examples of one split by what the task measures: how val and test are evaluated.
+
+    Attributes:
+      split: its name.
+      final: see ``core.Evaluator``.
+      keep: whether the arrays of all examples are wanted too.
+      step: of ``parallel.eval_step``, where several evaluators share it; None: compiled once, for the first task.
+    """
+
+    split: str
+    final: bool = False
+    keep: bool = True
+    step: Callable[..., Any] | None = None
+
+    metrics: ClassVar[Mapping[str, Metric]] = {}
+
+    def run(self, task: Task, variables: PyTree, data: Any, mesh: Mesh) -> Evaluated:
+        self.step = self.step or parallel.eval_step(task, mesh)
+        batches = data.eval_batches(self.split, parallel.host(mesh))
+        return evaluate(task, self.step, variables, batches, mesh, self.split, self.keep)
+
+
+class Evaluators(NamedTuple):
+    """Those of a run, by name.
+
+    Attributes:
+      during: run each ``train.eval_every``: ``val``, where there is that split, and the run's own that are not final.
+      final: run on the checkpoint that a run ends with: ``test`` (or else ``val``, or else ``train``) and all its own.
+      metrics: what they and the task measure.
+    """
+
+    during: dict[str, Evaluator]
+    final: dict[str, Evaluator]
+    metrics: dict[str, Metric]
+
+
+def evaluators(task: Task, mesh: Mesh, splits: Collection[str], own: Mapping[str, Evaluator]) -> Evaluators:
+    """Those that every run has, and its own.
+
+    Args:
+      splits: of its data.
+      own: of ``config.evaluators``, built.
+    """
+    step = parallel.eval_step(task, mesh)
+    last = next(name for name in ("test", "val", "train") if name in splits)
+    during: dict[str, Evaluator] = {"val": Split("val", keep=False, step=step)} if "val" in splits else {}
+    during |= {name: evaluator for name, evaluator in own.items() if not evaluator.final}
+    metrics = dict(task.metrics)
+    for evaluator in own.values():
+        metrics |= evaluator.metrics
+    return Evaluators(during, {last: Split(last, step=step), **own}, metrics)
+
+
 def evaluate(
     task: Task,
     step: Callable[..., Any],
@@ -89,17 +145,51 @@ def evaluate(
 ) -> Evaluated:
     """Runs ``step`` (of ``parallel.eval_step``) over the batches of a split.
 
-    Sums are added in float64 on the host, and batch n is read after batch n + 1 is dispatched. Each host's meters see
-    its own rows, and take what those of the other hosts have seen before they are read, so that all read the same.
-
     Args:
       split: its name.
       keep: whether the arrays of all examples are wanted too.
     """
-    totals: dict[str, tuple[Any, Any]] = {}
     meters = task.meters()
     kept = CollectAll(lambda examples: {})
-    fed = [*meters.values(), kept] if keep else list(meters.values())
+    totals = _fed(step, variables, batches, mesh, [*meters.values(), kept] if keep else [*meters.values()])
+    metrics: dict[str, Any] = {
+        name: np.divide(total, weight, out=np.zeros_like(total + weight), where=weight != 0).tolist()
+        for name, (total, weight) in totals.items()
+    }
+    for name, meter in meters.items():
+        found = meter.result()
+        assert not set(found) & set(metrics), f"the meter {name!r} repeats {set(found) & set(metrics)}"
+        metrics |= found
+    return Evaluated(split, metrics, kept.examples())
+
+
+def collect(
+    of_batch: Callable[[PyTree, Mapping[str, Any]], Mapping[str, Any]],
+    variables: PyTree,
+    batches: Iterable[Mapping[str, np.ndarray]],
+    mesh: Mesh,
+) -> dict[str, np.ndarray]:
+    """What a pure function of variables and a batch makes of all examples of a split: arrays [N, ...] in its order.
+
+    Args:
+      of_batch: gives arrays [B, ...] by name, such as ``Task.predict``.
+      batches: of ``data.eval_batches``.
+    """
+    kept = CollectAll(lambda examples: {})
+    step = parallel.rows_step(lambda variables, batch: (of_batch(variables, batch), {}), mesh)
+    _fed(step, variables, batches, mesh, [kept])
+    return kept.examples()
+
+
+def _fed(
+    step: Callable[..., Any], variables: PyTree, batches: Iterable[Any], mesh: Mesh, meters: Sequence[Meter]
+) -> dict[str, tuple[Any, Any]]:
+    """Feeds meters the examples, and returns the total and the weight of each ``Sum``.
+
+    Sums are added in float64 on the host, and batch n is read after batch n + 1 is dispatched. Each host's meters see
+    its own rows, and then take what those of the other hosts have seen, so that all hosts read the same.
+    """
+    totals: dict[str, tuple[Any, Any]] = {}
 
     def read(pending: tuple[Any, Any]) -> None:
         examples, sums = pending
@@ -108,7 +198,7 @@ def evaluate(
             totals[name] = (before[0] + np.asarray(total, np.float64), before[1] + np.asarray(weight, np.float64))
         here = {name: parallel.rows_here(x) for name, x in examples.items()}
         real = here.pop("mask") > 0
-        for meter in fed:
+        for meter in meters:
             meter.update({name: x[real] for name, x in here.items()})
 
     pending = None
@@ -120,18 +210,10 @@ def evaluate(
     if pending is not None:
         read(pending)
     if jax.process_count() > 1:
-        for meter in fed:
+        for meter in meters:
             for state in _of_the_others(meter.state(), mesh):
                 meter.merge(state)
-    metrics: dict[str, Any] = {
-        name: np.divide(total, weight, out=np.zeros_like(total + weight), where=weight != 0).tolist()
-        for name, (total, weight) in totals.items()
-    }
-    for name, meter in meters.items():
-        found = meter.result()
-        assert not set(found) & set(metrics), f"the meter {name!r} repeats {set(found) & set(metrics)}"
-        metrics |= found
-    return Evaluated(split, metrics, kept.examples())
+    return totals
 
 
 def _of_the_others(state: Arrays, mesh: Mesh) -> list[Arrays]:

@@ -758,9 +758,14 @@ def eval_step(task: Task, mesh: Mesh) -> Callable[[PyTree, Batch], tuple[dict[st
 
     ``examples`` holds the arrays of ``Task.evaluate``, ``mask`` and ``index``, spread as the rows of the batch are.
     """
+    return rows_step(task.evaluate, mesh)
+
+
+def rows_step(evaluate: Callable[[PyTree, Batch], tuple[Mapping[str, Any], Mapping[str, Sum]]], mesh: Mesh) -> Any:
+    """As ``eval_step``, of any such function."""
 
     def step(variables: PyTree, batch: Batch) -> tuple[dict[str, Any], dict[str, Sum]]:
-        examples, sums = task.evaluate(variables, batch)
+        examples, sums = evaluate(variables, batch)
         return {**examples, **{name: batch[name] for name in ("mask", "index") if name in batch}}, dict(sums)
 
     rows, everywhere = NamedSharding(mesh, PartitionSpec(BATCH)), NamedSharding(mesh, PartitionSpec())

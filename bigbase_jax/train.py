@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import math
 import signal
 import time
@@ -22,7 +21,7 @@ from bigbase_jax import parallel, pretrained
 from bigbase_jax.build import build
 from bigbase_jax.core import Evaluated, Task, TrainState, UserError
 from bigbase_jax.data.pipeline import Prepared
-from bigbase_jax.evaluate import evaluate
+from bigbase_jax.evaluate import evaluators as all_evaluators
 from bigbase_jax.optim import Optimizer
 from bigbase_jax.parallel import MeshShape
 from bigbase_jax.runtime import distributed
@@ -43,7 +42,8 @@ class TrainConfig:
       eval_every: steps between evaluations on the validation split; None: once per epoch.
       checkpoint_every: steps between checkpoints; None: at every evaluation.
       keep: how many of the latest checkpoints stay.
-      best_metric: a validation metric; its best checkpoint stays too and is the one finally evaluated. None: the last.
+      best_metric: a metric of ``val``, or ``NAME/METRIC`` of another evaluator; its best checkpoint stays too and is
+        the one finally evaluated. None: the last.
       best_mode: "max" or "min".
       patience: stop after so many evaluations in a row without a better ``best_metric``; None: never.
       microbatches: slices of each batch whose gradients are accumulated before the update.
@@ -77,17 +77,8 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if (self.epochs is None) == (self.steps is None):
             raise UserError("give exactly one of config.train.epochs and config.train.steps; the other is None.")
-        for name in (
-            "epochs",
-            "steps",
-            "log_every",
-            "eval_every",
-            "checkpoint_every",
-            "keep",
-            "patience",
-            "microbatches",
-            "watchdog",
-        ):
+        counted = ("epochs", "steps", "log_every", "eval_every", "checkpoint_every", "keep", "patience", "microbatches")
+        for name in (*counted, "watchdog"):
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise UserError(f"config.train.{name} is {value}; it must be above 0.")
@@ -102,7 +93,8 @@ class TrainConfig:
 
 
 Observe = Callable[[int, Mapping[str, Any]], str | None]
-"""Takes the step and the metrics of each evaluation on ``val``; a reason ends the run after that step, resumably."""
+"""Takes the step and what is measured then: the metrics of ``val``, and those of other evaluators as ``NAME/METRIC``;
+a reason ends the run after that step, resumably."""
 
 
 def train(config: ConfigDict, workdir: str, name: str = "", observe: Observe | None = None) -> dict[str, Any]:
@@ -115,8 +107,8 @@ def train(config: ConfigDict, workdir: str, name: str = "", observe: Observe | N
       observe: see ``Observe``; it must answer alike in all processes.
 
     Returns:
-      ``{"step", "split", every metric}`` of the final evaluation, or ``{"step", "signal"}`` if a signal stopped it, or
-      ``{"step", "stopped"}`` with the reason of ``observe``.
+      ``{"step", "split", every metric}`` of the final evaluation, and the same of each evaluator under its name; or
+      ``{"step", "signal"}`` if a signal stopped it, or ``{"step", "stopped"}`` with the reason of ``observe``.
 
     Raises:
       UserError: whatever the user can mend.
@@ -131,7 +123,9 @@ def train(config: ConfigDict, workdir: str, name: str = "", observe: Observe | N
     task: Task = build(config.task, data.dataset_info, _path="config.task")
     parallel.check_batch(data.batch_size, mesh, loop.microbatches)
     parallel.check_batch(data.eval_batch_size, mesh, what="config.data.eval_batch_size")
-    if loop.best_metric and "val" not in data.splits:
+    own = build(config.get("evaluators", {}), data.dataset_info, _path="config.evaluators")
+    evaluators = all_evaluators(task, mesh, data.splits, own)
+    if loop.best_metric and not evaluators.during:
         raise UserError(
             f"config.train.best_metric={loop.best_metric!r} needs a validation split, and this data has none."
         )
@@ -141,9 +135,9 @@ def train(config: ConfigDict, workdir: str, name: str = "", observe: Observe | N
     shapes = data.train_shapes(parallel.host(mesh))
     specs = [parallel.global_spec(batch, mesh) for batch in shapes]
     first, spec = shapes[-1], specs[-1]
-    run.keep_data(
-        {"dataset_info": data.dataset_info, "batch": {k: [list(s.shape), str(s.dtype)] for k, s in spec.items()}}
-    )
+    batch_shapes = {name: [list(s.shape), str(s.dtype)] for name, s in spec.items()}
+    about_metrics = {name: metric._asdict() for name, metric in evaluators.metrics.items()}
+    run.keep_data({"dataset_info": data.dataset_info, "batch": batch_shapes, "metrics": about_metrics})
     total = loop.total_steps(data.steps_per_epoch)
     eval_every = loop.eval_every or data.steps_per_epoch
     checkpoint_every = loop.checkpoint_every or eval_every
@@ -178,8 +172,6 @@ def train(config: ConfigDict, workdir: str, name: str = "", observe: Observe | N
         say(line)
 
     # ------------------------------------------------------------------------------------------------- compile
-    eval_step = parallel.eval_step(task, mesh)
-    evaluate_split = functools.partial(_evaluate_split, task, eval_step, data, mesh)
     reason: str | None = None
     if not done:
         began = time.perf_counter()
@@ -217,13 +209,17 @@ def train(config: ConfigDict, workdir: str, name: str = "", observe: Observe | N
                 state, sums = step_fn(state, batch)
                 log.step(step, sums, step_fn.flops(batch))
 
-                if "val" in data.splits and (_due(step, eval_every) or step == total):
+                due = evaluators.during if _due(step, eval_every) or step == total else {}
+                measured: dict[str, Any] = {}
+                for where, evaluator in due.items():
                     with log.pause(), watch.pause():
                         log.check(step)
-                        metrics = evaluate_split(state.variables(), "val", keep=False).metrics
-                        log.metrics(step, "val", metrics)
-                    progress = _judge(progress, step, metrics, loop)
-                    reason = observe(step, metrics) if observe else None
+                        metrics = evaluator.run(task, state.variables(), data, mesh).metrics
+                        log.metrics(step, where, metrics)
+                    measured |= metrics if where == "val" else {f"{where}/{k}": v for k, v in metrics.items()}
+                if measured:
+                    progress = _judge(progress, step, measured, loop)
+                    reason = observe(step, measured) if observe else None
                 ends = watch.ends(step) or step == total or progress.get("stopped") or reason
                 if ends or _due(step, checkpoint_every) or progress.get("best_step") == step:
                     with log.pause(), watch.pause():
@@ -245,29 +241,28 @@ def train(config: ConfigDict, workdir: str, name: str = "", observe: Observe | N
     step = int(state.step)
     if progress.get("best_step", step) != step:
         state, step = checkpoints.restore_best(program.state)
-    split = "test" if "test" in data.splits else "val" if "val" in data.splits else "train"
-    found = evaluate_split(state.variables(), split)
-    say(f"{split} @ {step}: " + "  ".join(f"{k} {v:.4g}" for k, v in found.metrics.items() if isinstance(v, float)))
-    return write_evaluation(run, step, split, found)
+    results: dict[str, Any] = {}
+    for where, evaluator in evaluators.final.items():
+        found = evaluator.run(task, state.variables(), data, mesh)
+        said = (f"{name} {value:.4g}" for name, value in found.metrics.items() if isinstance(value, float))
+        say(f"{where} @ {step}: " + "  ".join(said))
+        result = keep_evaluation(run, step, where, found)
+        results = {**results, where: result} if results else result
+    return results
 
 
-def write_evaluation(run: RunDir, step: int, split: str, found: Evaluated) -> dict[str, Any]:
+def keep_evaluation(run: RunDir, step: int, name: str, found: Evaluated) -> dict[str, Any]:
     """Keeps an evaluation in the run folder; returns ``{"step", "split", every metric}``."""
-    result = {"step": step, "split": split, **found.metrics}
-    run.write_npz(f"predictions-{split}.npz", found.examples)
-    run.write_json(f"eval-{split}.json", result)
+    result = {"step": step, "split": name, **found.metrics}
+    if found.examples:
+        run.write_npz(f"predictions-{name}.npz", found.examples)
+    run.write_json(f"eval-{name}.json", result)
     return result
 
 
 def _due(step: int, every: float) -> bool:
     """Whether ``step`` is the first at or after a multiple of ``every``, which need not be whole (an epoch)."""
     return math.floor(step / every) > math.floor((step - 1) / every)
-
-
-def _evaluate_split(
-    task: Task, eval_step: Any, data: Prepared, mesh: Any, variables: Any, split: str, keep: bool = True
-) -> Evaluated:
-    return evaluate(task, eval_step, variables, data.eval_batches(split, parallel.host(mesh)), mesh, split, keep)
 
 
 def _save(checkpoints: Checkpoints, log: Log, step: int, state: TrainState, progress: dict[str, Any]) -> None:

@@ -15,8 +15,8 @@ from ml_collections import ConfigDict
 from bigbase_jax import parallel, pretrained
 from bigbase_jax import train as training
 from bigbase_jax.build import build, suggest
-from bigbase_jax.core import Task, UserError
-from bigbase_jax.evaluate import evaluate as run_evaluation
+from bigbase_jax.core import Evaluator, Task, UserError
+from bigbase_jax.evaluate import Split, evaluators
 from bigbase_jax.inference import answers, inputs
 from bigbase_jax.inference.predictor import Predictor
 from bigbase_jax.pages import report as report_page
@@ -48,7 +48,10 @@ def train(config: ConfigDict, workdir: str, name: str = "", observe: training.Ob
 
 
 def evaluate(workdir: str, step: int | None = None, split: str | None = None) -> dict[str, Any]:
-    """Restores a checkpoint of a run and evaluates it on a split; returns the metrics.
+    """Restores a checkpoint of a run and evaluates it; returns the metrics, as ``train`` does.
+
+    Args:
+      split: that split alone, or the evaluator of the config that has this name; None: as at the end of training.
 
     Raises:
       UserError: no run, no such checkpoint, no such split, or the data is not there.
@@ -61,17 +64,25 @@ def evaluate(workdir: str, step: int | None = None, split: str | None = None) ->
     parallel.check_batch(data.eval_batch_size, mesh, what="config.data.eval_batch_size")
     if data.fingerprint() != run.read_json("lineage.json")["data"]["fingerprint"]:
         say("the data is not what the run was trained on: names, sizes or times of files differ")
-    split = split or next(name for name in ("test", "val", "train") if name in data.splits)
-    if split not in data.splits:
-        raise UserError(f"this data has no split {split!r}.{suggest(split, data.splits, 'split')}")
+    own: dict[str, Evaluator] = build(config.get("evaluators", {}), data.dataset_info, _path="config.evaluators")
+    if split is not None and split not in (*data.splits, *own):
+        known = [*data.splits, *own]
+        raise UserError(f"this data has no split {split!r}.{suggest(split, known, 'split')}")
     task, variables, step = restore(run, config, mesh, step)
-    batches = data.eval_batches(split, parallel.host(mesh))
-    found = run_evaluation(task, parallel.eval_step(task, mesh), variables, batches, mesh)
-    try:
-        return training.write_evaluation(run, step, split, found)
-    except UserError as error:  # a folder that is only read, or a full disk
-        say(f"the evaluation is not kept: {error}")
-        return {"step": step, "split": split, **found.metrics}
+    if split is None:
+        chosen = evaluators(task, mesh, data.splits, own).final
+    else:
+        chosen = {split: own.get(split) or Split(split)}
+    results: dict[str, Any] = {}
+    for name, evaluator in chosen.items():
+        found = evaluator.run(task, variables, data, mesh)
+        result = {"step": step, "split": name, **found.metrics}
+        try:
+            training.keep_evaluation(run, step, name, found)
+        except UserError as error:  # a folder that is only read, or a full disk
+            say(f"the evaluation is not kept: {error}")
+        results = {**results, name: result} if results else result
+    return results
 
 
 def predict(workdir: str, pattern: str, step: int | None = None, output: str | None = None, out: Any = None) -> int:

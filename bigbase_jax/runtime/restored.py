@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from bigbase_jax import parallel
 from bigbase_jax.build import build
-from bigbase_jax.core import Task, UserError, Variables
+from bigbase_jax.core import Metric, Task, UserError, Variables
 from bigbase_jax.runtime.checkpoint import Checkpoints
 from bigbase_jax.runtime.rundir import RunDir
 
@@ -34,6 +34,22 @@ def dataset_info(run: RunDir) -> dict[str, Any]:
                 f"{run.path / 'data.json'} has {key}={str(value)[:80]}; what is known of data is numbers and texts."
             )
     return {key: tuple(value) if isinstance(value, list) else value for key, value in found.items()}
+
+
+def metrics(run: RunDir) -> dict[str, Metric]:
+    """What every number means that a run measures; of a run of an earlier version, what its task says.
+
+    Raises:
+      UserError: there is no run here, or its task cannot be built.
+    """
+    kept = run.data_json().get("metrics")
+    if kept is None:
+        task: Task = build(run.config().task, dataset_info(run), _path="config.task")
+        return dict(task.metrics)
+    try:
+        return {str(name): Metric(**about) for name, about in kept.items()}
+    except (AttributeError, TypeError) as error:
+        raise UserError(f"{run.path / 'data.json'} does not say what is measured ({error}).") from error
 
 
 def restore(run: RunDir, config: ConfigDict, mesh: Any, step: int | None = None) -> tuple[Task, Variables, int]:
