@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bigbase_jax.decoding import decoding
+from bigbase_jax.decoding import beams, sampling
 from bigbase_jax.models.decoder import Decoder
 
 SHAPES = {
@@ -45,10 +45,10 @@ def ready(shape="gpt2", seed=0, **more):
 
 
 def padded(prompts, length=None):
-    """(tokens i32[B,L], first i32[B]): prompts of several lengths, padded on the left."""
+    """(tokens i32[B,L], lengths i32[B]): prompts of several lengths, padded on the right."""
     length = length or max(map(len, prompts))
-    first = np.array([length - len(p) for p in prompts], np.int32)
-    return np.stack([[0] * n + list(p) for n, p in zip(first, prompts, strict=True)]).astype(np.int32), first
+    lengths = np.array([len(p) for p in prompts], np.int32)
+    return np.stack([list(p) + [0] * (length - len(p)) for p in prompts]).astype(np.int32), lengths
 
 
 @functools.cache
@@ -56,12 +56,12 @@ def compiled(function, model, **words):
     return jax.jit(functools.partial(function, model, **words))
 
 
-def greedy(model, variables, tokens, first=None, **words):
-    return np.asarray(compiled(decoding.greedy_tokens, model, **words)(variables, tokens, first))
+def greedy(model, variables, tokens, lengths=None, **words):
+    return np.asarray(compiled(sampling.greedy_tokens, model, **words)(variables, tokens, lengths))
 
 
-def beam(model, variables, tokens, first=None, **words):
-    return jax.tree.map(np.asarray, compiled(decoding.beam_tokens, model, **words)(variables, tokens, first))
+def beam(model, variables, tokens, lengths=None, **words):
+    return jax.tree.map(np.asarray, compiled(beams.beam_tokens, model, **words)(variables, tokens, lengths))
 
 
 def slow_greedy(model, variables, prompt, count):
@@ -79,8 +79,8 @@ PROMPTS = [[3, 1, 4, 1, 5], [9], [2, 6, 5]]
 @pytest.mark.parametrize("shape", SHAPES)
 def test_greedy_equals_recomputing_without_a_cache(shape):
     model, variables = ready(shape)
-    tokens, first = padded(PROMPTS)
-    found = greedy(model, variables, tokens, first, max_new_tokens=12)
+    tokens, lengths = padded(PROMPTS)
+    found = greedy(model, variables, tokens, lengths, max_new_tokens=12)
     wanted = [slow_greedy(model, variables, prompt, 12) for prompt in PROMPTS]
     np.testing.assert_array_equal(found, wanted)
     assert len(set(itertools.chain(*wanted))) > 4  # they do say something
@@ -91,12 +91,11 @@ def test_logits_of_every_position_equal_those_without_a_cache(shape):
     model, variables = ready(shape)
     tokens = np.random.default_rng(1).integers(0, 13, (2, 14), np.int32)
     wanted = compiled(Decoder.apply, model)(variables, tokens)
-    reader = jax.jit(functools.partial(decoding.read, model))
-    first = jnp.zeros(2, jnp.int32)
-    found, cache = reader(variables, model.cache(2, 14), tokens[:, :4], jnp.int32(0), first)
+    prefill = jax.jit(functools.partial(sampling.prefill, model))
+    found, cache = prefill(variables, model.cache(2, 14), tokens[:, :4], jnp.zeros(2, jnp.int32))
     np.testing.assert_allclose(found, wanted[:, 3], atol=1e-5)
     for at in range(4, 14):
-        found, cache = reader(variables, cache, tokens[:, at : at + 1], jnp.int32(at), first)
+        found, cache = prefill(variables, cache, tokens[:, at : at + 1], jnp.full(2, at))
         np.testing.assert_allclose(found, wanted[:, at], atol=1e-5)
 
 
@@ -105,8 +104,8 @@ def test_greedy_ends_and_fills_with_the_end():
     free = slow_greedy(model, variables, PROMPTS[0], 12)
     end = free[4]
     stop = free.index(end)
-    tokens, first = padded([PROMPTS[0]], 9)
-    found = greedy(model, variables, tokens, first, max_new_tokens=12, end=end)
+    tokens, lengths = padded([PROMPTS[0]], 9)
+    found = greedy(model, variables, tokens, lengths, max_new_tokens=12, end=end)
     assert found[0].tolist() == free[: stop + 1] + [end] * (11 - stop)
 
 
@@ -135,9 +134,9 @@ def every_sequence(model, variables, prompt, V, T, end, length_penalty):
 @pytest.mark.parametrize("length_penalty", [0.0, 1.0, 2.0])
 def test_wide_beams_find_the_best_of_all_sequences(length_penalty):
     model, variables = ready(vocab_size=5, seed=0)
-    tokens, first = padded([[1, 2, 3], [4]])
+    tokens, lengths = padded([[1, 2, 3], [4]])
     words = {"max_new_tokens": 4, "beams": 130, "end": 0, "early_stopping": "never"}
-    found, scores = beam(model, variables, tokens, first, length_penalty=length_penalty, **words)
+    found, scores = beam(model, variables, tokens, lengths, length_penalty=length_penalty, **words)
     for b, prompt in enumerate([[1, 2, 3], [4]]):
         wanted = every_sequence(model, variables, prompt, 5, 4, 0, length_penalty)[:20]
         np.testing.assert_allclose(scores[b, :20], [s for s, _ in wanted], rtol=1e-4)
@@ -147,17 +146,17 @@ def test_wide_beams_find_the_best_of_all_sequences(length_penalty):
 
 def test_a_beam_of_one_without_penalty_is_greedy():
     model, variables = ready("llama")
-    tokens, first = padded(PROMPTS)
-    found, _ = beam(model, variables, tokens, first, max_new_tokens=8, beams=1, length_penalty=0.0)
-    np.testing.assert_array_equal(found[:, 0], greedy(model, variables, tokens, first, max_new_tokens=8))
+    tokens, lengths = padded(PROMPTS)
+    found, _ = beam(model, variables, tokens, lengths, max_new_tokens=8, beams=1, length_penalty=0.0)
+    np.testing.assert_array_equal(found[:, 0], greedy(model, variables, tokens, lengths, max_new_tokens=8))
 
 
 @pytest.mark.parametrize("early_stopping", [False, True, "never"])
 def test_beams_of_a_batch_are_those_of_single_prompts(early_stopping):
     model, variables = ready()
     words = {"max_new_tokens": 8, "beams": 3, "end": 11, "early_stopping": early_stopping}
-    tokens, first = padded(PROMPTS)
-    found, scores = beam(model, variables, tokens, first, **words)
+    tokens, lengths = padded(PROMPTS)
+    found, scores = beam(model, variables, tokens, lengths, **words)
     for b, prompt in enumerate(PROMPTS):
         alone, score = beam(model, variables, *padded([prompt], 5), **words)
         np.testing.assert_array_equal(found[b], alone[0])
@@ -204,18 +203,18 @@ WORDS = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
 NEUTRAL = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "repetition_penalty": 1.0}
 
 
-def choice(settings, seeds=None):
+def arrays(settings, seeds=None):
     """Each sequence with its own settings, in one batch."""
     columns = {f"{w}_B": np.array([{**NEUTRAL, **s}[w] for s in settings], np.float32) for w in WORDS}
     columns["top_k_B"] = columns["top_k_B"].astype(np.int32)
     seeds = np.arange(len(settings)) if seeds is None else seeds
-    return decoding.Choice(seed_B=np.asarray(seeds, np.uint32), **columns)
+    return sampling.SamplingArrays(seed_B=np.asarray(seeds, np.uint32), **columns)
 
 
 @jax.jit
 def processed(logits, tokens, how):
-    seen = decoding.seen_tokens(tokens, jnp.ones(tokens.shape, bool), logits.shape[1])
-    return decoding.filtered(decoding.penalise(logits, seen, how.repetition_penalty_B), how)
+    seen = sampling.seen_tokens(tokens, jnp.ones(tokens.shape, bool), logits.shape[1])
+    return sampling.filtered(sampling.penalise(logits, seen, how.repetition_penalty_B), how)
 
 
 def some_logits():
@@ -226,7 +225,7 @@ def some_logits():
 
 def test_filters_equal_a_reference_that_sorts():
     logits, tokens = some_logits()
-    found = np.asarray(processed(logits, tokens, choice(SETTINGS)))
+    found = np.asarray(processed(logits, tokens, arrays(SETTINGS)))
     kept = []
     for b, settings in enumerate(SETTINGS):
         wanted = reference(logits[b], tokens[b], **settings)
@@ -240,7 +239,7 @@ def test_filters_equal_those_of_transformers():
     torch = pytest.importorskip("torch")
     processors = pytest.importorskip("transformers.generation.logits_process")
     logits, tokens = some_logits()
-    found = np.asarray(processed(logits, tokens, choice(SETTINGS)))
+    found = np.asarray(processed(logits, tokens, arrays(SETTINGS)))
     for b, settings in enumerate(SETTINGS):
         words = {**NEUTRAL, **settings}
         scores, seen = torch.tensor(logits[b : b + 1]), torch.tensor(tokens[b : b + 1]).long()
@@ -255,7 +254,7 @@ def test_filters_equal_those_of_transformers():
 
 def test_equal_logits_stay_or_go_together():
     logits = np.array([[0.0, 2.0, 1.0, 1.0, 1.0, -1.0]], np.float32)
-    found = processed(logits, np.zeros((1, 1), np.int32), choice([{"top_k": 2}]))
+    found = processed(logits, np.zeros((1, 1), np.int32), arrays([{"top_k": 2}]))
     assert np.isfinite(found[0]).tolist() == [False, True, True, True, True, False]
 
 
@@ -264,9 +263,9 @@ def test_tokens_are_as_frequent_as_they_are_probable():
     logits, N = random.normal(size=23).astype(np.float32) * 2, 20_000
     settings = {"temperature": 1.3, "top_k": 15, "top_p": 0.95, "min_p": 0.02}
     wanted = softmax(reference(logits, [], **settings))
-    how = choice([settings] * N)._replace(repetition_penalty_B=None)
-    nothing = decoding.Progress(None, jnp.zeros((N, 4), jnp.int32), 1, 2, jnp.zeros(N, int), None, None)
-    drawn = jax.jit(decoding.choose)(np.broadcast_to(logits, (N, 23)), nothing, how)
+    how = arrays([settings] * N)._replace(repetition_penalty_B=None)
+    nothing = sampling.State(None, jnp.zeros((N, 4), jnp.int32), *jnp.full((2, N), 1), None, None)
+    drawn = jax.jit(sampling.choose)(np.broadcast_to(logits, (N, 23)), nothing, how)
     share = np.bincount(np.asarray(drawn), minlength=23) / N
     sigma = np.sqrt(wanted * (1 - wanted) / N)
     assert (np.abs(share - wanted) <= 4 * sigma).all() and (share[wanted == 0] == 0).all()
@@ -275,8 +274,8 @@ def test_tokens_are_as_frequent_as_they_are_probable():
 
 def test_a_temperature_of_zero_is_greedy_beside_others():
     logits, tokens = some_logits()
-    how = choice([{"temperature": 0.0}, {"temperature": 9.0}] * 4)
-    progress = decoding.Progress(None, tokens, 30, 30, jnp.zeros(8, int), None, None)
-    drawn = np.asarray(jax.jit(decoding.choose)(logits, progress, how))
+    how = arrays([{"temperature": 0.0}, {"temperature": 9.0}] * 4)
+    state = sampling.State(None, tokens, *jnp.full((2, 8), 30), None, None)
+    drawn = np.asarray(jax.jit(sampling.choose)(logits, state, how))
     best = logits.argmax(-1)
     assert (drawn[::2] == best[::2]).all() and (drawn[1::2] != best[1::2]).any()

@@ -1,4 +1,4 @@
-"""Going on with prompts: batches, padding, chunks, ends, stop texts and characters; the verb through launch.py."""
+"""Prompts continued: batches, padding, chunks, ends, stop texts and characters; the verb through launch.py."""
 
 import functools
 import itertools
@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 
 from bigbase_jax.core import UserError
-from bigbase_jax.inference.generation import Sampling, Writer, generate, parse_sampling, read_prompts, stream
+from bigbase_jax.decoding.sampling import SamplingParams
+from bigbase_jax.inference.generation import Engine, parse_sampling, read_prompts
 from bigbase_jax.models.decoder import Decoder
 from bigbase_jax.models.transformer import stack_blocks
 from bigbase_jax.text.detokenizer import Speller
@@ -23,7 +24,9 @@ from bigbase_jax.text.tokenizer import Bytes, Characters, Subwords, Symbols
 ROOT = pathlib.Path(__file__).parents[1]
 LLAMA = {"positions": "rope", "norm": "rmsnorm", "gated": True, "activation": "silu", "kv_heads": 2, "tied": False}
 PROMPTS = [np.array(p, np.int32) for p in ([3, 1, 4, 1, 5, 9, 2, 6], [9], [2, 6, 5])]
-DRAWN = Sampling(max_new_tokens=12, temperature=1.2, top_k=9, top_p=0.95, min_p=0.01, repetition_penalty=1.2, seed=7)
+DRAWN = SamplingParams(
+    max_new_tokens=12, temperature=1.2, top_k=9, top_p=0.95, min_p=0.01, repetition_penalty=1.2, seed=7
+)
 
 
 @functools.cache
@@ -56,40 +59,44 @@ def recomputed(count=12):
 # -------------------------------------------------------------------------------------------------------------- tokens
 
 
+def generate(model, variables, prompts, params=None, end=None):
+    return Engine(model, variables, end).generate(prompts, params or SamplingParams())
+
+
 def lists(found):
     return [x.tolist() for x in found]
 
 
 def test_greedy_equals_recomputing_without_a_cache():
-    found = generate(*ready(), PROMPTS, Sampling(max_new_tokens=12))
+    found = generate(*ready(), PROMPTS, SamplingParams(max_new_tokens=12))
     assert lists(found) == recomputed()
     assert len(set(itertools.chain(*recomputed()))) > 9
 
 
-@pytest.mark.parametrize("sampling", [Sampling(max_new_tokens=12), DRAWN], ids=["greedy", "drawn"])
-def test_neither_the_batch_nor_the_chunks_nor_the_padding_matter(sampling):
+@pytest.mark.parametrize("params", [SamplingParams(max_new_tokens=12), DRAWN], ids=["greedy", "drawn"])
+def test_neither_the_batch_nor_the_chunks_nor_the_padding_matter(params):
     model, variables = ready()
-    together = lists(generate(model, variables, PROMPTS, sampling))
-    assert [lists(generate(model, variables, [p], sampling))[0] for p in PROMPTS] == together
+    together = lists(generate(model, variables, PROMPTS, params))
+    assert [lists(generate(model, variables, [p], params))[0] for p in PROMPTS] == together
     longer = np.arange(20, dtype=np.int32)  # so that the others have more padding, and other sizes
-    assert lists(generate(model, variables, [longer, *PROMPTS, *PROMPTS], sampling))[1:4] == together
+    assert lists(generate(model, variables, [longer, *PROMPTS, *PROMPTS], params))[1:4] == together
     for every in (1, 5):
-        parts = list(stream(model, variables, PROMPTS, sampling, every=every))
+        parts = list(Engine(model, variables).stream(PROMPTS, params, every))
         assert lists(np.concatenate(some) for some in zip(*parts, strict=True)) == together
         assert max(len(x) for some in parts for x in some) == every
 
 
-def test_every_prompt_may_have_its_own_sampling():
+def test_every_prompt_may_have_its_own_params():
     model, variables = ready()
-    samplings = [Sampling(max_new_tokens=5), DRAWN, Sampling(max_new_tokens=9, temperature=1.0, seed=3)]
-    together = lists(generate(model, variables, PROMPTS, samplings))
-    alone = [lists(generate(model, variables, [p], s))[0] for p, s in zip(PROMPTS, samplings, strict=True)]
+    params = [SamplingParams(max_new_tokens=5), DRAWN, SamplingParams(max_new_tokens=9, temperature=1.0, seed=3)]
+    together = lists(generate(model, variables, PROMPTS, params))
+    alone = [lists(generate(model, variables, [p], s))[0] for p, s in zip(PROMPTS, params, strict=True)]
     assert together == alone and [len(x) for x in together] == [5, 12, 9]
 
 
 def test_seeds():
     model, variables = ready()
-    one, same, other = (lists(generate(model, variables, PROMPTS, Sampling(12, 1.0, seed=s))) for s in (1, 1, 2))
+    one, same, other = (lists(generate(model, variables, PROMPTS, SamplingParams(12, 1.0, seed=s))) for s in (1, 1, 2))
     assert one == same and all(a != b for a, b in zip(one, other, strict=True))
 
 
@@ -98,48 +105,48 @@ def test_a_text_ends_at_the_end_token_which_is_not_part_of_it():
     wanted = recomputed()
     end = wanted[0][4], wanted[2][2]
     cut = [list(itertools.takewhile(lambda t: t not in end, row)) for row in wanted]
-    assert lists(generate(model, variables, PROMPTS, Sampling(max_new_tokens=12), end=end)) == cut
+    assert lists(generate(model, variables, PROMPTS, SamplingParams(max_new_tokens=12), end=end)) == cut
     assert len(set(map(len, cut))) > 1
-    parts = list(stream(model, variables, PROMPTS, Sampling(max_new_tokens=12), end=end, every=2))
+    parts = list(Engine(model, variables, end).stream(PROMPTS, SamplingParams(max_new_tokens=12), 2))
     assert lists(np.concatenate(some) for some in zip(*parts, strict=True)) == cut
 
 
 def test_stacked_blocks_and_half_precision():
     model, variables = ready()
     stacked = {"params": stack_blocks(variables["params"])}
-    assert lists(generate(model.clone(scan=True), stacked, PROMPTS, Sampling(max_new_tokens=12))) == recomputed()
+    assert lists(generate(model.clone(scan=True), stacked, PROMPTS, SamplingParams(max_new_tokens=12))) == recomputed()
     half = model.clone(dtype="bfloat16")
-    writer = Writer(half, variables)
-    assert {x.dtype.name for x in jax.tree.leaves(writer.variables)} == {"float32", "bfloat16"}
+    engine = Engine(half, variables)
+    assert {x.dtype.name for x in jax.tree.leaves(engine.variables)} == {"float32", "bfloat16"}
     tokens = np.arange(12, dtype=np.int32)[None]
-    np.testing.assert_array_equal(jax.jit(half.apply)(writer.variables, tokens), jax.jit(half.apply)(variables, tokens))
+    np.testing.assert_array_equal(jax.jit(half.apply)(engine.variables, tokens), jax.jit(half.apply)(variables, tokens))
 
 
 def test_a_long_prompt_is_read_in_parts():
     model, variables = ready(length=1024, window=40)
     prompt = np.random.default_rng(0).integers(0, 64, 300, np.int32)
-    found = generate(model, variables, [prompt, PROMPTS[0]], Sampling(max_new_tokens=4))
+    found = generate(model, variables, [prompt, PROMPTS[0]], SamplingParams(max_new_tokens=4))
     whole = np.concatenate([prompt, found[0][:3]])
     wanted = jax.jit(model.apply)(variables, whole[None])[0, len(prompt) - 1 :]
     assert found[0].tolist() == np.argmax(wanted, -1).tolist()
-    assert lists(generate(model, variables, PROMPTS[:1], Sampling(max_new_tokens=4))) == lists(found[1:])
+    assert lists(generate(model, variables, PROMPTS[:1], SamplingParams(max_new_tokens=4))) == lists(found[1:])
 
 
 def test_few_programs_are_compiled():
     from bigbase_jax.inference import generation as module
 
     model, variables = ready()
-    generate(model, variables, [np.arange(5, dtype=np.int32)] * 2, Sampling(max_new_tokens=10))
-    before = module._go_on._cache_size(), module._read._cache_size()
+    generate(model, variables, [np.arange(5, dtype=np.int32)] * 2, SamplingParams(max_new_tokens=10))
+    before = module._decode._cache_size(), module._prefill._cache_size()
     for length, count in ((3, 16), (9, 12), (16, 1)):
-        generate(model, variables, [np.arange(length, dtype=np.int32)] * 2, Sampling(max_new_tokens=count))
-    assert (module._go_on._cache_size(), module._read._cache_size()) == before
+        generate(model, variables, [np.arange(length, dtype=np.int32)] * 2, SamplingParams(max_new_tokens=count))
+    assert (module._decode._cache_size(), module._prefill._cache_size()) == before
 
 
 def test_beams_are_at_least_as_probable_as_greedy_text():
     model, variables = ready()
-    found = generate(model, variables, PROMPTS, Sampling(max_new_tokens=6, beams=4))
-    greedy = generate(model, variables, PROMPTS, Sampling(max_new_tokens=6))
+    found = generate(model, variables, PROMPTS, SamplingParams(max_new_tokens=6, beams=4))
+    greedy = generate(model, variables, PROMPTS, SamplingParams(max_new_tokens=6))
     apply = jax.jit(model.apply)
 
     def score(prompt, new):
@@ -162,14 +169,14 @@ def test_beams_are_at_least_as_probable_as_greedy_text():
 def test_what_does_not_fit_is_one_sentence(prompt, more, says):
     model, variables = ready(length=16, positions="learned")
     with pytest.raises(UserError, match=says):
-        generate(model, variables, [np.array(prompt, np.int32)], Sampling(**more))
+        generate(model, variables, [np.array(prompt, np.int32)], SamplingParams(**more))
 
 
 def test_as_many_tokens_as_fit_unless_told_otherwise():
     model, variables = ready(length=16, positions="learned")
     assert [len(x) for x in generate(model, variables, PROMPTS)] == [8, 15, 13]
     turned = ready(length=16)
-    assert len(generate(*turned, PROMPTS[:1], Sampling(max_new_tokens=12))[0]) == 12  # rotary positions go on
+    assert len(generate(*turned, PROMPTS[:1], SamplingParams(max_new_tokens=12))[0]) == 12  # rotary positions go on
 
 
 @pytest.mark.parametrize(
@@ -191,10 +198,10 @@ def test_mistaken_samplings(text, says):
 
 
 def test_samplings_are_read():
-    assert parse_sampling("temperature=0.8,top_k=50,seed=3", ["\\n", "END"]) == Sampling(
+    assert parse_sampling("temperature=0.8,top_k=50,seed=3", ["\\n", "END"]) == SamplingParams(
         temperature=0.8, top_k=50, seed=3, stop=("\n", "END")
     )
-    assert parse_sampling(None) == Sampling() and parse_sampling("max_new_tokens=7").max_new_tokens == 7
+    assert parse_sampling(None) == SamplingParams() and parse_sampling("max_new_tokens=7").max_new_tokens == 7
 
 
 # ---------------------------------------------------------------------------------------------------------------- text
@@ -258,44 +265,44 @@ def test_what_only_begins_like_a_stop_text_is_shown_in_the_end():
     assert not speller.stopped and speller.text == "a </"
 
 
-def byte_writer(**more):
+def byte_engine(**more):
     model, variables = ready(vocab_size=257, positions="rope", **more)
-    return Writer(model, variables, 256, Symbols(end=True))
+    return Engine(model, variables, 256, Symbols(end=True))
 
 
-def test_texts_are_gone_on_with_and_streamed():
-    writer = byte_writer()
+def test_texts_are_continued_and_streamed():
+    engine = byte_engine()
     prompts = ["Once upon", "a", "time ü"]
-    whole = writer.complete(prompts, DRAWN)
-    assert [c.reason for c in whole] == ["length"] * 3 and [len(c.tokens) for c in whole] == [12] * 3
+    whole = engine.complete(prompts, DRAWN)
+    assert [c.finish_reason for c in whole] == ["length"] * 3 and [len(c.tokens) for c in whole] == [12] * 3
     for prompt, completion in zip(prompts, whole, strict=True):
         assert completion.text == bytes(completion.tokens.tolist()).decode(errors="replace")
-        steps = [step[0] for step in writer.write([prompt], DRAWN)]
+        steps = [step[0] for step in engine.write([prompt], DRAWN)]
         assert "".join(piece for piece, _ in steps) == completion.text
         assert steps[-1][1].text == completion.text and all(c is None for _, c in steps[:-1])
     text = bytes(whole[0].tokens.tolist()).decode(errors="replace")
     stop = text[5:7]
-    cut = writer.complete(prompts, [Sampling(**{**vars(DRAWN), "stop": (stop,)}), DRAWN, DRAWN])
-    assert cut[0].text == text[: text.index(stop)] and cut[0].reason == "stop" and len(cut[0].tokens) < 12
+    cut = engine.complete(prompts, [SamplingParams(**{**vars(DRAWN), "stop": (stop,)}), DRAWN, DRAWN])
+    assert cut[0].text == text[: text.index(stop)] and cut[0].finish_reason == "stop" and len(cut[0].tokens) < 12
     assert cut[1].text == whole[1].text
 
 
 def test_an_end_is_told_from_a_full_length():
-    writer = byte_writer()
-    free = writer.complete(["Once"], Sampling(max_new_tokens=9))[0]
-    ended = Writer(writer.model, writer.variables, int(free.tokens[4]), writer.tokenizer)
-    found = ended.complete(["Once"], Sampling(max_new_tokens=9))[0]
+    engine = byte_engine()
+    free = engine.complete(["Once"], SamplingParams(max_new_tokens=9))[0]
+    ended = Engine(engine.model, engine.variables, int(free.tokens[4]), engine.tokenizer)
+    found = ended.complete(["Once"], SamplingParams(max_new_tokens=9))[0]
     assert (
-        found.reason == "end"
+        found.finish_reason == "end"
         and found.tokens.tolist() == free.tokens[: free.tokens.tolist().index(free.tokens[4])].tolist()
     )
-    assert ended.complete(["Once"], Sampling(max_new_tokens=9, beams=2))[0].reason in ("end", "length")
+    assert ended.complete(["Once"], SamplingParams(max_new_tokens=9, beams=2))[0].finish_reason in ("end", "length")
 
 
 def test_an_empty_prompt_begins_after_the_end_token():
-    writer = byte_writer()
-    assert writer.tokens_of([""])[0].tolist() == [256]
-    without = Writer(writer.model, writer.variables, None, Symbols())
+    engine = byte_engine()
+    assert engine.tokens_of([""])[0].tolist() == [256]
+    without = Engine(engine.model, engine.variables, None, Symbols())
     with pytest.raises(UserError, match="the prompt is empty"):
         without.complete([""], DRAWN)
 
@@ -332,13 +339,13 @@ def launch(*args, stdout=subprocess.PIPE):
     return done.returncode, done.stdout, done.stderr
 
 
-def test_the_verb_goes_on_with_prompts(finished, tmp_path):
+def test_the_verb_continues_prompts(finished, tmp_path):
     words = ["--mode=generate", f"--workdir={finished}", "--sample=temperature=1,max_new_tokens=9,seed=4"]
     status, out, _ = launch(*words, "--prompt=def ", "--prompt=ü")
     lines = [json.loads(line) for line in out.splitlines()]
     assert status == 0 and [line["prompt"] for line in lines] == ["def ", "ü"]
     for line in lines:
-        assert line["tokens"] == 9 and line["reason"] == "length" and line["tokens_per_second"] > 0
+        assert line["tokens"] == 9 and line["finish_reason"] == "length" and line["tokens_per_second"] > 0
     (tmp_path / "prompts.jsonl").write_text('{"prompt": "ü"}\n')
     status, out, _ = launch(*words, f"--input={tmp_path / 'prompts.jsonl'}")
     assert json.loads(out)["text"] == lines[1]["text"]

@@ -1,8 +1,9 @@
-"""Writing on: a language model goes on with prompts, token by token, with a cache; and the verb ``--mode=generate``.
+"""Generation: a language model continues prompts, token by token, with a cache; and the verb ``--mode=generate``.
 
-``Writer.generate`` and ``stream`` take and give tokens; ``complete`` and ``write`` take and give text. Prompts of
-several lengths make one batch, padded on the left. One compiled program reads the prompts and another writes any number
-of tokens; the sizes of batches, prompts and caches are rounded up to a few, so that few programs are compiled.
+``Engine.generate`` and ``stream`` take and give tokens; ``complete`` and ``write`` take and give text. Prompts of
+several lengths make one batch, padded on the right. One compiled program reads prompts (prefill) and another writes any
+number of tokens (decode); the sizes of batches, prompts and caches are rounded up to a few, so that few programs are
+compiled.
 
 Axes: B sequences, L length of the prompts, l a part of it, S places of the cache, T new tokens of a sequence.
 """
@@ -27,7 +28,8 @@ from bigbase_jax import parallel, pretrained
 from bigbase_jax.build import parse_arg
 from bigbase_jax.core import UserError, Variables
 from bigbase_jax.data.sources.text.parallel_text import Encoder, pair_dataset_info
-from bigbase_jax.decoding import decoding
+from bigbase_jax.decoding import beams, sampling
+from bigbase_jax.decoding.sampling import SamplingArrays, SamplingParams
 from bigbase_jax.inference.inputs import Input
 from bigbase_jax.inference.predictor import Predictor
 from bigbase_jax.models.encoder_decoder import EncoderDecoder
@@ -42,120 +44,41 @@ from bigbase_jax.text import chat_template
 from bigbase_jax.text.detokenizer import Speller
 from bigbase_jax.text.tokenizer import Tokenizer, TokenizerFile, encode, load, sides
 
+Params = SamplingParams | Sequence[SamplingParams]
+"""For all prompts, or for each."""
+GREEDY = SamplingParams()
 ROWS = 16
-"""Prompts that are gone on with at once."""
-_CHUNK = 256  # tokens of a prompt that are read at once
+"""Prompts that are continued at once."""
+_CHUNK = 256  # tokens of each prompt that are read at once
 _EVERY = 8  # tokens that are written between two looks at them
 _MOST = 1 << 14  # tokens that are written where nobody says how many, whatever length a model claims
 
 
-@dataclasses.dataclass(frozen=True)
-class Sampling:
-    """How a model goes on; the filters' order and meaning are those of transformers (see ``decoding.Choice``).
-
-    Attributes:
-      max_new_tokens: of each prompt; None: as many as the model's length leaves room for, and 16,384 at most.
-      temperature: 0: always the most probable token; 1: as probable as the model says.
-      top_k: only the k most probable tokens; 0: all.
-      top_p: only the most probable tokens that together have this probability; 1: all.
-      min_p: only tokens of this probability times that of the most probable; 0: all.
-      repetition_penalty: of tokens in the prompt or written since; 1: none.
-      seed: the same seed and prompt give the same tokens, whatever else is in the batch.
-      stop: texts at which to stop; they are not part of what is written.
-      beams: sequences of a beam search (``decoding.beam_tokens``); 1: no such search.
-      length_penalty: of a beam search.
-
-    Raises:
-      UserError: a value out of range, or a beam search and sampling at once.
-    """
-
-    max_new_tokens: int | None = None
-    temperature: float = 0.0
-    top_k: int = 0
-    top_p: float = 1.0
-    min_p: float = 0.0
-    repetition_penalty: float = 1.0
-    seed: int = 0
-    stop: tuple[str, ...] = ()
-    beams: int = 1
-    length_penalty: float = 1.0
-
-    def __post_init__(self) -> None:
-        for name, fits, wanted in (
-            ("max_new_tokens", self.max_new_tokens is None or self.max_new_tokens >= 1, "at least 1"),
-            ("temperature", self.temperature >= 0, "at least 0"),
-            ("top_k", self.top_k >= 0, "at least 0"),
-            ("top_p", 0 <= self.top_p <= 1, "between 0 and 1"),
-            ("min_p", 0 <= self.min_p <= 1, "between 0 and 1"),
-            ("repetition_penalty", self.repetition_penalty > 0, "more than 0"),
-            ("seed", 0 <= self.seed < 2**32, "between 0 and 2^32 - 1"),
-            ("stop", "" not in self.stop, "not empty"),
-            ("beams", self.beams >= 1, "at least 1"),
-        ):
-            if not fits:
-                raise UserError(f"{name} is {getattr(self, name)!r}; it must be {wanted}.")
-        if self.temperature == 0 and (self.top_k or self.top_p < 1 or self.min_p):
-            raise UserError("top_k, top_p and min_p choose among tokens that are drawn; set temperature (try 1).")
-        if self.beams > 1 and (self.temperature > 0 or self.repetition_penalty != 1 or self.stop):
-            raise UserError("a beam search takes no temperature, repetition_penalty or stop; leave out beams.")
-
-
 class Completion(NamedTuple):
-    """What a prompt was gone on with.
+    """How a prompt was continued.
 
     Attributes:
       tokens: i32[T], without the end token.
       text: theirs, up to a stop text.
-      reason: why it ends: "end" (the model's end token), "stop" (a stop text) or "length".
+      finish_reason: why it ends: "end" (the model's end token), "stop" (a stop text) or "length".
     """
 
     tokens: np.ndarray
     text: str
-    reason: str
+    finish_reason: str
 
 
-# --------------------------------------------------------------------------------------------------------------- tokens
-
-
-def generate(
-    model: Any,
-    variables: Variables,
-    prompts: Sequence[np.ndarray],
-    sampling: Sampling | Sequence[Sampling] = Sampling(),
-    end: int | Sequence[int] | None = None,
-) -> list[np.ndarray]:
-    """The tokens i32[T] that follow each prompt, without the end token; ``sampling.stop`` needs text (``complete``).
+class Engine:
+    """A model that continues prompts. Programs are compiled once for each model and size.
 
     Args:
-      model: see ``decoding``; blocks that are stacked are unstacked.
-      prompts: tokens i32[L] each, at least one.
-      sampling: for all prompts, or one for each.
+      model: see ``decoding.sampling``; blocks that are stacked are unstacked.
+      variables: the model's own.
       end: the token, or tokens, that end a sequence.
+      tokenizer: for text.
 
     Raises:
-      UserError: a prompt is empty, or does not fit with what is to follow.
-    """
-    return Writer(model, variables, end).generate(prompts, sampling)
-
-
-def stream(
-    model: Any,
-    variables: Variables,
-    prompts: Sequence[np.ndarray],
-    sampling: Sampling | Sequence[Sampling] = Sampling(),
-    end: int | Sequence[int] | None = None,
-    every: int = _EVERY,
-) -> Iterator[list[np.ndarray]]:
-    """``generate`` bit by bit: after at most ``every`` tokens, the new ones of each prompt."""
-    yield from Writer(model, variables, end).stream(prompts, sampling, every)
-
-
-class Writer:
-    """A model that goes on with prompts. Programs are compiled once for each model and size.
-
-    Args:
-      model, variables, end: see ``generate``.
-      tokenizer: for text.
+      UserError: the model has no cache to write with.
     """
 
     def __init__(
@@ -166,7 +89,7 @@ class Writer:
         tokenizer: Tokenizer | None = None,
     ):
         if not all(hasattr(model, name) for name in ("decode", "cache", "logits")):
-            raise UserError(f"a {type(model).__name__} does not go on with text: it has no cache to write with.")
+            raise UserError(f"a {type(model).__name__} does not continue texts: it has no cache to write with.")
         params = variables["params"]
         tables = {f.name: getattr(model, f.name) for f in dataclasses.fields(model)}
         frozen = {name: freeze(dict(x)) for name, x in tables.items() if isinstance(x, Mapping)}
@@ -180,14 +103,22 @@ class Writer:
         self.model, self.variables, self.tokenizer = model, {**variables, "params": params}, tokenizer
         self._ends = () if end is None else (end,) if isinstance(end, int) else tuple(end)
 
-    def generate(self, prompts: Sequence[np.ndarray], sampling: Any = Sampling()) -> list[np.ndarray]:
-        """See the function of this name; many prompts are taken in batches of similar length."""
-        samplings = _for_each(sampling, prompts)
+    def generate(self, prompts: Sequence[np.ndarray], params: Params = GREEDY) -> list[np.ndarray]:
+        """The tokens i32[T] that follow each prompt, without the end token; many prompts make batches of like length.
+
+        Args:
+          prompts: tokens i32[L] each, at least one.
+          params: ``stop`` needs text (see ``complete``).
+
+        Raises:
+          UserError: a prompt is empty, or does not fit with what is to follow.
+        """
+        params = _for_each(params, prompts)
         found: list[np.ndarray] = [np.zeros(0, np.int32)] * len(prompts)
-        order = sorted(range(len(prompts)), key=lambda i: (samplings[i].beams, len(prompts[i])))
+        order = sorted(range(len(prompts)), key=lambda i: (params[i].beams, len(prompts[i])))
         for some in (order[i : i + ROWS] for i in range(0, len(order), ROWS)):
             parts: list[list[np.ndarray]] = [[] for _ in some]
-            for new in self.stream([prompts[i] for i in some], [samplings[i] for i in some], every=2**30):
+            for new in self.stream([prompts[i] for i in some], [params[i] for i in some], every=2**30):
                 for part, tokens_T in zip(parts, new, strict=True):
                     part.append(tokens_T)
             for i, part in zip(some, parts, strict=True):
@@ -195,74 +126,79 @@ class Writer:
         return found
 
     def stream(
-        self, prompts: Sequence[np.ndarray], sampling: Any = Sampling(), every: int = _EVERY, stopped: Any = None
+        self,
+        prompts: Sequence[np.ndarray],
+        params: Params = GREEDY,
+        every: int = _EVERY,
+        stopped: np.ndarray | None = None,
     ) -> Iterator[list[np.ndarray]]:
-        """See the function of this name; all prompts are one batch.
+        """``generate`` bit by bit: after at most ``every`` tokens, the new ones of each prompt; all are one batch.
 
         Args:
-          stopped: bool[B], which the caller may set in between: sequences to go no further with.
+          stopped: bool[B], which the caller may set in between: sequences to be continued no further.
         """
-        samplings = _for_each(sampling, prompts)
-        limits = [self._room(len(p), s.max_new_tokens) for p, s in zip(prompts, samplings, strict=True)]
+        params = _for_each(params, prompts)
+        limits = [self._room(len(prompt), p.max_new_tokens) for prompt, p in zip(prompts, params, strict=True)]
         _refuse_unknown(prompts, self.model)
-        if any(s.beams > 1 for s in samplings):
-            yield self._beams(prompts, samplings, limits)
+        if any(p.beams > 1 for p in params):
+            yield self._beams(prompts, params, limits)
             return
-        B = _rounded(len(prompts), 1)
-        L = _rounded(max(map(len, prompts)), 16)
+        n, longest = len(prompts), max(map(len, prompts))
+        B, L = _rounded(n, 1), _rounded(longest, 16)
         S = _rounded(L + max(limits), 32)
-        tokens_BL, first_B = np.zeros((B, L), np.int32), np.full(B, L - 1, np.int32)
+        tokens_BL, length_B = np.zeros((B, L), np.int32), np.ones(B, np.int32)
         for b, prompt in enumerate(prompts):
-            first_B[b] = L - len(prompt)
-            tokens_BL[b, first_B[b] :] = prompt
-        limit_B = np.array(limits + [0] * (B - len(prompts)), np.int32)
-        choice, ends_E = _choice(samplings, B), decoding.end_tokens(self._ends)
+            length_B[b] = len(prompt)
+            tokens_BL[b, : len(prompt)] = prompt
+        limit_B = np.array(limits + [0] * (B - n), np.int32)
+        arrays, ends_E = SamplingArrays.of(params, B), sampling.end_tokens(self._ends)
 
-        cache = _empty(self.model, B, S)
+        cache, logits_BV = _empty(self.model, B, S), None
         width = L if L <= _CHUNK else _CHUNK if L % _CHUNK == 0 else _CHUNK * 3 // 4
-        start = int(first_B[: len(prompts)].min()) // width * width  # what comes before is padding
-        for at in range(start, L, width):
-            part_Bl = jnp.asarray(tokens_BL[:, at : at + width])
-            logits_BV, cache = _read(self.model, self.variables, cache, part_Bl, jnp.int32(at), first_B)
-        progress = _begin(logits_BV, cache, tokens_BL, first_B, limit_B, S, choice, ends_E)
-        at = L
+        for at in range(0, longest, width):
+            last_B = length_B - 1 - at
+            part_Bl, here_B = tokens_BL[:, at : at + width], (last_B >= 0) & (last_B < width)
+            start_B, last_B = np.full(B, at, np.int32), np.clip(last_B, 0, width - 1)
+            new_BV, cache = _prefill(self.model, self.variables, cache, part_Bl, start_B, last_B)
+            logits_BV = new_BV if logits_BV is None else jnp.where(here_B[:, None], new_BV, logits_BV)
+        state = _init(logits_BV, cache, tokens_BL, length_B, limit_B, S, arrays, ends_E)
+        seen_B = np.zeros(n, np.int32)
         while True:
-            tokens_BS, done_B, until = map(np.array, (progress.tokens_BS, progress.done_B, progress.at))
-            yield [self._new(tokens_BS[b, L:until], at - L, limits[b]) for b in range(len(prompts))]
-            at = int(until)
+            tokens_BS, done_B, written_B = map(np.array, (state.tokens_BS, state.done_B, state.position_B - length_B))
+            yield [self._new(tokens_BS[b, length_B[b] : length_B[b] + written_B[b]], seen_B[b]) for b in range(n)]
+            seen_B = written_B
             if stopped is not None:
-                done_B[: len(prompts)] |= stopped
+                done_B[:n] |= stopped
             if done_B.all():
                 return
-            progress = progress._replace(done_B=jnp.asarray(done_B))
-            target = jnp.int32(min(at + every, S))
-            progress = _go_on(self.model, self.variables, progress, choice, ends_E, target)
+            state = state._replace(done_B=jnp.asarray(done_B))
+            state = _decode(self.model, self.variables, state, arrays, ends_E, jnp.int32(min(every, S)))
 
-    def _new(self, tokens_T: np.ndarray, seen: int, limit: int) -> np.ndarray:
+    def _new(self, tokens_T: np.ndarray, seen: int) -> np.ndarray:
         """What is new after the first ``seen`` tokens, up to the end token."""
-        tokens_T = tokens_T[:limit]
         ends = np.flatnonzero(np.isin(tokens_T, self._ends))
         return tokens_T[seen : ends[0] if len(ends) else None]
 
-    def _beams(self, prompts: Sequence[Any], samplings: list[Sampling], limits: list[int]) -> list[np.ndarray]:
+    def _beams(
+        self, prompts: Sequence[np.ndarray], params: list[SamplingParams], limits: list[int]
+    ) -> list[np.ndarray]:
+        if len(self._ends) > 1:
+            raise UserError("a beam search ends with one token; this model has several that end a text.")
         found = []
-        for prompt, sampling, limit in zip(prompts, samplings, limits, strict=True):
-            L = _rounded(len(prompt), 16)
-            tokens_1L = np.zeros((1, L), np.int32)
-            tokens_1L[0, L - len(prompt) :] = prompt
-            if len(self._ends) > 1:
-                raise UserError("a beam search ends with one token; this model has several that end a text.")
+        for prompt, p, limit in zip(prompts, params, limits, strict=True):
+            tokens_1L = np.zeros((1, _rounded(len(prompt), 16)), np.int32)
+            tokens_1L[0, : len(prompt)] = prompt
             tokens_BNT, _ = _beam_search(
                 self.model,
                 self.variables,
                 tokens_1L,
-                jnp.array([L - len(prompt)], jnp.int32),
+                np.array([len(prompt)], np.int32),
                 max_new_tokens=limit,
-                beams=sampling.beams,
+                beams=p.beams,
                 end=self._ends[0] if self._ends else None,
-                length_penalty=sampling.length_penalty,
+                length_penalty=p.length_penalty,
             )
-            found.append(self._new(np.asarray(tokens_BNT)[0, 0], 0, limit))
+            found.append(self._new(np.asarray(tokens_BNT)[0, 0], 0))
         return found
 
     def _room(self, prompt: int, wanted: int | None) -> int:
@@ -288,9 +224,12 @@ class Writer:
     # -- text ------------------------------------------------------------------------------------------------------
 
     def write(
-        self, prompts: Sequence[str | np.ndarray], sampling: Any = Sampling(), every: int = 1
+        self,
+        prompts: Sequence[str | np.ndarray],
+        params: Params = GREEDY,
+        every: int = 1,
     ) -> Iterator[list[tuple[str, Completion | None]]]:
-        """Goes on with texts (or their tokens), as one batch.
+        """Continues texts (or their tokens), as one batch.
 
         Yields:
           For each prompt: what is new of its text, without incomplete characters or what may become a stop text; and
@@ -298,10 +237,10 @@ class Writer:
         """
         if self.tokenizer is None:
             raise UserError("without a tokenizer there is no text; give tokens to stream or generate.")
-        samplings = _for_each(sampling, prompts)
+        params = _for_each(params, prompts)
         tokens = self.tokens_of(prompts)
-        spellers = [Speller(self.tokenizer, t.tolist(), s.stop) for t, s in zip(tokens, samplings, strict=True)]
-        limits = [self._room(len(t), s.max_new_tokens) for t, s in zip(tokens, samplings, strict=True)]
+        spellers = [Speller(self.tokenizer, t.tolist(), p.stop) for t, p in zip(tokens, params, strict=True)]
+        limits = [self._room(len(t), p.max_new_tokens) for t, p in zip(tokens, params, strict=True)]
         stopped = np.zeros(len(prompts), bool)
         completions: list[Completion | None] = [None] * len(prompts)
         written: list[list[int]] = [[] for _ in prompts]
@@ -312,7 +251,7 @@ class Writer:
             stopped[b] = True
             return rest
 
-        for new in self.stream(tokens, samplings, every, stopped):
+        for new in self.stream(tokens, params, every, stopped):
             pieces = [""] * len(prompts)
             for b, tokens_T in enumerate(new):
                 for token in tokens_T.tolist():
@@ -328,14 +267,18 @@ class Writer:
             pieces = [end(b, "end") if completions[b] is None else "" for b in range(len(prompts))]
             yield list(zip(pieces, completions, strict=True))
 
-    def complete(self, prompts: Sequence[str | np.ndarray], sampling: Any = Sampling()) -> list[Completion]:
-        """What texts are gone on with; many are taken in batches of similar length."""
-        samplings = _for_each(sampling, prompts)
+    def complete(
+        self,
+        prompts: Sequence[str | np.ndarray],
+        params: Params = GREEDY,
+    ) -> list[Completion]:
+        """How texts are continued; many are taken in batches of similar length."""
+        params = _for_each(params, prompts)
         found: list[Any] = [None] * len(prompts)
-        order = sorted(range(len(prompts)), key=lambda i: (samplings[i].beams, len(prompts[i])))
+        order = sorted(range(len(prompts)), key=lambda i: (params[i].beams, len(prompts[i])))
         for some in (order[i : i + ROWS] for i in range(0, len(order), ROWS)):
-            every = _EVERY if any(samplings[i].stop for i in some) else 2**30
-            for out in self.write([prompts[i] for i in some], [samplings[i] for i in some], every):
+            every = _EVERY if any(params[i].stop for i in some) else 2**30
+            for out in self.write([prompts[i] for i in some], [params[i] for i in some], every):
                 last = out
             for i, (_, completion) in zip(some, last, strict=True):
                 found[i] = completion
@@ -359,11 +302,11 @@ def _empty(model: Any, B: int, S: int) -> Any:
     return model.cache(B, S)
 
 
-_read = jax.jit(decoding.read, static_argnums=0, donate_argnums=2)
-_begin = jax.jit(decoding.begin, static_argnums=5, donate_argnums=1)
-_go_on = jax.jit(decoding.go_on, static_argnums=0, donate_argnums=2)
+_prefill = jax.jit(sampling.prefill, static_argnums=0, donate_argnums=2)
+_init = jax.jit(sampling.init, static_argnums=5, donate_argnums=1)
+_decode = jax.jit(sampling.decode, static_argnums=0, donate_argnums=2)
 _beam_search = jax.jit(
-    decoding.beam_tokens, static_argnums=0, static_argnames=("max_new_tokens", "beams", "end", "length_penalty")
+    beams.beam_tokens, static_argnums=0, static_argnames=("max_new_tokens", "beams", "end", "length_penalty")
 )
 
 
@@ -375,32 +318,11 @@ def _halve(params: Any) -> Any:
     return jax.tree.map_with_path(cast, params)
 
 
-def _choice(samplings: list[Sampling], B: int) -> decoding.Choice:
-    """The settings of each sequence; those that none of them uses are None, and cost nothing."""
-
-    def column(name: str, unused: float, dtype: Any) -> jax.Array | None:
-        values = [getattr(s, name) for s in samplings]
-        if all(value == unused for value in values):
-            return None
-        return jnp.asarray(values + [unused] * (B - len(values)), dtype)
-
-    temperature_B = column("temperature", 0.0, jnp.float32)
-    seeds = np.array([s.seed for s in samplings] + [0] * (B - len(samplings)), np.uint32)
-    return decoding.Choice(
-        seed_B=None if temperature_B is None else jnp.asarray(seeds),
-        temperature_B=temperature_B,
-        top_k_B=column("top_k", 0, jnp.int32),
-        top_p_B=column("top_p", 1.0, jnp.float32),
-        min_p_B=column("min_p", 0.0, jnp.float32),
-        repetition_penalty_B=column("repetition_penalty", 1.0, jnp.float32),
-    )
-
-
-def _for_each(sampling: Sampling | Sequence[Sampling], prompts: Sequence[Any]) -> list[Sampling]:
-    samplings = [sampling] * len(prompts) if isinstance(sampling, Sampling) else list(sampling)
-    if len(samplings) != len(prompts):
-        raise ValueError(f"there are {len(samplings)} samplings for {len(prompts)} prompts")
-    return samplings
+def _for_each(params: Params, prompts: Sequence[Any]) -> list[SamplingParams]:
+    every = [params] * len(prompts) if isinstance(params, SamplingParams) else list(params)
+    if len(every) != len(prompts):
+        raise ValueError(f"there are {len(every)} SamplingParams for {len(prompts)} prompts")
+    return every
 
 
 def _refuse_unknown(prompts: Sequence[Any], model: Any) -> None:
@@ -437,7 +359,7 @@ def run(
     step: int | None = None,
     out: Any = None,
 ) -> int:
-    """Goes on with prompts and prints one JSON line for each, ``{"prompt", "text", ...}``, in their order.
+    """Continues prompts and prints one JSON line for each, ``{"prompt", "text", ...}``, in their order.
 
     On a terminal, the text after a single prompt is shown as it comes. ``seconds`` leave out compilation; where several
     prompts make a batch, they are the batch's, and ``tokens_per_second`` all its tokens'.
@@ -446,8 +368,8 @@ def run(
       workdir: a run's folder, or a published model's (``pretrained``).
       prompts: texts; None: those of ``pattern``.
       pattern: a file with a prompt in each line, or in each line's "prompt" (.jsonl).
-      sample: ``temperature=0.8,top_k=50,...``, the words of ``Sampling``.
-      stop: see ``Sampling``; "\\n" is a new line.
+      sample: ``temperature=0.8,top_k=50,...``, the words of ``SamplingParams``.
+      stop: see ``SamplingParams``; "\\n" is a new line.
       chat: take a prompt for what a user says, and write the answer, by the run's chat template.
 
     Returns:
@@ -461,34 +383,34 @@ def run(
     prompts = list(prompts) if prompts else read_prompts(pattern)
     if any(_broken(prompt) for prompt in prompts):
         raise UserError("a prompt is not valid UTF-8 text.")
-    sampling = parse_sampling(sample, stop or ())
+    params = parse_sampling(sample, stop or ())
     if is_run(workdir):
         task, variables, _ = restore(RunDir(workdir), RunDir(workdir).config(), parallel.make_mesh(1), step)
         if hasattr(model_of(task)[0], "translate"):
             if sample or stop or chat:
                 raise UserError("a translation is written as config.task says (beams, max_length); leave out --sample.")
             return _translate(workdir, prompts, step, out)
-        writer, template = _of_run(RunDir(workdir), task, variables)
+        engine, template = _of_run(RunDir(workdir), task, variables)
     else:
         model, variables = pretrained.load(workdir)
         if isinstance(model, EncoderDecoder):
             if sample or stop or chat:
                 raise UserError("a translation is written as generation_config.json says; leave out --sample.")
             return _translate_by_folder(workdir, model, variables, prompts, out)
-        writer, template = _of_folder(workdir, model, variables)
+        engine, template = _of_folder(workdir, model, variables)
     asked: list[Any] = prompts
     if chat:
-        if template is None or writer.tokenizer is None:
-            raise UserError(f"{workdir} has no chat template; leave out --chat to go on with the prompt as it stands.")
+        if template is None or engine.tokenizer is None:
+            raise UserError(f"{workdir} has no chat template; leave out --chat to continue the prompt as it stands.")
         words = [[{"role": "user", "content": prompt}] for prompt in prompts]
-        asked = [chat_template.prompt_tokens(template, writer.tokenizer, messages) for messages in words]
+        asked = [chat_template.prompt_tokens(template, engine.tokenizer, messages) for messages in words]
     show = len(prompts) == 1 and out.isatty()
     for first in range(0, len(prompts), ROWS):
         some = asked[first : first + ROWS]
-        for _, _ in zip(range(2), writer.stream(writer.tokens_of(some), sampling, 1), strict=False):
+        for _, _ in zip(range(2), engine.stream(engine.tokens_of(some), params, 1), strict=False):
             pass  # compiles
         began = time.monotonic()
-        for parts in writer.write(some, sampling, 1 if show else _EVERY):
+        for parts in engine.write(some, params, 1 if show else _EVERY):
             if show:
                 print(parts[0][0], end="", flush=True, file=out)
         seconds = time.monotonic() - began
@@ -499,23 +421,27 @@ def run(
         for prompt, completion in zip(prompts[first:], completions, strict=False):
             assert completion is not None
             line = {"prompt": prompt, "text": completion.text, "tokens": len(completion.tokens)}
-            line |= {"reason": completion.reason, "seconds": round(seconds, 3), "tokens_per_second": round(rate, 1)}
+            line |= {
+                "finish_reason": completion.finish_reason,
+                "seconds": round(seconds, 3),
+                "tokens_per_second": round(rate, 1),
+            }
             print(json.dumps(line, ensure_ascii=False), flush=True, file=out)
     return 0
 
 
-def parse_sampling(text: str | None, stop: Sequence[str] = ()) -> Sampling:
-    """``Sampling`` from ``temperature=0.8,top_k=50``.
+def parse_sampling(text: str | None, stop: Sequence[str] = ()) -> SamplingParams:
+    """``SamplingParams`` from ``temperature=0.8,top_k=50``.
 
     Raises:
       UserError: an unknown word (with the nearest one), or a value that does not fit.
     """
-    defaults = {f.name: f.default for f in dataclasses.fields(Sampling) if f.name != "stop"}
+    defaults = {f.name: f.default for f in dataclasses.fields(SamplingParams) if f.name != "stop"}
     words = vars(parse_arg(text, "--sample", **{**defaults, "max_new_tokens": 0}))
     given = words.pop("max_new_tokens")
     given = given if "max_new_tokens" in (text or "") else None
     stops = tuple(s.replace("\\n", "\n").replace("\\t", "\t") for s in stop)
-    return Sampling(**words, max_new_tokens=given, stop=stops)
+    return SamplingParams(**words, max_new_tokens=given, stop=stops)
 
 
 def read_prompts(pattern: str | None) -> list[str]:
@@ -555,7 +481,7 @@ def _broken(text: str) -> bool:
     return False
 
 
-def _of_run(run_: RunDir, task: Any, variables: Variables) -> tuple[Writer, Any]:
+def _of_run(run_: RunDir, task: Any, variables: Variables) -> tuple[Engine, Any]:
     inner, model = model_of(task)
     state, known = getattr(inner, "tokenizer", None), dataset_info(run_)
     if state is None or not hasattr(model, "decode"):
@@ -565,18 +491,18 @@ def _of_run(run_: RunDir, task: Any, variables: Variables) -> tuple[Writer, Any]
     tokenizer = load(state)
     ends = {int(t) for t in (tokenizer.end, known.get("stop_id")) if t is not None}
     template = known.get("chat_template")
-    writer = Writer(model, merged(task, variables), tuple(sorted(ends)), tokenizer)
-    return writer, None if template is None else chat_template.load(template)
+    engine = Engine(model, merged(task, variables), tuple(sorted(ends)), tokenizer)
+    return engine, None if template is None else chat_template.load(template)
 
 
-def _of_folder(path: str, model: Any, variables: Variables) -> tuple[Writer, Any]:
+def _of_folder(path: str, model: Any, variables: Variables) -> tuple[Engine, Any]:
     """Of a published model: its ends are those of ``generation_config.json`` and ``config.json``."""
     tokenizer = TokenizerFile(path).fit(lambda: iter(()), lambda: iter(()), False)
     ends: set[int] = set()
     for config in generation(path):
         found = config.get("eos_token_id")
         ends |= set(found) if isinstance(found, list) else set() if found is None else {found}
-    return Writer(model, variables, tuple(sorted(ends)), tokenizer), chat_template.read(path)
+    return Engine(model, variables, tuple(sorted(ends)), tokenizer), chat_template.read(path)
 
 
 def _translate_by_folder(path: str, model: EncoderDecoder, variables: Variables, prompts: list[str], out: Any) -> int:

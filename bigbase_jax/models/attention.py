@@ -58,7 +58,7 @@ def attention(
     length = mesh_axes("length")
     whole = not length or bias is not None or q_BLHK.shape[1] != k_BSGK.shape[1]
     if window is not None and not (whole and isinstance(window, int)):
-        mask, window = near(mask, jnp.arange(q_BLHK.shape[1]), jnp.arange(k_BSGK.shape[1]), window), None
+        mask, window = near(mask, jnp.arange(q_BLHK.shape[1])[None], k_BSGK.shape[1], window), None
     if whole:
         return _whole(q_BLHK, k_BSGK, v_BSGK, mask, bias, is_causal, window)
     shared = q_BLHK.shape[2] // k_BSGK.shape[2]
@@ -87,11 +87,11 @@ def attention(
 
 
 def near(
-    mask: Bool[Array, "B _ _ S"] | None, query_L: Int[Array, " L"], key_S: Int[Array, " S"], window: Any
+    mask: Bool[Array, "B _ _ S"] | None, query_BL: Int[Array, "_ L"], keys: int, window: Any
 ) -> Bool[Array, "B _ L S"]:
-    """The mask without keys that are ``window`` places or more before the query; both stand at these places."""
-    near_11LS = (query_L[:, None] - key_S < window)[None, None]
-    return near_11LS if mask is None else mask & near_11LS
+    """The mask without those of so many keys that are ``window`` or more before the query of this position."""
+    near_B1LS = query_BL[:, None, :, None] - jnp.arange(keys) < window
+    return near_B1LS if mask is None else mask & near_B1LS
 
 
 def _whole(q: Array, k: Array, v: Array, mask: Any, bias: Any, is_causal: bool, window: int | None) -> Array:

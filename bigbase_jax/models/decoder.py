@@ -135,17 +135,14 @@ class Decoder(nn.Module):
         x_BLD, context = self._embed(tokens_BL, jnp.arange(L)[None] if positions_BL is None else positions_BL)
         return self.encoder(x_BLD, mask_B1LL, train=train, context=context)
 
-    def decode(
-        self, tokens_BL: Int[Array, "B L"], at: Int[Array, ""], first_B: Int[Array, " B"]
-    ) -> Float[Array, "B L D"]:
+    def decode(self, tokens_BL: Int[Array, "B L"], position_B: Int[Array, " B"]) -> Float[Array, "B L D"]:
         """``hidden`` of the next tokens of sequences whose earlier ones are in the variable collection "cache".
 
         ``apply(..., method="decode", mutable=["cache"])`` gives the cache with the new tokens in it as well.
 
         Args:
-          tokens_BL: those at places ``at`` to ``at + L - 1`` of the cache; what stands before ``first_B`` is unseen.
-          at: i32[].
-          first_B: the place of each sequence's first token, whose position is 0.
+          position_B: of each sequence's first token here, which is its place in the cache too. Tokens see those of
+            lower positions, which earlier calls have read.
 
         Raises:
           ModelError: the blocks are stacked; see ``transformer.unstack_blocks``.
@@ -153,10 +150,10 @@ class Decoder(nn.Module):
         if self.scan:
             raise ModelError("a stack of blocks has no cache; unstack the blocks and set scan=False.")
         L, S = tokens_BL.shape[1], self.variables["cache"]["encoder"]["block_0"]["attention"]["keys"].shape[2]
-        query_L, key_S = at + jnp.arange(L), jnp.arange(S)
-        mask_B1LS = ((query_L[:, None] >= key_S) & (key_S >= first_B[:, None, None]))[:, None]
-        x_BLD, context = self._embed(tokens_BL, jnp.maximum(query_L - first_B[:, None], 0))
-        return self.encoder(x_BLD, mask_B1LS, context=context._replace(at=at))
+        position_BL = position_B[:, None] + jnp.arange(L)
+        mask_B1LS = (position_BL[..., None] >= jnp.arange(S))[:, None]
+        x_BLD, context = self._embed(tokens_BL, position_BL)
+        return self.encoder(x_BLD, mask_B1LS, context=context._replace(position_B=position_B))
 
     @nn.nowrap
     def cache(self, batch_size: int, length: int, dtype: str | None = None) -> dict[str, Any]:

@@ -167,24 +167,23 @@ class EncoderDecoder(nn.Module):
         seen_BS = self._seen(source_BS, segments_BS)
         context = Context(memory=self.encode(source_BS, seen_BS, train), memory_mask=_mask(seen_BS))
         L = target_BL.shape[1]
-        return self._write(target_BL, jnp.arange(L)[None], jnp.arange(L), jnp.arange(L), L, context, None, train)
+        return self._write(target_BL, jnp.arange(L)[None], L, context, None, train)
 
     def encode(
         self, source_BS: Int[Array, "B S"], seen_BS: Bool[Array, "B S"] | None, train: bool = False
     ) -> Float[Array, "B S D"]:
         """The source as the decoder reads it; False in ``seen_BS`` is padding."""
         S = source_BS.shape[1]
-        place_S = jnp.arange(S)
-        x_BSD, context = self._embed("source", source_BS, place_S[None], S)
+        positions_1S = jnp.arange(S)[None]
+        x_BSD, context = self._embed("source", source_BS, positions_1S, S)
         if self.positions == "relative":
-            context = context._replace(bias=self._bias(self.source_distance, place_S, place_S, True))
+            context = context._replace(bias=self._bias(self.source_distance, positions_1S, S, True))
         return self.encoder(x_BSD, _mask(seen_BS), train=train, context=context)
 
     def decode(
         self,
         tokens_BL: Int[Array, "B L"],
-        at: Int[Array, ""],
-        first_B: Int[Array, " B"],
+        position_B: Int[Array, " B"],
         source_BS: Int[Array, "B S"] | None = None,
         segments_BS: Int[Array, "B S"] | None = None,
     ) -> Float[Array, "B L D"]:
@@ -193,9 +192,7 @@ class EncoderDecoder(nn.Module):
         ``apply(..., method="decode", mutable=["cache"])`` gives the cache with the new tokens in it as well.
 
         Args:
-          tokens_BL: those at places ``at`` to ``at + L - 1`` of the cache; what stands before ``first_B`` is unseen.
-          at: i32[].
-          first_B: the place of each target's first token, whose position is 0.
+          position_B: of each target's first token here, which is its place in the cache too.
           source_BS: at the first call: what it needs of the source is kept in the cache; later: None.
           segments_BS: of the source; see ``hidden``.
 
@@ -217,11 +214,10 @@ class EncoderDecoder(nn.Module):
         places = self.variables["cache"]["decoder"]["block_0"]["attention"]["keys"].shape[2]
         if self.positions == "learned" and places - 1 > (self.length or 0):  # the last token is not read any more
             raise ModelError(f"a target of {places - 1} tokens is longer than the model's {self.length} positions.")
-        query_L, key_K = at + jnp.arange(tokens_BL.shape[1]), jnp.arange(places)
-        seen_BLK = (query_L[:, None] >= key_K) & (key_K >= first_B[:, None, None])
-        positions_BL = jnp.maximum(query_L - first_B[:, None], 0)
-        context = Context(memory=memory, memory_mask=_mask(kept_BS), at=at)
-        return self._write(tokens_BL, positions_BL, query_L, key_K, places, context, seen_BLK[:, None], False)
+        position_BL = position_B[:, None] + jnp.arange(tokens_BL.shape[1])
+        mask_B1LK = (position_BL[..., None] >= jnp.arange(places))[:, None]
+        context = Context(memory=memory, memory_mask=_mask(kept_BS), position_B=position_B)
+        return self._write(tokens_BL, position_BL, places, context, mask_B1LK, False)
 
     @nn.nowrap
     def cache(self, batch_size: int, length: int, source_length: int, dtype: str | None = None) -> dict[str, Any]:
@@ -259,16 +255,14 @@ class EncoderDecoder(nn.Module):
         self,
         tokens_BL: Array,
         positions_BL: Array,
-        query_L: Array,
-        key_K: Array,
-        longest: int,
+        places: int,
         context: Context,
         mask: Any,
         train: bool,
     ) -> Array:
-        """The decoder; ``query_L`` and ``key_K`` are places, between which distances are."""
-        x_BLD, embedded = self._embed("target", tokens_BL, positions_BL, longest)
-        bias = self._bias(self.target_distance, query_L, key_K, False) if self.positions == "relative" else None
+        """The decoder; so many places are seen."""
+        x_BLD, embedded = self._embed("target", tokens_BL, positions_BL, places)
+        bias = self._bias(self.target_distance, positions_BL, places, False) if self.positions == "relative" else None
         context = context._replace(rotation=embedded.rotation, bias=bias)
         return self.decoder(x_BLD, mask, train=train, context=context)
 
@@ -291,12 +285,11 @@ class EncoderDecoder(nn.Module):
             context = Context(rotation=rotation(positions_BL, K, self.rope_theta))
         return constrain(x_BLD, "batch", "length", "width"), context
 
-    def _bias(self, table_OH: Array, query_L: Array, key_K: Array, both_ways: bool) -> Float32[Array, "1 H L K"]:
+    def _bias(self, table_OH: Array, query_BL: Array, keys: int, both_ways: bool) -> Float32[Array, "_ H L K"]:
         bucket_O = jnp.asarray(buckets(self.relative_buckets, self.relative_distance, both_ways))
         far = len(bucket_O) // 2
-        distance_LK = jnp.clip(key_K - query_L[:, None], -far, far) + far
-        bias_LKH = table_OH.astype(jnp.float32)[bucket_O[distance_LK]]
-        return jnp.moveaxis(bias_LKH, 2, 0)[None]
+        distance_BLK = jnp.clip(jnp.arange(keys) - query_BL[..., None], -far, far) + far
+        return jnp.moveaxis(table_OH.astype(jnp.float32)[bucket_O[distance_BLK]], 3, 1)
 
     def _seen(self, source_BS: Array, segments_BS: Array | None) -> Array | None:
         if segments_BS is not None:

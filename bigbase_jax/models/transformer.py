@@ -10,6 +10,7 @@ width, M width of the hidden layer, N layers, k = K / 2.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import re
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -20,7 +21,16 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Float32, Int
 
 from bigbase_jax.models.attention import SEQUENCE_ATTENTION, attention, near
-from bigbase_jax.models.layers import ACTIVATIONS, DTYPES, ModelError, constrain, look_up, mesh_axes, mesh_size
+from bigbase_jax.models.layers import (
+    ACTIVATIONS,
+    DTYPES,
+    ModelError,
+    constrain,
+    look_up,
+    mesh_axes,
+    mesh_size,
+    platform,
+)
 from bigbase_jax.models.pipeline import check_stages, pipeline
 from bigbase_jax.models.rope import rotate
 
@@ -114,14 +124,15 @@ class Style:
 
 
 class Context(NamedTuple):
-    """What all blocks read beside the sequence; every array but ``at`` and ``window`` has a leading axis B, or 1.
+    """What all blocks read beside the sequence; every array but ``window`` has a leading axis B, or 1.
 
     Attributes:
       rotation: cosines and sines of rotary positions (``rope.rotation``); None: queries and keys are not turned.
       bias: added to the scores of self-attention (relative positions); None: nothing is.
       memory: what cross-attention reads.
       memory_mask: which of it is real.
-      at: where in the cache the sequence begins; read only where there is a cache.
+      position_B: that of the sequence's first token, and its place in the cache; None: 0. Read only where there is a
+        cache.
       window: i32[], in place of the style's, for a program that all blocks of a stack share.
     """
 
@@ -129,7 +140,7 @@ class Context(NamedTuple):
     bias: Float32[Array, "_ H L S"] | None = None
     memory: Float[Array, "B S D"] | None = None
     memory_mask: Bool[Array, "B 1 1 S"] | None = None
-    at: Array | None = None
+    position_B: Int[Array, " B"] | None = None
     window: Int[Array, ""] | None = None
 
 
@@ -137,7 +148,7 @@ class Attention(nn.Module):
     """Multi-head scaled dot-product attention (Vaswani et al. 2017) of a sequence to itself or to a memory.
 
     With a variable collection "cache" that holds ``keys`` and ``values`` [B, G, S, K] for it, self-attention writes its
-    own there, from ``context.at`` on, and reads all of them; the mask and the window then say what is seen.
+    own there, from ``context.position_B`` on, and reads all of them; the mask and the window then say what is seen.
     Cross-attention writes them where it is given a memory, and reads them where it is not.
 
     Attributes:
@@ -187,15 +198,15 @@ class Attention(nn.Module):
         if source is not None:
             k_BSGK, v_BSGK = project("key", G, source), project("value", G, source)
             if cached:
-                at = context.at if context.at is not None and not cross else 0
-                k_BSGK, v_BSGK = self._keep("keys", k_BSGK, at), self._keep("values", v_BSGK, at)
+                position_B = None if cross else context.position_B
+                k_BSGK, v_BSGK = self._keep("keys", k_BSGK, position_B), self._keep("values", v_BSGK, position_B)
         elif cached:
             k_BSGK, v_BSGK = (jnp.swapaxes(self.get_variable("cache", n), 1, 2) for n in ("keys", "values"))
         else:
             raise ModelError("cross-attention has neither a memory nor a cache to read.")
         if cached and window is not None:
-            at = 0 if context.at is None else context.at
-            mask = near(mask, at + jnp.arange(q_BLHK.shape[1]), jnp.arange(k_BSGK.shape[1]), window)
+            position_B1 = 0 if context.position_B is None else context.position_B[:, None]
+            mask = near(mask, position_B1 + jnp.arange(q_BLHK.shape[1])[None], k_BSGK.shape[1], window)
         y_BLHK = attention(
             q_BLHK,
             k_BSGK.astype(dtype),
@@ -211,14 +222,22 @@ class Attention(nn.Module):
         )
         return constrain(out(_spread(y_BLHK)), "batch", "length", "width")
 
-    def _keep(self, name: str, new_BLGK: Array, at: Any) -> Array:
-        """The cached array with the new places written into it from ``at`` on, [B, S, G, K].
+    def _keep(self, name: str, new_BLGK: Array, position_B: Array | None) -> Array:
+        """The cached array with the new places written into it from ``position_B`` on, [B, S, G, K].
 
-        It is kept as [B, G, S, K], in which attention reads it, or XLA would turn all of it around for every token.
+        It is kept as [B, G, S, K], in which attention reads it, or XLA would transpose all of it for every token.
         """
         old_BGSK: Any = self.get_variable("cache", name)
         new_BGLK = jnp.swapaxes(new_BLGK, 1, 2).astype(old_BGSK.dtype)
-        kept_BGSK = jax.lax.dynamic_update_slice_in_dim(old_BGSK, new_BGLK, at, 2)
+        if position_B is None:
+            kept_BGSK = jax.lax.dynamic_update_slice_in_dim(old_BGSK, new_BGLK, 0, 2)
+        elif platform() == "cpu":  # where a scatter takes longer
+            kept_BGSK = old_BGSK
+            for b in range(len(new_BGLK)):
+                kept_BGSK = jax.lax.dynamic_update_slice(kept_BGSK, new_BGLK[b : b + 1], (b, 0, position_B[b], 0))
+        else:
+            write = functools.partial(jax.lax.dynamic_update_slice_in_dim, axis=1)
+            kept_BGSK = jax.vmap(write)(old_BGSK, new_BGLK, position_B)
         self.put_variable("cache", name, kept_BGSK)
         return jnp.swapaxes(kept_BGSK, 1, 2)
 

@@ -19,7 +19,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from bigbase_jax.core import Array, Batch, Example, Loss, Meter, Metric, PyTree, Sum, UserError, Variables, joined
-from bigbase_jax.decoding.decoding import NEVER, beam_tokens, greedy_tokens
+from bigbase_jax.decoding.beams import NEVER, beam_tokens
+from bigbase_jax.decoding.sampling import greedy_tokens
 from bigbase_jax.evaluate import CollectAll
 from bigbase_jax.models.transformer import unstack_blocks
 from bigbase_jax.tasks import chunks
@@ -53,8 +54,8 @@ class Translation:
       label_smoothing: share of each target's probability that is spread over the vocabulary in training (Szegedy et
         al. 2016).
       generate: write translations wherever the model predicts; False: only the targets' probabilities are computed.
-      beams: of the search (``decoding.beam_tokens``); 1: the most probable token, again and again.
-      length_penalty: see ``decoding.beam_tokens``.
+      beams: of the search (``decoding.beams.beam_tokens``); 1: the most probable token, again and again.
+      length_penalty: see ``decoding.beams.beam_tokens``.
       max_length: M, the end token included; None: T, of its batch.
       pad_id, start_id: tokens that are never written.
       end_id: the token that ends a translation.
@@ -157,7 +158,7 @@ class Translation:
             model = model.clone(scan=False)
             variables = {**variables, "params": unstack_blocks(variables["params"])}
         never = sorted({t for t in (self.pad_id, self.start_id) if t is not None and t != self.end_id})
-        writer = _Writer(model, jnp.asarray(inputs["source_segments"]), never)
+        writes = _Writes(model, jnp.asarray(inputs["source_segments"]), never)
         start_B1 = jnp.asarray(inputs["target_in"])[:, :1]
         source_BS = jnp.asarray(inputs["source"])
         most = self.max_length or inputs["target_in"].shape[1]
@@ -165,10 +166,10 @@ class Translation:
         with model_errors(), plain:
             if self.beams == 1:
                 return greedy_tokens(
-                    writer, variables, start_B1, max_new_tokens=most, end=self.end_id, source_BS=source_BS
+                    writes, variables, start_B1, max_new_tokens=most, end=self.end_id, source_BS=source_BS
                 )
             tokens_BNM, _ = beam_tokens(
-                writer,
+                writes,
                 variables,
                 start_B1,
                 max_new_tokens=most,
@@ -284,7 +285,7 @@ def bleu_words(texts: Sequence[str]) -> str:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Writer:
+class _Writes:
     """The model as ``decoding`` sees it: it knows what of the source is padding, and some tokens it never writes."""
 
     model: Any
@@ -295,7 +296,7 @@ class _Writer:
         return self.model.cache(*sizes)
 
     def apply(self, variables: Variables, *args: Any, method: str, **words: Any) -> Any:
-        if method == "decode" and len(args) == 4:  # with a source
+        if method == "decode" and len(args) == 3:  # with a source
             args = (*args, self.segments_BS)
         found = self.model.apply(variables, *args, method=method, **words)
         return found.at[..., jnp.array(self.never, jnp.int32)].set(NEVER) if method == "logits" else found

@@ -17,7 +17,8 @@ import numpy as np
 import torch
 import transformers
 
-from bigbase_jax.inference.generation import Sampling, Writer
+from bigbase_jax.decoding.sampling import SamplingParams
+from bigbase_jax.inference.generation import Engine
 from bigbase_jax.pretrained import load
 from bigbase_jax.runtime import memory
 
@@ -36,9 +37,9 @@ def main() -> None:
     transformers.logging.set_verbosity_error()
     for shape in args.shapes.split(","):
         depth, width, vocab = map(int, shape.split("x"))
-        theirs, writer = models(depth, width, vocab)
+        theirs, engine = models(depth, width, vocab)
         for batch in map(int, args.batches.split(",")):
-            print(json.dumps({"shape": shape, "batch": batch, **measure(theirs, writer, batch, args)}), flush=True)
+            print(json.dumps({"shape": shape, "batch": batch, **measure(theirs, engine, batch, args)}), flush=True)
 
 
 def models(depth: int, width: int, vocab: int):
@@ -49,16 +50,16 @@ def models(depth: int, width: int, vocab: int):
     theirs = transformers.GPT2LMHeadModel(config).eval()
     with tempfile.TemporaryDirectory() as folder:
         theirs.save_pretrained(folder)
-        return theirs, Writer(*load(folder))
+        return theirs, Engine(*load(folder))
 
 
-def measure(theirs, writer: Writer, batch: int, args) -> dict:
+def measure(theirs, engine: Engine, batch: int, args) -> dict:
     prompts = np.random.default_rng(0).integers(0, theirs.config.vocab_size, (batch, PROMPT))
     tokens = torch.tensor(prompts)
     mask = torch.ones_like(tokens)
 
     def ours() -> np.ndarray:
-        return np.stack(writer.generate(list(prompts.astype(np.int32)), Sampling(max_new_tokens=args.new)))
+        return np.stack(engine.generate(list(prompts.astype(np.int32)), SamplingParams(max_new_tokens=args.new)))
 
     def reference() -> np.ndarray:
         with torch.inference_mode():

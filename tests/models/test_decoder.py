@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from meshes import assert_same, spread
 
+from bigbase_jax.models import transformer
 from bigbase_jax.models.decoder import Decoder
 from bigbase_jax.models.layers import ModelError
 from bigbase_jax.models.transformer import stack_blocks
@@ -131,25 +132,30 @@ def test_a_packed_document_reads_as_it_does_alone():
 
 
 @pytest.mark.parametrize(
-    "more",
-    [{}, {**LLAMA, "window": 3}, {**LLAMA, "window": 2, "windowed": (False, True)}],
+    ("more", "platform"),
+    [({}, "gpu"), ({**LLAMA, "window": 3}, "cpu"), ({**LLAMA, "window": 2, "windowed": (False, True)}, "cpu")],
     ids=["gpt2", "llama", "windows of some blocks"],
 )
-def test_token_by_token_with_a_cache_is_the_whole_at_once(more):
-    """Two sequences, of which the second begins two places later, in parts of 4, 1, 1 and 2 tokens."""
+def test_token_by_token_with_a_cache_is_the_whole_at_once(more, platform, monkeypatch):
+    """Two sequences of different age share every step, of 3, 1 and 1 tokens: of the second, three have been read
+    before; what was read behind them, as padding of a prompt, is overwritten before it is seen."""
+    monkeypatch.setattr(transformer, "platform", lambda: platform)  # how the cache is written
     model, variables = ready(**more)
-    first_B, tokens_BL = jnp.array([0, 2]), jax.random.randint(jax.random.key(1), (2, 8), 1, 11)
-    whole = jax.jit(functools.partial(model.apply, variables))
+    tokens_BL = jax.random.randint(jax.random.key(1), (2, 8), 1, 11)
+    whole = jax.jit(model.apply)(variables, tokens_BL)
     decode = jax.jit(functools.partial(model.apply, method="decode", mutable=["cache"]))
-    cache, at, parts = model.cache(2, 10), 0, []
-    for size in (4, 1, 1, 2):
-        y_BlD, state = decode({**variables, "cache": cache}, tokens_BL[:, at : at + size], at, first_B)
-        cache, at = state["cache"], at + size
+    position_B, parts = np.array([0, 3]), []
+    _, state = decode({**variables, "cache": model.cache(2, 9)}, tokens_BL.at[:, 3:5].set(7)[:, :5], np.zeros(2, int))
+    for size in (3, 1, 1):
+        place_Bl = position_B[:, None] + np.arange(size)
+        given_Bl = jnp.take_along_axis(tokens_BL, place_Bl, 1)
+        y_BlD, state = decode({**variables, **state}, given_Bl, position_B)
         parts.append(model.apply(variables, y_BlD, method="logits"))
+        position_B = position_B + size
     logits_BLV = np.concatenate(parts, 1)
-    np.testing.assert_allclose(logits_BLV[:1], whole(tokens_BL[:1]), atol=1e-5, rtol=1e-5)
-    np.testing.assert_allclose(logits_BLV[1:, 2:], whole(tokens_BL[1:, 2:]), atol=1e-5, rtol=1e-5)
-    assert np.abs(logits_BLV[1:, 2:] - whole(tokens_BL)[1:, 2:]).max() > 1e-2  # where it begins does matter
+    np.testing.assert_allclose(logits_BLV[0], whole[0, :5], atol=1e-5, rtol=1e-5)
+    np.testing.assert_allclose(logits_BLV[1], whole[1, 3:], atol=1e-5, rtol=1e-5)
+    assert np.abs(logits_BLV[1] - whole[1, :5]).max() > 1e-2  # where it stands does matter
 
 
 def test_shared_keys_are_repeated_keys():

@@ -98,23 +98,25 @@ def test_padding_of_the_source_changes_nothing(more):
 
 @each_kind
 def test_token_by_token_with_a_cache_is_the_whole_at_once(more):
-    """Sources of two lengths; the second target begins two places later; in parts of 4, 1, 1 and 2 tokens."""
+    """Sources of two lengths; of the second target three tokens have been read before, and padding behind them; then
+    both share every step, of 3, 1 and 1 tokens."""
     model, variables = ready(**more)
-    first_B = jnp.array([0, 2])
     whole = jax.jit(functools.partial(model.apply, variables))
     decode = jax.jit(functools.partial(model.apply, method="decode", mutable=["cache"]))
-    cache, at, parts = model.cache(2, 9, 7), 0, []
+    cache, position_B, parts = model.cache(2, 9, 7), np.array([0, 3]), []
     assert all(len(x) == 2 for x in jax.tree.leaves(cache))
-    for size in (4, 1, 1, 2):
-        source = [SOURCE] if at == 0 else []
-        y_BlD, state = decode({**variables, "cache": cache}, TARGET[:, at : at + size], at, first_B, *source)
-        cache, at = state["cache"], at + size
+    before = TARGET.at[:, 3:5].set(7)[:, :5]
+    _, state = decode({**variables, "cache": cache}, before, np.zeros(2, int), SOURCE)
+    for size in (3, 1, 1):
+        place_Bl = position_B[:, None] + np.arange(size)
+        y_BlD, state = decode({**variables, **state}, jnp.take_along_axis(TARGET, place_Bl, 1), position_B)
         parts.append(model.apply(variables, y_BlD, method="logits"))
-    logits_BLV = np.concatenate(parts, 1)
-    np.testing.assert_allclose(logits_BLV[:1], whole(SOURCE[:1], TARGET[:1]), atol=1e-5, rtol=1e-5)
-    np.testing.assert_allclose(logits_BLV[1:, 2:], whole(SOURCE[1:], TARGET[1:, 2:]), atol=1e-5, rtol=1e-5)
-    assert np.abs(logits_BLV[1:, 2:] - whole(SOURCE, TARGET)[1:, 2:]).max() > 1e-3  # where it begins does matter
-    assert np.abs(logits_BLV[1:, 2:] - whole(SOURCE[:1, ::-1], TARGET[1:, 2:])).max() > 1e-3  # so does the source
+        position_B = position_B + size
+    logits_BLV, wanted_BLV = np.concatenate(parts, 1), whole(SOURCE, TARGET)
+    np.testing.assert_allclose(logits_BLV[0], wanted_BLV[0, :5], atol=1e-5, rtol=1e-5)
+    np.testing.assert_allclose(logits_BLV[1], wanted_BLV[1, 3:], atol=1e-5, rtol=1e-5)
+    assert np.abs(logits_BLV[1] - wanted_BLV[1, :5]).max() > 1e-3  # where it stands does matter
+    assert np.abs(logits_BLV[0] - whole(SOURCE[:, ::-1], TARGET)[0, :5]).max() > 1e-3  # so does the source
 
 
 @pytest.mark.parametrize("more", [{}, T5], ids=["plain", "t5"])
@@ -152,8 +154,7 @@ def test_far_places_share_a_range():
     """Distances beyond the last are clipped: a sequence longer than ``relative_distance`` has a bias everywhere."""
     model, variables = ready(**T5)
     bound = model.bind(variables)
-    place = jnp.arange(12)
-    bias_1HLK = bound._bias(bound.target_distance, place, place, False)
+    bias_1HLK = bound._bias(bound.target_distance, jnp.arange(12)[None], 12, False)
     assert bias_1HLK.shape == (1, 2, 12, 12)
     np.testing.assert_array_equal(bias_1HLK[0, :, 11, :6], np.repeat(bias_1HLK[0, :, 11, 5:6], 6, 1))
     np.testing.assert_array_equal(bias_1HLK[0, :, 7, 3:], bias_1HLK[0, :, 5, 1:10])
@@ -228,6 +229,6 @@ def test_what_does_not_fit_is_one_sentence(more, says):
 def test_what_cannot_be_decoded_is_one_sentence(more, size, says):
     model, variables = ready(**more)
     variables = {**variables, "cache": model.cache(2, 9, size)}
-    first = TARGET[:, :1], jnp.int32(0), jnp.zeros(2, jnp.int32)
+    first = TARGET[:, :1], jnp.zeros(2, jnp.int32)
     with pytest.raises(ModelError, match=says):
         model.apply(variables, *first, SOURCE, method="decode", mutable=["cache"])

@@ -151,9 +151,9 @@ def test_blocks_without_the_window_matter_and_a_stack_has_them_too(hf, random_mo
         clone = model.clone(window=None if other is None else 4, windowed=other)
         assert abs(apply(clone, variables, given) - want).max() > 0.1
     decode = functools.partial(apply, model, method="decode", mutable=["cache"])
-    cache, first_B, parts = model.cache(2, 24), jnp.zeros(2, jnp.int32), []
+    cache, parts = model.cache(2, 24), []
     for at in range(0, 23, 4):  # parts of 4 tokens, the last of 3
-        y_BlD, state = decode({**variables, "cache": cache}, given[:, at : at + 4], at, first_B)
+        y_BlD, state = decode({**variables, "cache": cache}, given[:, at : at + 4], jnp.full(2, at))
         cache = state["cache"]
         parts.append(apply(model, variables, y_BlD, method="logits"))
     np.testing.assert_allclose(np.concatenate(parts, 1), want, rtol=1e-4, atol=1e-4)

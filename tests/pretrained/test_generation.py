@@ -1,4 +1,4 @@
-"""Imported models go on with prompts as transformers' own do: greedily, with a repetition penalty, by beam search."""
+"""Imported models continue prompts as transformers' own do: greedily, with a repetition penalty, by beam search."""
 
 import io
 import json
@@ -7,8 +7,9 @@ import jax
 import numpy as np
 import pytest
 
-from bigbase_jax.decoding.decoding import beam_tokens
-from bigbase_jax.inference.generation import Sampling, generate, run
+from bigbase_jax.decoding.beams import beam_tokens
+from bigbase_jax.decoding.sampling import SamplingParams
+from bigbase_jax.inference.generation import Engine, run
 from bigbase_jax.pretrained import load
 from bigbase_jax.pretrained.tokenizers import published
 from bigbase_jax.text.tokenizer import Symbols
@@ -49,7 +50,7 @@ def pair(request, hf, random_model, tmp_path_factory):
 
 
 def greedily(torch, model, prompt, **words):
-    """What they go on with."""
+    """How they continue."""
     tokens = torch.tensor([prompt])
     with torch.no_grad():
         found = model.generate(tokens, attention_mask=torch.ones_like(tokens), max_new_tokens=20, **words)
@@ -70,8 +71,8 @@ def test_greedy(hf, pair, penalty):
     words = {"do_sample": False, "repetition_penalty": penalty, "eos_token_id": end}
     wanted = [greedily(hf.torch, theirs, p, **words) for p in PROMPTS]
     wanted = [row[: row.index(end)] if end in row else row for row in wanted]
-    sampling = Sampling(max_new_tokens=20, repetition_penalty=penalty)
-    found = generate(model, variables, [np.array(p, np.int32) for p in PROMPTS], sampling, end)
+    params = SamplingParams(max_new_tokens=20, repetition_penalty=penalty)
+    found = Engine(model, variables, end).generate([np.array(p, np.int32) for p in PROMPTS], params)
     assert [row.tolist() for row in found] == wanted
     assert len({t for row in wanted for t in row}) > 2
 
@@ -92,10 +93,10 @@ def test_beams(hf, pair, length_penalty, early_stopping):
             **words,
         )
     L = max(map(len, PROMPTS))
-    tokens = padded(hf.torch)["input_ids"].numpy().astype(np.int32)
-    first = np.array([L - len(p) for p in PROMPTS], np.int32)
-    compiled = jax.jit(lambda v, t, f: beam_tokens(model, v, t, f, beams=4, end=end, **words))
-    found, scores = compiled(variables, tokens, first)
+    tokens = np.array([p + [0] * (L - len(p)) for p in PROMPTS], np.int32)
+    lengths = np.array([len(p) for p in PROMPTS], np.int32)
+    compiled = jax.jit(lambda v, t, n: beam_tokens(model, v, t, n, beams=4, end=end, **words))
+    found, scores = compiled(variables, tokens, lengths)
     np.testing.assert_allclose(np.asarray(scores).reshape(-1), wanted.sequences_scores.numpy(), rtol=1e-4, atol=1e-5)
     rows = wanted.sequences[:, L:].tolist()
     for ours, row in zip(np.asarray(found).reshape(12, 9).tolist(), rows, strict=True):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from bigbase_jax.core import UserError
-from bigbase_jax.decoding.decoding import greedy_tokens
+from bigbase_jax.decoding.sampling import greedy_tokens
 from bigbase_jax.models.encoder_decoder import EncoderDecoder
 from bigbase_jax.pretrained import load, save
 
