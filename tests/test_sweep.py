@@ -20,13 +20,15 @@ import pytest
 from optuna.trial import TrialState
 from scipy import stats
 
-from bigbase_jax.build import deferred
-from bigbase_jax.core import UserError
+from bigbase_jax.build import deferred, target
+from bigbase_jax.core import Metric, UserError
 from bigbase_jax.runtime.log import Diverged
 from bigbase_jax.runtime.rundir import InUse
 from bigbase_jax.sweep import Sweep, choice, command, integer, log_uniform, space, uniform, worker
 from bigbase_jax.sweep import study as studies
 from bigbase_jax.sweep.study import Stop, Study
+from bigbase_jax.tasks.classification import Classification
+from bigbase_jax.wrappers.frozen import Frozen
 
 ROOT = pathlib.Path(__file__).parents[1]
 FORK = multiprocessing.get_context("fork")  # the children here compute nothing with JAX
@@ -206,7 +208,7 @@ def test_samplers_draw_the_same_settings_again_and_find_good_ones(tmp_path, samp
     for trial in a.trials():
         config = json.loads((a.path(trial.number) / "metrics.jsonl").read_text().splitlines()[-1])
         assert trial.state == TrialState.COMPLETE and trial.value == config["accuracy"]
-    assert command._best(sweep, a.trials()).value > 0.95
+    assert command._best(a.sweep, a.trials()).value > 0.95
 
 
 def test_tpe_learns_from_the_trials_before(tmp_path):
@@ -241,10 +243,29 @@ def test_the_value_is_the_best_where_the_run_keeps_its_best_and_else_the_last(tm
     rows = [{"step": i, "kind": "eval", "split": "val", "accuracy": v} for i, v in enumerate((0.5, 0.9, 0.7), 1)]
     rows += [{"step": 3, "kind": "eval", "split": "test", "accuracy": 1.0}, {"step": 3, "kind": "train"}]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    sweep = Sweep("accuracy", fixed=[{}])
+    sweep = Sweep("accuracy", mode="max", fixed=[{}])
     assert worker.outcome(tmp_path, sweep, CONFIG) == 0.9  # the recipe has best_metric="accuracy"
     other = space.override(CONFIG, {"train.best_metric": "loss"})
     assert worker.outcome(tmp_path, sweep, other) == 0.7
+
+
+@pytest.mark.parametrize(
+    ("metric", "given", "mode"), [("loss", None, "min"), ("loss", "max", "max"), ("f", None, "max")]
+)
+def test_the_task_says_whether_more_of_a_metric_is_better(tmp_path, metric, given, mode):
+    sweep = Sweep(metric, mode=given, fixed=[{}])
+    wrapped = CONFIG.copy_and_resolve_references()
+    wrapped.task = target(Frozen, task=CONFIG.task, trainable="head")
+    for name, config in (("a", CONFIG), ("b", wrapped)):
+        study = Study(sweep, config, tmp_path / name)
+        assert study.sweep.mode == mode and study.optuna.direction.name.lower().startswith(mode)
+        assert study.optuna.user_attrs["sweep"]["mode"] == mode
+
+
+def test_of_a_metric_that_is_neither_good_nor_bad_the_mode_is_asked_for(monkeypatch):
+    monkeypatch.setattr(Classification, "metrics", {"positives": Metric(None)})
+    with pytest.raises(UserError, match="neither more nor less positives is better; give the sweep mode='max'"):
+        space.judged(Sweep("positives", fixed=[{}]), CONFIG)
 
 
 # -------------------------------------------------------------------------------------------------------- several seeds

@@ -27,8 +27,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from bigbase_jax.build import suggest
-from bigbase_jax.core import UserError
+from bigbase_jax.build import locate, suggest
+from bigbase_jax.core import Metric, UserError
 
 SAMPLERS = ("grid", "random", "tpe", "cmaes")
 PRUNERS = ("median", "asha", "hyperband")
@@ -162,7 +162,7 @@ class Sweep:
     Attributes:
       metric: of the evaluations on the validation split. A trial's value is its best one where the recipe keeps the
         best checkpoint by this metric (``config.train.best_metric``), otherwise its last.
-      mode: "max" or "min".
+      mode: "max" or "min"; None: what the recipe's task says of the metric (``core.Metric.better``), else "max".
       space: key of the config -> domain.
       conditional: key -> label of its choice -> further keys that exist only then; another label may give the same key
         another domain.
@@ -185,7 +185,7 @@ class Sweep:
     """
 
     metric: str
-    mode: str = "max"
+    mode: str | None = None
     space: Space = dataclasses.field(default_factory=dict)
     conditional: Mapping[str, Mapping[Any, Space]] = dataclasses.field(default_factory=dict)
     suggest: Callable[[Any], Mapping[str, Any]] | None = None
@@ -199,7 +199,7 @@ class Sweep:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.mode not in ("max", "min"):
+        if self.mode not in ("max", "min", None):
             raise UserError(f"the sweep's mode is {self.mode!r}; it is 'max' or 'min'.")
         for name, known in (("sampler", SAMPLERS), ("pruner", PRUNERS), ("objective", OBJECTIVES)):
             word = getattr(self, name)
@@ -398,6 +398,24 @@ def check(sweep: Sweep, config: ConfigDict, drawn: Sequence[Mapping[str, Any]] =
     for overrides in itertools.chain(sweep.examples(), drawn):
         override(config, overrides)
     seeds(sweep, config, 0)
+
+
+def judged(sweep: Sweep, config: ConfigDict) -> Sweep:
+    """The sweep with its ``mode``, which the recipe's task knows where the file does not say it.
+
+    Raises:
+      UserError: the task says that neither more nor less of the metric is better.
+    """
+    if sweep.mode is not None:
+        return sweep
+    node = config.get("task", {})
+    while isinstance(node.get("task"), ConfigDict):  # of a wrapper
+        node = node.task
+    task = locate(node.target) if "target" in node else None
+    metric = getattr(task, "metrics", {}).get(sweep.metric, Metric("max"))
+    if metric.better is None:
+        raise UserError(f"neither more nor less {sweep.metric} is better; give the sweep mode='max' or mode='min'.")
+    return dataclasses.replace(sweep, mode=metric.better)
 
 
 def refuse_of_the_model(sweep: Sweep, free: Sequence[str], drawn: Sequence[Mapping[str, Any]] = ()) -> None:

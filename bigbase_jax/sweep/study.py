@@ -41,7 +41,7 @@ from bigbase_jax.runtime import redact
 from bigbase_jax.runtime.checkpoint import disk_error
 from bigbase_jax.runtime.rundir import MACHINERY, as_json, differing
 from bigbase_jax.runtime.whole import written
-from bigbase_jax.sweep.space import Sweep
+from bigbase_jax.sweep.space import Sweep, judged
 
 JOURNAL = "study.jsonl"
 STORAGE = "storage.json"
@@ -291,7 +291,8 @@ class Study:
         url: str | None = None,
         lost_after: float = 30,
     ):
-        self.sweep, self.folder, self.lost_after = sweep, pathlib.Path(folder), lost_after
+        self.sweep = sweep = judged(sweep, config)
+        self.folder, self.lost_after = pathlib.Path(folder), lost_after
         self.name = self.folder.name
         self.me = {"machine": machine(), "process": os.getpid(), "token": secrets.token_hex(4)}
         self._heard: dict[int, tuple[Any, float]] = {}  # trial -> what was last seen of its worker, and when that came
