@@ -161,8 +161,8 @@ def train(config: ConfigDict, workdir: str, name: str = "", observe: Observe | N
     state, progress = checkpoints.restore_latest(program.state)
     if state is None:
         state = program.init(parallel.put(first, mesh))
-        if config.get("init_from"):
-            state = pretrained.initialise(config.init_from, state, task, spec)
+        if config.get("init_from") or config.get("adapter"):
+            state = pretrained.initialise(config.init_from, state, task, spec, config.get("adapter"))
     start = int(state.step)
     done = start >= total or progress.get("stopped", False)
     forward = jax.jit(task.predict).lower(program.state.variables(), {name: spec[name] for name in task.inputs})

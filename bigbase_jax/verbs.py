@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import pathlib
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -22,10 +23,13 @@ from bigbase_jax.inference.predictor import Predictor
 from bigbase_jax.pages import report as report_page
 from bigbase_jax.runtime import compilation, distributed, whole
 from bigbase_jax.runtime.log import Diverged, say
-from bigbase_jax.runtime.restored import dataset_info, restore
+from bigbase_jax.runtime.restored import dataset_info
 from bigbase_jax.runtime.rundir import RunDir
+from bigbase_jax.wrappers.adapter import save_adapter
+from bigbase_jax.wrappers.wrapper import Wrapper
 
-EXPORTS = ("safetensors", "adapter")
+Add = Callable[[inputs.Input, dict[str, Any]], None]
+"""Takes an input and its answer."""
 
 
 def train(config: ConfigDict, workdir: str, name: str = "", observe: training.Observe | None = None) -> dict[str, Any]:
@@ -60,22 +64,22 @@ def evaluate(workdir: str, step: int | None = None, split: str | None = None) ->
     run = RunDir(workdir)
     config = run.config()
     data = build(pretrained.data_of(run, config), _path="config.data").prepare(say)
-    mesh = _mesh(config)
-    parallel.check_batch(data.eval_batch_size, mesh, what="config.data.eval_batch_size")
     if data.fingerprint() != run.read_json("lineage.json")["data"]["fingerprint"]:
         say("the data is not what the run was trained on: names, sizes or times of files differ")
     own: dict[str, Evaluator] = build(config.get("evaluators", {}), data.dataset_info, _path="config.evaluators")
     if split is not None and split not in (*data.splits, *own):
         known = [*data.splits, *own]
         raise UserError(f"this data has no split {split!r}.{suggest(split, known, 'split')}")
-    task, variables, step = restore(run, config, mesh, step)
+    predictor = Predictor.open(workdir, step, spread=True)
+    task, mesh, step = predictor.task, predictor.mesh, predictor.step
+    parallel.check_batch(data.eval_batch_size, mesh, what="config.data.eval_batch_size")
     if split is None:
         chosen = evaluators(task, mesh, data.splits, own).final
     else:
         chosen = {split: own.get(split) or Split(split)}
     results: dict[str, Any] = {}
     for name, evaluator in chosen.items():
-        found = evaluator.run(task, variables, data, mesh)
+        found = evaluator.run(task, predictor.variables, data, mesh)
         result = {"step": step, "split": name, **found.metrics}
         try:
             training.keep_evaluation(run, step, name, found)
@@ -85,7 +89,14 @@ def evaluate(workdir: str, step: int | None = None, split: str | None = None) ->
     return results
 
 
-def predict(workdir: str, pattern: str, step: int | None = None, output: str | None = None, out: Any = None) -> int:
+def predict(
+    workdir: str,
+    pattern: str,
+    step: int | None = None,
+    output: str | None = None,
+    out: Any = None,
+    adapter: str | None = None,
+) -> int:
     """Answers files, and the rows of tables and the lines of texts one by one, in the order of their names.
 
     Prints one JSON line per answer: ``{"input", "row", ...the task's answer}``, without ``row`` where a file is one
@@ -94,6 +105,7 @@ def predict(workdir: str, pattern: str, step: int | None = None, output: str | N
     Args:
       output: a file to write them to instead (see ``answers.Answers``), each beside the columns of its row; where there
         is a column of the same name, the answer's is called ``predicted_NAME``.
+      adapter: the folder of an adapter of the model in ``workdir``.
 
     Returns:
       The exit status: 1 if something could not be read.
@@ -103,22 +115,18 @@ def predict(workdir: str, pattern: str, step: int | None = None, output: str | N
     """
     compilation.setup()
     files = inputs.to_answer(pattern, output)
-    failed = number = 0
     columns: set[str] = set()
     with contextlib.ExitStack() as stack:
         write = stack.enter_context(answers.Answers(output)) if output is not None else None
-        predictor = Predictor(workdir, step)
-        found = predictor.answers(inputs.read(files, predictor.codec.fields, predictor.limits))
-        for item, answer in answers.counted(found, inputs.estimate(files, predictor.codec.fields)):
-            number += 1
-            failed += "error" in answer
-            if write is None:
-                print(answers.as_json({**item.place, **answer}), flush=True, file=out)
-                continue
+
+        def add(item: inputs.Input, answer: dict[str, Any]) -> None:
+            assert write is not None
             columns.update(item.values)
             named = {f"predicted_{name}" if name in columns else name: value for name, value in answer.items()}
             write({**(item.place if len(files) > 1 or item.row is None else {}), **item.values, **named})
-        _refuse_nothing(number, pattern)
+
+        predictor = Predictor.open(workdir, step, adapter)
+        number, failed = _answer(predictor, files, pattern, "predict", None if write is None else add, out)
     if output is not None:
         print(json.dumps({"output": output, "answers": number, "errors": failed}), flush=True, file=out)
     return int(failed > 0)
@@ -138,74 +146,92 @@ def embed(workdir: str, pattern: str, step: int | None = None, output: str | Non
     Raises:
       UserError: ``pattern`` holds nothing, the model reads no text, or the disk refuses.
     """
-    from bigbase_jax.inference.embedding import Embedder, Vectors
+    from bigbase_jax.inference.embedding import Vectors, embedder, width_of
 
     compilation.setup()
     files = inputs.to_answer(pattern, output)
-    failed = number = 0
     with contextlib.ExitStack() as stack:
-        embedder = Embedder(workdir, step)
-        add = write = None
+        predictor = embedder(workdir, step)
+        width = width_of(predictor)
+        add: Add | None = None
         if output is not None and output.lower().endswith(".npy"):
             file = stack.enter_context(whole.written(pathlib.Path(os.path.expanduser(output))))
-            add = stack.enter_context(Vectors(file, embedder.width))
+            write_vector = stack.enter_context(Vectors(file, width))
+
+            def add(item: inputs.Input, answer: dict[str, Any]) -> None:
+                write_vector(np.asarray(answer.get("vector", np.full(width, np.nan))))
+                if "error" in answer:
+                    say(f"{item.file}{'' if item.row is None else f', row {item.row}'}: {answer['error']}")
+
         elif output is not None:
             write = stack.enter_context(answers.Answers(output))
-        found = embedder.vectors(inputs.read(files, embedder.fields, embedder.limits))
-        for item, vector in answers.counted(found, inputs.estimate(files, embedder.fields), "embed"):
-            number += 1
-            wrong = isinstance(vector, UserError)
-            failed += wrong
-            answer = {"error": str(vector)} if isinstance(vector, UserError) else {"vector": vector.tolist()}
-            if add is not None:
-                add(np.full(embedder.width, np.nan) if isinstance(vector, UserError) else vector)
-                if wrong:
-                    say(f"{item.file}{'' if item.row is None else f', row {item.row}'}: {vector}")
-            elif write is not None:
+
+            def add(item: inputs.Input, answer: dict[str, Any]) -> None:
                 write({**item.place, **item.values, **answer})
-            else:
-                print(answers.as_json({**item.place, **answer}), flush=True, file=out)
-        _refuse_nothing(number, pattern)
+
+        number, failed = _answer(predictor, files, pattern, "embed", add, out)
     if output is not None:
-        about = {"output": output, "vectors": number, "width": embedder.width, "errors": failed}
+        about = {"output": output, "vectors": number, "width": width, "errors": failed}
         print(json.dumps(about), flush=True, file=out)
     return int(failed > 0)
 
 
-def _refuse_nothing(number: int, pattern: str) -> None:
+def _answer(
+    predictor: Predictor, files: Sequence[str], pattern: str, verb: str, add: Add | None, out: Any
+) -> tuple[int, int]:
+    """Takes each answer to ``add``, or prints it; returns how many there were, and how many of them are errors."""
+    number = failed = 0
+    reading = predictor.reading
+    found = predictor.answers(inputs.read(files, reading.codec.fields, reading.limits))
+    for item, answer in answers.counted(found, inputs.estimate(files, reading.codec.fields), verb):
+        number += 1
+        failed += "error" in answer
+        if add is None:
+            print(answers.as_json({**item.place, **answer}), flush=True, file=out)
+        else:
+            add(item, answer)
     if not number:
         raise UserError(f"--input={pattern} holds no row and no text to answer.")
+    return number, failed
 
 
 def export(workdir: str, to: str = "safetensors", output: str | None = None, step: int | None = None) -> dict[str, Any]:
     """Writes a run's model for others to use; returns the folder and its files.
 
     Args:
-      to: "safetensors", a folder that transformers loads, or "adapter", what was trained of a model beside its base.
+      to: of ``FORMATS``: "safetensors", a folder that transformers loads, or "adapter", what was trained of a model
+        beside its base.
       output: the folder; None: ``export/TO`` in the run's.
 
     Raises:
       UserError: an unknown word, or a model that cannot be written so.
     """
-    if to not in EXPORTS:
-        raise UserError(f"there is no --to={to}.{suggest(to, EXPORTS, 'format')}")
+    if to not in FORMATS:
+        raise UserError(f"there is no --to={to}.{suggest(to, FORMATS, 'format')}")
     compilation.setup()
     run = RunDir(workdir)
-    config = run.config()
-    task, variables, step = restore(run, config, parallel.make_mesh(1), step)
+    run.config()
+    predictor = Predictor.open(workdir, step)
     folder = pathlib.Path(output or run.path / "export" / to)
-    if to == "safetensors":
-        names = pretrained.export(run, config, task, variables, folder)
-    else:
-        from bigbase_jax.wrappers import adapter
-        from bigbase_jax.wrappers.wrapper import Wrapper
+    return {"export": str(folder), "to": to, "step": predictor.step, "files": FORMATS[to](predictor, run, folder)}
 
-        wrapper = next((t for t in pretrained.chain(task) if isinstance(t, Wrapper)), None)
-        if wrapper is None:
-            raise UserError(f"the run in {run.path} trained all of its model; there is no adapter to write.")
-        adapter.save_adapter(folder, wrapper, variables)
-        names = sorted(path.name for path in folder.iterdir())
-    return {"export": str(folder), "to": to, "step": step, "files": names}
+
+def _safetensors(predictor: Predictor, run: RunDir, folder: pathlib.Path) -> list[str]:
+    return pretrained.export(run, run.config(), predictor.task, predictor.variables, folder)
+
+
+def _adapter(predictor: Predictor, run: RunDir, folder: pathlib.Path) -> list[str]:
+    wrapper = next((t for t in pretrained.chain(predictor.task) if isinstance(t, Wrapper)), None)
+    if wrapper is None:
+        raise UserError(f"the run in {run.path} trained all of its model; there is no adapter to write.")
+    return save_adapter(folder, wrapper, predictor.variables, run.config().get("init_from"))
+
+
+FORMATS: Mapping[str, Callable[[Predictor, RunDir, pathlib.Path], list[str]]] = {
+    "safetensors": _safetensors,
+    "adapter": _adapter,
+}
+"""``--to`` -> what writes a model to a folder, and returns the names of its files."""
 
 
 def report(workdir: str) -> dict[str, Any]:
@@ -228,15 +254,6 @@ def report(workdir: str) -> dict[str, Any]:
     page = report_page.write(str(run.path), pictures, passages)
     say(f"report: {page}")
     return {"report": str(page)}
-
-
-def _mesh(config: ConfigDict) -> Any:
-    """The run's own mesh where it fits the devices here, else all of them along ``data``: a run opens anywhere."""
-    shape = build(config.train.mesh, _path="config.train.mesh")
-    try:
-        return parallel.make_mesh(config.train.devices, shape)
-    except UserError:
-        return parallel.make_mesh()
 
 
 def _report_once(workdir: str) -> None:

@@ -25,6 +25,7 @@ from bigbase_jax import parallel, verbs
 from bigbase_jax import train as training
 from bigbase_jax.build import target
 from bigbase_jax.core import UserError, flatten
+from bigbase_jax.inference.predictor import Predictor
 from bigbase_jax.models.decoder import Decoder
 from bigbase_jax.models.vit import ViT
 from bigbase_jax.plan import hlo
@@ -570,9 +571,7 @@ def recipe(**how):
 
 
 def bits(workdir, step):
-    config = verbs.RunDir(workdir).config()
-    _, variables, _ = verbs.restore(verbs.RunDir(workdir), config, parallel.make_mesh(1), step)
-    return {name: np.asarray(x).tobytes() for name, x in flatten(variables).items()}
+    return {name: np.asarray(x).tobytes() for name, x in flatten(Predictor.open(workdir, step).variables).items()}
 
 
 def test_a_run_trains_goes_on_evaluates_and_predicts(tmp_path, capsys):

@@ -16,6 +16,7 @@ from bigbase_jax import cli, parallel, verbs
 from bigbase_jax import train as training
 from bigbase_jax.build import build
 from bigbase_jax.core import UserError, flatten
+from bigbase_jax.inference.predictor import Predictor
 from bigbase_jax.runtime.checkpoint import Checkpoints
 from bigbase_jax.runtime.log import Diverged, _Rows
 from bigbase_jax.runtime.restored import restore
@@ -151,9 +152,8 @@ def test_divergence_names_the_step_and_saves_nothing_infinite(tmp_path):
     with pytest.raises((Diverged, UserError), match=r"at step \d+"):
         verbs.train(config, str(tmp_path))
     for step in Checkpoints(tmp_path / "checkpoints", read_only=True).steps():
-        saved = Checkpoints(tmp_path / "checkpoints", read_only=True)
-        task, variables, _ = verbs.restore(verbs.RunDir(tmp_path), config, training.parallel.make_mesh(1), step)
-        assert all(jnp.isfinite(x).all() for x in jax.tree.leaves(variables)), (task, saved)
+        variables = Predictor.open(tmp_path, step).variables
+        assert all(jnp.isfinite(x).all() for x in jax.tree.leaves(variables)), step
     assert (tmp_path / "report.html").exists()
 
 

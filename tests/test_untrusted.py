@@ -438,10 +438,17 @@ def test_how_pictures_are_normalised_is_checked(tmp_path, canary):
 
 def test_an_adapter_is_data(canary, tmp_path):
     (tmp_path / "adapter_model.safetensors").write_bytes(b"")
-    (tmp_path / "adapter_config.json").write_text(json.dumps({"kind": hostile(canary)["a shell"]}))
-    task = LoRA.__new__(LoRA)
-    with pytest.raises(UserError, match="cannot be read"):
-        load_adapter(tmp_path, task, {})
+    shell, task = hostile(canary)["a shell"], LoRA.__new__(LoRA)
+    words = {"kind": "LoRA", "rank": 2, "alpha": 1.0, "targets": ".", "dropout": 0.0, "modules_to_save": None}
+    for change, sentence in (
+        ({"kind": shell}, "known here are those"),
+        ({"rank": shell}, "has rank=.*; it must be int"),
+        ({"base_model_name_or_path": shell}, "has base_model_name_or_path=.*; it must be str"),
+        ({}, "cannot be read"),
+    ):
+        (tmp_path / "adapter_config.json").write_text(json.dumps({**words, **change}))
+        with pytest.raises(UserError, match=sentence):
+            load_adapter(tmp_path, task, {})
     (tmp_path / "adapter_config.json").write_text("[" * 100_000)
     with pytest.raises(UserError, match="nested too deep"):
         load_adapter(tmp_path, task, {})

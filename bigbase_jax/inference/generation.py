@@ -546,7 +546,7 @@ def _translate(workdir: str, prompts: list[str], step: int | None, out: Any) -> 
     """The translation of each prompt, a line each, by the task's own words."""
     began = time.monotonic()
     given = [Input({"source": " ".join(prompt.split()) or "."}, "") for prompt in prompts]
-    for prompt, (_, answer) in zip(prompts, Predictor(workdir, step).answers(given), strict=True):
+    for prompt, (_, answer) in zip(prompts, Predictor.open(workdir, step).answers(given), strict=True):
         if "error" in answer:
             raise UserError(f"the prompt {prompt[:40]!r}: {answer['error']}")
         line = {"prompt": prompt, "text": answer["translation"], "seconds": round(time.monotonic() - began, 3)}

@@ -1,7 +1,8 @@
-"""A trained model that answers inputs one by one: opened from the folder of its run."""
+"""A trained model that answers inputs one by one: what predict, embed, generate, eval and export work with."""
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import inspect
 import itertools
@@ -11,17 +12,19 @@ from typing import Any
 
 import jax
 import numpy as np
+from ml_collections import ConfigDict
 
 from bigbase_jax import parallel
 from bigbase_jax.build import build, locate
-from bigbase_jax.core import Array, Batch, Codec, Example, UserError, Variables
-from bigbase_jax.data.files import limits_of
+from bigbase_jax.core import Array, Batch, Codec, Example, Task, UserError, Variables
+from bigbase_jax.data.files import LIMITS, Limits, limits_of
 from bigbase_jax.data.pipeline import apply_eval
-from bigbase_jax.inference import published
 from bigbase_jax.inference.inputs import Input
-from bigbase_jax.inference.published import Opened
-from bigbase_jax.runtime.restored import dataset_info, restore
+from bigbase_jax.pretrained.start import chain, merged
+from bigbase_jax.runtime.restored import batch_spec, dataset_info, restore
 from bigbase_jax.runtime.rundir import RunDir
+from bigbase_jax.wrappers import adapter as adapters
+from bigbase_jax.wrappers.wrapper import Wrapper
 
 ROWS = 32
 """Inputs that are answered at once, and examples of a batch; where all inputs are fewer, a power of two is enough."""
@@ -31,56 +34,114 @@ Compute = Callable[[Variables, Batch], Mapping[str, Array]]
 """What is compiled: variables and a batch -> arrays with a leading axis B."""
 
 
+@dataclasses.dataclass(frozen=True)
+class Reading:
+    """How what a user gives becomes examples.
+
+    Attributes:
+      codec: what reads it.
+      transforms: what comes between that and the model.
+      seed: of the transforms.
+      limits: of reading a file.
+    """
+
+    codec: Codec
+    transforms: tuple[Any, ...] = ()
+    seed: int = 0
+    limits: Limits = LIMITS
+
+
+@dataclasses.dataclass(eq=False)
 class Predictor:
     """A model and all that comes before and after it: what reads inputs, the evaluation transforms, the answer.
 
     Attributes:
       task: the model and what it predicts.
-      variables: its trained variables, on one device.
-      codec: what reads inputs.
-      limits: of reading a file.
-      dataset_info: what it knows of its data, the encoding of texts among it.
-      step: the checkpoint.
+      variables: its trained variables.
+      dataset_info: what it knows of its data.
+      spec: shapes and dtypes of ``Task.inputs``, without axis B.
+      read: gives ``reading``, at its first use; raises UserError where the model answers no inputs.
+      step: the checkpoint; 0 of a folder that has none.
+      run: the run that it is of; None: it is of a published folder.
+      config: the run's.
+      mesh: what the variables are spread over.
+      trim: what takes from a batch what need not be computed, such as padding.
     """
 
-    def __init__(self, workdir: str | os.PathLike, step: int | None = None):
+    task: Task
+    variables: Variables
+    dataset_info: Mapping[str, Any]
+    spec: Mapping[str, jax.ShapeDtypeStruct]
+    read: Callable[[], Reading]
+    step: int = 0
+    run: RunDir | None = None
+    config: ConfigDict | None = None
+    mesh: Any = None
+    trim: Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]] | None = None
+
+    @classmethod
+    def open(
+        cls, folder: str | os.PathLike, step: int | None = None, adapter: str | None = None, spread: bool = False
+    ) -> Predictor:
         """Opens a run, ``step`` as in ``restored.restore``, or a published folder.
 
+        Args:
+          adapter: the folder of an adapter of this model (``wrappers.adapter``), which is then around it.
+          spread: over the run's own mesh, where it fits the devices here, or else over all of them; not on one alone.
+
         Raises:
-          UserError: there is neither, or no such checkpoint.
+          UserError: there is neither, no such checkpoint, or the adapter is another model's.
         """
-        run = RunDir(workdir)
-        opened = _run(run, step) if "task" in run.config_json() else published.opened(str(workdir))
-        self.task, self.variables, self.step, self.dataset_info, self._shapes, self._transforms = opened[:6]
-        self._seed, dataset, node = opened[6:]
-        self.limits = limits_of(node)
-        if not hasattr(dataset, "codec"):
-            self.codec: Codec = _Reads(dataset, node, self.dataset_info)
-        elif isinstance(inspect.getattr_static(dataset, "codec"), staticmethod):
-            self.codec = dataset.codec(node, self.dataset_info)
+        from bigbase_jax.inference import published  # which gives what is defined here
+
+        run = RunDir(folder)
+        if "task" in run.config_json():
+            config = run.config()
+            mesh = _mesh_of(config) if spread else parallel.make_mesh(1)
+            known, spec = dataset_info(run), batch_spec(run)
+            task, variables, step = restore(run, config, mesh, step)
+            inputs = {key: jax.ShapeDtypeStruct(spec[key].shape[1:], spec[key].dtype) for key in task.inputs}
+            found = cls(task, variables, known, inputs, lambda: _reading(config, known), step, run, config, mesh)
         else:
-            self.codec = build(node, _path="config.data.dataset").codec(node, self.dataset_info)
-        if self.codec.fields is not None:
-            self.dataset_info = {**self.dataset_info, "encoding": self.codec.fields.encoding}
+            found = published.opened(str(folder))
+        if adapter is not None:
+            batch = {key: jax.ShapeDtypeStruct((1, *x.shape), x.dtype) for key, x in found.spec.items()}
+            inner: Any = next(task for task in chain(found.task) if not isinstance(task, Wrapper))
+            variables = merged(found.task, found.variables)
+            wrapper: Any
+            wrapper, found.variables = adapters.wrapped(adapter, inner, variables, batch)
+            found.task = wrapper
+        return found
+
+    @functools.cached_property
+    def reading(self) -> Reading:
+        """How inputs are read."""
+        return self.read()
+
+    @functools.cached_property
+    def _compiled(self) -> Compute:
+        return jax.jit(self.task.predict)
 
     def examples(self, given: bytes | str | Mapping[str, Any]) -> list[Example]:
-        """What the model reads of a file, its bytes or a row by entry: one example or several, in order, with all of
-        ``Task.inputs``.
+        """What the model reads of a file, its bytes or a row by entry: one example or several, in order. They have what
+        the transforms leave, and ``Task.inputs`` among it as the model takes them.
 
         Raises:
           UserError: it cannot be read.
         """
-        examples = self.codec.decode(given)
+        reading = self.reading
+        examples = reading.codec.decode(given)
         if not examples:
             raise UserError("there is nothing in it that the model could read.")
-        return [self._ready(apply_eval(self._transforms, example, self._seed)) for example in examples]
+        return [self._fitted(apply_eval(reading.transforms, example, reading.seed)) for example in examples]
 
-    def _ready(self, example: Example) -> Example:
-        fitted = self.codec.fit(example, self._shapes)
+    def _fitted(self, example: Example) -> Example:
+        shapes = {key: x.shape for key, x in self.spec.items()}
+        fitted = self.reading.codec.fit(example, shapes)
         ready = {key: np.asarray(fitted[key]) for key in self.task.inputs}
         for key, x in ready.items():
-            if x.shape != self._shapes[key]:
-                raise UserError(f"its {key} has the shape {x.shape}, and the model was trained on {self._shapes[key]}.")
+            if x.shape != shapes[key]:
+                raise UserError(f"its {key} has the shape {x.shape}, and the model was trained on {shapes[key]}.")
         return {**fitted, **ready}
 
     def outputs(
@@ -91,7 +152,7 @@ class Predictor:
         Args:
           compute: what to compute of the examples; None: ``Task.predict``.
         """
-        compiled = jax.jit(compute or self.task.predict)
+        compiled = self._compiled if compute is None else jax.jit(compute)
         waiting, rows = iter(inputs), 0
         while some := list(itertools.islice(waiting, ROWS)):
             read: list[list[Example] | UserError] = []
@@ -102,63 +163,76 @@ class Predictor:
                     read.append(error)
             examples = [example for found in read if isinstance(found, list) for example in found]
             if not rows:
-                rows = ROWS if len(some) == ROWS else min(ROWS, 1 << max(len(examples) - 1, 0).bit_length())
-            computed = self._compute(compiled, examples, rows)
+                rows = ROWS if len(some) == ROWS else _rows(len(examples))
+            computed = self._computed(compiled, examples, rows)
             for item, found in zip(some, read, strict=True):
-                yield item, found if isinstance(found, UserError) else [(example, next(computed)) for example in found]
+                if isinstance(found, UserError):
+                    yield item, found
+                else:
+                    yield item, list(zip(found, itertools.islice(computed, len(found)), strict=True))
 
     def answers(self, inputs: Iterable[Input]) -> Iterator[tuple[Input, dict[str, Any]]]:
-        """Each input, lazily and in order, with ``Task.postprocess`` of it, or ``{"error": why there is no answer}``.
-
-        An input that was read as several examples has one answer where the task can merge their outputs
-        (``Task.merge``), and else one for each of them, with its number as ``part``.
-        """
-        merge = getattr(self.task, "merge", None)
+        """Each input, lazily and in order, with each ``answer`` of it, or ``{"error": why there is none}``."""
         for item, found in self.outputs(inputs):
             if isinstance(found, UserError):
                 yield item, {"error": str(found)}
-                continue
-            whole = found
-            if len(found) > 1 and merge is not None:
-                whole = [(found[0][0], merge([output for _, output in found]))]
-            for part, (example, output) in enumerate(whole):
-                number = {"part": part} if len(whole) > 1 else {}
-                yield item, {**number, **self.task.postprocess(output, example)}
+            else:
+                for said in self._said(found):
+                    yield item, said
 
-    def _compute(self, compiled: Any, examples: Sequence[Example], rows: int) -> Iterator[Output]:
+    def answer(self, given: bytes | str | Mapping[str, Any]) -> list[dict[str, Any]]:
+        """``Task.postprocess`` of a file, its bytes or a row by entry.
+
+        Where that was read as several examples, there is one answer, of what ``Task.merge`` makes of theirs; or,
+        where the task has no such rule, one for each of them, with its number as ``part``.
+
+        Raises:
+          UserError: it cannot be read.
+        """
+        examples = self.examples(given)
+        computed = self._computed(self._compiled, examples, min(ROWS, _rows(len(examples))))
+        return self._said(list(zip(examples, computed, strict=True)))
+
+    def _said(self, found: Sequence[tuple[Example, Output]]) -> list[dict[str, Any]]:
+        merge = getattr(self.task, "merge", None)
+        if merge is not None and len(found) > 1:
+            found = [(found[0][0], merge([output for _, output in found]))]
+        parts = [{"part": number} if len(found) > 1 else {} for number in range(len(found))]
+        return [
+            {**part, **self.task.postprocess(output, example)}
+            for part, (example, output) in zip(parts, found, strict=True)
+        ]
+
+    def _computed(self, compiled: Compute, examples: Sequence[Example], rows: int) -> Iterator[Output]:
         """The outputs of examples, in order, by batches of so many rows: one shape, and so one compiled program."""
         for start in range(0, len(examples), rows):
             some = examples[start : start + rows]
             padded = [*some, *[some[-1]] * (rows - len(some))]
             batch = {key: np.stack([example[key] for example in padded]) for key in self.task.inputs}
-            computed = jax.device_get(compiled(self.variables, batch))
+            computed = jax.device_get(compiled(self.variables, self.trim(batch) if self.trim else batch))
             for i in range(len(some)):
                 yield {key: x[i] for key, x in computed.items()}
 
 
-class _Reads(Codec):
-    """The codec of a data set class that has the methods ``fields`` and ``read`` in the place of ``codec``."""
-
-    def __init__(self, dataset: Any, config: Any, dataset_info: Mapping[str, Any]):
-        self.fields = dataset.fields(config, dataset_info) if hasattr(dataset, "fields") else None
-        encoding = {"encoding": self.fields.encoding} if self.fields else {}
-        known = {"dataset_info": {**dataset_info, **encoding}, "limits": limits_of(config)}
-        if isinstance(inspect.getattr_static(dataset, "read"), staticmethod):
-            wanted = inspect.signature(dataset.read).parameters
-            self._read = functools.partial(dataset.read, **{name: known[name] for name in known if name in wanted})
-        else:
-            self._read = build(config, _path="config.data.dataset").read
-
-    def decode(self, given: bytes | str | Mapping[str, Any]) -> list[Example]:
-        found = self._read(given)
-        return [dict(found)] if isinstance(found, Mapping) else found
+def _rows(count: int) -> int:
+    """Rows of a batch for so few examples."""
+    return min(ROWS, 1 << max(count - 1, 0).bit_length())
 
 
-def _run(run: RunDir, step: int | None) -> Opened:
-    config, known = run.config(), dataset_info(run)
-    task, variables, step = restore(run, config, parallel.make_mesh(1), step)
-    shapes = {key: tuple(shape[1:]) for key, (shape, _) in run.data_json()["batch"].items()}
+def _mesh_of(config: ConfigDict) -> Any:
+    """The run's own mesh where it fits the devices here, else all of them along ``data``: a run opens anywhere."""
+    shape = build(config.train.mesh, _path="config.train.mesh")
+    try:
+        return parallel.make_mesh(config.train.devices, shape)
+    except UserError:
+        return parallel.make_mesh()
+
+
+def _reading(config: ConfigDict, known: Mapping[str, Any]) -> Reading:
+    """What the config of a run says of reading, ``known`` being its ``dataset_info``."""
     transforms = build(config.data.eval_transforms, _path="config.data.eval_transforms")
-    node = config.data.dataset
-    dataset = locate(node.target, "config.data.dataset.target")
-    return Opened(task, variables, step, known, shapes, transforms, config.data.seed, dataset, node)
+    node, where = config.data.dataset, "config.data.dataset"
+    dataset: Any = locate(node.target, f"{where}.target")
+    if not isinstance(inspect.getattr_static(dataset, "codec"), staticmethod):
+        dataset = build(node, _path=where)  # its codec takes a look at the data
+    return Reading(dataset.codec(node, known), transforms, config.data.seed, limits_of(node))

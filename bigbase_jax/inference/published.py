@@ -1,4 +1,5 @@
-"""Published folders that answer as they stand: classifiers of texts, and of pictures in the size that they ask for."""
+"""Published folders as they stand: classifiers of texts, and of pictures in the size that they ask for, answer inputs;
+decoders write."""
 
 from __future__ import annotations
 
@@ -6,22 +7,26 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
-from ml_collections import ConfigDict
 from PIL import Image
 
 from bigbase_jax import pretrained
 from bigbase_jax.core import Example, Task, UserError, Variables
-from bigbase_jax.data.sources.image.image import ReadsPictures
+from bigbase_jax.data.sources.image.image import PictureCodec
 from bigbase_jax.data.sources.text.labelled_text import LabelledText
+from bigbase_jax.inference.predictor import Predictor, Reading
 from bigbase_jax.pretrained.files import PREPROCESSOR, read_json
-from bigbase_jax.pretrained.folder import describe
+from bigbase_jax.pretrained.folder import describe, generation
 from bigbase_jax.pretrained.schema import FLAG, SIDE, Kind, check, either, listed, number, whole
 from bigbase_jax.tasks.classification import Classification
+from bigbase_jax.tasks.language import CausalLanguageModel
 from bigbase_jax.tasks.text_classification import TextClassification
-from bigbase_jax.text.tokenizer import TokenizerFile, dataset_info_of
+from bigbase_jax.text import chat_template
+from bigbase_jax.text.tokenizer import Tokenizer, TokenizerFile, dataset_info_of
 
-_LENGTH = 512  # tokens, of a model that reads more
+LENGTH = 512
+"""Tokens of a text, of a model that reads more, where nothing says less."""
 _SIDES = Kind(
     "an object of sides up to 4,096",
     lambda x, _: isinstance(x, dict) and len(x) > 0 and all(type(v) is int and 1 <= v <= 4096 for v in x.values()),
@@ -40,47 +45,26 @@ _PICTURES = {
 }
 
 
-class Opened(NamedTuple):
-    """A model, and what there is to know of its inputs.
-
-    Attributes:
-      step: the checkpoint; 0 of a folder that has none.
-      dataset_info: what it knows of its data.
-      shapes: of a batch's arrays, without axis B.
-      transforms: what comes between reading and the model.
-      seed: of the transforms.
-      dataset: the class whose ``codec`` reads inputs.
-      config: its arguments.
-    """
-
-    task: Task
-    variables: Variables
-    step: int
-    dataset_info: Mapping[str, Any]
-    shapes: Mapping[str, tuple[int, ...]]
-    transforms: tuple[Any, ...]
-    seed: int
-    dataset: Any
-    config: ConfigDict
-
-
-def opened(path: str) -> Opened:
-    """A published classifier.
+def opened(path: str) -> Predictor:
+    """A published model: one that answers inputs if it is a classifier, or one that writes.
 
     Raises:
       UserError: the folder holds another kind of model, or not all that it takes.
     """
     _, config = describe(path)
     kind = (config.get("architectures") or [""])[0]
-    if not kind.endswith(("ForSequenceClassification", "ForImageClassification")) or config.get("problem_type") not in (
-        None,
-        "single_label_classification",
-    ):
-        raise UserError(
-            f"{path} holds a {kind or config.get('model_type')}; of published folders, --mode=predict takes classifiers"
-            " of texts or pictures, one class for each. Try --mode=generate, or a run that begins from it"
-            " (--config.init_from)."
-        )
+    classifies = kind.endswith(("ForSequenceClassification", "ForImageClassification"))
+    classifies = classifies and config.get("problem_type") in (None, "single_label_classification")
+    refusal = UserError(
+        f"{path} holds a {kind or config.get('model_type')}; of published folders, --mode=predict takes classifiers"
+        " of texts or pictures, one class for each. Try --mode=generate, or a run that begins from it"
+        " (--config.init_from)."
+    )
+    if not classifies:
+        model, variables = pretrained.load(path)
+        if not hasattr(model, "decode"):
+            raise refusal
+        return _of_writer(path, model, variables, refusal)
     model, variables = pretrained.load(path, fresh=False)
     labels = config.get("id2label") or {}
     names = tuple(str(labels[key]) for key in sorted(labels, key=int))
@@ -89,15 +73,44 @@ def opened(path: str) -> Opened:
         dataset_info["class_names"] = names
     if kind.endswith("ForImageClassification"):
         return _of_pictures(path, model, variables, dataset_info)
-    tokenizer = TokenizerFile(path).fit(lambda: iter(()), lambda: iter(()), False)
-    length = min(model.length, _LENGTH)
+    tokenizer = tokenizer_of(path)
+    length = min(model.length, LENGTH)
     dataset_info |= {**dataset_info_of(tokenizer), "length": length, "pair": False}
     task: Any = TextClassification(model, class_names=dataset_info.get("class_names"), tokenizer=tokenizer.state())
-    shapes = dict.fromkeys(task.inputs, (length,))
-    return Opened(task, variables, 0, dataset_info, shapes, (), 0, LabelledText, ConfigDict())
+    reading = Reading(LabelledText.codec({}, dataset_info))
+    return Predictor(task, variables, dataset_info, _tokens(task, length), lambda: reading)
 
 
-def _of_pictures(path: str, model: Any, variables: Variables, dataset_info: Mapping[str, Any]) -> Opened:
+def tokenizer_of(path: str, pairs: bool = False) -> Tokenizer:
+    """The tokenizer of a published folder; ``pairs``: that of two languages."""
+    return TokenizerFile(path).fit(lambda: iter(()), lambda: iter(()), pairs)
+
+
+def _of_writer(path: str, model: Any, variables: Variables, refusal: UserError) -> Predictor:
+    """A decoder with what it takes to go on with a text: its tokenizer, ends and chat template are ``dataset_info``."""
+    ends: set[int] = set()
+    for said in generation(path):
+        found = said.get("eos_token_id")
+        ends |= set(found) if isinstance(found, list) else set() if found is None else {found}
+    template = chat_template.read(path)
+    dataset_info = {
+        **dataset_info_of(tokenizer_of(path)),
+        "end_ids": tuple(sorted(ends)),
+        "chat_template": None if template is None else template.state(),
+    }
+    task: Any = CausalLanguageModel(model)
+
+    def refuse() -> Reading:
+        raise refusal
+
+    return Predictor(task, variables, dataset_info, _tokens(task, 1), refuse)
+
+
+def _tokens(task: Task, length: int) -> dict[str, jax.ShapeDtypeStruct]:
+    return {key: jax.ShapeDtypeStruct((length,), np.int32) for key in task.inputs}
+
+
+def _of_pictures(path: str, model: Any, variables: Variables, dataset_info: Mapping[str, Any]) -> Predictor:
     where = pathlib.Path(path).expanduser() / PREPROCESSOR
     if not where.is_file():
         raise UserError(f"{path} has no {PREPROCESSOR}, which says what becomes of pictures before the model.")
@@ -106,9 +119,8 @@ def _of_pictures(path: str, model: Any, variables: Variables, dataset_info: Mapp
     normalised = said.get("do_normalize", True)
     mean, std = (tuple(said.get(key, 3 * [0.5])) if normalised else 3 * (x,) for key, x in _NORMALISED.items())
     task: Any = Classification(model, class_names=dataset_info.get("class_names"), mean=mean, std=std)
-    return Opened(
-        task, variables, 0, dataset_info, {"image": (*resize.shape, 3)}, (resize,), 0, ReadsPictures, ConfigDict()
-    )
+    spec = {"image": jax.ShapeDtypeStruct((*resize.shape, 3), np.uint8)}
+    return Predictor(task, variables, dataset_info, spec, lambda: Reading(PictureCodec(), (resize,)))
 
 
 _NORMALISED = {"image_mean": 0.0, "image_std": 1.0}

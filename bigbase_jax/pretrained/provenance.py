@@ -11,6 +11,7 @@ import dataclasses
 import os
 import pathlib
 import shutil
+from typing import Any
 
 import jax
 from ml_collections import ConfigDict
@@ -25,6 +26,7 @@ from bigbase_jax.runtime.rundir import RunDir
 from bigbase_jax.runtime.untrusted import file_in
 from bigbase_jax.runtime.whole import partial
 from bigbase_jax.text.tokenizer import TokenizerFile
+from bigbase_jax.wrappers.adapter import CONFIG as ADAPTER
 
 _OF_A_RUN = (files.CONFIG, "data.json")
 _OF_A_FOLDER = (files.PREPROCESSOR, files.GENERATION, *files.TOKENIZER)
@@ -71,25 +73,30 @@ def keep(run: RunDir, config: ConfigDict) -> None:
     """
     if run.begun or jax.process_index():
         return
-    path, place = config.get("init_from"), run.path / "start"
+    place = run.path / "start"
     shutil.rmtree(place, ignore_errors=True)  # of a start that had a mistake
-    if path:
-        _copy(path, place)
+    if config.get("init_from") or config.get("adapter"):
+        _copy(config, place)
 
 
-def _copy(path: str, place: pathlib.Path) -> None:
-    """The small files of ``path``; the folder ``place`` appears when it is whole."""
-    origin, unfinished = pathlib.Path(os.path.expanduser(path)), partial(place)
+def _copy(config: ConfigDict, place: pathlib.Path) -> None:
+    """The small files of where a run begins; the folder ``place`` appears when it is whole."""
+    unfinished = partial(place)
+    found: list[pathlib.Path | None] = []
+    said: dict[str, Any] | None = None
     try:
-        names, config = set(_OF_A_RUN), None
-        if not is_run(path):
-            names, config = set(_OF_A_FOLDER), describe(path)[1]
-            names |= {name for name in os.listdir(origin) if name.endswith(".model")} if origin.is_dir() else set()
-        found = [file for name in names if (file := file_in(origin, name))]
+        if path := config.get("init_from"):
+            origin, names = pathlib.Path(os.path.expanduser(path)), set(_OF_A_RUN)
+            if not is_run(path):
+                names, said = set(_OF_A_FOLDER), describe(path)[1]
+                names |= {name for name in os.listdir(origin) if name.endswith(".model")} if origin.is_dir() else set()
+            found += [file_in(origin, name) for name in names]
+        if adapter := config.get("adapter"):
+            found.append(file_in(pathlib.Path(os.path.expanduser(adapter)), ADAPTER))
         unfinished.mkdir(parents=True)
-        if config is not None:
-            files.write_json(unfinished / files.CONFIG, config)
-        for file in found:
+        if said is not None:
+            files.write_json(unfinished / files.CONFIG, said)
+        for file in filter(None, found):
             shutil.copy2(file, unfinished / file.name)  # with its time, which caches look at
         os.replace(unfinished, place)
     except OSError as error:
@@ -122,7 +129,7 @@ def keep_by_sweep(folder: pathlib.Path, config: ConfigDict) -> None:
       UserError: the disk refuses.
     """
     if config.get("init_from") and not absent(config) and not (folder / "start").is_dir():
-        _copy(config.init_from, folder / "start")
+        _copy(config, folder / "start")
 
 
 def data_of(run: RunDir, config: ConfigDict) -> ConfigDict:

@@ -1,4 +1,5 @@
-"""Runs that begin from trained weights: ``config.init_from`` names a published folder, or the folder of another run.
+"""Runs that begin from trained weights: ``config.init_from`` names a published folder, the folder of another run, or an
+adapter that a run has exported, which then goes on from there on its base.
 
 ``resolve`` makes the run's model the one whose weights these are; ``initialise`` puts them where a fresh run's are.
 """
@@ -16,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from bigbase_jax.build import target
+from bigbase_jax.build import import_path, target
 from bigbase_jax.core import Task, TrainState, UserError, Variables, flatten
 from bigbase_jax.models.transformer import unstack_blocks
 from bigbase_jax.pretrained import files, weights
@@ -28,6 +29,8 @@ from bigbase_jax.runtime.restored import dataset_info, restore
 from bigbase_jax.runtime.rundir import RunDir
 from bigbase_jax.text.tokenizer import Tokenizer, TokenizerFile
 from bigbase_jax.text.tokenizer import load as load_tokenizer
+from bigbase_jax.wrappers import adapter as adapters
+from bigbase_jax.wrappers.wrapper import Wrapper
 
 KEPT = (
     "num_classes",
@@ -90,15 +93,21 @@ def resolve(config: ConfigDict, instead: str | None = None, compared: bool = Tru
     standard deviation of pictures, where the folder has them and the recipe has a place for them.
 
     Of the recipe's model those words stay that are in ``KEPT``. Without ``init_from`` the config is returned as it is.
+    Where that is an adapter, it becomes ``config.adapter``, and its base ``init_from``; the recipe's wrapper becomes as
+    the adapter's was.
 
     Args:
       instead: what a run has kept of that folder, to be read in its place; see ``kept``.
       compared: look whether a published folder's weights are those of the model, before one of its sizes is made.
 
     Raises:
-      UserError: the folder is neither that of published weights nor of a run, its weights are not those of its
-        ``config.json``, or the task has no model to replace.
+      UserError: the folder is neither that of published weights nor of a run or adapter, its weights are not those of
+        its ``config.json``, or the task has no model to replace.
     """
+    given = config.get("init_from")
+    if given and not config.get("adapter"):
+        found = next((folder for folder in (given, instead) if folder and adapters.is_adapter(folder)), None)
+        config = config if found is None else _with_adapter(config, found)
     path = config.get("init_from")
     if not path:
         return config
@@ -128,6 +137,33 @@ def resolve(config: ConfigDict, instead: str | None = None, compared: bool = Tru
     config.lock()
     if compared and instead is None and not is_run(path):
         check_weights(path)
+    return config
+
+
+def _with_adapter(config: ConfigDict, found: str) -> ConfigDict:
+    """The config that goes on from the adapter ``config.init_from``, of which ``found`` is all or what was kept."""
+    about, given = adapters.described(found), config.init_from
+    wanted = import_path(adapters.KINDS[about["kind"]])
+    config = copy.deepcopy(config)
+    config.unlock()
+    task = config.task
+    while task is not None and task.target != wanted:
+        task = task.get("task")
+    if task is None:
+        raise UserError(
+            f"config.init_from={given!r} is an adapter of the kind {about['kind']}, and the recipe's task has none;"
+            " give the recipe one, as adapt=lora does."
+        )
+    with task.ignore_type():
+        task.update({name: value for name, value in adapters.words_of(about).items() if name != "dropout"})
+    config.adapter, config.init_from = given, about["base_model_name_or_path"]
+    base = config.init_from
+    if found == given and base is not None and not os.path.isdir(os.path.expanduser(base)):
+        raise UserError(
+            f"the base of the adapter {given}, {base}, is not there; put it back, or correct base_model_name_or_path in"
+            f" {os.path.join(given, adapters.CONFIG)}."
+        )
+    config.lock()
     return config
 
 
@@ -179,20 +215,38 @@ def model_of(task: Task) -> tuple[Any, Any]:
     return inner, model
 
 
-def initialise(path: str, state: TrainState, task: Task, spec: Mapping[str, Any]) -> TrainState:
+def initialise(
+    path: str | None, state: TrainState, task: Task, spec: Mapping[str, Any], adapter: str | None = None
+) -> TrainState:
     """A fresh state with the weights of ``path`` in the place of its own, where these live; says what stayed fresh.
 
     Args:
-      path: see ``resolve``.
+      path: see ``resolve``; None: the model itself stays fresh.
       state: its buffers are given up as they are replaced.
       task: what is trained.
       spec: shapes of a batch.
+      adapter: the folder of an adapter on those weights, whose own take the place of the fresh ones.
 
     Raises:
       UserError: the weights are not those of the model; lists what differs.
     """
+    variables: dict[str, Any] = {"params": state.params, **state.model_state}
+    homes = None if state.ema is None else jax.tree.map(lambda x: x.sharding, state.ema)
+    if path is not None:
+        variables = _replaced(path, variables, task, spec)
+    if adapter is not None:
+        wrapper = next(t for t in chain(task) if isinstance(t, Wrapper))
+        variables = dict(adapters.load_adapter(adapter, wrapper, variables))
+        say(f"init_from {adapter}: an adapter of {'a fresh model' if path is None else path}")
+    ema = state.ema
+    if ema is not None:
+        ema = jax.jit(lambda new: jax.tree.map(jnp.copy, new), out_shardings=homes)(variables)
+    params = variables.pop("params")
+    return state.replace(params=params, model_state=variables, ema=ema)  # type: ignore[attr-defined]
+
+
+def _replaced(path: str, variables: dict[str, Any], task: Task, spec: Mapping[str, Any]) -> dict[str, Any]:
     inner, model = model_of(task)
-    variables = {"params": state.params, **state.model_state}
     flat = flatten(variables)
     home = next(iter(flat.values())).sharding
     published = not is_run(path)
@@ -211,19 +265,14 @@ def initialise(path: str, state: TrainState, task: Task, spec: Mapping[str, Any]
         like = jax.ShapeDtypeStruct(flat[where].shape, flat[where].dtype, sharding=flat[where].sharding)
         flat[where].delete()
         replaced[where] = source.read(name, like)
-    new = jax.tree.unflatten(jax.tree.structure(variables), list(replaced.values()))
-    ema = state.ema
-    if ema is not None:
-        homes = jax.tree.map(lambda x: x.sharding, ema)
-        ema = jax.jit(lambda new: jax.tree.map(jnp.copy, new), out_shardings=homes)(new)
     count = sum(wanted[name].size for name in found.paths)
     say(f"init_from {path}: {len(found.paths)} arrays of {count:,} numbers")
     if found.fresh:
         say(f"init_from {path}: fresh are {files.some(found.fresh)}")
     if found.dropped:
         say(f"init_from {path}: left out are {files.some(found.dropped)}")
-    params = new.pop("params")
-    return state.replace(params=params, model_state=new, ema=ema)  # type: ignore[attr-defined]
+    new: dict[str, Any] = jax.tree.unflatten(jax.tree.structure(variables), list(replaced.values()))
+    return new
 
 
 def _run_weights(path: str, mesh: Any) -> weights.Weights:

@@ -52,6 +52,19 @@ def metrics(run: RunDir) -> dict[str, Metric]:
         raise UserError(f"{run.path / 'data.json'} does not say what is measured ({error}).") from error
 
 
+def batch_spec(run: RunDir) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes and dtypes of a batch of the training.
+
+    Raises:
+      UserError: the run does not say them.
+    """
+    try:
+        batch = run.data_json()["batch"].items()
+        return {key: jax.ShapeDtypeStruct(tuple(map(int, shape)), dtype) for key, (shape, dtype) in batch}
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{run.path / 'data.json'} does not say the shapes of a batch ({error}).") from error
+
+
 def restore(run: RunDir, config: ConfigDict, mesh: Any, step: int | None = None) -> tuple[Task, Variables, int]:
     """The task of a run and the variables of one of its checkpoints, spread over ``mesh`` as ``train.sharding`` says.
 
@@ -65,12 +78,7 @@ def restore(run: RunDir, config: ConfigDict, mesh: Any, step: int | None = None)
     """
     task: Task = build(config.task, dataset_info(run), _path="config.task")
     checkpoints = Checkpoints(run.checkpoints, read_only=True)
-    try:
-        batch = run.data_json()["batch"].items()
-        spec = {key: jax.ShapeDtypeStruct(tuple(map(int, shape)), dtype) for key, (shape, dtype) in batch}
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{run.path / 'data.json'} does not say the shapes of a batch ({error}).") from error
-    variables = dict(jax.eval_shape(task.init, jax.random.key(0), spec))
+    variables = dict(jax.eval_shape(task.init, jax.random.key(0), batch_spec(run)))
     abstract = parallel.placed(variables, _shardings(variables, mesh, config.train.sharding))
     if config.train.ema_decay is not None:
         wanted = {"ema": abstract}

@@ -6,7 +6,7 @@ Axes: B examples of a batch, N examples of a split, L length, D model width, K c
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import flax.linen as nn
@@ -15,14 +15,31 @@ import jax.numpy as jnp
 import numpy as np
 
 from bigbase_jax.build import suggest
-from bigbase_jax.core import Batch, UserError, Variables
+from bigbase_jax.core import Array, Batch, UserError, Variables
 from bigbase_jax.tasks.classification import Classifier
 from bigbase_jax.tasks.errors import model_errors
 from bigbase_jax.text.tokenizer import load
 
 PADDING = -1
 """Of the tokens that ``predict`` gives back."""
-POOLS = ("last", "mean")
+POOLS = {"last": "lasttoken", "mean": "mean_tokens"}
+
+
+def _mean(y_BLD: Array, weight_BL: Array) -> Array:
+    return jnp.sum(weight_BL[..., None] * y_BLD, 1) / jnp.maximum(jnp.sum(weight_BL, 1), 1)[:, None]
+
+
+VECTORS: Mapping[str, Callable[[Any, Any], Any]] = {
+    "cls_token": lambda y_BLD, real_BL: y_BLD[:, 0],
+    "max_tokens": lambda y_BLD, real_BL: jnp.max(jnp.where(real_BL[..., None] > 0, y_BLD, -jnp.inf), 1),
+    "mean_tokens": _mean,
+    "mean_sqrt_len_tokens": lambda y_BLD, real_BL: _mean(y_BLD, real_BL) * jnp.sqrt(jnp.sum(real_BL, 1))[:, None],
+    "weightedmean_tokens": lambda y_BLD, real_BL: _mean(y_BLD, real_BL * jnp.arange(1, real_BL.shape[1] + 1)),
+    "lasttoken": lambda y_BLD, real_BL: jnp.take_along_axis(
+        y_BLD, jnp.maximum(jnp.sum(real_BL, 1) - 1, 0).astype(jnp.int32)[:, None, None], 1
+    )[:, 0],
+}
+"""What of f32[B,L,D] makes f32[B,D], by its name in sentence-transformers; f32[B,L] is 0 for padding, else 1."""
 
 
 def headless(model: nn.Module, num_classes: int | None = None) -> nn.Module:
@@ -53,6 +70,11 @@ def hidden(model: Any, variables: Variables, batch: Batch, dropout: jax.Array | 
     with model_errors():
         y_BLD: Any = model.apply(variables, *words_of(model, batch), train=bool(rngs), rngs=rngs, method="hidden")
     return y_BLD.astype(jnp.float32)
+
+
+def pool_of(task: Any, model: Any) -> str:
+    """What of ``VECTORS`` a task says with ``pool``; where it says nothing, that of a decoder is its last token."""
+    return POOLS[getattr(task, "pool", None) or ("last" if hasattr(model, "decode") else "mean")]
 
 
 def words_of(model: Any, batch: Batch) -> tuple[Any, ...]:
@@ -133,19 +155,11 @@ class TextClassification(Classifier):
                 segments_BL = batch["segment_ids"]
                 y_BK: Any = self.model.apply(variables, y_BLD, segments_BL, train, rngs=head_rngs, method="classify")
                 return y_BK
-        y_BD: Any = self._pooled(y_BLD, jnp.asarray(batch["segment_ids"]))
+        real_BL = (jnp.asarray(batch["segment_ids"]) > 0).astype(jnp.float32)
+        y_BD: Any = VECTORS[pool_of(self, self.model)](y_BLD, real_BL)
         y_BD = nn.Dropout(self.dropout, deterministic=not train).apply({}, y_BD, rngs=head_rngs)
         logits_BK: Any = self._head.apply({"params": variables["params"]["head"]}, y_BD)
         return logits_BK
-
-    def _pooled(self, y_BLD: jax.Array, segments_BL: jax.Array) -> jax.Array:
-        real_BL1 = (segments_BL > 0).astype(jnp.float32)[..., None]
-        count_B1 = jnp.maximum(jnp.sum(real_BL1, 1), 1)
-        causal = hasattr(self.model, "decode")
-        if self.pool == "mean" or (self.pool is None and not causal):
-            return jnp.sum(real_BL1 * y_BLD, 1) / count_B1
-        last_B11 = (count_B1 - 1).astype(jnp.int32)[..., None]
-        return jnp.take_along_axis(y_BLD, last_B11, 1)[:, 0]
 
     @property
     def _head(self) -> nn.Dense:

@@ -51,7 +51,7 @@ def predict(capsys, *args, status=0, **words):
 
 
 def one_by_one(run, texts):
-    predictor = Predictor(run)
+    predictor = Predictor.open(run)
     given = [inputs.Input({"text": text}, "") for text in texts]
     return [answer for _, answer in predictor.answers(given)]
 
@@ -212,15 +212,15 @@ def test_rows_are_read_as_they_are_answered(classifier, tmp_path):
             taken.append(i)
             yield inputs.Input({"text": f"film {i}"}, "")
 
-    found = Predictor(classifier).answers(many())
+    found = Predictor.open(classifier).answers(many())
     first = [next(found) for _ in range(3)]
     assert [item.given["text"] for item, _ in first] == ["film 0", "film 1", "film 2"] and len(taken) < 100
     path = tmp_path / "new.csv"
     path.write_text("review\n" + "a film\n" * 1000)
-    rows = inputs.read([str(path)], Predictor(classifier).codec.fields)
+    rows = inputs.read([str(path)], Predictor.open(classifier).reading.codec.fields)
     assert (
         next(rows).given == {"text": "a film"}
-        and inputs.estimate([str(path)], Predictor(classifier).codec.fields) == 1001
+        and inputs.estimate([str(path)], Predictor.open(classifier).reading.codec.fields) == 1001
     )
 
 
@@ -241,7 +241,7 @@ def test_files_are_read_in_the_encoding_of_the_training(tmp_path, capsys):
         assert found["probabilities"] == pytest.approx(expected["probabilities"], abs=1e-6), name
     (found,), _ = predict(capsys, run, str(tmp_path / "data" / "好" / "1.txt"))
     assert found["probability"] != pytest.approx(expected["probability"], abs=1e-6)
-    assert Predictor(run).dataset_info["class_names"] == ("坏", "好")
+    assert Predictor.open(run).dataset_info["class_names"] == ("坏", "好")
 
 
 def test_prompts_of_a_run_that_translates_are_its_rows(tmp_path, capsys):

@@ -10,7 +10,7 @@ from PIL import Image
 
 from bigbase_jax import verbs
 from bigbase_jax.core import Codec, UserError
-from bigbase_jax.inference.predictor import Predictor
+from bigbase_jax.inference.predictor import Predictor, Reading
 
 CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
 RGB = Image.fromarray(np.random.default_rng(0).integers(0, 256, (50, 40, 3), dtype=np.uint8))
@@ -44,7 +44,7 @@ def test_pictures_of_every_size_and_kind_are_answered(run, tmp_path, capsys):
     assert verbs.predict(run, str(tmp_path)) == 0
     found = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [pathlib.Path(f["input"]).name for f in found] == sorted(KINDS) and all("label" in f for f in found)
-    (example,) = Predictor(run).examples(str(tmp_path / "5000x20.png"))
+    (example,) = Predictor.open(run).examples(str(tmp_path / "5000x20.png"))
     assert example["image"].shape == (28, 28, 1)
 
 
@@ -60,13 +60,13 @@ def test_a_table_names_pictures_beside_it(run, tmp_path, capsys):
 
 
 def test_what_does_not_fit_the_model_is_one_sentence(run):
-    predictor = Predictor(run)
+    predictor = Predictor.open(run)
 
     class Unfitted(Codec):
         """Its examples stay as they are."""
 
-    predictor.codec = Unfitted()
+    predictor.reading = Reading(Unfitted())
     with pytest.raises(
         UserError, match=r"its image has the shape \(28, 35, 1\), and the model was trained on \(28, 28, 1\)"
     ):
-        predictor._ready({"image": np.zeros((28, 35, 1), np.uint8)})
+        predictor._fitted({"image": np.zeros((28, 35, 1), np.uint8)})

@@ -10,8 +10,9 @@ import tokenizers
 
 from bigbase_jax import verbs
 from bigbase_jax.core import UserError
-from bigbase_jax.inference.embedding import POOLS, Embedder, Vectors
+from bigbase_jax.inference.embedding import Vectors, embedder, width_of
 from bigbase_jax.inference.inputs import Input
+from bigbase_jax.tasks.text_classification import VECTORS
 
 TEXTS = ["the quick brown fox", "a dog", "the lazy dog sleeps " * 30, "fox"]
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *sorted({word for text in TEXTS for word in text.split()})]
@@ -48,6 +49,11 @@ def pooled(hf, model, text, modes, normalize, length):
     return vector_D / np.linalg.norm(vector_D) if normalize else vector_D
 
 
+def vectors(found, *texts):
+    """f32[D] of each text."""
+    return [np.array(a["vector"]) for _, a in found.answers(Input({"text": text}, "texts") for text in texts)]
+
+
 def pooling(folder, to, modes, normalize, length):
     """The folder as sentence-transformers writes it."""
     for path in folder.iterdir():
@@ -56,25 +62,26 @@ def pooling(folder, to, modes, normalize, length):
     listed = [{"path": path, "type": f"sentence_transformers.models.{kind}"} for path, kind in modules]
     (to / "modules.json").write_text(json.dumps(listed))
     (to / "1_Pooling").mkdir()
-    (to / "1_Pooling" / "config.json").write_text(json.dumps({f"pooling_mode_{name}": name in modes for name in POOLS}))
+    (to / "1_Pooling" / "config.json").write_text(
+        json.dumps({f"pooling_mode_{name}": name in modes for name in VECTORS})
+    )
     (to / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": length}))
 
 
 @pytest.mark.parametrize(
-    ("modes", "normalize"), [*(((name,), False) for name in POOLS), (("cls_token", "mean_tokens"), True)], ids=str
+    ("modes", "normalize"), [*(((name,), False) for name in VECTORS), (("cls_token", "mean_tokens"), True)], ids=str
 )
 def test_vectors_are_those_of_sentence_transformers(hf, folder, tmp_path, modes, normalize):
     pooling(folder[0], tmp_path, modes, normalize, 20)
-    embedder = Embedder(tmp_path)
-    assert (tuple(embedder.pools), embedder.normalize, embedder.width) == (modes, normalize, 12 * len(modes))
-    for item, vector_D in embedder.vectors(Input({"text": text}, "texts") for text in TEXTS):
-        want_D = pooled(hf, folder[1], item.given["text"], modes, normalize, 20)
+    found = embedder(tmp_path)
+    assert (found.task.pools, found.task.normalize, width_of(found)) == (modes, normalize, 12 * len(modes))
+    for text, vector_D in zip(TEXTS, vectors(found, *TEXTS), strict=True):
+        want_D = pooled(hf, folder[1], text, modes, normalize, 20)
         np.testing.assert_allclose(vector_D, want_D, rtol=1e-4, atol=1e-5)
 
 
 def test_a_folder_without_a_word_about_it_is_averaged(hf, folder):
-    embedder = Embedder(folder[0])
-    found = [vector_D for _, vector_D in embedder.vectors(Input({"text": text}, "texts") for text in TEXTS)]
+    found = vectors(embedder(folder[0]), *TEXTS)
     want = [pooled(hf, folder[1], text, ("mean_tokens",), False, 40) for text in TEXTS]
     np.testing.assert_allclose(found, want, rtol=1e-4, atol=1e-5)
 
@@ -84,7 +91,7 @@ def test_a_module_that_is_not_known_is_named(folder, tmp_path):
     for path, kind, words in (("2_Dense", "Dense", "the module 'Dense'"), ("../x", "Pooling", "the module 'Pooling'")):
         (tmp_path / "modules.json").write_text(json.dumps([{"path": path, "type": f"models.{kind}"}]))
         with pytest.raises(UserError, match=words):
-            Embedder(tmp_path)
+            embedder(tmp_path)
 
 
 def test_a_table_becomes_one_vector_per_row(folder, tmp_path):
@@ -119,12 +126,10 @@ def test_runs_of_ours_give_vectors_too(tmp_path):
     )
     recipe = f"--config=configs/text_classify.py:tiny,adapt=lora,root={texts}"
     launch(recipe, f"--workdir={tmp_path / 'run'}", "--config.train.steps=2")
-    embedder = Embedder(tmp_path / "run")
-    (first, second), (again, _) = (
-        [v for _, v in embedder.vectors(Input({"text": text}, "texts") for text in texts)]
-        for texts in (("open a file", "sort numbers"), ("open a file", "close it " * 50))
-    )
-    assert first.shape == (embedder.width,) and np.abs(first - second).max() > 1e-4
+    found = embedder(tmp_path / "run")
+    first, second = vectors(found, "open a file", "sort numbers")
+    again, _ = vectors(found, "open a file", "close it " * 50)
+    assert first.shape == (width_of(found),) and np.abs(first - second).max() > 1e-4
     np.testing.assert_allclose(first, again, rtol=1e-4, atol=1e-6)  # whatever else is in the batch
 
 

@@ -1,6 +1,7 @@
 """``--mode=predict`` on published folders: the answers of transformers' models and image processors, or a sentence."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -55,7 +56,7 @@ def test_pictures_are_scaled_as_the_folder_says(hf, random_model, tmp_path, kind
     processor.save_pretrained(folder)
     rng = np.random.default_rng(0)
     pictures = [Image.fromarray(rng.integers(0, 256, (h, w, 3), dtype=np.uint8)) for h, w in ((90, 50), (40, 133))]
-    predictor = Predictor(folder)
+    predictor = Predictor.open(folder)
     for i, picture in enumerate(pictures):
         picture.save(tmp_path / f"{i}.png")
         (example,) = predictor.examples(str(tmp_path / f"{i}.png"))
@@ -68,18 +69,19 @@ def test_pictures_are_scaled_as_the_folder_says(hf, random_model, tmp_path, kind
 
 
 def test_other_folders_are_one_sentence(random_model, bert, gpt2_folder, tmp_path):
+    shutil.copy(bert / "vocab.txt", gpt2_folder)
     with pytest.raises(UserError, match="GPT2LMHeadModel.*classifiers of texts or pictures.*--mode=generate"):
-        Predictor(gpt2_folder)
+        verbs.predict(str(gpt2_folder), str(bert / "vocab.txt"))
     random_model("ViTForImageClassification", image_size=32, patch_size=8, **VIT).save_pretrained(tmp_path / "vit")
     with pytest.raises(UserError, match="no preprocessor_config.json, which says what becomes of pictures"):
-        Predictor(tmp_path / "vit")
+        Predictor.open(tmp_path / "vit")
     with pytest.raises(UserError, match="is not a run folder"):
-        Predictor(tmp_path / "nowhere")
+        Predictor.open(tmp_path / "nowhere")
     config = json.loads((bert / "config.json").read_text())
     (bert / "config.json").write_text(json.dumps({**config, "problem_type": "multi_label_classification"}))
     with pytest.raises(UserError, match="one class for each"):
-        Predictor(bert)
+        Predictor.open(bert)
     random_model("BertModel", **{k: v for k, v in BERT.items() if k != "id2label"}).save_pretrained(bert)
     (bert / "config.json").write_text(json.dumps(config))
     with pytest.raises(UserError, match=r"lacks the weights .*head"):
-        Predictor(bert)
+        Predictor.open(bert)
