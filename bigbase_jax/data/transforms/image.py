@@ -1,24 +1,35 @@
 """Transforms of pictures on the host: ``example["image"]``, uint8 [H, W, C] with C = 1 (grey) or 3 (RGB).
 
+What lies on the picture moves with it, by the same ``Motion`` as its pixels. These entries are known; positions are in
+pixels from the upper left corner, and the centre of the first pixel is at (0.5, 0.5):
+
+- ``boxes`` f32 [M, 4]: x0, y0, x1, y1. They are cut off at the picture's border; ``box_valid`` bool [M], which is added
+  where it is missing, is False for those of which nothing is left (and for padding), whose numbers become 0.
+- ``points`` f32 [M, 2]: x, y; likewise ``point_valid`` bool [M].
+- ``segmentation`` integer [H, W]: by the nearest pixel, and 255 where there is no picture.
+
+A transform that does not say how it moves pixels refuses examples with such entries.
+
 They return a new example and leave the given one alone. Pixel work is Pillow's C code, which lets other threads run.
 Pictures stay uint8 on their way to the device, a quarter of the bytes of f32; the task normalises them inside the
 compiled step. ``ToFloat`` and ``Normalise`` are there for those who want floats on the host, and come last.
 
-Legend: H height, W width, C channels. Sizes are an int or (height, width); ``rng`` is the example's own generator.
+Legend: H height, W width, C channels, M boxes or points. Sizes are an int or (height, width); ``rng`` is the example's
+own generator.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
 from PIL import Image, ImageEnhance, ImageOps
 
 from bigbase_jax.build import suggest
-from bigbase_jax.core import Example, UserError
+from bigbase_jax.core import Batch, Example, UserError
 
 Size = int | tuple[int, int]
 Box = tuple[float, float, float, float]  # left, top, right, bottom, in pixels
@@ -34,28 +45,168 @@ _REDUCING_GAP = 3.0  # from 6-fold downscaling on Pillow first averages whole bl
 _TRIES = 10  # random crops and erased boxes that do not fit are drawn anew, as often as in torchvision
 
 
+_IGNORED = 255  # in a segmentation, what is no pixel of the picture
+_VALID = {"boxes": "box_valid", "points": "point_valid"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Motion:
+    """Where each place of a transformed picture comes from, for its pixels and for what lies on it.
+
+    Attributes:
+      matrix: the place (x, y) of the result shows ``matrix @ (x, y, 1)`` of the picture.
+      size: height and width of the result.
+      outside: what is shown beyond the picture: "constant" (a value), "edge" or "reflect" (without repeating the edge).
+    """
+
+    matrix: tuple[tuple[float, float, float], tuple[float, float, float]]
+    size: tuple[int, int]
+    outside: str = "constant"
+
+    def nearest(self, x_HW: np.ndarray, fill: int = 0) -> np.ndarray:
+        """[H, W, ...] -> [*size, ...] by the nearest pixel; ``fill`` is the constant outside."""
+        (a, b, c), (d, e, f) = self.matrix
+        column_w, row_h = np.arange(self.size[1]) + 0.5, np.arange(self.size[0]) + 0.5
+        if b or d:
+            x = np.floor(a * column_w + b * row_h[:, None] + c)
+            y = np.floor(d * column_w + e * row_h[:, None] + f)
+            inside = (x >= 0) & (x < x_HW.shape[1]) & (y >= 0) & (y < x_HW.shape[0])
+            out = x_HW[y.clip(0, x_HW.shape[0] - 1).astype(int), x.clip(0, x_HW.shape[1] - 1).astype(int)]
+            out[~inside] = fill
+            return out
+        rows, columns = np.floor(e * row_h + f).astype(int), np.floor(a * column_w + c).astype(int)
+        out = x_HW.take(self._folded(rows, x_HW.shape[0]), 0).take(self._folded(columns, x_HW.shape[1]), 1)
+        if self.outside == "constant":
+            out[(rows < 0) | (rows >= x_HW.shape[0])] = fill
+            out[:, (columns < 0) | (columns >= x_HW.shape[1])] = fill
+        return out
+
+    def points(self, xy_M2: np.ndarray) -> np.ndarray:
+        """Where points of the picture are in the result, f64 [..., 2], perhaps outside of it."""
+        matrix = np.asarray(self.matrix)
+        return np.linalg.solve(matrix[:, :2], (xy_M2 - matrix[:, 2])[..., None])[..., 0]
+
+    def on(self, example: Example) -> Example:
+        """What lies on the picture of an example, moved; raises UserError if it is not of the shape that it must be."""
+        h, w = self.size
+        moved: Example = {}
+        if "segmentation" in example:
+            moved["segmentation"] = self.nearest(example["segmentation"], _IGNORED)
+        for name, validity in _VALID.items():
+            if name not in example:
+                continue
+            given, width = np.asarray(example[name]), {"boxes": 4, "points": 2}[name]
+            if given.ndim != 2 or given.shape[1] != width or given.dtype.kind != "f":
+                raise UserError(f"{name} must be f32[M, {width}] in pixels, not {given.dtype}{list(given.shape)}.")
+            if name == "points":
+                out = self.points(given)
+                valid = ((out >= 0) & (out < (w, h))).all(1)
+            else:
+                corners_M42 = self.points(given[:, [[0, 1], [2, 1], [0, 3], [2, 3]]])
+                out = np.concatenate([corners_M42.min(1), corners_M42.max(1)], 1).clip(0, (w, h, w, h))
+                valid = (out[:, 2:] > out[:, :2]).all(1) & (given[:, 2:] > given[:, :2]).all(1)
+            valid &= np.asarray(example.get(validity, True), bool)
+            moved |= {name: np.where(valid[:, None], out, 0).astype(given.dtype), validity: valid}
+        return moved
+
+    def _folded(self, at: np.ndarray, n: int) -> np.ndarray:
+        return _reflected(at, n) if self.outside == "reflect" else at.clip(0, n - 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Window(Motion):
+    """A part of the picture, brought to a size.
+
+    Attributes:
+      box: the part, which may reach beyond the picture where it is not resized.
+      flip: whether left and right are exchanged.
+      cut: whether the part is cut out before it is resized; else what is around it counts at its border.
+    """
+
+    matrix: Any = dataclasses.field(init=False)
+    box: Box = (0, 0, 0, 0)
+    flip: bool = False
+    cut: bool = True
+
+    def __post_init__(self) -> None:
+        left, top, right, bottom = self.box
+        across, down = (right - left) / self.size[1], (bottom - top) / self.size[0]
+        first, step = (right, -across) if self.flip else (left, across)
+        object.__setattr__(self, "matrix", ((step, 0.0, first), (0.0, down, top)))
+
+    def pixels(self, x_HWC: np.ndarray, method: str) -> np.ndarray:
+        """The picture's part, resized where it has another size."""
+        height, width = x_HWC.shape[:2]
+        if not self.cut:
+            x_HWC = _resize(x_HWC, self.size, method, self.box)
+        else:
+            left, top, right, bottom = map(int, self.box)
+            if min(left, top) < 0 or right > width or bottom > height:
+                return self.nearest(x_HWC)
+            x_HWC = _resize(x_HWC[top:bottom, left:right], self.size, method)
+        return x_HWC[:, ::-1] if self.flip else x_HWC
+
+
 @dataclasses.dataclass(frozen=True)
 class ImageTransform:
-    """Applies ``picture`` to ``example["image"]``. A subclass that uses ``rng`` sets ``random = True``."""
+    """Applies ``apply`` to ``example["image"]``. A subclass that uses ``rng`` sets ``random = True``.
+
+    Attributes:
+      moves: whether ``picture`` moves pixels, in a way that boxes, points and segmentations could not follow.
+    """
 
     random: ClassVar[bool] = False
+    moves: ClassVar[bool] = True
 
     def __call__(self, example: Example, rng: np.random.Generator) -> Example:
         """The example with its picture transformed; raises UserError if there is no picture or not a fitting one."""
         if "image" not in example:
             raise UserError(f"{type(self).__name__} needs an entry 'image'; the example has: {', '.join(example)}.")
-        return {**example, "image": self.picture(example["image"], rng)}
+        picture, motion = self.apply(example["image"], rng)
+        return {**example, "image": picture, **(motion.on(example) if motion else self._unmoved(example))}
+
+    def apply(self, x_HWC: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, Motion | None]:
+        """The transformed picture, and how its pixels moved; None: not at all, or it cannot be said (``moves``)."""
+        return self.picture(x_HWC, rng), None
 
     def picture(self, x_HWC: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """The transformed picture; never writes into ``x_HWC``."""
         raise NotImplementedError
+
+    def _unmoved(self, example: Example) -> Example:
+        lying = [name for name in (*_VALID, "segmentation") if name in example]
+        if self.moves and lying:
+            raise UserError(
+                f"{type(self).__name__} does not say how it moves {' and '.join(lying)}: set its moves = False if"
+                " pixels stay where they are, or let apply() give a Motion."
+            )
+        return {}
+
+
+class _Still(ImageTransform):
+    """What leaves pixels where they are."""
+
+    moves: ClassVar[bool] = False
 
 
 # --- geometry ---------------------------------------------------------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True)
-class Resize(ImageTransform):
+class Geometric(ImageTransform):
+    """Shows a window of the picture, which a subclass chooses; ``method`` is how it is resized."""
+
+    def window(self, height: int, width: int, rng: np.random.Generator) -> Window:
+        """Of a picture of this size."""
+        raise NotImplementedError
+
+    def apply(self, x_HWC: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, Motion | None]:
+        window = self.window(x_HWC.shape[0], x_HWC.shape[1], rng)
+        return window.pixels(x_HWC, getattr(self, "method", "bilinear")), window
+
+
+@dataclasses.dataclass(frozen=True)
+class Resize(Geometric):
     """Resizes with antialiasing.
 
     Attributes:
@@ -71,12 +222,12 @@ class Resize(ImageTransform):
         _check_size(self, self.size)
         _check_method(self, self.method)
 
-    def picture(self, x_HWC: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        return _resize(x_HWC, _resized(x_HWC, self.size), self.method)
+    def window(self, height: int, width: int, rng: np.random.Generator) -> Window:
+        return Window(_resized(height, width, self.size), box=(0, 0, width, height))
 
 
 @dataclasses.dataclass(frozen=True)
-class CenterCrop(ImageTransform):
+class CenterCrop(Geometric):
     """Cuts out the middle; a picture that is too small is first padded with zeros on both sides."""
 
     size: Size
@@ -84,18 +235,15 @@ class CenterCrop(ImageTransform):
     def __post_init__(self) -> None:
         _check_size(self, self.size)
 
-    def picture(self, x_HWC: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    def window(self, height: int, width: int, rng: np.random.Generator) -> Window:
         h, w = _pair(self.size)
-        missing_h, missing_w = max(h - x_HWC.shape[0], 0), max(w - x_HWC.shape[1], 0)
-        if missing_h or missing_w:
-            sides = [(n // 2, n - n // 2) for n in (missing_h, missing_w)]
-            x_HWC = np.pad(x_HWC, [*sides, (0, 0)])
-        top, left = _middle(x_HWC.shape[0], h), _middle(x_HWC.shape[1], w)
-        return x_HWC[top : top + h, left : left + w]
+        top = -((h - height) // 2) if h > height else _middle(height, h)
+        left = -((w - width) // 2) if w > width else _middle(width, w)
+        return Window((h, w), box=(left, top, left + w, top + h))
 
 
 @dataclasses.dataclass(frozen=True)
-class ResizeCenterCrop(ImageTransform):
+class ResizeCenterCrop(Geometric):
     """``Resize(resize)`` and ``CenterCrop(size)`` in one pass that computes no pixel it throws away.
 
     Attributes:
@@ -117,17 +265,17 @@ class ResizeCenterCrop(ImageTransform):
                 f"ResizeCenterCrop cannot cut size={self.size} out of resize={self.resize}; enlarge resize."
             )
 
-    def picture(self, x_HWC: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        full_h, full_w = _resized(x_HWC, self.resize)
+    def window(self, height: int, width: int, rng: np.random.Generator) -> Window:
+        full_h, full_w = _resized(height, width, self.resize)
         h, w = _pair(self.size)
-        per_row, per_column = x_HWC.shape[0] / full_h, x_HWC.shape[1] / full_w
+        per_row, per_column = height / full_h, width / full_w
         top, left = _middle(full_h, h) * per_row, _middle(full_w, w) * per_column
-        bottom, right = min(top + h * per_row, x_HWC.shape[0]), min(left + w * per_column, x_HWC.shape[1])
-        return _resize(x_HWC, (h, w), self.method, (left, top, right, bottom))
+        bottom, right = min(top + h * per_row, height), min(left + w * per_column, width)
+        return Window((h, w), box=(left, top, right, bottom), cut=False)
 
 
 @dataclasses.dataclass(frozen=True)
-class RandomResizedCrop(ImageTransform):
+class RandomResizedCrop(Geometric):
     """Cuts out a random box and resizes it (Szegedy et al. 2015, "Going Deeper with Convolutions", section 6).
 
     Attributes:
@@ -149,9 +297,9 @@ class RandomResizedCrop(ImageTransform):
         _check_range(self, "scale", self.scale, 0.0, 1.0)
         _check_range(self, "ratio", self.ratio, 0.0, math.inf)
 
-    def picture(self, x_HWC: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        top, left, h, w = self.box(x_HWC.shape[0], x_HWC.shape[1], rng)
-        return _resize(x_HWC[top : top + h, left : left + w], _pair(self.size), self.method)
+    def window(self, height: int, width: int, rng: np.random.Generator) -> Window:
+        top, left, h, w = self.box(height, width, rng)
+        return Window(_pair(self.size), box=(left, top, left + w, top + h))
 
     def box(self, height: int, width: int, rng: np.random.Generator) -> tuple[int, int, int, int]:
         """Top, left, height and width of a box; the largest one of an allowed ratio in the middle if none fits."""
@@ -168,7 +316,7 @@ class RandomResizedCrop(ImageTransform):
 
 
 @dataclasses.dataclass(frozen=True)
-class RandomCrop(ImageTransform):
+class RandomCrop(Geometric):
     """Pads and cuts out a random window, as usual for CIFAR and MNIST.
 
     Attributes:
@@ -190,27 +338,22 @@ class RandomCrop(ImageTransform):
         if self.padding < 0:
             raise UserError(f"RandomCrop's padding is {self.padding}; it must be 0 or more.")
 
-    def picture(self, x_HWC: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        picked, inside = [], []
-        for n, length in zip(_pair(self.size), x_HWC.shape[:2], strict=True):
+    def window(self, height: int, width: int, rng: np.random.Generator) -> Window:
+        starts = []
+        for n, length in zip(_pair(self.size), (height, width), strict=True):
             room = length + 2 * self.padding - n
             if room < 0:
                 raise UserError(
-                    f"RandomCrop cannot cut size={self.size} out of a picture of {x_HWC.shape[0]}x{x_HWC.shape[1]} with"
+                    f"RandomCrop cannot cut size={self.size} out of a picture of {height}x{width} with"
                     f" padding={self.padding}; resize first, or pad more."
                 )
-            at = np.arange(n) + rng.integers(room + 1) - self.padding
-            picked.append(at)
-            inside.append(_reflected(at, length) if self.mode == "reflect" else at.clip(0, length - 1))
-        out = x_HWC.take(inside[0], axis=0).take(inside[1], axis=1)
-        if self.mode == "constant":
-            out[picked[0] != inside[0]] = 0
-            out[:, picked[1] != inside[1]] = 0
-        return out
+            starts.append(int(rng.integers(room + 1)) - self.padding)
+        (top, left), (h, w) = starts, _pair(self.size)
+        return Window((h, w), self.mode, (left, top, left + w, top + h))
 
 
 @dataclasses.dataclass(frozen=True)
-class RandomFlip(ImageTransform):
+class RandomFlip(Geometric):
     """Mirrors left and right with probability ``prob``."""
 
     prob: float = 0.5
@@ -219,15 +362,15 @@ class RandomFlip(ImageTransform):
     def __post_init__(self) -> None:
         _check_prob(self, self.prob)
 
-    def picture(self, x_HWC: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        return x_HWC[:, ::-1] if rng.random() < self.prob else x_HWC
+    def window(self, height: int, width: int, rng: np.random.Generator) -> Window:
+        return Window((height, width), box=(0, 0, width, height), flip=rng.random() < self.prob)
 
 
 # --- colour -----------------------------------------------------------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True)
-class ColorJitter(ImageTransform):
+class ColorJitter(_Still):
     """Changes brightness, contrast, saturation and hue in random order, as torchvision's ``ColorJitter``.
 
     Attributes:
@@ -262,7 +405,7 @@ class ColorJitter(ImageTransform):
 
 
 @dataclasses.dataclass(frozen=True)
-class Grey(ImageTransform):
+class Grey(_Still):
     """One channel of luma, 0.299 R + 0.587 G + 0.114 B (ITU-R BT.601)."""
 
     def picture(self, x_HWC: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -270,7 +413,15 @@ class Grey(ImageTransform):
 
 
 @dataclasses.dataclass(frozen=True)
-class ToFloat(ImageTransform):
+class _PerPixel(_Still):
+    """What does to many pictures [n, H, W, C] what it does to each."""
+
+    def batch(self, examples: Batch) -> Batch:
+        return {**examples, "image": self.picture(np.asarray(examples["image"]), np.random.default_rng(0))}
+
+
+@dataclasses.dataclass(frozen=True)
+class ToFloat(_PerPixel):
     """f32 values in [0, 1]; a floating picture is taken to have them already."""
 
     def picture(self, x_HWC: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -278,7 +429,7 @@ class ToFloat(ImageTransform):
 
 
 @dataclasses.dataclass(frozen=True)
-class Normalise(ImageTransform):
+class Normalise(_PerPixel):
     """(x - mean) / std per channel, f32, of values in [0, 1] (a uint8 picture is divided by 255 first).
 
     Attributes:
@@ -318,14 +469,12 @@ class TrivialAugment(ImageTransform):
         if self.num_magnitude_bins < 2:
             raise UserError(f"TrivialAugment's num_magnitude_bins is {self.num_magnitude_bins}; it must be at least 2.")
 
-    def picture(self, x_HWC: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    def apply(self, x_HWC: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, Motion | None]:
         op = _OPS[rng.integers(len(_OPS))]
         level = rng.integers(self.num_magnitude_bins) / (self.num_magnitude_bins - 1)
         sign = -1.0 if rng.random() < 0.5 else 1.0
-        if op == "identity":
-            return x_HWC
         strength = {"shear": 0.99, "translate": 32.0, "rotate": 135.0, "enhance": 0.99, "bits": 6.0}
-        return _to_array(_operate(_to_pil(x_HWC, self), op, level, sign, strength, strength["translate"]))
+        return _operated(x_HWC, [(op, level, sign)], strength, self)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -352,22 +501,18 @@ class RandAugment(ImageTransform):
                 " below num_magnitude_bins."
             )
 
-    def picture(self, x_HWC: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    def apply(self, x_HWC: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, Motion | None]:
         strength = {"shear": 0.3, "rotate": 30.0, "enhance": 0.9, "bits": 4.0}
         level = self.magnitude / (self.num_magnitude_bins - 1)
-        image: Image.Image | None = None
+        ops = []
         for _ in range(self.num_ops):
             op = _OPS[rng.integers(len(_OPS))]
-            sign = -1.0 if rng.random() < 0.5 else 1.0
-            if op != "identity":
-                image = _to_pil(x_HWC, self) if image is None else image
-                side = image.height if op == "translate_y" else image.width
-                image = _operate(image, op, level, sign, strength, 150 / 331 * side)
-        return x_HWC if image is None else _to_array(image)
+            ops.append((op, level, -1.0 if rng.random() < 0.5 else 1.0))
+        return _operated(x_HWC, ops, strength, self)
 
 
 @dataclasses.dataclass(frozen=True)
-class RandomErasing(ImageTransform):
+class RandomErasing(_Still):
     """Overwrites a random box (Zhong et al. 2017, "Random Erasing Data Augmentation").
 
     Attributes:
@@ -439,18 +584,58 @@ _ENHANCERS: tuple[Callable[[Image.Image], Any], ...] = (
 )
 
 
-def _operate(
-    image: Image.Image, op: str, level: float, sign: float, strength: dict[str, float], translate: float
-) -> Image.Image:
-    """One operation of the AutoAugment family; ``level`` in [0, 1] is a share of the greatest ``strength``."""
-    if op in ("shear_x", "shear_y"):
-        shear = sign * level * strength["shear"]
-        return _affine(image, (1, shear, 0, 0, 1, 0) if op == "shear_x" else (1, 0, 0, shear, 1, 0))
-    if op in ("translate_x", "translate_y"):
-        pixels = int(sign * level * translate)
-        return _affine(image, (1, 0, -pixels, 0, 1, 0) if op == "translate_x" else (1, 0, 0, 0, 1, -pixels))
-    if op == "rotate":
-        return image.rotate(sign * level * strength["rotate"])
+def _operated(
+    x_HWC: np.ndarray,
+    ops: Sequence[tuple[str, float, float]],
+    strength: dict[str, float],
+    transform: ImageTransform,
+) -> tuple[np.ndarray, Motion]:
+    """Operations of the AutoAugment family in a row, and how all of them move pixels.
+
+    Args:
+      ops: (name, share in [0, 1] of the greatest strength, sign).
+      strength: the greatest of each kind; of a translation without one, a share of the side as in torchvision.
+    """
+    matrix = np.eye(3)
+    image: Image.Image | None = None
+    for op, level, sign in ops:
+        if op == "identity":
+            continue
+        image = _to_pil(x_HWC, transform) if image is None else image
+        side = image.height if op == "translate_y" else image.width
+        amount = sign * level * strength.get(op.partition("_")[0], 150 / 331 * side)
+        moved = _matrix(op, amount, image.size)
+        if moved is not None:
+            matrix = matrix @ np.array([*moved, (0, 0, 1)])
+        if op == "rotate":
+            image = image.rotate(amount)
+        elif moved is not None:
+            image = image.transform(image.size, Image.Transform.AFFINE, (*moved[0], *moved[1]))
+        else:
+            image = _recoloured(image, op, level, sign, strength)
+    (a, b, c), (d, e, f), _ = matrix.tolist()
+    motion = Motion(((a, b, c), (d, e, f)), (x_HWC.shape[0], x_HWC.shape[1]))
+    return x_HWC if image is None else _to_array(image), motion
+
+
+def _matrix(op: str, amount: float, size: tuple[int, int]) -> Any:
+    """``Motion.matrix`` of an operation; None if it moves nothing. ``size``: width and height."""
+    if op == "shear_x":
+        return (1, amount, 0), (0, 1, 0)
+    if op == "shear_y":
+        return (1, 0, 0), (amount, 1, 0)
+    if op == "translate_x":
+        return (1, 0, -int(amount)), (0, 1, 0)
+    if op == "translate_y":
+        return (1, 0, 0), (0, 1, -int(amount))
+    if op == "rotate":  # degrees, anticlockwise, around the middle
+        cos, sin = math.cos(math.radians(amount)), math.sin(math.radians(amount))
+        x, y = size[0] / 2, size[1] / 2
+        return (cos, -sin, x - cos * x + sin * y), (sin, cos, y - sin * x - cos * y)
+    return None
+
+
+def _recoloured(image: Image.Image, op: str, level: float, sign: float, strength: dict[str, float]) -> Image.Image:
     if op in ("brightness", "contrast", "color", "sharpness"):
         enhancer = _ENHANCERS[("brightness", "contrast", "color", "sharpness").index(op)]
         return enhancer(image).enhance(1 + sign * level * strength["enhance"])
@@ -459,10 +644,6 @@ def _operate(
     if op == "solarize":
         return ImageOps.solarize(image, round(255 * (1 - level), 6))  # type: ignore[arg-type]
     return ImageOps.autocontrast(image) if op == "autocontrast" else ImageOps.equalize(image)
-
-
-def _affine(image: Image.Image, coefficients: tuple[float, ...]) -> Image.Image:
-    return image.transform(image.size, Image.Transform.AFFINE, coefficients)
 
 
 def _shift_hue(image: Image.Image, shift: float) -> Image.Image:
@@ -504,11 +685,10 @@ def _resize(x_HWC: np.ndarray, size: tuple[int, int], method: str, box: Box | No
     return _to_array(image)
 
 
-def _resized(x_HWC: np.ndarray, size: Size) -> tuple[int, int]:
+def _resized(height: int, width: int, size: Size) -> tuple[int, int]:
     """Height and width after ``Resize(size)``."""
     if not isinstance(size, int):
         return size[0], size[1]
-    height, width = x_HWC.shape[:2]
     if height <= width:
         return size, max(size * width // height, 1)
     return max(size * height // width, 1), size
