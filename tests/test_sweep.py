@@ -1,5 +1,6 @@
 """Sweeps: what a file may say, who runs which trial, what becomes of failures; kills, races and a full disk."""
 
+import dataclasses
 import importlib.util
 import json
 import math
@@ -247,6 +248,11 @@ def test_the_value_is_the_best_where_the_run_keeps_its_best_and_else_the_last(tm
     assert worker.outcome(tmp_path, sweep, CONFIG) == 0.9  # the recipe has best_metric="accuracy"
     other = space.override(CONFIG, {"train.best_metric": "loss"})
     assert worker.outcome(tmp_path, sweep, other) == 0.7
+    with pytest.raises(Stop, match="nothing measures rank/mrr while a trial trains"):
+        worker.outcome(tmp_path, Sweep("rank/mrr", fixed=[{}]), CONFIG)
+    row = {"step": 3, "kind": "eval", "split": "rank", "mrr": 0.3}
+    (tmp_path / "metrics.jsonl").write_text(json.dumps(row) + "\n")
+    assert worker.outcome(tmp_path, Sweep("rank/mrr", fixed=[{}]), CONFIG) == 0.3
 
 
 @pytest.mark.parametrize(
@@ -256,6 +262,10 @@ def test_the_task_says_whether_more_of_a_metric_is_better(tmp_path, metric, give
     sweep = Sweep(metric, mode=given, fixed=[{}])
     wrapped = CONFIG.copy_and_resolve_references()
     wrapped.task = target(Frozen, task=CONFIG.task, trainable="head")
+    evaluated = CONFIG.copy_and_resolve_references()
+    evaluated.evaluators = {"again": CONFIG.task}
+    judged = space.judged(dataclasses.replace(sweep, metric=f"again/{metric}"), evaluated)
+    assert judged.mode == mode
     for name, config in (("a", CONFIG), ("b", wrapped)):
         study = Study(sweep, config, tmp_path / name)
         assert study.sweep.mode == mode and study.optuna.direction.name.lower().startswith(mode)

@@ -24,7 +24,7 @@ from bigbase_jax import parallel
 from bigbase_jax.build import build
 from bigbase_jax.core import Batch, PyTree, Sum, Task, TrainState, UserError
 from bigbase_jax.data.pipeline import Prepared
-from bigbase_jax.evaluate import evaluate
+from bigbase_jax.evaluate import Split
 from bigbase_jax.optim import Optimizer
 from bigbase_jax.runtime.log import say
 
@@ -157,11 +157,7 @@ def train(
         seconds = (time.perf_counter() - began) * total / max(total - 1, 1)
     metrics = []
     if evaluated:
-        split = "val" if "val" in data.splits else "train"
-        eval_step = parallel.eval_step(task, mesh)
-        for index in range(len(seeds)):
-            batches = data.eval_batches(split, parallel.host(mesh))
-            metrics.append(
-                evaluate(task, eval_step, member(state, index).variables(), batches, mesh, keep=False).metrics
-            )
+        evaluator = Split("val" if "val" in data.splits else "train", keep=False)
+        members = (member(state, index).variables() for index in range(len(seeds)))
+        metrics = [dict(evaluator.run(task, variables, data, mesh).metrics) for variables in members]
     return Trained(state, metrics, seconds)

@@ -160,9 +160,11 @@ class Sweep:
     """What to try, by what to judge it, and how often.
 
     Attributes:
-      metric: of the evaluations on the validation split. A trial's value is its best one where the recipe keeps the
-        best checkpoint by this metric (``config.train.best_metric``), otherwise its last.
-      mode: "max" or "min"; None: what the recipe's task says of the metric (``core.Metric.better``), else "max".
+      metric: of the evaluations on the validation split, or ``NAME/METRIC`` of ``config.evaluators.NAME``. A trial's
+        value is its best one where the recipe keeps the best checkpoint by this metric (``config.train.best_metric``),
+        otherwise its last.
+      mode: "max" or "min"; None: what the task, or the evaluator, says of the metric (``core.Metric.better``), else
+        "max".
       space: key of the config -> domain.
       conditional: key -> label of its choice -> further keys that exist only then; another label may give the same key
         another domain.
@@ -401,18 +403,19 @@ def check(sweep: Sweep, config: ConfigDict, drawn: Sequence[Mapping[str, Any]] =
 
 
 def judged(sweep: Sweep, config: ConfigDict) -> Sweep:
-    """The sweep with its ``mode``, which the recipe's task knows where the file does not say it.
+    """The sweep with its ``mode``, which the recipe's task or evaluator knows where the file does not say it.
 
     Raises:
-      UserError: the task says that neither more nor less of the metric is better.
+      UserError: it says that neither more nor less of the metric is better.
     """
     if sweep.mode is not None:
         return sweep
-    node = config.get("task", {})
+    evaluator, _, name = sweep.metric.rpartition("/")
+    node = config.get("evaluators", {}).get(evaluator, {}) if evaluator else config.get("task", {})
     while isinstance(node.get("task"), ConfigDict):  # of a wrapper
         node = node.task
-    task = locate(node.target) if "target" in node else None
-    metric = getattr(task, "metrics", {}).get(sweep.metric, Metric("max"))
+    declared = getattr(locate(node.target), "metrics", {}) if "target" in node else {}
+    metric = declared.get(name, Metric("max")) if isinstance(declared, Mapping) else Metric("max")
     if metric.better is None:
         raise UserError(f"neither more nor less {sweep.metric} is better; give the sweep mode='max' or mode='min'.")
     return dataclasses.replace(sweep, mode=metric.better)

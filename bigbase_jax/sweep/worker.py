@@ -182,15 +182,16 @@ def _observe(
     value = _number(metrics, sweep.metric)
     if seed > 0:
         return None
-    count = sum(row["step"] <= step for row in _evaluations(folder))
+    count = sum(row["step"] <= step for row in _evaluations(folder, sweep))
     if claim.report(count, value) and sweep.pruner is not None:
         return f"pruned at evaluation {count}: {sweep.metric} {value:.4g} is behind other trials"
     return None
 
 
-def _evaluations(folder: pathlib.Path) -> list[dict[str, Any]]:
-    """The rows of a run's evaluations on the validation split."""
-    return [row for row in read_rows(folder / "metrics.jsonl") if row["kind"] == "eval" and row["split"] == "val"]
+def _evaluations(folder: pathlib.Path, sweep: Sweep) -> list[dict[str, Any]]:
+    """The rows of a run's evaluations by what measures the sweep's metric: on the validation split, or an evaluator."""
+    where = sweep.metric.rpartition("/")[0] or "val"
+    return [row for row in read_rows(folder / "metrics.jsonl") if row["kind"] == "eval" and row["split"] == where]
 
 
 def _number(metrics: Mapping[str, Any], name: str) -> float:
@@ -209,10 +210,11 @@ def outcome(folder: pathlib.Path, sweep: Sweep, config: ConfigDict) -> float:
     Raises:
       UserError: it measured no such metric on a validation split.
     """
-    values = [_number(row, sweep.metric) for row in _evaluations(folder)]
+    values = [_number(row, sweep.metric.rpartition("/")[2]) for row in _evaluations(folder, sweep)]
     if not values:
         raise Stop(
-            "the recipe's data has no validation split to judge trials by; a sweep must not choose by the test split."
+            f"nothing measures {sweep.metric} while a trial trains: the recipe's data has no validation split to judge "
+            "trials by, or the evaluator is final; a sweep must not choose by the test split."
         )
     if (config.train.best_metric, config.train.best_mode) == (sweep.metric, sweep.mode):
         return max(values) if sweep.mode == "max" else min(values)
