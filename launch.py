@@ -103,9 +103,7 @@ def _verb(mode: str, workdir: str) -> int:
 
         return generation.run(workdir, pattern=_INPUT.value, step=_STEP.value, **cli.generation())
     elif mode == "compare":
-        from bigbase_jax import compare
-
-        result = compare.run(_WORKDIR.value or (), _OUTPUT.value, _SPLIT.value, **cli.comparing())
+        result = verbs.compare(_WORKDIR.value or (), _OUTPUT.value, _SPLIT.value, **cli.comparing())
     elif mode == "export":
         result = verbs.export(workdir, _TO.value, _OUTPUT.value, _STEP.value)
     else:

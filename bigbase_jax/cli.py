@@ -52,7 +52,7 @@ def planning() -> dict[str, Any]:
 
 
 def comparing() -> dict[str, Any]:
-    """What the command line says of ``compare.run``'s arguments."""
+    """What the command line says of ``verbs.compare``'s arguments."""
     return {"storage": _STORAGE.value}
 
 

@@ -106,13 +106,14 @@ class Task(Protocol):
 
     - ``merge(outputs)``: from the outputs of the examples that one input was read as, in order, to those of
       the input. Without it, each example has an answer of its own.
-    - ``passages(examples)``, of the arrays that ``evaluate`` gives: ``[(title, [(text, its loss in nats), ...]), ...]``
-      for the report page.
+    - ``figures(evaluated)``: an iterable of ``Figure``s, what the report of a run and comparisons show of an
+      ``Evaluated``. Arrays and metrics of it may be missing, as those that an evaluation did not keep.
 
     Attributes:
       inputs: names of the batch entries that ``init`` and ``predict`` read; everything else is labels.
       batch_coupled: True where the loss mixes examples of a batch so that splitting it changes the result.
-      metrics: what every number means that training, ``evaluate`` and ``meters`` measure.
+      metrics: what every number means that training, ``evaluate`` and ``meters`` measure, in the order in which a
+        reader wants them.
     """
 
     inputs: tuple[str, ...]
@@ -228,11 +229,14 @@ class Gallery(NamedTuple):
 
 
 class Highlights(NamedTuple):
-    """A figure of texts: (title, [(piece, its weight in 0..1 or more, shown as shade)]) each."""
+    """A figure of texts: (title, [(piece, its weight, shown as shade)]) each. Weights from ``most`` on have the darkest
+    shade; with a ``unit``, a reader who asks sees them as numbers."""
 
     title: str
     texts: Sequence[tuple[str, Sequence[tuple[str, float]]]]
     note: str = ""
+    most: float = 1.0
+    unit: str = ""
 
 
 class Table(NamedTuple):
@@ -256,7 +260,8 @@ class Matrix(NamedTuple):
 
 
 class Plot(NamedTuple):
-    """A figure of curves or, with ``bars``, columns: name -> (x, y); ``diagonal``: what is ideal lies on x = y."""
+    """A figure of curves or, with ``bars``, columns: name -> (x, y); ``diagonal``: what is ideal lies on x = y;
+    ``counts``: name -> how many examples are behind each column, the fewer, the fainter."""
 
     title: str
     series: Mapping[str, tuple[Sequence[float], Sequence[float]]]
@@ -265,6 +270,7 @@ class Plot(NamedTuple):
     note: str = ""
     bars: bool = False
     diagonal: bool = False
+    counts: Mapping[str, Sequence[float]] = {}
 
 
 class Clips(NamedTuple):

@@ -13,17 +13,20 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from bigbase_jax import compare as comparing
 from bigbase_jax import parallel, pretrained
 from bigbase_jax import train as training
 from bigbase_jax.build import build, suggest
-from bigbase_jax.core import Evaluator, Task, UserError
+from bigbase_jax.compare.runs import task_of
+from bigbase_jax.core import Evaluator, UserError
 from bigbase_jax.evaluate import Split, evaluators
 from bigbase_jax.inference import answers, inputs
 from bigbase_jax.inference.predictor import Predictor
+from bigbase_jax.pages import comparison as comparison_page
 from bigbase_jax.pages import report as report_page
+from bigbase_jax.pages.figures import Pictures
 from bigbase_jax.runtime import compilation, distributed, whole
 from bigbase_jax.runtime.log import Diverged, say
-from bigbase_jax.runtime.restored import dataset_info
 from bigbase_jax.runtime.rundir import RunDir
 from bigbase_jax.wrappers.adapter import save_adapter
 from bigbase_jax.wrappers.wrapper import Wrapper
@@ -238,22 +241,44 @@ def report(workdir: str) -> dict[str, Any]:
     """(Re)writes ``report.html`` of a run; returns its path. Pictures need the data to be where it was."""
     run = RunDir(workdir)
     config = run.config()
-    pictures = passages = None
-    try:
-        task: Task = build(config.task, dataset_info(run), _path="config.task")
-        passages = getattr(task, "passages", None)
-        if passages is None:
-            data = build(pretrained.data_of(run, config), _path="config.data").prepare(lambda line: None)
-            source = {name: data.source(name) for name in data.splits}
 
-            def pictures(split: str, index: int) -> tuple[np.ndarray, str]:
-                return source[split][index][task.inputs[0]], source[split].name(index)
+    def pictures() -> Pictures:
+        task = task_of(run)
+        data = build(pretrained.data_of(run, config), _path="config.data").prepare(lambda line: None)
+        source = {name: data.source(name) for name in data.splits}
+        return lambda split, index: (source[split][index][task.inputs[0]], source[split].name(index))
 
-    except UserError as error:
-        say(f"the report has no examples: {error}")
-    page = report_page.write(str(run.path), pictures, passages)
+    page = report_page.write(str(run.path), pictures)
     say(f"report: {page}")
-    return {"report": str(page)}
+    return {"report": page}
+
+
+def compare(
+    workdirs: Sequence[str], output: str | None = None, split: str | None = None, storage: str | None = None
+) -> dict[str, Any]:
+    """Compares runs, prints the tables on stdout, and writes ``comparison.html`` and three CSV files.
+
+    Args:
+      workdirs, split, storage: see ``compare.compare``.
+      output: the folder to write; None: ``comparison`` in the current one.
+
+    Returns:
+      Where the files are, and the tests in short.
+
+    Raises:
+      UserError: no run at all, none evaluated on ``split``, or a folder that cannot be written.
+    """
+    found = comparing.compare(workdirs, split, storage=storage)
+    for note in comparing.said_once(found.notes):
+        say(note)
+    folder = pathlib.Path(output or "comparison")
+    page = comparison_page.write(folder, found)
+    for name, text in comparing.csv_files(found).items():
+        with whole.written(folder / name) as file:
+            file.write(text.encode())
+    comparing.show(found)
+    say(f"comparison: {page}")
+    return {"comparison": page, **comparing.summary(found)}
 
 
 def _report_once(workdir: str) -> None:

@@ -431,7 +431,7 @@ def test_everything_else_is_the_tasks():
     task, batch = CASES["decoder"]
     variables = stirred(born(task, batch))
     assert (task.inputs, task.batch_coupled) == (task.task.inputs, False)
-    assert task.passages == task.task.passages and task.logit_chunks is None
+    assert task.figures == task.task.figures and task.logit_chunks is None
     own, inside = jax.jit(task.log_probability), jax.jit(task.task.log_probability)
     logp = own(variables, batch)
     assert_close(logp, inside(task.unwrap(variables), batch))
@@ -442,7 +442,7 @@ def test_everything_else_is_the_tasks():
     one = {name: x[0] for name, x in host.items()}
     assert measured(task, host)["tokens"] == 32 and task.postprocess(one, {})["tokens"] == 8
     assert pickle.loads(pickle.dumps(Frozen(Regression(), "out"))) == copy.deepcopy(Frozen(Regression(), "out"))
-    assert not hasattr(LoRA(vit()), "passages")
+    assert not hasattr(LoRA(vit()), "log_probability")
     mixed = LoRA(Mix(vit(), 0.2), 3)
     assert_equal(born(mixed)["base"], born(mixed.task)["params"])
     assert jax.jit(functools.partial(loss_of, mixed))(born(mixed), pictures(), KEY)[0].weight == 16

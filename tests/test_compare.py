@@ -7,6 +7,7 @@ import csv
 import html.parser
 import json
 import os
+import pathlib
 import re
 import shutil
 
@@ -20,8 +21,10 @@ from bigbase_jax import cli, compare
 from bigbase_jax.compare import importance, runs, scores, statistics, tables
 from bigbase_jax.compare.scores import AUC, F1, Ratio
 from bigbase_jax.core import UserError
+from bigbase_jax.pages import comparison
 
 NASTY = "<script>alert(\"x\")</script> & 'co'"
+CLASSIFICATION = "bigbase_jax.tasks.classification:Classification"
 N = 400
 
 
@@ -73,10 +76,11 @@ def make_run(
     write("config.json", {
         "seed": seed,
         "data": {"seed": 0, "workers": seed},
-        "task": {"target": "bigbase_jax.tasks.classification:Classification", "model": {"width": width}},
+        "task": {"target": CLASSIFICATION, "model": {"width": width}, "class_names": None},
         "optim": {"learning_rate": rate, **more},
         "train": {"best_metric": "accuracy", "best_mode": "max"},
     })  # fmt: skip
+    write("data.json", {"dataset_info": {"class_names": ["x", "y", "z"]}})
     lineage = {"git_commit": "c0ffee", "versions": {"jax": "0.10"}, "data": {"fingerprint": fingerprint}}
     lineage["data"] |= {} if examples is None else {"examples": examples}
     write("lineage.json", lineage | ({"finished": "2026-01-02T03:04:05+00:00"} if state == "finished" else {}))
@@ -95,6 +99,11 @@ def make_run(
         write("eval-test.json", {"step": 100, "split": "test", "accuracy": accuracy, "loss": loss, "count": N})
         np.savez(folder / "predictions-test.npz", probabilities=p_NK, label=label_N, index=np.arange(N))
     return p_NK.argmax(1) == label_N
+
+
+def page_of(found, folder):
+    """The page of a comparison, parsed."""
+    return Page(pathlib.Path(comparison.write(folder / "page", found)).read_text())
 
 
 def compared(*folders, **options):
@@ -301,7 +310,7 @@ def test_predictions_that_do_not_pair_are_one_sentence(tmp_path, arrays, sentenc
         np.savez(path, **arrays)
     found = compared(tmp_path / "a", tmp_path / "b")
     assert found.pairs == [] and any(sentence in note for note in found.notes), found.notes
-    assert compare.page.render(found)
+    assert page_of(found, tmp_path)
 
 
 # --------------------------------------------------------------------------------------------------------------- pairs
@@ -387,7 +396,7 @@ def test_a_sweep_is_expanded_ranked_and_its_settings_are_weighed(tmp_path):
     assert set(found.varied) == {"optim.learning_rate", "optim.momentum", "task.model.width"}
     assert next(iter(found.importance.shares)) == "optim.learning_rate"
     assert sum(found.importance.shares.values()) == pytest.approx(1)
-    page = Page(compare.page.render(found))
+    page = page_of(found, tmp_path)
     for word in ("Parallel coordinates", "permutation importance of a random forest", "learning_rate", "trial-0007"):
         assert word in page.words, word
 
@@ -421,7 +430,7 @@ def test_what_cannot_be_used_is_one_sentence_each_and_the_rest_goes_on(tmp_path)
         "good is named twice",
     ):
         assert sentence in said, sentence
-    Page(compare.page.render(found))
+    page_of(found, tmp_path)
     with pytest.raises(UserError, match="no run to compare: .*empty is empty"):
         compared(tmp_path / "empty")
     with pytest.raises(UserError, match="give --workdir once for each run"):
@@ -513,7 +522,7 @@ def test_of_one_sweep_what_differs_is_what_it_chose(tmp_path):
         zip(*(found.varied[key] for key in ("task.model", "optim.learning_rate", "optim.momentum")), strict=True)
     )
     assert rows == [("narrow", 0.1, 0.5), ("narrow", 1.0, 0.5), ("wide", 0.1, "own"), ("wide", 1.0, "own")]
-    text = Page(compare.page.render(found)).words
+    text = page_of(found, tmp_path).words
     assert "They differ in learning_rate, momentum, model" in text and "narrow" in text
     assert "task.model" in tables.csv_files(found)["runs.csv"].splitlines()[0]
     shutil.copytree(study.path(0), tmp_path / "alone")  # names of a sweep mean nothing outside of it
@@ -621,14 +630,14 @@ def test_the_page_holds_everything_and_escapes_names(tmp_path):
     make_run(tmp_path / "a")
     make_run(tmp_path / "b", skill=2.0, rate=0.25, note=NASTY)
     found = compared(tmp_path / "a", tmp_path / "b")
-    text = compare.page.render(found)
-    page = Page(text)
+    page = page_of(found, tmp_path)
     words = ("They differ in learning_rate, note", NASTY, "0.25", "Against a", "better", "Right alone", "2 runs",
              "Loss, train", "Accuracy, val", "What differs", "config.optim")  # fmt: skip
     for word in words:
         assert word in page.words, word
+    assert page.words.count("Its mean confidence") == 2 and "Confusion matrix" in page.words  # of both, side by side
     assert page.tags.count("svg") >= 6
-    alone = Page(compare.page.render(compared(tmp_path / "a")))
+    alone = page_of(compared(tmp_path / "a"), tmp_path)
     assert "Against" not in alone.words and "Accuracy" in alone.words
 
 
@@ -637,7 +646,7 @@ def test_runs_of_different_data_are_shown_but_none_is_called_the_best(tmp_path):
     make_run(tmp_path / "b", skill=2.0, fingerprint="f2", note=1)
     found = compared(tmp_path / "a", tmp_path / "b")
     assert tables.best(found, "accuracy") == [] and tables.summary(found)["best"] == {"accuracy": []}
-    words = Page(compare.page.render(found)).words
+    words = page_of(found, tmp_path).words
     assert "none is called the best" in words and "1 setting that only some of them have" in words
     assert tables.csv_files(found)["pairs.csv"].startswith("baseline,group,metric")
 
@@ -650,8 +659,8 @@ def test_models_that_differ_are_named(tmp_path):
         config["task"]["model"] = {"target": model}
         path.write_text(json.dumps(config))
     found = compared(tmp_path / "a", tmp_path / "b")
-    assert found.against == "Bert against BagOfWords" and "Bert against BagOfWords" in compare.page.render(found)
-    assert "BagOfWords against Bert. metrics on test" in Page(compare.page.render(found)).words
+    assert found.against == "Bert against BagOfWords" and "Bert against BagOfWords" in page_of(found, tmp_path).words
+    assert "BagOfWords against Bert. metrics on test" in page_of(found, tmp_path).words
     assert compared(tmp_path / "a", tmp_path / "a").models == {}
 
 

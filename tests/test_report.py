@@ -2,14 +2,17 @@
 
 import html.parser
 import json
-import pathlib
 import re
+from typing import ClassVar
 
 import numpy as np
 import pytest
 
-from bigbase_jax.core import UserError
-from bigbase_jax.pages import page, report
+from bigbase_jax.compare import runs
+from bigbase_jax.compare.numbers import Metrics
+from bigbase_jax.compare.statistics import wilson
+from bigbase_jax.core import Card, Clips, Evaluated, Gallery, Highlights, Metric, Plot, Table, UserError
+from bigbase_jax.pages import figures, page, report
 
 NASTY = "<script>alert(\"x\")</script> & 'co'"
 
@@ -31,7 +34,7 @@ class Checked(html.parser.HTMLParser):
         for name, value in attributes:
             assert not name.startswith("on")
             if name in ("src", "href", "xlink:href", "data", "action"):
-                assert value.startswith("data:image/")
+                assert value.startswith(("data:image/", "data:audio/wav"))
                 self.images.append(value)
         if tag not in self.VOID:
             self.open.append(tag)
@@ -71,8 +74,18 @@ def make_run(folder, names=("cats", NASTY), wrong=True):
     index_N = 1000 + rng.permutation(len(label_N))
     np.savez(folder / "predictions-test.npz", probabilities=p_NK.astype(np.float32), label=label_N, index=index_N)
     write = lambda name, value: (folder / name).write_text(json.dumps(value))  # noqa: E731
-    write("config.json", {"seed": 7, "optim": {"learning_rate": 0.125, "target": NASTY}, "data": {"list": [{"a": 1}]}})
-    write("data.json", {"dataset_info": {"class_names": names}, "batch": {}})
+    task = {"target": "bigbase_jax.tasks.classification:Classification", "model": {}, "class_names": None}
+    write(
+        "config.json",
+        {
+            "seed": 7,
+            "task": task,
+            "train": {},
+            "optim": {"learning_rate": 0.125, "target": NASTY},
+            "data": {"list": [{"a": 1}]},
+        },
+    )
+    write("data.json", {"dataset_info": {"class_names": list(names)}, "batch": {}})
     data = {"description": "embedded drawings", "fingerprint": "f1n6e2", "splits": {"train": 4000, "test": 1234}}
     lineage = {"command": f"python launch.py {NASTY}", "git_commit": "c0ffee", "git_dirty": True, "data": data,
                "versions": {"jax": "0.11.1"}, "devices": {"kind": "TPU v4", "count": 8},
@@ -99,7 +112,7 @@ def pictures(split, index):
 
 
 def page_of(folder, source=pictures):
-    path = report.write(str(folder), source)
+    path = report.write(str(folder), source and (lambda: source))
     assert path == str(folder / "report.html") and not list(folder.glob(".*"))
     text = (folder / "report.html").read_text()
     assert not re.search(r"https?://|url\(|@import", text) and "default-src 'none'" in text
@@ -109,12 +122,10 @@ def page_of(folder, source=pictures):
 def test_what_is_macro_and_which_class_is_positive_are_said(tmp_path):
     make_run(tmp_path / "run")
     file = tmp_path / "run" / "eval-test.json"
-    before = page_of(tmp_path / "run").words
-    found = {**json.loads(file.read_text()), "f1_positive": 0.25, "positive_class": "dog"}
-    file.write_text(json.dumps(found))
-    after = page_of(tmp_path / "run").words
-    assert "F1 (macro)" in before and "class dog" not in before and "F1 (class dog)" in after
-    assert "Precision Recall F1 AUC" in after  # of single classes
+    file.write_text(json.dumps({**json.loads(file.read_text()), "f1_positive": 0.25, "positive_class": "dog"}))
+    words = page_of(tmp_path / "run").words
+    assert "F1 (macro)" in words and f"F1 (class {NASTY})" in words
+    assert "Precision Recall F1 AUC" in words  # of single classes
 
 
 def test_the_page_holds_the_numbers_and_escapes_names(tmp_path):
@@ -123,7 +134,7 @@ def test_the_page_holds_the_numbers_and_escapes_names(tmp_path):
     assert NASTY in page.words  # as text, not as tags
     for word in ("run finished", "embedded drawings", "18 of 20 on test", "0.9877", "0.6123", "Learning rate", "4,321",
                  "c0ffee", "uncommitted", "f1n6e2", "TPU v4", "0.11.1", "optim.learning_rate", "0.125",
-                 "data.list[0].a", "test 1,234", "02 January 2026".lstrip("0"), "0.2500"):  # fmt: skip
+                 "data.list[0].a", "test 1,234", "02 January 2026".lstrip("0"), "25.0 %"):  # fmt: skip
         assert word in page.words, word
     assert page.tags.count("svg") >= 5 and "polyline" in page.tags
 
@@ -184,12 +195,12 @@ def test_a_matrix_is_counted_where_the_evaluation_has_none(tmp_path):
 @pytest.mark.parametrize(
     ("kept", "says"),
     [
-        ((), "no step logged yet"),
+        ((), "not begun"),
         (("config.json",), "has not been evaluated yet"),
         (("config.json", "lineage.json"), "embedded drawings"),
         (("config.json", "metrics.jsonl"), "not finished, at step 40"),
-        (("eval-test.json",), "Confusion matrix"),
-        (("predictions-test.npz",), "Calibration"),
+        (("config.json", "data.json", "eval-test.json"), "Confusion matrix"),
+        (("config.json", "data.json", "predictions-test.npz"), "Calibration"),
     ],
 )
 def test_partial_runs_have_a_page(tmp_path, kept, says):
@@ -200,16 +211,15 @@ def test_partial_runs_have_a_page(tmp_path, kept, says):
     assert says in page_of(tmp_path).words
 
 
-@pytest.mark.parametrize(
-    "name", ["config.json", "lineage.json", "data.json", "eval-test.json", "predictions-test.npz", "metrics.jsonl"]
-)
-@pytest.mark.parametrize(
-    "content", [b"", b'{"a": ', b"[1, 2]", b'{"data": 3, "task": 4, "per_class": 5, "confusion_matrix": [1]}\n']
-)
-def test_broken_files_do_not_stop_the_page(tmp_path, name, content):
+def test_broken_files_do_not_stop_the_page(tmp_path):
     make_run(tmp_path)
-    (tmp_path / name).write_bytes(content)
-    assert "Run report" in page_of(tmp_path).words
+    whole = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    contents = (b"", b'{"a": ', b"[1, 2]", b'{"data": 3, "task": 4, "per_class": 5, "confusion_matrix": [1]}\n')
+    for path, before in whole.items():
+        for content in contents:
+            path.write_bytes(content)
+            assert "Run report" in page_of(tmp_path).words, (path, content)
+        path.write_bytes(before)
 
 
 def test_a_run_that_diverged_says_where(tmp_path):
@@ -238,9 +248,9 @@ def test_no_folder_is_one_sentence(tmp_path):
 
 
 def test_wilsons_interval():
-    low, high = page.wilson(81, 263)  # Newcombe 1998, table I, method 3
+    low, high = wilson(81, 263)  # Newcombe 1998, table I, method 3
     assert (round(low, 4), round(high, 4)) == (0.2553, 0.3662)
-    assert page.wilson(0, 20)[0] == 0 and round(page.wilson(0, 20)[1], 4) == 0.1611
+    assert wilson(0, 20)[0] == 0 and round(wilson(0, 20)[1], 4) == 0.1611
 
 
 @pytest.mark.parametrize(("low", "high"), [(0, 1), (0.031, 0.0312), (-5, 1234), (3, 3), (0, 0), (1e-9, 2e-9)])
@@ -259,44 +269,55 @@ def test_ticks_enclose_the_data(low, high):
     ],
 )
 def test_axes_do_not_zoom_into_noise_and_steps_are_whole(name, y, labels):
-    texts = re.findall(r"<text[^>]*>([^<]*)</text>", page.chart(name, [page.Series("val", "val", [1.0, 3.0], y)]))
-    assert texts == [*labels, "1", "2", "3"]
+    known = Metrics({"accuracy": Metric("max", "%")})
+    chart = page.metric_chart(known, name, [page.Series("val", "val", [1.0, 3.0], y)])
+    assert [text for _, text in chart["grid"]] == labels and [text for _, text in chart["ticks"]] == ["1", "2", "3"]
 
 
-def test_passages_are_shown_where_the_evaluation_kept_no_classes(tmp_path):
+class Shows:
+    """A task with a figure of each kind."""
+
+    metrics: ClassVar = {"hits": Metric("max", "%", NASTY), "loss": Metric("min", "nats")}
+
+    def figures(self, evaluated):
+        x = evaluated.examples["nats"].tolist()
+        boxes = [(0.25, 0.5, 0.75, 1.0, NASTY)]
+        yield Gallery("Boxes", [Card(7, f"{NASTY}\nsecond", False, boxes), Card(None, "no picture", True)], "Look.")
+        pieces = [("the\n", 0.5), (NASTY, 4.0), ("x", float("inf"))] + [("y", 1.0)] * 1000
+        yield Highlights("Passages", [("hard", pieces)], most=8.0, unit="nats")
+        yield Table("Ranked", ("item", "score"), [(NASTY, 0.25), ("b", None)], shares=("score",))
+        yield Plot("Spectrum", {"a": (range(3), x), "b": (range(3), x)}, x="Hz", y="dB")
+        yield Plot("Counts", {"a": ([1, 2], [3, 4])}, bars=True)
+        yield Clips("Voices", [(NASTY, np.sin(np.arange(80) / 9), 8000)])
+        raise ValueError("a bug of the task's")
+
+
+def test_figures_of_every_kind_are_shown_and_what_fails_is_left_out(tmp_path, capsys, monkeypatch):
     make_run(tmp_path)
-    (tmp_path / "eval-test.json").write_text(
-        json.dumps({"step": 40, "split": "test", "loss": 1.5, "bits_per_byte": 2.25})
-    )
-    np.savez(tmp_path / "predictions-test.npz", nats=np.array([[0.5, 4.0]]))
-
-    def passages(arrays):
-        return [
-            (f"{arrays['nats'].sum()} nats", [("the\n", 0.5), (NASTY, 4.0), ("x", float("inf"))] + [("y", 1.0)] * 1000)
-        ]
-
-    path = report.write(str(tmp_path), None, passages)
-    page = Checked(pathlib.Path(path).read_text())
-    for word in ("Hardest passages", "4.5 nats", NASTY, "and 403 more", "Bits per byte", "2.25"):
+    np.savez(tmp_path / "predictions-test.npz", nats=np.arange(3.0))
+    (tmp_path / "eval-test.json").write_text(json.dumps({"step": 40, "split": "test", "loss": 1.5, "hits": 0.75}))
+    monkeypatch.setattr(runs, "task_of", lambda run: Shows())
+    page = page_of(tmp_path)
+    for word in ("Boxes", "Look.", "second", "test/photo<7>.jpg", "Passages", "and 403 more", "Ranked", "25.0 %", "Hz",
+                 "Counts", "Voices", "75.0 %", "1.5 nats"):  # fmt: skip
         assert word in page.words, word
-    assert "Confusion matrix" not in page.words and "pictures are not here" not in page.words
-    (tmp_path / "predictions-test.npz").write_bytes(b"broken")
-    assert (
-        "Hardest passages" not in Checked(pathlib.Path(report.write(str(tmp_path), None, passages)).read_text()).words
-    )
+    assert [uri[:15] for uri in page.images] == ["data:image/png;", "data:audio/wav;"] and "audio" in page.tags
+    assert page.words.index(NASTY) < page.words.index("Loss")  # the task's own order
+    text = (tmp_path / "report.html").read_text()
+    assert re.search(r'<rect x="7.5" y="20.0" width="15.0" height="20.0"', text)  # of 30 x 40 pixels
+    assert 'title="4.00 nats"' in text and "Confusion matrix" not in page.words
+    assert "a bug of the task's" in capsys.readouterr().err
 
 
-def test_classes_come_before_passages(tmp_path):
+def test_a_task_that_is_not_trusted_has_a_page_without_figures(tmp_path, capsys):
     make_run(tmp_path)
-    path = report.write(str(tmp_path), pictures, lambda arrays: [("never", [("shown", 1.0)])])
-    assert "Worst mistakes" in Checked(pathlib.Path(path).read_text()).words
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["task"]["target"] = "os:system"
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert "Confusion matrix" not in page_of(tmp_path).words and "--trust=" in capsys.readouterr().err
 
 
-def test_classified_texts_are_shown_as_texts(tmp_path):
-    make_run(tmp_path)
-    path = report.write(str(tmp_path), None, lambda arrays: [("said cat, is dog", [(NASTY, 0.0)])])
-    page = Checked(pathlib.Path(path).read_text())
-    for word in ("Hardest texts", "said cat, is dog", NASTY, "Confusion matrix"):
-        assert word in page.words
-    for word in ("Worst mistakes", "pictures are not here", "The darker a piece", "nats"):
-        assert word not in page.words
+def test_a_figure_that_does_not_hold_together_is_left_out(capsys):
+    found = figures.shaped([Table("t", ("a", "b"), [(1,)]), Table("u", ("a",), [(1,)])], "test")
+    assert [figure["title"] for figure in found] == ["u"] and "'t' cannot be drawn" in capsys.readouterr().err
+    assert figures.of_task(object(), Evaluated("test", {}, {})) == []

@@ -6,6 +6,7 @@ Axes: N = examples, R = resamples, C = columns.
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,13 +15,12 @@ import numpy as np
 from bigbase_jax.compare import scores as score_file
 from bigbase_jax.compare import statistics
 from bigbase_jax.compare.importance import Importance
-from bigbase_jax.compare.runs import Goal, Group, Run, lower_is_better
-from bigbase_jax.compare.scores import ACCURACY, Scored
-from bigbase_jax.pages.page import wilson
+from bigbase_jax.compare.numbers import Metrics
+from bigbase_jax.compare.runs import Goal, Group, Run
+from bigbase_jax.compare.scores import Scored
 
 SIGNIFICANT = 0.05
 LOG_LOSS = "log_loss"
-_FIRST = (ACCURACY, "loss", "f1", "auc", "bits_per_byte", "perplexity")
 _SAID = 4  # how many sentences of a kind are given in full
 
 
@@ -50,6 +50,7 @@ class Pair:
 
     Attributes:
       a, b: the metric of the baseline and of the group.
+      best: "max" or "min"; None: more is neither better nor worse.
       examples: N; 0 where the two are not of the same examples.
       low, high: the 95 % interval of ``b - a`` by the paired bootstrap over examples.
       p, p_holm: of no difference on such examples, by the bootstrap; and as one of all groups' tests.
@@ -63,6 +64,7 @@ class Pair:
     metric: str
     a: float
     b: float
+    best: str | None = None
     examples: int = 0
     low: float | None = None
     high: float | None = None
@@ -79,7 +81,8 @@ class Pair:
 
     @property
     def verdict(self) -> str:
-        word = "better" if (self.difference < 0) == lower_is_better(self.metric) else "worse"
+        word = "better" if (self.difference < 0) == (self.best == "min") else "worse"
+        word = word if self.best else "differs"
         examples = self.mcnemar_holm if self.mcnemar_holm is not None else self.p_holm
         if examples is None and self.p_seeds_holm is None:
             return "not tested"
@@ -98,7 +101,8 @@ class Comparison:
       groups: the baseline first.
       by_rank: whether the rest are in the order of ``goal``, as of a sweep, rather than as they were given.
       split: that the metrics are of; None where no run has been evaluated.
-      metrics: names, those that matter most first.
+      metrics: names: the goal first, then as the tasks order them.
+      known: what they mean.
       measured: by group's and metric's name.
       pairs: each group against the first, metric by metric.
       differences: see ``runs.differences``.
@@ -111,6 +115,7 @@ class Comparison:
     by_rank: bool
     split: str | None
     metrics: list[str]
+    known: Metrics
     measured: dict[tuple[str, str], Measured]
     pairs: list[Pair]
     differences: dict[str, dict[str, list[Any]]]
@@ -144,14 +149,17 @@ class Comparison:
         return {path: values for rows in parts for path, values in rows.items()}
 
 
-def metric_names(groups: Sequence[Group], split: str, goal: Goal | None) -> list[str]:
-    """Of all metrics that are numbers: the goal first, then the usual ones."""
-    names: dict[str, None] = {}
-    for group in groups:
-        for run in group.runs:
-            names.update(dict.fromkeys(run.scalars(split)))
-    first = [name for name in dict.fromkeys([*([goal.metric] if goal else []), *_FIRST]) if name in names]
-    return [*first, *(name for name in names if name not in first)]
+def metric_names(groups: Sequence[Group], split: str, goal: Goal | None, known: Metrics) -> list[str]:
+    """Of all metrics that are numbers: the goal first, then as the tasks order them."""
+    found = {name: None for group in groups for run in group.runs for name in run.scalars(split)}
+    order = {name: i for i, name in enumerate(([goal.metric] if goal else []) + list(known))}
+    return sorted(found, key=lambda name: order.get(name, len(order)))
+
+
+def meanings(runs: Sequence[Run]) -> Metrics:
+    """What the metrics of all runs mean; each kind of task is asked once."""
+    kinds = {json.dumps([v for k, v in run.settings.items() if k.endswith("task.target")]): run for run in runs}
+    return Metrics(*(run.metrics for run in kinds.values()), score_file.METRICS)
 
 
 class Examples:
@@ -225,7 +233,7 @@ def measure(group: Group, split: str, metric: str, examples: Examples) -> Measur
         if not _close(scored.mean(name), values[0]):
             continue  # the predictions are of another evaluation, or the loss of another kind
         if (right_N := scored.scores[name].right_N) is not None:
-            low, high = wilson(int(right_N.sum()), scored.number)
+            low, high = statistics.wilson(int(right_N.sum()), scored.number)
         else:
             low, high = statistics.percentiles(examples.resampled([run], name))
         return Measured(values, found.mean, None, low, high, "examples")
@@ -233,7 +241,7 @@ def measure(group: Group, split: str, metric: str, examples: Examples) -> Measur
 
 
 def pair_up(
-    groups: Sequence[Group], split: str, metrics: Sequence[str], examples: Examples
+    groups: Sequence[Group], split: str, metrics: Sequence[str], examples: Examples, known: Metrics
 ) -> tuple[list[Pair], list[str]]:
     """Each group against the first, in the metrics that examples have scores of, or that several seeds have.
 
@@ -247,13 +255,14 @@ def pair_up(
         reason, shared = _shared(baseline, other, split, examples)
         reasons += [reason] if reason else []
         for metric in shared:
-            pairs.append(_on_examples(baseline, other, metric, split, examples))
+            pairs.append(_on_examples(baseline, other, metric, known[metric].better, split, examples))
         for metric in metrics[:4]:
             a, b = baseline.values(split, metric), other.values(split, metric)
             p_seeds = statistics.welch(a, b)
             if metric not in shared and p_seeds is not None:
                 means = float(np.mean(a)), float(np.mean(b))
-                pairs.append(Pair(baseline.name, other.name, metric, *means, p_seeds=p_seeds))
+                best = known[metric].better
+                pairs.append(Pair(baseline.name, other.name, metric, *means, best, p_seeds=p_seeds))
     return _corrected(pairs), reasons
 
 
@@ -281,7 +290,7 @@ def _shared(baseline: Group, other: Group, split: str, examples: Examples) -> tu
     ]
 
 
-def _on_examples(baseline: Group, other: Group, metric: str, split: str, examples: Examples) -> Pair:
+def _on_examples(baseline: Group, other: Group, metric: str, best: str | None, split: str, examples: Examples) -> Pair:
     a, b = ([run for run in group.runs if split in run.evals] for group in (baseline, other))
     difference_R = examples.resampled(b, metric) - examples.resampled(a, metric)
     low, high = statistics.percentiles(difference_R)
@@ -295,6 +304,7 @@ def _on_examples(baseline: Group, other: Group, metric: str, split: str, example
         metric,
         examples.value(a, metric),
         examples.value(b, metric),
+        best,
         examples=examples.scored[a[0].name].number,
         low=low,
         high=high,

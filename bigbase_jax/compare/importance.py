@@ -85,8 +85,7 @@ def encoded(values: Sequence[Any]) -> np.ndarray:
     if all(isinstance(value, (int, float)) and np.isfinite(value) for value in values):
         return np.asarray(values, np.float64)
     words = [json.dumps(value, sort_keys=True, default=str) for value in values]
-    places = {word: i for i, word in enumerate(sorted(set(words)))}
-    return np.asarray([places[word] for word in words], np.float64)
+    return np.unique(words, return_inverse=True)[1].astype(np.float64)
 
 
 def _of_study(folder: pathlib.Path, storage: str | None, names: Collection[str]) -> Importance | None:

@@ -1,62 +1,123 @@
 """The runs to compare: found in folders, read from their files, grouped where only the seed differs.
 
-Nothing here needs the model, the data or the devices. What cannot be used is said in one sentence, and the rest goes
-on.
+Nothing here needs checkpoints, data or devices. What cannot be used is said in one sentence, and the rest goes on.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import glob
 import itertools
 import json
 import os
 import pathlib
 import re
+import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from bigbase_jax.build import suggest
+import numpy as np
+
+from bigbase_jax.build import build, suggest
+from bigbase_jax.compare.numbers import finite
 from bigbase_jax.compare.studies import choices, endings, objective, trial_number, unread
-from bigbase_jax.core import UserError
-from bigbase_jax.pages.page import SPLITS, finite
-from bigbase_jax.pages.report import settings
-from bigbase_jax.runtime.log import read_rows
-from bigbase_jax.runtime.rundir import MACHINERY
+from bigbase_jax.core import Evaluated, Metric, Task, UserError
+from bigbase_jax.runtime import redact
+from bigbase_jax.runtime.log import read_rows, say
+from bigbase_jax.runtime.restored import dataset_info, metrics
+from bigbase_jax.runtime.rundir import MACHINERY, RunDir
 from bigbase_jax.runtime.untrusted import read_object
 
+SPLITS = ("test", "val", "train")
+"""Splits in the order in which a reader wants them."""
 SEEDS = ("seed", "data.seed")
 """Settings that make another sample of the same experiment."""
 ABSENT = "–"
 """What stands for a setting that a run does not have."""
 _DEPTH = 4  # folders below a given one in which runs are looked for
-_LOWER = re.compile(r"(^|_)(loss|perplexity|error|bits|wer|cer|ter|eer|mae|mse|rmse|nats|distance)(_|$)")
+_BROKEN = (OSError, EOFError, ValueError, LookupError, TypeError, AttributeError, zipfile.BadZipFile)
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """What the files of a run folder say.
+    """What the files of a run folder say; of those that are missing or broken, nothing.
 
     Attributes:
       path: the folder.
       name: as short as tells it from the others.
       sweep: the number of the argument that named a folder of runs, with this one in it; None: named itself.
-      settings: the config by dotted path, without what only says where the run computes.
-      lineage, rows: of ``lineage.json`` and ``metrics.jsonl``.
-      evals: of ``eval-SPLIT.json``, by split.
-      state: in words.
+      config, lineage, rows: of ``config.json``, ``lineage.json`` and ``metrics.jsonl``.
+      evals: of ``eval-SPLIT.json``, by split, in the order of ``SPLITS``.
+      ending: how it ended, where that is known from elsewhere.
       chosen: what a sweep chose for it, by key of the config; {}: unknown, or it is not of one sweep alone.
     """
 
     path: pathlib.Path
     name: str
     sweep: int | None
-    settings: dict[str, Any]
+    config: dict[str, Any]
     lineage: dict[str, Any]
     rows: list[dict[str, Any]]
     evals: dict[str, dict[str, Any]]
-    state: str
+    ending: str | None = None
     chosen: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    @classmethod
+    def look(cls, path: pathlib.Path, name: str = "", sweep: int | None = None, ending: str | None = None) -> Run:
+        """Reads a folder, whatever is in it."""
+        evals = {}
+        for file in path.glob("eval-*.json"):
+            if found := _object(file):
+                evals[str(found.get("split") or file.stem.removeprefix("eval-"))] = found
+        config, lineage = (_object(path / f"{file}.json") or {} for file in ("config", "lineage"))
+        rows = read_rows(path / "metrics.jsonl")
+        ordered = {split: evals[split] for split in sorted(evals, key=rank)}
+        return cls(path, name or path.resolve().name, sweep, config, lineage, rows, ordered, ending)
+
+    @functools.cached_property
+    def settings(self) -> dict[str, Any]:
+        """The config by dotted path, without what only says where the run computes."""
+        return {key: value for key, value in settings(self.config) if not MACHINERY.match(f"config.{key}")}
+
+    @functools.cached_property
+    def state(self) -> str:
+        """In words."""
+        steps = [int(row["step"]) for row in self.rows if isinstance(row.get("step"), int)]
+        diverged = [row for row in self.rows if row.get("kind") == "diverged"]
+        if self.lineage.get("finished"):
+            return "finished"
+        if self.ending:
+            return f"{self.ending} (step {max(steps):,})" if steps else self.ending
+        if diverged:
+            return f"diverged at step {diverged[-1].get('step')}"
+        return f"not finished, at step {max(steps):,}" if steps else "not begun"
+
+    @functools.cached_property
+    def task(self) -> Task | None:
+        """Its task; None, and a line that says why, where that cannot be built, or names what is not trusted."""
+        try:
+            return task_of(RunDir(self.path))
+        except (UserError, *_BROKEN) as error:
+            say(f"the task of {self.name} is not known, so its figures are left out: {error}")
+            return None
+
+    @functools.cached_property
+    def metrics(self) -> Mapping[str, Metric]:
+        """What its metrics mean, in the order of its task; nothing where neither its files nor its task say it."""
+        try:
+            return metrics(RunDir(self.path))
+        except (UserError, *_BROKEN):
+            return {}
+
+    def evaluated(self, split: str) -> Evaluated:
+        """What its last evaluation on a split has kept: nothing where that is not there, or broken."""
+        try:
+            with np.load(self.path / f"predictions-{split}.npz") as file:
+                arrays = {name: file[name] for name in file.files}
+        except _BROKEN:
+            arrays = {}
+        return Evaluated(split, self.evals.get(split, {}), arrays)
 
     @property
     def finished(self) -> bool:
@@ -158,14 +219,30 @@ def _within(path: str, key: str) -> bool:
     return path.startswith(key) and path[len(key) : len(key) + 1] in ("", ".", "[")
 
 
-def lower_is_better(metric: str) -> bool:
-    """By the metric's name."""
-    return bool(_LOWER.search(metric))
+def task_of(run: RunDir) -> Task:
+    """The task of a run, without its parameters.
+
+    Raises:
+      UserError: its config is broken, or names what is not trusted.
+    """
+    return build(run.config().task, dataset_info(run), _path="config.task")
 
 
-def is_count(metric: str) -> bool:
-    """Whether it only says how much was measured, and more is neither better nor worse."""
-    return bool(re.search(r"(^|_)(tokens|count|examples|words|references)$", metric))
+def rank(split: str) -> tuple[int, str]:
+    """A key that sorts splits as ``SPLITS``, others after them."""
+    return (SPLITS.index(split) if split in SPLITS else len(SPLITS), split)
+
+
+def settings(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Settings by dotted path, as the command line names them after ``--config.``"""
+    if isinstance(node, dict) and node:
+        for key, value in node.items():
+            yield from settings(value, f"{path}.{key}" if path else str(key))
+    elif isinstance(node, list) and any(isinstance(item, dict) for item in node):
+        for i, item in enumerate(node):
+            yield from settings(item, f"{path}[{i}]")
+    else:
+        yield path, redact.hide_setting(path, node)
 
 
 def goal_of(runs: Sequence[Run], sweeps: Sequence[pathlib.Path] = ()) -> Goal | None:
@@ -331,27 +408,7 @@ def read(path: pathlib.Path, name: str, sweep: int | None, ending: str | None = 
         return f"{path / 'config.json'} cannot be read; {name} is left out."
     if not all(isinstance(config.get(key), dict) for key in ("data", "task", "train")):
         return f"{name} is no run of this project: its config.json has no data, task and train."
-    rows = read_rows(path / "metrics.jsonl")
-    lineage = _object(path / "lineage.json") or {}
-    evals = {}
-    for file in path.glob("eval-*.json"):
-        found = _object(file)
-        if found:
-            evals[str(found.get("split") or file.stem.removeprefix("eval-"))] = found
-    steps = [int(row["step"]) for row in rows if isinstance(row.get("step"), int)]
-    diverged = [row for row in rows if row.get("kind") == "diverged"]
-    if lineage.get("finished"):
-        state = "finished"
-    elif ending:
-        state = f"{ending} (step {max(steps):,})" if steps else ending
-    elif diverged:
-        state = f"diverged at step {diverged[-1].get('step')}"
-    elif steps:
-        state = f"not finished, at step {max(steps):,}"
-    else:
-        state = "not begun"
-    kept = {key: value for key, value in settings(config) if not MACHINERY.match(f"config.{key}")}
-    return Run(path, name, sweep, kept, lineage, rows, evals, state)
+    return Run.look(path, name, sweep, ending)
 
 
 def _object(path: pathlib.Path) -> dict[str, Any] | None:
@@ -468,4 +525,4 @@ def choose_split(runs: Sequence[Run], wanted: str | None) -> str | None:
         if wanted not in counts:
             raise UserError(f"no run was evaluated on the split {wanted!r}.{suggest(wanted, counts, 'split')}")
         return wanted
-    return max(counts, key=lambda split: (counts[split], split in SPLITS and -SPLITS.index(split)), default=None)
+    return min(counts, key=lambda split: (-counts[split], rank(split)), default=None)

@@ -14,8 +14,17 @@ import numpy as np
 from scipy import sparse
 
 from bigbase_jax.compare.runs import Run
+from bigbase_jax.core import Metric
 
-ACCURACY = "accuracy"
+METRICS = {
+    "accuracy": Metric("max", "%"),
+    "log_loss": Metric("min", "nats"),
+    "f1": Metric("max", "%", "F1 (macro)"),
+    "f1_positive": Metric("max", "%", "F1 (positive class)"),
+    "auc": Metric("max", title="AUC"),
+    "bits_per_byte": Metric("min"),
+}
+"""What is measured here, where a task does not say it in other words."""
 _MOST = 200_000  # probabilities whose AUC is resampled: it takes about ten seconds
 _BROKEN = (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile)
 
@@ -186,7 +195,7 @@ def _scores(arrays: dict[str, np.ndarray]) -> tuple[dict[str, Score], np.ndarray
             raise ValueError("probabilities and label do not fit each other")
         one_N = np.ones(len(label))
         label_N = label.argmax(-1) if label.ndim == 2 else label.astype(np.int64)
-        scores: dict[str, Score] = {ACCURACY: Ratio((p_NK.argmax(-1) == label_N).astype(np.float64), one_N)}
+        scores: dict[str, Score] = {"accuracy": Ratio((p_NK.argmax(-1) == label_N).astype(np.float64), one_N)}
         if label.ndim == 1 and len(label) and label_N.min() >= 0 and label_N.max() < p_NK.shape[1]:
             log_N = -np.log(np.maximum(p_NK[np.arange(len(label_N)), label_N], 1e-30))
             if np.isfinite(log_N).all():
@@ -206,7 +215,7 @@ def _scores(arrays: dict[str, np.ndarray]) -> tuple[dict[str, Score], np.ndarray
         scores = {"loss": Ratio(nats_N, real_NL.sum(1).astype(np.float64))}
         if arrays.get("correct", np.zeros(0)).shape == target_NL.shape:
             right_N = (real_NL & arrays["correct"].astype(bool)).sum(1).astype(np.float64)
-            scores[ACCURACY] = Ratio(right_N, real_NL.sum(1).astype(np.float64))
+            scores["accuracy"] = Ratio(right_N, real_NL.sum(1).astype(np.float64))
         if "bytes" in arrays:
             bytes_N = np.where(real_NL, arrays["bytes"], 0).sum(1).astype(np.float64)
             if bytes_N.sum():

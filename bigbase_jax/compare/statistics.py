@@ -53,6 +53,12 @@ def welch(a: Sequence[float], b: Sequence[float]) -> float | None:
     return float(stats.ttest_ind(a, b, equal_var=False).pvalue)
 
 
+def wilson(right: int, total: int) -> tuple[float, float]:
+    """Wilson's interval of a share (Wilson 1927)."""
+    low, high = stats.binomtest(right, total).proportion_ci(LEVEL, "wilson")
+    return float(low), float(high)
+
+
 class McNemar(NamedTuple):
     """McNemar's test (McNemar 1947) in its exact form.
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import math
-import re
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
@@ -16,55 +14,24 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from bigbase_jax.compare.comparison import Comparison, Measured, Pair, said_once
+from bigbase_jax.compare.comparison import Comparison, Pair, said_once
 from bigbase_jax.compare.importance import Importance
-from bigbase_jax.compare.runs import ABSENT, SEEDS, is_count, lower_is_better, short_names
-from bigbase_jax.pages.page import SHARES, heading
+from bigbase_jax.compare.numbers import p_text, setting
+from bigbase_jax.compare.runs import ABSENT, SEEDS, short_names
 
 _WIDE = 160  # columns where stdout is not a terminal
 _METRICS, _ROWS = 6, 40  # how much of a table a terminal shows
 
 
-def number(value: float | None, metric: str = "", signed: bool = False) -> str:
-    """In a table: shares as percentages, others with 4 digits that count."""
-    if value is None:
-        return "–"
-    sign = "+" if signed else ""
-    if metric in SHARES:
-        return f"{100 * value:{sign}.2f} %"
-    return f"{value:{sign}.4g}" if abs(value) < 1e4 else f"{value:{sign},.0f}"
-
-
-def rough(value: float, metric: str) -> str:
-    """A deviation: two digits that count."""
-    return f"{100 * value:.2g} %" if metric in SHARES else f"{value:.2g}"
-
-
-def p_text(p: float | None) -> str:
-    """A p-value as it is reported."""
-    return "–" if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}"
-
-
-def setting(value: Any) -> str:
-    """A setting as a table shows it: numbers with 5 digits that count, classes without their modules."""
-    if isinstance(value, float) and math.isfinite(value):
-        return f"{value:.5g}"
-    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-    module, colon, name = text.partition(":")
-    return name if colon and re.fullmatch(r"\w+(\.\w+)*", module) and name.isidentifier() else text
-
-
-def measured_text(found: Measured | None, metric: str) -> str:
+def measured_text(found: Comparison, group: str, metric: str) -> str:
     """``"91.20 % ± 0.31"`` over seeds, ``"91.20 % [90.5, 91.9]"`` over examples."""
-    if found is None:
-        return "–"
-    scale = 100.0 if metric in SHARES else 1.0
-    text = number(found.mean, metric)
-    if found.low is None or found.high is None:
-        return text
-    if found.over == "seeds":
-        return f"{text} ± {scale * (found.high - found.mean):.3g}"
-    return f"{text} [{scale * found.low:.4g}, {scale * found.high:.4g}]"
+    m, known = found.measured.get((group, metric)), found.known
+    if m is None or m.low is None or m.high is None:
+        return known.number(metric, None if m is None else m.mean)
+    text = known.number(metric, m.mean)
+    if m.over == "seeds":
+        return f"{text} ± {known.scaled(metric, m.high - m.mean, '.3g')}"
+    return f"{text} [{known.scaled(metric, m.low, '.4g')}, {known.scaled(metric, m.high, '.4g')}]"
 
 
 def different_data(found: Comparison) -> bool:
@@ -73,24 +40,26 @@ def different_data(found: Comparison) -> bool:
 
 
 def best(found: Comparison, metric: str) -> list[str]:
-    """The groups with the best mean; none where all are the same, or on different data, or counts."""
-    if is_count(metric) or different_data(found):
+    """The groups with the best mean; none where all are the same, or on different data, or none is better."""
+    better = found.known[metric].better
+    if better is None or different_data(found):
         return []
     means = {g.name: m.mean for g in found.groups if (m := found.measured.get((g.name, metric))) is not None}
     if len(set(means.values())) < 2:
         return []
-    top = (min if lower_is_better(metric) else max)(means.values())
+    top = (min if better == "min" else max)(means.values())
     return [name for name, mean in means.items() if mean == top]
 
 
 def shown_metrics(found: Comparison, most: int | None = None) -> list[str]:
-    """Without those that are the same in all groups (as the number of tokens), where there are several."""
+    """Without those that are the same in all groups (as the number of tokens), where there are several; but the two
+    that matter most are always there."""
     if len(found.groups) < 2:
         return found.metrics[:most]
     shown = []
     for metric in found.metrics:
         means = [m.mean for g in found.groups if (m := found.measured.get((g.name, metric)))]
-        if len(set(means)) > 1 or 0 < len(means) < len(found.groups) or metric in ("accuracy", "loss"):
+        if len(set(means)) > 1 or 0 < len(means) < len(found.groups) or metric in found.metrics[:2]:
             shown.append(metric)
     return shown[:most]
 
@@ -146,13 +115,13 @@ def _differences(found: Comparison) -> Table:
 
 def _metrics(found: Comparison) -> Table:
     names = shown_metrics(found, _METRICS)
-    table = _table(f"Metrics on {found.split}", "run", ["seeds", *map(heading, names)])
+    table = _table(f"Metrics on {found.split}", "run", ["seeds", *map(found.known.title, names)])
     bests = {metric: best(found, metric) for metric in names}
     for g in found.groups[:_ROWS]:
         cells = [g.name, str(len(g.runs))]
         for metric in names:
             mark = " *" if g.name in bests[metric] else ""
-            cells.append(measured_text(found.measured.get((g.name, metric)), metric) + mark)
+            cells.append(measured_text(found, g.name, metric) + mark)
         _row(table, cells)
     seeds = any(m.over == "seeds" for m in found.measured.values())
     examples = any(m.over == "examples" for m in found.measured.values())
@@ -169,7 +138,7 @@ def _pairs(found: Comparison) -> Table:
     table.add_column("verdict")
     for pair in found.pairs[:_ROWS]:
         style = {"better": "green", "worse": "red"}.get(pair.verdict)
-        _row(table, pair_cells(pair), style)
+        _row(table, pair_cells(found, pair), style)
     alone = "right alone: examples that only the baseline, and only this run, has right"
     alone = alone if any(pair.mcnemar for pair in found.pairs) else ""
     many = "p-values are corrected for the number of runs (Holm)" if len(found.groups) > 2 else ""
@@ -178,20 +147,18 @@ def _pairs(found: Comparison) -> Table:
     return table
 
 
-def pair_cells(pair: Pair) -> list[str]:
+def pair_cells(found: Comparison, pair: Pair) -> list[str]:
     """A row of the table of pairs."""
-    scale = 100.0 if pair.metric in SHARES else 1.0
-    interval = "–"
+    known, interval = found.known, "–"
     if pair.low is not None and pair.high is not None:
-        interval = f"[{scale * pair.low:+.3g}, {scale * pair.high:+.3g}]"
-    split = f"{pair.mcnemar.only_a} : {pair.mcnemar.only_b}" if pair.mcnemar else "–"
+        interval = f"[{', '.join(known.scaled(pair.metric, x, '+.3g') for x in (pair.low, pair.high))}]"
     return [
         pair.other,
-        heading(pair.metric),
-        number(pair.difference, pair.metric, signed=True).replace("%", "points"),
+        known.title(pair.metric),
+        known.number(pair.metric, pair.difference, signed=True).replace("%", "points"),
         interval,
         p_text(pair.p_holm),
-        split,
+        f"{pair.mcnemar.only_a} : {pair.mcnemar.only_b}" if pair.mcnemar else "–",
         p_text(pair.mcnemar_holm),
         p_text(pair.p_seeds_holm),
         pair.verdict,

@@ -47,7 +47,10 @@ def metrics(run: RunDir) -> dict[str, Metric]:
         task: Task = build(run.config().task, dataset_info(run), _path="config.task")
         return dict(task.metrics)
     try:
-        return {str(name): Metric(**about) for name, about in kept.items()}
+        found = {str(name): Metric(**about) for name, about in kept.items()}
+        if not all(isinstance(x, (str, NoneType)) for metric in found.values() for x in metric):
+            raise TypeError("a metric is told in words")
+        return found
     except (AttributeError, TypeError) as error:
         raise UserError(f"{run.path / 'data.json'} does not say what is measured ({error}).") from error
 

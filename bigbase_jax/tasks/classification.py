@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 import flax.linen as nn
@@ -17,8 +17,9 @@ import numpy as np
 from sklearn import metrics as sk
 
 from bigbase_jax.build import suggest
-from bigbase_jax.core import Batch, Example, Loss, Meter, Metric, Sum, UserError, Variables
+from bigbase_jax.core import Batch, Evaluated, Example, Figure, Loss, Meter, Metric, Sum, UserError, Variables
 from bigbase_jax.evaluate import CollectAll
+from bigbase_jax.tasks import figures
 from bigbase_jax.tasks.errors import model_errors
 
 LOSSES = ("softmax", "sigmoid", "squared")
@@ -55,19 +56,6 @@ class Classifier:
 
     inputs: ClassVar[tuple[str, ...]]
     batch_coupled: ClassVar[bool] = False
-    metrics: ClassVar[Mapping[str, Metric]] = {
-        "loss": Metric("min", "nats"),
-        "accuracy": Metric("max", "%"),
-        "top5_accuracy": Metric("max", "%", "Top-5 accuracy"),
-        "precision": Metric("max", "%"),
-        "recall": Metric("max", "%"),
-        "f1": Metric("max", "%", "F1"),
-        "precision_positive": Metric("max", "%", "Precision of the positive class"),
-        "recall_positive": Metric("max", "%", "Recall of the positive class"),
-        "f1_positive": Metric("max", "%", "F1 of the positive class"),
-        "auc": Metric("max", "", "AUC"),
-        "calibration_error": Metric("min"),
-    }
 
     def __post_init__(self) -> None:
         for name in ("class_names", "class_weights"):
@@ -94,6 +82,26 @@ class Classifier:
             raise UserError(f"label_smoothing is {self.label_smoothing}; it lies in [0, 1), for example 0.1.")
         if self.class_weights is not None and not (min(self.class_weights) >= 0 < max(self.class_weights)):
             raise UserError(f"class_weights are {self.class_weights}; they are not negative and not all zero.")
+
+    @property
+    def metrics(self) -> Mapping[str, Metric]:
+        """See ``core.Task``. Of two classes, class 1 is the positive one."""
+        positive = (
+            f"class {self.class_names[1]}" if self.class_names and len(self.class_names) == 2 else "positive class"
+        )
+        return {
+            "accuracy": Metric("max", "%"),
+            "f1": Metric("max", "%", "F1 (macro)"),
+            "auc": Metric("max", "", "AUC"),
+            "loss": Metric("min", "nats" if self.loss_kind == "softmax" else ""),
+            "top5_accuracy": Metric("max", "%", "Top-5 accuracy"),
+            "precision": Metric("max", "%", "Precision (macro)"),
+            "recall": Metric("max", "%", "Recall (macro)"),
+            "precision_positive": Metric("max", "%", f"Precision ({positive})"),
+            "recall_positive": Metric("max", "%", f"Recall ({positive})"),
+            "f1_positive": Metric("max", "%", f"F1 ({positive})"),
+            "calibration_error": Metric("min"),
+        }
 
     # -- what subclasses say ---------------------------------------------------------------------------------------
 
@@ -215,6 +223,30 @@ class Classifier:
     def merge(self, outputs: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
         """The mean of the probabilities."""
         return {"probabilities": np.mean([output["probabilities"] for output in outputs], axis=0)}
+
+    def figures(self, evaluated: Evaluated) -> Iterator[Figure]:
+        """Scores of each class, the confusion matrix, the reliability diagram, and what was hardest."""
+        yield from figures.per_class(evaluated.metrics)
+        counts = evaluated.metrics.get("confusion_matrix")
+        if "probabilities" not in evaluated.examples:
+            if counts is not None:
+                yield figures.confusion(counts, self._names(len(counts)))
+            return
+        p_NK = np.asarray(evaluated.examples["probabilities"], np.float64)
+        label_N = np.asarray(evaluated.examples["label"])
+        label_N = label_N.argmax(-1) if label_N.ndim == 2 else label_N
+        index_N = evaluated.examples.get("index", np.arange(len(label_N)))
+        names = self._names(p_NK.shape[-1])
+        guess_N, labels = p_NK.argmax(-1), np.arange(len(names))
+        yield figures.confusion(counts or sk.confusion_matrix(label_N, guess_N, labels=labels).tolist(), names)
+        yield from figures.calibration(p_NK, label_N)
+        yield self.examples_shown(p_NK, label_N, index_N, evaluated.examples)
+
+    def examples_shown(
+        self, p_NK: np.ndarray, label_N: np.ndarray, index_N: np.ndarray, examples: Mapping[str, np.ndarray]
+    ) -> Figure:
+        """The worst mistakes, as pictures."""
+        return figures.mistakes(p_NK, label_N, index_N, self._names(p_NK.shape[-1]))
 
     def _names(self, num_classes: int) -> Sequence[str]:
         return self.class_names or [str(k) for k in range(num_classes)]

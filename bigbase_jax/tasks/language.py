@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
 import flax.linen as nn
@@ -16,10 +16,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bigbase_jax.core import Batch, Example, Loss, Meter, Metric, Sum, UserError, Variables, joined
+from bigbase_jax.core import Batch, Evaluated, Example, Figure, Loss, Meter, Metric, Sum, UserError, Variables, joined
 from bigbase_jax.evaluate import Totals
 from bigbase_jax.models.layers import ModelError
-from bigbase_jax.tasks import chunks
+from bigbase_jax.tasks import chunks, figures
 from bigbase_jax.text.tokenizer import load
 
 PADDING = -1
@@ -207,16 +207,16 @@ class CausalLanguageModel:
             "text": [[piece, round(float(p), 4)] for piece, p in zip(pieces, logp_T, strict=True)],
         }
 
-    def passages(self, examples: Mapping[str, np.ndarray], count: int = 6) -> list[tuple[str, list[tuple[str, float]]]]:
-        """The examples that were hardest to predict: (what to call it, [(token, its loss in nats), ...]) each."""
-        real_NL = examples["target"] != PADDING
-        mean_N = -examples["log_probability"].sum(1) / np.maximum(real_NL.sum(1), 1)
-        found = []
-        for n in np.argsort(-mean_N, kind="stable")[:count]:
-            target_T, nats_T = examples["target"][n][real_NL[n]], -examples["log_probability"][n][real_NL[n]]
-            pieces = self._pieces(target_T)
-            found.append((f"{mean_N[n]:.3f} nats per token", list(zip(pieces, nats_T.tolist(), strict=True))))
-        return found
+    def figures(self, evaluated: Evaluated) -> Iterator[Figure]:
+        """The examples that were hardest to predict."""
+        logp_NL, target_NL = (evaluated.examples[name] for name in ("log_probability", "target"))
+        real_NL = target_NL != PADDING
+
+        def pieces(n: int) -> tuple[str, list[tuple[str, float]]]:
+            nats_T = -logp_NL[n][real_NL[n]]
+            return "", list(zip(self._pieces(target_NL[n][real_NL[n]]), nats_T.tolist(), strict=True))
+
+        yield figures.hardest_passages(logp_NL, real_NL, "token", pieces)
 
     def _pieces(self, target_T: np.ndarray) -> list[str]:
         if self.tokenizer is None:

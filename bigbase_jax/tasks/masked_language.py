@@ -7,7 +7,7 @@ entries of the vocabulary, G guesses.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
 import flax.linen as nn
@@ -15,7 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bigbase_jax.core import Batch, Example, Loss, Meter, Metric, Sum, UserError, Variables, joined
+from bigbase_jax.core import Batch, Evaluated, Example, Figure, Loss, Meter, Metric, Sum, UserError, Variables, joined
+from bigbase_jax.tasks import figures
 from bigbase_jax.tasks.errors import model_errors
 from bigbase_jax.tasks.language import perplexity
 from bigbase_jax.text.tokenizer import load
@@ -208,20 +209,21 @@ class MaskedLanguageModel:
             answer["masked_accuracy"] = float((guess_MG[known_M, 0] == target_M[known_M]).mean())
         return answer
 
-    def passages(self, examples: Mapping[str, np.ndarray], count: int = 6) -> list[tuple[str, list[tuple[str, float]]]]:
+    def figures(self, evaluated: Evaluated) -> Iterator[Figure]:
         """The examples that were hardest to guess, with what was hidden and what was guessed in its place."""
+        examples = evaluated.examples
         known_NM = examples["target"] != NONE
-        mean_N = -examples["log_probability"].sum(1) / np.maximum(known_NM.sum(1), 1)
-        found = []
-        for n in np.argsort(-mean_N, kind="stable")[:count]:
+
+        def pieces(n: int) -> tuple[str, list[tuple[str, float]]]:
             tokens_T = examples["tokens"][n][examples["tokens"][n] != NONE]
-            pieces = [(f"{piece} ", 0.0) for piece in self._pieces(tokens_T)]
+            found = [(f"{piece} ", 0.0) for piece in self._pieces(tokens_T)]
             for m in np.flatnonzero(known_NM[n]):
                 was, guess = self._pieces([examples["target"][n, m], examples["guess"][n, m, 0]])
                 shown = f"{was} " if was == guess else f"{was} (not {guess}) "
-                pieces[examples["at"][n, m]] = (shown, -float(examples["log_probability"][n, m]))
-            found.append((f"{mean_N[n]:.3f} nats per hidden token", pieces))
-        return found
+                found[examples["at"][n, m]] = (shown, -float(examples["log_probability"][n, m]))
+            return "", found
+
+        yield figures.hardest_passages(examples["log_probability"], known_NM, "hidden token", pieces)
 
     def _pieces(self, tokens_T: Any) -> list[str]:
         tokens = [int(token) for token in tokens_T]

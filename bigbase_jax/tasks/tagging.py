@@ -6,7 +6,7 @@ Axes: B examples of a batch, N examples of a split, L length, D model width, K t
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
 import flax.linen as nn
@@ -14,9 +14,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bigbase_jax.core import Batch, Example, Loss, Meter, Metric, Sum, UserError, Variables, joined
+from bigbase_jax.core import (
+    Batch,
+    Evaluated,
+    Example,
+    Figure,
+    Highlights,
+    Loss,
+    Meter,
+    Metric,
+    Sum,
+    UserError,
+    Variables,
+    joined,
+)
 from bigbase_jax.evaluate import Totals
-from bigbase_jax.tasks import spans
+from bigbase_jax.tasks import figures, spans
 from bigbase_jax.tasks.errors import model_errors
 from bigbase_jax.tasks.text_classification import PADDING, headless, hidden, words_of
 from bigbase_jax.text.tokenizer import load
@@ -50,11 +63,11 @@ class Tagging:
     inputs: ClassVar[tuple[str, ...]] = ("tokens", "segment_ids", "token_type_ids", "starts")
     batch_coupled: ClassVar[bool] = False
     metrics: ClassVar[Mapping[str, Metric]] = {
-        "loss": Metric("min", "nats"),
+        "overall_f1": Metric("max", "%", "F1 of spans"),
         "accuracy": Metric("max", "%"),
+        "loss": Metric("min", "nats"),
         "overall_precision": Metric("max", "%", "Precision of spans"),
         "overall_recall": Metric("max", "%", "Recall of spans"),
-        "overall_f1": Metric("max", "%", "F1 of spans"),
     }
     merge = staticmethod(joined)
 
@@ -143,23 +156,22 @@ class Tagging:
         ]
         return {"words": words, "tags": tags, "entities": found}
 
-    def passages(
-        self, examples: Mapping[str, np.ndarray], count: int = 12
-    ) -> list[tuple[str, list[tuple[str, float]]]]:
-        """The sentences with the most wrong words: [(how many, [(word and what was said of it, shade), ...]), ...]."""
+    def figures(self, evaluated: Evaluated, count: int = 12) -> Iterator[Figure]:
+        """The scores of each type of span, and the sentences with the most wrong words, what was said of these beside
+        them."""
+        yield from figures.per_class(evaluated.metrics, "Types of spans", "Type")
+        examples = evaluated.examples
         wrong_NL = (examples["tags"] != examples["tag"]) & (examples["tags"] != NONE)
-        found = []
+        index_N, texts = examples.get("index", np.arange(len(wrong_NL))), []
         for n in np.argsort(-wrong_NL.sum(1), kind="stable")[:count]:
             words, guess = self._words(examples["tokens"][n], examples["tag"][n])
             _, truth = self._words(examples["tokens"][n], examples["tags"][n])
-            number = f"row {int(examples['index'][n]) + 1}: " if "index" in examples else ""
-            title = f"{number}{int(wrong_NL[n].sum())} of {len(words)} words wrong"
             pieces = [
-                (f"{word} " if g == t else f"{word} [said {g}, is {t}] ", 0.0 if g == t else 4.0)
+                (f"{word} " if g == t else f"{word} [said {g}, is {t}] ", float(g != t))
                 for word, g, t in zip(words, guess, truth, strict=True)
             ]
-            found.append((title, pieces))
-        return found
+            texts.append((f"row {int(index_N[n]) + 1}: {int(wrong_NL[n].sum())} of {len(words)} words wrong", pieces))
+        yield Highlights("Hardest sentences", texts, "Words with a wrong tag are shaded.", most=2.0)
 
     def _words(self, tokens_L: np.ndarray, tag_L: np.ndarray) -> tuple[list[str], list[str]]:
         """The words, and the names of their tags."""

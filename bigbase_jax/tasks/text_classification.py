@@ -15,7 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from bigbase_jax.build import suggest
-from bigbase_jax.core import Array, Batch, UserError, Variables
+from bigbase_jax.core import Array, Batch, Figure, UserError, Variables
+from bigbase_jax.tasks import figures
 from bigbase_jax.tasks.classification import Classifier
 from bigbase_jax.tasks.errors import model_errors
 from bigbase_jax.text.tokenizer import load
@@ -167,21 +168,15 @@ class TextClassification(Classifier):
 
     # -- on the host -----------------------------------------------------------------------------------------------
 
-    def passages(
-        self, examples: Mapping[str, np.ndarray], count: int = 12
-    ) -> list[tuple[str, list[tuple[str, float]]]]:
-        """The texts whose class was given the least probability: [(what was said, [(token, 0), ...]), ...]."""
-        p_NK, label_N = np.asarray(examples["probabilities"]), np.asarray(examples["label"])
-        label_N = label_N.argmax(-1) if label_N.ndim == 2 else label_N
-        names, found = self._names(p_NK.shape[-1]), []
-        for n in np.argsort(p_NK[np.arange(len(p_NK)), label_N], kind="stable")[:count]:
-            guess, label = int(p_NK[n].argmax()), int(label_N[n])
-            title = f"said {names[guess]} {p_NK[n, guess]:.1%}"
-            title = f"rightly {title}" if guess == label else f"{title}, is {names[label]} {p_NK[n, label]:.1%}"
-            title = f"row {int(examples['index'][n]) + 1}: {title}" if "index" in examples else title
-            tokens_T = examples["tokens"][n][examples["tokens"][n] != PADDING]
-            found.append((title, [(self._text(tokens_T), 0.0)]))
-        return found
+    def examples_shown(
+        self, p_NK: np.ndarray, label_N: np.ndarray, index_N: np.ndarray, examples: Mapping[str, np.ndarray]
+    ) -> Figure:
+        """The texts whose class was given the least probability."""
+
+        def text(n: int) -> str:
+            return self._text(examples["tokens"][n][examples["tokens"][n] != PADDING])
+
+        return figures.hardest_texts(p_NK, label_N, index_N, self._names(p_NK.shape[-1]), text)
 
     def _text(self, tokens_T: np.ndarray) -> str:
         tokens = tokens_T.tolist()

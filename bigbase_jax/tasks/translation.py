@@ -10,7 +10,7 @@ import contextlib
 import dataclasses
 import importlib.util
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 import flax.linen as nn
@@ -18,12 +18,26 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bigbase_jax.core import Array, Batch, Example, Loss, Meter, Metric, PyTree, Sum, UserError, Variables, joined
+from bigbase_jax.core import (
+    Array,
+    Batch,
+    Evaluated,
+    Example,
+    Figure,
+    Loss,
+    Meter,
+    Metric,
+    PyTree,
+    Sum,
+    UserError,
+    Variables,
+    joined,
+)
 from bigbase_jax.decoding.beams import NEVER, beam_tokens
 from bigbase_jax.decoding.sampling import greedy_tokens
 from bigbase_jax.evaluate import CollectAll
 from bigbase_jax.models.transformer import unstack_blocks
-from bigbase_jax.tasks import chunks
+from bigbase_jax.tasks import chunks, figures
 from bigbase_jax.tasks.errors import model_errors
 from bigbase_jax.tasks.language import perplexity
 from bigbase_jax.text.tokenizer import load
@@ -84,11 +98,11 @@ class Translation:
     inputs: ClassVar[tuple[str, ...]] = ("source", "source_segments", "target_in", "target_out")
     batch_coupled: ClassVar[bool] = False
     metrics: ClassVar[Mapping[str, Metric]] = {
-        "loss": Metric("min", "nats"),
-        "accuracy": Metric("max", "%"),
-        "perplexity": Metric("min"),
         "bleu": Metric("max", "", "BLEU"),
         "chrf": Metric("max", "", "chrF"),
+        "accuracy": Metric("max", "%"),
+        "loss": Metric("min", "nats"),
+        "perplexity": Metric("min"),
     }
     merge = staticmethod(joined)
 
@@ -244,18 +258,17 @@ class Translation:
             raise UserError("config.task.generate is false: this model was not asked to write translations.")
         return {"translation": "\n".join(self._texts(output["tokens"]))}
 
-    def passages(self, examples: Mapping[str, np.ndarray], count: int = 6) -> list[tuple[str, list[tuple[str, float]]]]:
-        """The targets that were hardest to predict: (the loss and what was written, [(token, its loss), ...]) each."""
-        real_NT = examples["target"] != PADDING
-        mean_N = -examples["log_probability"].sum(1) / np.maximum(real_NT.sum(1), 1)
-        found = []
-        for n in np.argsort(-mean_N, kind="stable")[:count]:
-            title = f"{mean_N[n]:.3f} nats per token"
-            if "tokens" in examples:
-                title += f"; written: {self._texts(examples['tokens'][n])[0]}"
-            target_T, nats_T = examples["target"][n][real_NT[n]], -examples["log_probability"][n][real_NT[n]]
-            found.append((title, list(zip(self._pieces(target_T.tolist()), nats_T.tolist(), strict=True))))
-        return found
+    def figures(self, evaluated: Evaluated) -> Iterator[Figure]:
+        """The targets that were hardest to predict, and what was written in their place."""
+        logp_NT, target_NT = (evaluated.examples[name] for name in ("log_probability", "target"))
+        real_NT, tokens = target_NT != PADDING, evaluated.examples.get("tokens")
+
+        def pieces(n: int) -> tuple[str, list[tuple[str, float]]]:
+            written = "" if tokens is None else f"; written: {self._texts(tokens[n])[0]}"
+            nats_T = -logp_NT[n][real_NT[n]]
+            return written, list(zip(self._pieces(target_NT[n][real_NT[n]].tolist()), nats_T.tolist(), strict=True))
+
+        yield figures.hardest_passages(logp_NT, real_NT, "token", pieces)
 
     def _texts(self, tokens_NM: np.ndarray) -> list[str]:
         """The text of each row, up to its end token."""

@@ -11,7 +11,7 @@ import pytest
 from toys import loss_of, measured, sums_of
 
 from bigbase_jax import parallel
-from bigbase_jax.core import Task, UserError, add
+from bigbase_jax.core import Evaluated, Task, UserError, add
 from bigbase_jax.models.decoder import Decoder
 from bigbase_jax.tasks.language import PADDING, CausalLanguageModel
 from bigbase_jax.text.tokenizer import Symbols
@@ -193,7 +193,7 @@ def test_what_a_user_reads():
     assert [piece for piece, _ in numbers["text"]] == ["0", "1", "10"]
     rows = {name: np.stack([x, x]) for name, x in output.items()}
     rows["log_probability"][1] *= 2
-    title, passage = task.passages(rows)[0]
+    title, passage = next(task.figures(Evaluated("test", {}, rows))).texts[0]
     assert title == f"{2 * math.log(4):.3f} nats per token"
     assert [piece for piece, _ in passage] == ["a", "b", "<|endoftext|>"]
     assert passage[0][1] == pytest.approx(2 * math.log(2), rel=1e-6)

@@ -13,7 +13,7 @@ from test_launch import launch
 from toys import loss_of, measured, sums_of
 
 from bigbase_jax import parallel
-from bigbase_jax.core import Task, UserError, add
+from bigbase_jax.core import Evaluated, Task, UserError, add
 from bigbase_jax.models.bert import Bert
 from bigbase_jax.models.decoder import Decoder
 from bigbase_jax.tasks.masked_language import NONE, MaskedLanguageModel
@@ -319,8 +319,8 @@ def test_what_users_read():
     assert joined["text"][5:] == ["[CLS]", "[MASK]", "b", "[SEP]"]
     assert [(h["at"], h["was"]) for h in joined["hidden"]] == [(2, None), (6, "d"), (7, "b")]
     np.testing.assert_allclose(joined["loss"], -outputs["log_probability"][1].mean(), rtol=1e-5)
-    shown = task.passages({**outputs, "index": np.arange(2)}, count=1)
-    ((title, pieces),) = shown
+    (shown,) = task.figures(Evaluated("test", {}, outputs))
+    title, pieces = shown.texts[0]
     assert "nats per hidden token" in title and [p.split()[0] for p, _ in pieces] == ["[CLS]", "d", "b", "[SEP]"]
     assert [nats > 0 for _, nats in pieces] == [False, True, True, False]
 

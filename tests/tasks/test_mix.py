@@ -116,13 +116,13 @@ def test_everything_else_is_the_tasks():
 def test_what_else_the_task_has_is_had_too(tmp_path):
     @dataclasses.dataclass(frozen=True)
     class Worth(Classification):
-        def passages(self, examples):
-            return [("title", [])]
+        def shown(self):
+            return "yes"
 
     mix = Mix(Worth(TASK.model), 0.2)
-    assert mix.passages({}) == [("title", [])] and mix.model is TASK.model
+    assert mix.shown() == "yes" and mix.model is TASK.model
     assert mix.one_hot(np.array([1])).tolist() == [[0, 1, 0]]
-    for absent in ("passages", "place", "unwrap", "task_"):
+    for absent in ("shown", "place", "unwrap", "task_"):
         assert not hasattr(Mix(TASK, 0.2), absent)
     assert pickle.loads(pickle.dumps(copy.deepcopy(Mix(TASK, 0.2)))) == Mix(TASK, 0.2)
 

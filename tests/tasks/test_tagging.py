@@ -12,7 +12,7 @@ from seqeval.metrics import f1_score, precision_score, recall_score
 from seqeval.metrics.sequence_labeling import get_entities
 from toys import loss_of
 
-from bigbase_jax.core import UserError
+from bigbase_jax.core import Evaluated, UserError
 from bigbase_jax.data.pipeline import Data
 from bigbase_jax.data.sources.synthetic.names import MadeUpNames
 from bigbase_jax.data.sources.text.tagged_text import ConllFiles, TaggedSentences
@@ -193,7 +193,11 @@ def test_what_users_read(trained):
 def test_the_worst_sentences_are_shown(trained):
     task, variables, batch = trained
     outputs = {name: np.asarray(x) for name, x in jax.jit(task.predict)(variables, batch).items()}
-    (title, pieces), *others = task.passages({**outputs, "tags": batch["tags"], "index": np.arange(5, 8)})
+    examples = {**outputs, "tags": batch["tags"], "index": np.arange(5, 8)}
+    classes = {"PER": {"precision": 0.5, "f1": 0.25, "support": 3}}
+    table, shown = task.figures(Evaluated("test", {"per_class": classes}, examples))
+    assert table.columns == ("Type", "Precision", "F1", "Support") and table.rows == [("PER", 0.5, 0.25, 3)]
+    (title, pieces), *others = shown.texts
     wrong = ((outputs["tag"] != batch["tags"]) & (batch["tags"] >= 0)).sum(1)
     assert len(others) == 2 and f"{wrong.max()} of {len(pieces)} words wrong" in title
     assert title.startswith(f"row {6 + int(wrong.argmax())}: ")

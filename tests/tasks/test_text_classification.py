@@ -12,7 +12,7 @@ import pytest
 from toys import loss_of, measured, sums_of
 
 from bigbase_jax.build import build
-from bigbase_jax.core import Task, UserError, flatten
+from bigbase_jax.core import Evaluated, Task, UserError, flatten
 from bigbase_jax.models.bag_of_words import BagOfWords
 from bigbase_jax.models.bert import Bert
 from bigbase_jax.models.decoder import Decoder
@@ -154,11 +154,11 @@ def test_what_users_read():
     answer = task.postprocess({name: x[0] for name, x in outputs.items()}, {})
     assert answer["label"] in "xyz" and sum(answer["probabilities"].values()) == pytest.approx(1, abs=1e-5)
     kept = {**outputs, "label": np.asarray(batch["label"]), "index": np.arange(10, 14)}
-    shown = task.passages(kept, count=2)
+    *_, shown = (figure.texts for figure in task.figures(Evaluated("test", {}, kept)) if hasattr(figure, "texts"))
     p = outputs["probabilities"][np.arange(4), batch["label"]]
     worst = int(p.argmin())
     tokens = [t for t in outputs["tokens"][worst] if t != PADDING]
-    assert len(shown) == 2 and shown[0][1] == [(tokenizer.decode(tokens), 0.0)]
+    assert len(shown) == 4 and shown[0][1] == [(tokenizer.decode(tokens), 0.0)]
     assert shown[0][0].startswith(f"row {worst + 11}: said ") and f"is {'xyz'[batch['label'][worst]]}" in shown[0][0]
 
 

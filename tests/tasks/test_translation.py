@@ -11,7 +11,7 @@ import pytest
 from toys import loss_of, measured
 
 from bigbase_jax import parallel
-from bigbase_jax.core import Task, UserError, add
+from bigbase_jax.core import Evaluated, Task, UserError, add
 from bigbase_jax.data.sources.synthetic.numerals import Numerals, in_words
 from bigbase_jax.models.encoder_decoder import EncoderDecoder
 from bigbase_jax.tasks import translation
@@ -241,7 +241,7 @@ def test_what_a_user_reads():
     assert task.postprocess(one, {}) == {"translation": "abc"}
     joined = {name: np.concatenate([x[0], x[1]]) for name, x in kept.items()}  # two lines of one file
     assert task.postprocess(joined, {}) == {"translation": "abc\nhg"}
-    title, pieces = task.passages(kept)[1]
+    title, pieces = next(task.figures(Evaluated("test", {}, kept))).texts[1]
     assert title == "0.693 nats per token; written: hg" and [p for p, _ in pieces] == ["d", "<|endoftext|>"]
     silent, _ = ready(tokenizer=LETTERS.state(), generate=False)
     assert "tokens" not in jax.eval_shape(silent.predict, ready()[1], batch_of(2))
