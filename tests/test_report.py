@@ -3,7 +3,6 @@
 import html.parser
 import json
 import re
-from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -277,8 +276,6 @@ def test_axes_do_not_zoom_into_noise_and_steps_are_whole(name, y, labels):
 class Shows:
     """A task with a figure of each kind."""
 
-    metrics: ClassVar = {"hits": Metric("max", "%", NASTY), "loss": Metric("min", "nats")}
-
     def figures(self, evaluated):
         x = evaluated.examples["nats"].tolist()
         boxes = [(0.25, 0.5, 0.75, 1.0, NASTY)]
@@ -296,6 +293,9 @@ def test_figures_of_every_kind_are_shown_and_what_fails_is_left_out(tmp_path, ca
     make_run(tmp_path)
     np.savez(tmp_path / "predictions-test.npz", nats=np.arange(3.0))
     (tmp_path / "eval-test.json").write_text(json.dumps({"step": 40, "split": "test", "loss": 1.5, "hits": 0.75}))
+    metrics = {"hits": Metric("max", "%", NASTY), "loss": Metric("min", "nats")}
+    kept = {"dataset_info": {}, "metrics": {name: metric._asdict() for name, metric in metrics.items()}}
+    (tmp_path / "data.json").write_text(json.dumps(kept))
     monkeypatch.setattr(runs, "task_of", lambda run: Shows())
     page = page_of(tmp_path)
     for word in ("Boxes", "Look.", "second", "test/photo<7>.jpg", "Passages", "and 403 more", "Ranked", "25.0 %", "Hz",
