@@ -27,8 +27,8 @@ from bigbase_jax.train import TrainConfig
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    """``arg``: data=drawn|folder|idx|npz|tfds, root=DIR, tiny."""
-    args = parse_arg(arg, data="drawn", root=None, tiny=False)
+    """``arg``: data=synthetic|folder|idx|npz|tfds, root=DIR, tiny."""
+    args = parse_arg(arg, data="synthetic", root=None, tiny=False)
     cut = (
         target(T.ResizeCenterCrop, resize=36, size=32)
         if args.tiny
@@ -37,14 +37,14 @@ def get_config(arg: str | None = None) -> ConfigDict:
     stages, dense = ((4, 4, 4), 16) if args.tiny else ((64, 64, 64), 1024)
 
     small = {"size": 32, "num_train": 64, "num_val": 32, "num_test": 32} if args.tiny else {}
-    drawn = target(DrawnCatsAndDogs, **small)
+    synthetic = target(DrawnCatsAndDogs, **small)
 
     config = ConfigDict()
     config.seed = 0
     config.init_from = placeholder(str)
     config.data = target(
         Data,
-        dataset=pictures(args.data, args.root, drawn, "cats_vs_dogs", val_fraction=0.0),
+        dataset=pictures(args.data, args.root, synthetic, "cats_vs_dogs", val_fraction=0.0),
         batch_size=8 if args.tiny else 4,
         eval_batch_size=32,
         train_transforms=(cut,),

@@ -28,19 +28,19 @@ from bigbase_jax.train import TrainConfig
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    """``arg``: data=drawn|folder|idx|npz|tfds, root=DIR, tiny."""
-    args = parse_arg(arg, data="drawn", root=None, tiny=False)
+    """``arg``: data=synthetic|folder|idx|npz|tfds, root=DIR, tiny."""
+    args = parse_arg(arg, data="synthetic", root=None, tiny=False)
     shrink = (target(T.Resize, size=(10, 10)), target(T.Grey))
 
     small = {"size": 32, "num_train": 64, "num_val": 32, "num_test": 32} if args.tiny else {}
-    drawn = target(DrawnCatsAndDogs, **small)
+    synthetic = target(DrawnCatsAndDogs, **small)
 
     config = ConfigDict()
     config.seed = 0
     config.init_from = placeholder(str)
     config.data = target(
         Data,
-        dataset=pictures(args.data, args.root, drawn, "cats_vs_dogs"),
+        dataset=pictures(args.data, args.root, synthetic, "cats_vs_dogs"),
         batch_size=8 if args.tiny else 25,
         eval_batch_size=32 if args.tiny else 250,
         train_transforms=shrink,

@@ -3,6 +3,10 @@
 python launch.py --config=configs/fashion_mnist.py:root=DIR           DIR: train-images-idx3-ubyte.gz and its companions
 python launch.py --config=configs/fashion_mnist.py:data=tfds          fashion_mnist of TensorFlow Datasets
 
+What happens to the training pictures is chosen by augment=: "flip" (left and right, the default) or "none"; or "flip"
+and, besides, "crop" (moved by up to two pixels), "erasing" (a random box is overwritten), "mixup" or "cutmix" (two
+pictures become one).
+
 Measured on two cores of an AMD EPYC (experiments/pictures_on_cpu): 93.66 % test accuracy in ten epochs, 23 minutes
 beside other jobs; alone it does 600 examples/s, which makes 17. Published ResNets reach 94-96 % with more time.
 """
@@ -11,7 +15,8 @@ import optax
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
-from bigbase_jax.build import deferred, parse_arg, target
+from bigbase_jax.build import deferred, parse_arg, suggest, target
+from bigbase_jax.core import UserError
 from bigbase_jax.data.pipeline import Data
 from bigbase_jax.data.presets import pictures
 from bigbase_jax.data.sources.synthetic.pictures import DrawnCatsAndDogs
@@ -20,19 +25,30 @@ from bigbase_jax.models.cnn import ConvNet
 from bigbase_jax.optim import Optimizer
 from bigbase_jax.tasks.classification import Classification
 from bigbase_jax.train import TrainConfig
+from bigbase_jax.wrappers.mix import Mix
 
 CLASSES = ("t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    """``arg``: data=idx|tfds|npz|folder, root=DIR, tiny (a few drawn pictures, unless root is given)."""
-    args = parse_arg(arg, data="idx", root=None, tiny=False)
-    drawn = args.tiny and args.root is None
+    """``arg``: data=idx|tfds|npz|folder, root=DIR, augment=..., tiny (a few drawn pictures, unless root is given)."""
+    args = parse_arg(arg, data="idx", root=None, augment="flip", tiny=False)
+    synthetic = args.tiny and args.root is None
     embedded = target(DrawnCatsAndDogs, size=32, num_train=64, num_val=32, num_test=32)
-    data = pictures("drawn" if drawn else args.data, args.root, embedded, "fashion_mnist", val_fraction=0.02)
-    if args.data == "idx" and not drawn:
+    data = pictures("synthetic" if synthetic else args.data, args.root, embedded, "fashion_mnist", val_fraction=0.02)
+    if args.data == "idx" and not synthetic:
         data.class_names = CLASSES
-    shrink = (target(T.Resize, size=28), target(T.Grey)) if drawn else ()
+    shrink = (target(T.Resize, size=28), target(T.Grey)) if synthetic else ()
+    augment = {
+        "none": (),
+        "flip": (target(T.RandomFlip),),
+        "crop": (target(T.RandomCrop, size=28, padding=2), target(T.RandomFlip)),
+        "erasing": (target(T.RandomFlip), target(T.RandomErasing)),
+        "mixup": (target(T.RandomFlip),),
+        "cutmix": (target(T.RandomFlip),),
+    }
+    if args.augment not in augment:
+        raise UserError(f"there is no augment={args.augment}.{suggest(args.augment, augment, 'value')}")
 
     config = ConfigDict()
     config.seed = 0
@@ -42,7 +58,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         dataset=data,
         batch_size=16 if args.tiny else 128,
         eval_batch_size=32 if args.tiny else 250,
-        train_transforms=(*shrink, target(T.RandomFlip)),
+        train_transforms=(*shrink, *augment[args.augment]),
         eval_transforms=shrink,
     )
     config.task = target(
@@ -54,6 +70,10 @@ def get_config(arg: str | None = None) -> ConfigDict:
         mean=(0.286,),
         std=(0.353,),
     )
+    if args.augment == "mixup":
+        config.task = target(Mix, task=config.task, mixup_alpha=0.2)
+    if args.augment == "cutmix":
+        config.task = target(Mix, task=config.task, cutmix_alpha=1.0)
     config.optim = target(
         Optimizer,
         learning_rate=3e-3,

@@ -24,8 +24,9 @@ def pictures(
     """The config node of a picture data set.
 
     Args:
-      data: "drawn" (``embedded``), "folder" (of pictures, at ``root``), "idx" (MNIST's format, a folder), "npz" (a
-        file or folder of arrays), or "tfds" (the data set named ``tfds``, below ``root`` or TFDS's own folder).
+      data: "synthetic" (``embedded``; "drawn" of old), "folder" (of pictures, at ``root``), "idx" (MNIST's format, a
+        folder), "npz" (a file or folder of arrays), or "tfds" (the data set named ``tfds``, below ``root`` or TFDS's
+        own folder).
       root: where it is.
       embedded: the node of the built-in data set, if the recipe has one.
       tfds: the recipe's data set among TensorFlow Datasets.
@@ -34,11 +35,11 @@ def pictures(
     Raises:
       UserError: an unknown word, or a missing ``root``.
     """
-    known = [word for word in ("drawn", "folder", "idx", "npz", "tfds") if word != "drawn" or embedded is not None]
+    if data in ("synthetic", "drawn") and embedded is not None:
+        return embedded
+    known = [*(("synthetic",) if embedded is not None else ()), "folder", "idx", "npz", "tfds"]
     if data not in known:
         raise UserError(f"there is no data={data}.{suggest(data, known, 'value')}")
-    if data == "drawn" and embedded is not None:
-        return embedded
     if data == "tfds":
         if tfds is None:
             raise UserError("this recipe names no data set of TensorFlow Datasets; use data=folder, idx or npz.")
