@@ -1,7 +1,7 @@
 """Documents as tokens, memory-mapped: any window of them is reached at once, however many there are.
 
-They are kept as ``Ragged``, a row for each document: ``tokens`` in the smallest unsigned type, ``counts``, the bytes of
-text that each stands for, where the tokenizer does not know by itself, and the ``split``.
+They are kept in a ``Store``, a row for each document: ``tokens`` in the smallest unsigned type, ``counts``, the bytes
+of text that each stands for, where the tokenizer does not know by itself, and the ``split``.
 
 Axes: T tokens of all documents, D documents.
 """
@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from bigbase_jax.data import ragged
-from bigbase_jax.data.ragged import Add, Ragged
+from bigbase_jax.data import cache as caches
+from bigbase_jax.data.cache import Store, Writer
 from bigbase_jax.text.tokenizer import Tokenizer, load
 
 SPLITS = ("train", "val", "test")
@@ -71,21 +71,15 @@ Documents = Callable[[], Iterable[tuple[str, Iterable[str]]]]
 """Gives (split, blocks of text) of each document, from the start at each call."""
 
 
-def of_rows(rows: Ragged) -> Tokens:
+def of_rows(rows: Store) -> Tokens:
     """The tokens that ``write`` added."""
-    tokenizer, values = load(rows.about["tokenizer"]), rows.values
-    stops = rows.stops["tokens"] - (tokenizer.end is not None)
-    split = values["split"].astype(np.int64)
-    return Tokens(values["tokens"], values.get("counts"), stops, split, tokenizer, rows.about["splits"], rows.kept)
+    tokenizer = load(rows.about["tokenizer"])
+    counts = rows.values("counts") if tokenizer.token_bytes is None else None
+    stops, split = rows.stops("tokens") - (tokenizer.end is not None), rows.values("split").astype(np.int64)
+    return Tokens(rows.values("tokens"), counts, stops, split, tokenizer, rows.about["splits"], rows.kept)
 
 
-def dtypes(tokenizer: Tokenizer) -> dict[str, Any]:
-    """Of the arrays that ``write`` adds."""
-    counts = {"counts": "<u4"} if tokenizer.token_bytes is None else {}
-    return {"tokens": np.min_scalar_type(tokenizer.size - 1), **counts, "split": "u1"}
-
-
-def write(documents: Documents, tokenizer: Tokenizer, add: Add) -> dict[str, Any]:
+def write(documents: Documents, tokenizer: Tokenizer, writer: Writer) -> dict[str, Any]:
     """Adds a row for each document: its tokens, and the end token where there is one; the first has one before it too.
 
     Raises:
@@ -107,10 +101,11 @@ def write(documents: Documents, tokenizer: Tokenizer, add: Add) -> dict[str, Any
                 counts_T[0] += owed
                 owed = 0
             after = end if ends else end[:0]
-            row = {"tokens": np.concatenate([before, tokens_T, after])}
+            row = {"tokens": np.concatenate([before, tokens_T, after]).astype(np.min_scalar_type(tokenizer.size - 1))}
             if tokenizer.token_bytes is None:
-                row["counts"] = np.concatenate([0 * before, counts_T, np.full(len(after), owed)])
-            add(ends, **row, **({"split": SPLITS.index(split)} if ends else {}))
+                row["counts"] = np.concatenate([0 * before, counts_T, np.full(len(after), owed)]).astype(np.uint32)
+            row["split"] = np.full(int(ends), SPLITS.index(split), np.uint8)
+            (writer.add if ends else writer.extend)(row)
             before, owed = end[:0], 0 if ends else owed
     splits = {split: counts for split, counts in totals.items() if counts["documents"]}
     return {"tokenizer": tokenizer.state(), "splits": splits}
@@ -142,4 +137,4 @@ def _batches(blocks: Iterable[tuple[str, str, bool]]) -> Iterator[list[tuple[str
 def of_text(text: str, tokenizer: Tokenizer) -> Tokens:
     """The tokens of one text, in memory, as if it were a document of a data set (of its train split)."""
     adding = functools.partial(write, lambda: [("train", [text])], tokenizer)
-    return of_rows(ragged.make(adding, dtypes(tokenizer), None, float("inf"), lambda line: None))
+    return of_rows(caches.keep(adding, None, float("inf"), lambda line: None))

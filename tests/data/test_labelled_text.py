@@ -312,7 +312,7 @@ def test_the_second_start_reads_no_rows_and_what_matters_makes_another_cache(tmp
     shorter, said = prepare(tmp_path, root=root, length=8)  # of the same tokens
     assert shorter.examples() == kept.examples()
     assert said == [] and shorter.splits["val"][0]["tokens"].shape == (8,)
-    next(folders[0].glob("first.bin")).write_bytes(b"")
+    next(folders[0].glob("0.bin")).write_bytes(b"")
     with pytest.raises(TypeError):  # it would read again
         prepare(tmp_path, root=root, tokenizer=Subwords("wordpiece", 60))
 

@@ -360,4 +360,10 @@ def test_made_up_pairs(tmp_path):
     assert 0 < len(few.splits["train"]) < 180 and few.splits["train"][0]["target_out"].shape == (12,)
     path = tmp_path / "numbers.txt"
     path.write_text("12\n\n7\n")
-    assert [e["source_segments"].sum() for e in data.read(str(path))] == [3, 2]
+    examples = Numerals.codec({}, data.dataset_info).decode(str(path))
+    assert [e["source_segments"].sum() for e in examples] == [3, 2]
+    few = Numerals(largest=9999, count=200, target_length=28).prepare(tmp_path, 0, print)
+    assert (
+        len(few.splits["val"]) < 10
+        and few.splits["val"][0]["reference"].shape == data.splits["val"][0]["reference"].shape
+    )

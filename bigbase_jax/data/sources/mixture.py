@@ -17,10 +17,9 @@ import numpy as np
 
 from bigbase_jax.build import suggest
 from bigbase_jax.core import Codec, Example, Source, UserError
-from bigbase_jax.data import ragged
-from bigbase_jax.data.ragged import Add
+from bigbase_jax.data.cache import Writer
 from bigbase_jax.data.sources.splits import Split
-from bigbase_jax.data.sources.text.base import Opened, key_of
+from bigbase_jax.data.sources.text.base import Opened, kept, key_of
 from bigbase_jax.data.sources.text.text import Corpus, Text, read_text, text_codec, texts_of
 from bigbase_jax.text.tokenizer import Bytes, Texts, Tokenizer, dataset_info_of, load
 
@@ -29,7 +28,7 @@ _CODE = (
     "data.rows",
     "data.documents",
     "text.tokenizer",
-    "data.ragged",
+    "data.cache",
     "data.sources.text.text",
     "data.sources.mixture",
 )
@@ -97,14 +96,12 @@ class Mixture:
         stamps = [[name, part.file_signature(), part.dealing()] for name, part in self._sorted()]
         key = key_of(_CODE, [self.tokenizer], [stamps, sorted((self.weights or self.epochs or {}).items())])
 
-        def write(add: Add) -> Mapping[str, Any]:
+        def write(writer: Writer) -> Mapping[str, Any]:
             tokenizer = self.tokenizer.fit(self._texts(("train",)), self._texts(("val", "test")), True)
-            add(state=np.frombuffer(tokenizer.state().encode(), np.uint8))
-            return {}
+            return {"tokenizer": tokenizer.state()}
 
         what = f"reading the {len(self.parts)} parts of the mixture once, for their tokenizer"
-        found = ragged.kept(key, lambda: ({"state": "u1"}, write), cache, limit_bytes, say, what)
-        return bytes(found.get("state", 0)).decode()
+        return str(kept(key, lambda: write, cache, limit_bytes, say, what).about["tokenizer"])
 
     def _texts(self, splits: tuple[str, ...]) -> Texts:
         shares = {name: (self.weights or {}).get(name, 1.0) for name in self.parts}

@@ -8,15 +8,14 @@ import functools
 import pathlib
 import platform
 import sysconfig
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
 from bigbase_jax.core import UserError
-from bigbase_jax.data.ragged import Add
 from bigbase_jax.data.sources.splits import deal, digest
-from bigbase_jax.data.sources.text.base import Survey
+from bigbase_jax.data.sources.text.base import Survey, Write
 from bigbase_jax.data.sources.text.labelled_text import Labelled, LabelledTexts
 from bigbase_jax.text.tokenizer import Subwords
 
@@ -70,7 +69,10 @@ class PythonDocstrings(LabelledTexts):
     def identity(self, tokenizer: str) -> list[Any]:
         return [*_collect(), tokenizer, (self.length, self.val_fraction, self.test_fraction, self.seed)]
 
-    def begin(self) -> tuple[Mapping[str, Any], Callable[[Add], Mapping[str, Any]]]:
+    def content(self) -> None:
+        return None
+
+    def begin(self) -> Write:
         texts, labels = _collect()
         rows = [("", Labelled((text, ""), label)) for text, label in zip(texts, labels.tolist(), strict=True)]
         names = [digest([text]) for text in texts]

@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 
 from bigbase_jax.core import UserError
+from bigbase_jax.data.cache import Store
+from bigbase_jax.data.sources.text.base import Opened
 from bigbase_jax.data.sources.text.parallel_text import Pair, ParallelTexts
 from bigbase_jax.text.tokenizer import Characters
 
@@ -58,6 +60,7 @@ class Numerals(ParallelTexts):
     count: int = 12_000
 
     code = (*ParallelTexts.code, "data.sources.synthetic.numerals")
+    cuts = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -92,6 +95,11 @@ class Numerals(ParallelTexts):
 
     def file_signature(self) -> list[Any]:
         return [self.largest, self.count]
+
+    def opened(self, rows_N: Store) -> Opened:
+        found = super().opened(rows_N)
+        found.description = self.origin()
+        return found
 
     def identity(self, dataset_info: Mapping[str, Any]) -> list[Any]:
         own = [self.largest, self.count, self.seed, self.source_length, self.target_length]

@@ -1,5 +1,5 @@
 """What the sources of text share: rows are read once to deal them to splits, and once more to tokenise them into one
-store (``data.ragged``), which later starts find there.
+store (``data.cache``), which later starts find there.
 
 Axes: N rows of all splits, T tokens of one text.
 """
@@ -21,18 +21,21 @@ from typing import Any, ClassVar, Generic, TypeVar
 import numpy as np
 
 from bigbase_jax.core import Codec, Dataset, Example, Fields, Source, UserError
-from bigbase_jax.data import ragged
+from bigbase_jax.data import cache as caches
+from bigbase_jax.data.cache import Store, Writer
 from bigbase_jax.data.documents import Format, as_text, whole_text
 from bigbase_jax.data.files import LIMITS, File, Limits, by_split, one_file, readable, too_long, unused
-from bigbase_jax.data.ragged import Add, Ragged
 from bigbase_jax.data.rows import checked, tables
 from bigbase_jax.data.sources.splits import digest
-from bigbase_jax.text.tokenizer import Texts, TokenizerFile, load
+from bigbase_jax.text.tokenizer import Texts, Tokenizer, TokenizerFile, load
 
 SPLITS = ("train", "val", "test")
 _BATCH = 1 << 20  # characters that are encoded at once
-_CODE = ("data.files", "data.rows", "data.documents", "data.ragged", "text.tokenizer", "data.sources.splits")
+_CODE = ("data.files", "data.rows", "data.documents", "data.cache", "text.tokenizer", "data.sources.splits")
 R = TypeVar("R")
+
+Write = Callable[[Writer], Mapping[str, Any]]
+"""Adds all rows to a store, from the first one at each call, and returns what is kept beside them."""
 
 
 # --- reading, dealing, tokenising -------------------------------------------------------------------------------------
@@ -67,11 +70,11 @@ class TextRows:
         """What changes when the rows change, and all that says how to read them."""
         raise NotImplementedError
 
-    def begin(self) -> tuple[Mapping[str, Any], Callable[[Add], Mapping[str, Any]]]:
-        """Reads the rows once; see ``ragged.kept``."""
+    def begin(self) -> Write:
+        """Reads the rows once; what then tokenises them."""
         raise NotImplementedError
 
-    def opened(self, rows_N: Ragged) -> Dataset:
+    def opened(self, rows_N: Store) -> Dataset:
         """The data set of rows that were read."""
         raise NotImplementedError
 
@@ -96,7 +99,7 @@ class TextRows:
         parts = [type(self).__name__, self.file_signature(), self.dealing(), self.kept_for()]
         key = key_of((*_CODE, "data.sources.text.base", *self.code), self.tokenizers(), parts)
         what = f"reading {self.origin()} once, to tokenise it"
-        return self.opened(ragged.kept(key, self.begin, cache, limit_bytes, say, what))
+        return self.opened(kept(key, self.begin, cache, limit_bytes, say, what))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -199,6 +202,32 @@ class Opened:
         return digest(self._rows)
 
 
+def kept(
+    key: str,
+    begin: Callable[[], Write],
+    root: pathlib.Path,
+    limit_bytes: float,
+    say: Callable[[str], None],
+    what: str,
+) -> Store:
+    """The store of this key below ``root``; where it is not there, it is made, and older ones make room.
+
+    Args:
+      begin: gives what adds the rows.
+      limit_bytes: what all stores may take; 0: keep nothing.
+      say: takes lines about progress.
+      what: is done where it is made, in words.
+    """
+    where = (root, key) if limit_bytes > 0 else None
+    found = caches.find(*where) if where else None
+    if found is None:
+        say(f"data: {what}")
+        found = caches.keep(begin(), where, limit_bytes, say)
+        if where is not None:
+            caches.prune(root, limit_bytes, [root / f"cache-{key}"])
+    return found
+
+
 def key_of(modules: Iterable[str], tokenizers: Iterable[Any], parts: Sequence[Any]) -> str:
     """The name of a cache of tokens: of the code (modules of ours), the tokenizers, and what else it depends on."""
     given = [(repr(t), t.file_signature() if isinstance(t, TokenizerFile) else None) for t in tokenizers]
@@ -297,13 +326,18 @@ def plain_file(path: str, limits: Limits = LIMITS) -> File:
     return file._replace(name="text" + next((suffix for suffix in (".gz", ".zst") if name.endswith(suffix)), ".txt"))
 
 
-def split_indices(rows_N: Ragged, splits: Sequence[str] = SPLITS) -> dict[str, np.ndarray]:
+def narrow(tokens_T: np.ndarray, tokenizer: Tokenizer) -> np.ndarray:
+    """Tokens in the smallest type that holds the vocabulary."""
+    return tokens_T.astype(np.min_scalar_type(tokenizer.size - 1))
+
+
+def split_indices(rows_N: Store, splits: Sequence[str] = SPLITS) -> dict[str, np.ndarray]:
     """i64, the rows of each split that has some; ``split`` of a row is a place in ``splits``."""
-    split_N = np.asarray(rows_N.values["split"])
+    split_N = rows_N.values("split")
     found = {split: np.flatnonzero(split_N == i) for i, split in enumerate(splits)}
     return {split: indices for split, indices in found.items() if indices.size}
 
 
-def tokenizer_of(rows_N: Ragged) -> Any:
+def tokenizer_of(rows_N: Store) -> Any:
     """That of the rows."""
     return load(rows_N.about["tokenizer"])

@@ -22,15 +22,15 @@ import dataclasses
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from bigbase_jax.build import suggest
 from bigbase_jax.core import Codec, Example, Fields, UserError
+from bigbase_jax.data.cache import Store, Writer
 from bigbase_jax.data.files import LIMITS, Limits, kind_of, limits_of, one_file
-from bigbase_jax.data.ragged import Add, Ragged
 from bigbase_jax.data.rows import checked, rows
 from bigbase_jax.data.sources.splits import Split, deal, to_split_off
 from bigbase_jax.data.sources.text.base import (
@@ -40,6 +40,8 @@ from bigbase_jax.data.sources.text.base import (
     TextCodec,
     TextRowFiles,
     TextRows,
+    Write,
+    narrow,
     split_indices,
     text_of_bytes,
     tokenizer_of,
@@ -131,7 +133,7 @@ class Conversations(TextRows):
     def kept_for(self) -> list[Any]:
         return [self.chat_template().state()]
 
-    def begin(self) -> tuple[Mapping[str, Any], Callable[[Add], Mapping[str, Any]]]:
+    def begin(self) -> Write:
         """
         Raises:
           UserError: no conversations, or one that cannot be read.
@@ -147,7 +149,7 @@ class Conversations(TextRows):
         tokenizer: Tokenizer = survey.fit(self.tokenizer, _texts, False, ROLES)
         template = self.chat_template()
 
-        def write(add: Add) -> Mapping[str, Any]:
+        def write(writer: Writer) -> Mapping[str, Any]:
             stops: Counter[int] = Counter()
             special = set(tokenizer.marks.values())
             for split, spoken in survey.rows():
@@ -156,15 +158,15 @@ class Conversations(TextRows):
                 last = np.flatnonzero(answer_T & ~np.append(answer_T[1:], False))
                 stops.update(int(t) for t in tokens_T[last] if int(t) in special)
                 first = int(answer_T.argmax()) if answer_T.any() else 0
-                counts_T = np.minimum(counts_T, 65535)
-                add(tokens=tokens_T, answer=answer_T, bytes=counts_T, first=first, split=SPLITS.index(split))
+                row: dict[str, Any] = {"tokens": narrow(tokens_T, tokenizer), "answer": answer_T.astype(np.uint8)}
+                row |= {"bytes": np.minimum(counts_T, 65535).astype(np.uint16), "first": np.int32(first)}
+                writer.add({**row, "split": np.uint8(SPLITS.index(split))})
             stop = stops.most_common(1)[0][0] if stops else None
             return {"tokenizer": tokenizer.state(), "stop": stop, "unused": self.unused()}
 
-        dtypes = {"tokens": np.min_scalar_type(tokenizer.size - 1), "answer": "u1", "bytes": "<u2"}
-        return {**dtypes, "first": "<i4", "split": "u1"}, write
+        return write
 
-    def opened(self, rows_N: Ragged) -> Opened:
+    def opened(self, rows_N: Store) -> Opened:
         """``description`` says how full the windows are, how much of them counts, and what was cut or left out.
 
         Raises:
@@ -178,7 +180,7 @@ class Conversations(TextRows):
             "chat_template": template.state(),
             **({} if about["stop"] is None else {"stop_id": about["stop"]}),
         }
-        first_N, size_N = np.asarray(rows_N.values["first"]), rows_N.lengths("tokens")
+        first_N, size_N = rows_N.values("first"), rows_N.lengths("tokens")
         seen_N = (first_N >= 1) & (first_N <= self.length)
         kept = {split: indices[seen_N[indices]] for split, indices in split_indices(rows_N).items()}
         windows = {split: _windows(rows_N, rows, self.length, split) for split, rows in kept.items() if rows.size}
@@ -241,7 +243,7 @@ def _texts(spoken: Spoken) -> list[str]:
     return [f"{message['role']}\n{message['content']}\n" for message in spoken.messages]
 
 
-def _windows(chats_N: Ragged, kept: np.ndarray, length: int, split: str) -> Split:
+def _windows(chats_N: Store, kept: np.ndarray, length: int, split: str) -> Split:
     """Conversations packed into windows (best fit decreasing)."""
     bin_P = pack(np.minimum(chats_N.lengths("tokens")[kept] - 1, length), length)
     order = np.argsort(bin_P, kind="stable")

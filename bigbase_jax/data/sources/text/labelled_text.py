@@ -20,13 +20,14 @@ import functools
 import hashlib
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
 from bigbase_jax.build import suggest
 from bigbase_jax.core import Codec, Example, Fields, UserError
+from bigbase_jax.data.cache import Store, Writer
 from bigbase_jax.data.documents import Format, whole_text
 from bigbase_jax.data.files import (
     LIMITS,
@@ -42,7 +43,6 @@ from bigbase_jax.data.files import (
     one_file,
     refuse_alike,
 )
-from bigbase_jax.data.ragged import Add, Ragged
 from bigbase_jax.data.rows import Row, checked, class_names, first_line, rows
 from bigbase_jax.data.sources.splits import Split, also_in_train, deal, to_split_off
 from bigbase_jax.data.sources.text.base import (
@@ -52,8 +52,10 @@ from bigbase_jax.data.sources.text.base import (
     TextCodec,
     TextRowFiles,
     TextRows,
+    Write,
     given_text,
     named,
+    narrow,
     split_indices,
     tokenizer_of,
 )
@@ -114,24 +116,22 @@ class LabelledTexts(TextRows):
         if self.length < 4:
             raise UserError(f"length is {self.length}; it must be at least 4.")
 
-    def tokenised(
-        self, survey: Survey[Labelled], class_of: Mapping[Any, int], about: Mapping[str, Any]
-    ) -> tuple[Mapping[str, Any], Callable[[Add], Mapping[str, Any]]]:
+    def tokenised(self, survey: Survey[Labelled], class_of: Mapping[Any, int], about: Mapping[str, Any]) -> Write:
         """What ``begin`` gives; ``about``: ``class_names``, ``pair``, ``columns`` and what ``describe`` reads."""
         tokenizer: Tokenizer = survey.fit(self.tokenizer, _texts, False, ROLES)
-        kind = np.min_scalar_type(tokenizer.size - 1)
 
-        def write(add: Add) -> Mapping[str, Any]:
+        def write(writer: Writer) -> Mapping[str, Any]:
             for waiting in survey.batches(_texts):
                 found = tokenizer.encode_batch([text for _, row in waiting for text in row.texts])
                 for i, (split, row) in enumerate(waiting):
-                    (first, _), (second, _) = found[2 * i : 2 * i + 2]
-                    add(first=first, second=second, label=class_of[row.label], split=SPLITS.index(split))
+                    first, second = (narrow(tokens_T, tokenizer) for tokens_T, _ in found[2 * i : 2 * i + 2])
+                    label, number = np.int32(class_of[row.label]), np.uint8(SPLITS.index(split))
+                    writer.add({"first": first, "second": second, "label": label, "split": number})
             return {"tokenizer": tokenizer.state(), **about}
 
-        return {"first": kind, "second": kind, "label": "<i4", "split": "u1"}, write
+        return write
 
-    def opened(self, rows_N: Ragged) -> Opened:
+    def opened(self, rows_N: Store) -> Opened:
         tokenizer, about = tokenizer_of(rows_N), rows_N.about
         info = {
             **dataset_info_of(tokenizer),
@@ -143,7 +143,7 @@ class LabelledTexts(TextRows):
         }
         encode = Encoder(info)
         size_N = rows_N.lengths("first") + rows_N.lengths("second")
-        label_N, lengths_N = np.asarray(rows_N.values["label"]), encode.lengths(size_N)
+        label_N, lengths_N = rows_N.values("label"), encode.lengths(size_N)
 
         def example(indices: np.ndarray, index: int) -> Example:
             row = int(indices[index])
@@ -162,7 +162,11 @@ class LabelledTexts(TextRows):
             for split, indices in split_indices(rows_N).items()
         }
         words = self.describe(about, len(rows_N), int((size_N > encode.room).sum()), tokenizer.size)
-        return Opened(splits, info, words, self.identity(about["tokenizer"]), [self.file_signature(), self.dealing()])
+        return Opened(splits, info, words, self.identity(about["tokenizer"]), self.content())
+
+    def content(self) -> list[Any] | None:
+        """What the rows and the splits depend on; None: as ``identity``."""
+        return [self.file_signature(), self.dealing()]
 
     def identity(self, tokenizer: str) -> list[Any]:
         """What the fingerprint depends on."""
@@ -253,7 +257,7 @@ class LabelledText(TextRowFiles, LabelledTexts):
         columns = [self.text, self.text_pair, self.label, self.encoding, *([names] if names else [])]
         return [self.files_signature(), columns]
 
-    def begin(self) -> tuple[Mapping[str, Any], Callable[[Add], Mapping[str, Any]]]:
+    def begin(self) -> Write:
         """
         Raises:
           UserError: no rows, a column that is not there, or a row that cannot be read.
@@ -334,7 +338,7 @@ def _texts(row: Labelled) -> tuple[str, str]:
     return row.texts
 
 
-def _begin(data: LabelledText) -> tuple[Mapping[str, Any], Callable[[Add], Mapping[str, Any]]]:
+def _begin(data: LabelledText) -> Write:
     """Reads all rows once: columns, classes, and which row is in which split."""
     files, unused, class_of_file = data.sorted_files()
     first = next(file for given in files.values() for file in given)

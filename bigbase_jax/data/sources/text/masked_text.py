@@ -16,8 +16,8 @@ import numpy as np
 
 from bigbase_jax.core import Codec, Example, UserError
 from bigbase_jax.data import tokens as token_rows
+from bigbase_jax.data.cache import Store
 from bigbase_jax.data.files import LIMITS, Limits
-from bigbase_jax.data.ragged import Ragged
 from bigbase_jax.data.sources.splits import Split, digest
 from bigbase_jax.data.sources.text.base import SPLITS, Opened, given_text, named
 from bigbase_jax.data.sources.text.text import Corpus, PythonReference, TextFiles, documents, text_codec
@@ -75,7 +75,7 @@ class MaskedCorpus(Corpus):
         plain = dataclasses.replace(self, tokenizer=_WithRoles(given, file_signature), separate=False, stride=None)
         return Corpus.prepare(plain, cache, limit_bytes, say)
 
-    def opened(self, rows_N: Ragged) -> Opened:
+    def opened(self, rows_N: Store) -> Opened:
         """A ``Dataset`` of rows; ``description`` says how full they are.
 
         Raises:

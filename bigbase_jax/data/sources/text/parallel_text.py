@@ -23,13 +23,14 @@ import hashlib
 import itertools
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
 from bigbase_jax.build import suggest
 from bigbase_jax.core import Codec, Example, Fields, UserError
+from bigbase_jax.data.cache import Store, Writer
 from bigbase_jax.data.files import (
     LIMITS,
     File,
@@ -42,7 +43,6 @@ from bigbase_jax.data.files import (
     unused,
     walk,
 )
-from bigbase_jax.data.ragged import Add, Ragged
 from bigbase_jax.data.rows import Row, checked, first_line, lines_of, rows, tables
 from bigbase_jax.data.sources.splits import Split, also_in_train, deal, to_split_off
 from bigbase_jax.data.sources.text.base import (
@@ -52,8 +52,10 @@ from bigbase_jax.data.sources.text.base import (
     TextCodec,
     TextRowFiles,
     TextRows,
+    Write,
     given_text,
     named,
+    narrow,
     split_indices,
 )
 from bigbase_jax.text.tokenizer import Subwords, Tokenizer, load, sides
@@ -98,6 +100,8 @@ class ParallelTexts(TextRows):
     test_fraction: float = 0.05
 
     code: ClassVar[tuple[str, ...]] = ("data.sources.text.parallel_text",)
+    cuts: ClassVar[bool] = True
+    """Whether what is too long for evaluation is cut, or else left out."""
 
     def __post_init__(self) -> None:
         for name in ("source_length", "target_length"):
@@ -123,7 +127,7 @@ class ParallelTexts(TextRows):
     def tokenizers(self) -> list[Any]:
         return [self.tokenizer, self.target_tokenizer]
 
-    def begin(self) -> tuple[Mapping[str, Any], Callable[[Add], Mapping[str, Any]]]:
+    def begin(self) -> Write:
         """
         Raises:
           UserError: no pairs, unequal numbers of lines, or what cannot be read.
@@ -144,20 +148,20 @@ class ParallelTexts(TextRows):
             source = survey.fit(self.tokenizer, lambda pair: [pair.source], True, ROLES)
             target = survey.fit(self.target_tokenizer, lambda pair: [pair.target], True, ROLES)
 
-        def write(add: Add) -> Mapping[str, Any]:
+        def write(writer: Writer) -> Mapping[str, Any]:
             for waiting in survey.batches(_sides):
                 sources = source.encode_batch([pair.source for _, pair in waiting])
                 targets = target.encode_batch([pair.target for _, pair in waiting])
                 for (split, pair), (source_S, _), (target_T, _) in zip(waiting, sources, targets, strict=True):
+                    tokens = {"source": narrow(source_S, source), "target": narrow(target_T, target)}
                     reference = np.frombuffer(pair.target.encode(), np.uint8)
-                    add(source=source_S, target=target_T, reference=reference, split=order.index(split))
+                    writer.add({**tokens, "reference": reference, "split": np.uint8(order.index(split))})
             states = {"source_tokenizer": source.state(), "target_tokenizer": target.state()}
             return {**states, "splits": order, "shared": also_in_train(survey.split_N, print_N)}
 
-        sizes = {"source": np.min_scalar_type(source.size - 1), "target": np.min_scalar_type(target.size - 1)}
-        return {**sizes, "reference": "u1", "split": "u1"}, write
+        return write
 
-    def opened(self, rows_N: Ragged) -> Opened:
+    def opened(self, rows_N: Store) -> Opened:
         """``description`` says how many pairs are left out and how many are cut.
 
         Raises:
@@ -176,7 +180,10 @@ class ParallelTexts(TextRows):
         empty_N = (size_N["source"] == 0) | (size_N["target"] == 0)
         kept = split_indices(rows_N, about["splits"])
         here = kept.get("train", np.zeros(0, np.int64))
+        width = max(1, int(rows_N.lengths("reference").max())) if not self.cuts else 1
         kept = {"train": here[~empty_N[here] & ~long_N[here]], **{s: kept[s] for s in about["splits"] if s != "train"}}
+        if not self.cuts:
+            kept = {split: rows[~long_N[rows]] for split, rows in kept.items()}
         notes = [
             f"{int((~empty_N & long_N)[here].sum()):,} training pairs too long for {most['source']} and"
             f" {most['target']} tokens, and {int(empty_N[here].sum()):,} with an empty side, left out"
@@ -184,12 +191,13 @@ class ParallelTexts(TextRows):
         notes += [
             f"{n:,} pairs of {s} cut" for s, rows in kept.items() if s != "train" and (n := int(long_N[rows].sum()))
         ]
-        if not kept["train"].size:
+        if short := next((split for split, rows in kept.items() if not rows.size), None):
+            kind = "training" if short == "train" else short
             raise UserError(
-                f"no training pair of {self.origin()} fits source_length={self.source_length} and "
+                f"no {kind} pair of {self.origin()} fits source_length={self.source_length} and "
                 f"target_length={self.target_length}; raise them."
             )
-        width = max(1, *(int(rows_N.lengths("reference")[rows].max()) for rows in kept.values()))
+        width = max(width, *(int(rows_N.lengths("reference")[rows].max(initial=0)) for rows in kept.values()))
         encode = Encoder(info)
 
         def example(indices: np.ndarray, index: int) -> Example:

@@ -16,15 +16,15 @@ import dataclasses
 import functools
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
 from bigbase_jax.core import Codec, Example, Fields, UserError
+from bigbase_jax.data.cache import Store, Writer
 from bigbase_jax.data.documents import Format
 from bigbase_jax.data.files import LIMITS, TABLES, File, Limits, kind_of, limits_of, list_files
-from bigbase_jax.data.ragged import Add, Ragged
 from bigbase_jax.data.sources.splits import Split, deal, digest, to_split_off
 from bigbase_jax.data.sources.text.base import (
     SPLITS,
@@ -33,8 +33,10 @@ from bigbase_jax.data.sources.text.base import (
     TextCodec,
     TextRowFiles,
     TextRows,
+    Write,
     given_text,
     named,
+    narrow,
     split_indices,
     tokenizer_of,
 )
@@ -82,7 +84,7 @@ class TaggedSentences(TextRows):
     def kept_for(self) -> list[Any]:
         return [self.length]
 
-    def begin(self) -> tuple[Mapping[str, Any], Callable[[Add], Mapping[str, Any]]]:
+    def begin(self) -> Write:
         """
         Raises:
           UserError: no sentences, or a line that is none of a word and its tag.
@@ -98,10 +100,9 @@ class TaggedSentences(TextRows):
         fractions = to_split_off({split for split in given if split}, self.val_fraction, self.test_fraction)
         survey = Survey(self.sentences, deal([s or "train" for s in given], names, fractions, self.seed))
         tokenizer: Tokenizer = survey.fit(self.tokenizer, _text, False, ROLES)
-        dtypes = {"tokens": np.min_scalar_type(tokenizer.size - 1), "tags": "<i4", "split": "u1"}
-        return dtypes, lambda add: _write(survey, tokenizer, sorted(tags), self.length, add)
+        return lambda writer: _write(survey, tokenizer, sorted(tags), self.length, writer)
 
-    def opened(self, rows_N: Ragged) -> Opened:
+    def opened(self, rows_N: Store) -> Opened:
         tokenizer, about = tokenizer_of(rows_N), rows_N.about
         info = {
             **dataset_info_of(tokenizer),
@@ -263,7 +264,7 @@ def _text(sentence: Sentence) -> list[str]:
 
 
 def _write(
-    survey: Survey[Sentence], tokenizer: Tokenizer, names: Sequence[str], length: int, add: Add
+    survey: Survey[Sentence], tokenizer: Tokenizer, names: Sequence[str], length: int, writer: Writer
 ) -> Mapping[str, Any]:
     """Adds the parts of all sentences."""
     number = {name: i for i, name in enumerate(names)}
@@ -273,7 +274,8 @@ def _write(
         tags = [np.array([number[tag] for tag in sentence.tags]) for _, sentence in some]
         counts += Counter(sentences=len(some), words=sum(map(len, tags)))
         for n, tokens_T, word_T in _parts([sentence.words for _, sentence in some], tokenizer, room):
-            tags_T = np.where(word_T >= 0, tags[n][word_T], -1)
-            add(tokens=tokens_T, tags=tags_T, split=SPLITS.index(some[n][0]))
+            tags_T = np.where(word_T >= 0, tags[n][word_T], -1).astype(np.int32)
+            split = np.uint8(SPLITS.index(some[n][0]))
+            writer.add({"tokens": narrow(tokens_T, tokenizer), "tags": tags_T, "split": split})
             counts["tagged"] += int((word_T >= 0).sum())
     return {"tokenizer": tokenizer.state(), "tag_names": list(names), **counts}

@@ -16,11 +16,11 @@ from typing import Any, ClassVar
 
 from bigbase_jax.core import Codec, Example, Fields, UserError
 from bigbase_jax.data import tokens as token_rows
+from bigbase_jax.data.cache import Store
 from bigbase_jax.data.documents import COLUMNS, Document, Format, list_files, split_of
 from bigbase_jax.data.files import LIMITS, Limits, limits_of, stems_of
-from bigbase_jax.data.ragged import Add, Ragged
 from bigbase_jax.data.sources.splits import digest, to_split_off
-from bigbase_jax.data.sources.text.base import SPLITS, Opened, TextCodec, TextRows, given_text, named
+from bigbase_jax.data.sources.text.base import SPLITS, Opened, TextCodec, TextRows, Write, given_text, named
 from bigbase_jax.data.tokens import Tokens
 from bigbase_jax.data.windows import Windows
 from bigbase_jax.text.tokenizer import Bytes, Texts, Tokenizer, dataset_info_of, load
@@ -72,7 +72,7 @@ class Corpus(TextRows):
     def dealing(self) -> list[Any]:
         return [*super().dealing(), self.separate]
 
-    def begin(self) -> tuple[Mapping[str, Any], Callable[[Add], Mapping[str, Any]]]:
+    def begin(self) -> Write:
         """
         Raises:
           UserError: no documents, or one that cannot be read or tokenised.
@@ -82,14 +82,13 @@ class Corpus(TextRows):
         others = functools.partial(_texts, self, plan, ("val", "test"))
         separate = plan.separate if self.separate is None else self.separate
         tokenizer: Tokenizer = self.tokenizer.fit(texts, others, separate)
-        write = functools.partial(token_rows.write, functools.partial(_parts, self, plan), tokenizer)
-        return token_rows.dtypes(tokenizer), write
+        return functools.partial(token_rows.write, functools.partial(_parts, self, plan), tokenizer)
 
     def identity(self, tokenizer: Tokenizer) -> list[Any]:
         """What the fingerprint depends on."""
         return [*self.file_signature(), *self.dealing(), self.length, self.stride, tokenizer.state()]
 
-    def opened(self, rows_N: Ragged) -> Opened:
+    def opened(self, rows_N: Store) -> Opened:
         """
         Raises:
           UserError: a split is too short.
