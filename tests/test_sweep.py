@@ -695,9 +695,8 @@ def test_a_folder_of_other_things_is_no_sweeps_folder(tmp_path):
 
 def test_a_misspelt_key_ends_the_command_before_anything_is_made(tmp_path):
     (tmp_path / "bad.py").write_text(FILE.replace("learning_rate", "learning_rat"))
-    bad = start(tmp_path, f"--workdir={tmp_path / 'runs'}", f"--sweep={tmp_path / 'bad.py'}")
-    _, err = end(bad, status=2)
-    assert "Did you mean 'learning_rate'?" in err.splitlines()[-1]
+    with pytest.raises(UserError, match="Did you mean 'learning_rate'?"):
+        command.run(recipe(), str(tmp_path / "bad.py"), str(tmp_path / "runs"))
     assert not (tmp_path / "runs").exists()
 
 

@@ -562,7 +562,7 @@ def test_a_run_with_code_of_the_users_own_opens_with_a_flag(folder, canary, tmp_
     )
     (tmp_path / "recipe.py").write_text(
         "import runpy\nfrom bigbase_jax.build import target\nfrom darker import Darker\n\n\ndef get_config(arg=None):\n"
-        "    config = runpy.run_path('configs/catdog.py')['get_config']('tiny')\n"
+        "    config = runpy.run_path('configs/catdog_mlp.py')['get_config']('tiny')\n"
         "    config.data.eval_transforms = (target(Darker), *config.data.eval_transforms)\n    return config\n"
     )
     global _watching

@@ -86,8 +86,7 @@ def attempt(
     """What a child could do of these stages of ``stages.py``, one after the other, and what was printed meanwhile."""
     # -P: the script's folder must not become the first on the import path, where its siblings would shadow others.
     command = [sys.executable, "-P", str(pathlib.Path(__file__).with_name("stages.py").absolute())]
-    env = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", **os.environ, **env}
-    status, out, err = ask([*command, json.dumps(folders), *names], limit, env)
+    status, out, err = ask([*command, json.dumps(folders), *names], limit, {**os.environ, **env})
     found: dict[str, dict[str, Any]] = {}
     for line in out.splitlines():
         found |= json.loads(line)

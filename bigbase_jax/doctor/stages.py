@@ -30,15 +30,21 @@ def start_devices(_: Mapping[str, str]) -> dict[str, Any]:
     """Starts all backends; says why CUDA or TPU did not start where JAX fell back to the CPU."""
     import jax
 
+    name = "XLA_PYTHON_CLIENT_PREALLOCATE"
+    ours = not os.environ.get(name)
+    if ours:
+        os.environ[name] = "false"  # others may need the GPU's memory meanwhile
     found: dict[str, Any] = {
         "kinds": [device.device_kind for device in jax.devices()],
         "backend": jax.default_backend(),
     }
-    for name in ("cuda", "tpu"):
+    for platform in ("cuda", "tpu"):
         try:
-            jax.devices(name)
+            jax.devices(platform)
         except Exception as error:
-            found[name] = str(error)
+            found[platform] = str(error)
+    if ours:
+        del os.environ[name]  # it is no setting of this machine
     return found
 
 
