@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from toys import Net, Regression, loss_of, regression_batch
+from toys import Detection, Net, Regression, loss_of, regression_batch
 
 from bigbase_jax import parallel
 from bigbase_jax.core import UserError, flatten
@@ -74,6 +74,76 @@ def test_every_form_of_the_step_agrees_with_the_plain_one(form, masked):
     assert moved(start, plain)
     assert_same(losses, other_losses)
     assert_same(plain.params, other.params)
+
+
+def ratio_of_sums(task, params, batch):
+    loss, _ = task.loss({"params": params}, batch, None)
+    return sum(loss.scale.get(name, 1.0) * term.total / term.weight for name, term in loss.terms.items()), loss
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        {"devices": 1},
+        {"devices": 8},
+        {"devices": 1, "microbatches": 4},
+        {"devices": 2, "microbatches": 4, "mode": "shard_map"},
+        {"devices": 8, "shape": {"data": 1, "fsdp": 8}, "sharding": ("fsdp:1",), "mode": "shard_map"},
+        {"devices": 8, "shape": {"fsdp": 4}, "sharding": ("fsdp:1",), "microbatches": 2},
+    ],
+)
+def test_each_term_of_a_loss_is_divided_by_its_own_weight_over_the_whole_batch(form):
+    """No slice and no device has the batch's share of boxes, some have none: a ratio of sums, not a mean of ratios."""
+    task, tx = Detection(), optax.adam(0.05)
+    start, after, losses = run_steps(task, **form, masked=5, tx=tx)
+    params, opt_state, expected = start, tx.init(start), []
+    for seed in range(3):
+        batch = regression_batch(16, seed, masked=5)
+        (value, loss), grads = jax.value_and_grad(functools.partial(ratio_of_sums, task), has_aux=True)(params, batch)
+        updates, opt_state = tx.update(grads, opt_state)
+        params, expected = optax.apply_updates(params, updates), [*expected, float(value)]
+    rows = np.asarray(batch["mask"] * (batch["x"][:, 0] > 0.3)).reshape(4, 4)
+    assert rows.sum(1).min() < loss.terms["boxes"].weight / 4 < rows.sum(1).max()
+    assert moved(start, after)
+    assert_same(losses, expected)
+    assert_same(after.params, params)
+
+
+def test_terms_and_what_is_logged_beside_them_are_told_by_name():
+    task, batch = Detection(), regression_batch(16)
+    mesh, program = start_program(task, 2, microbatches=2)
+    state = program.init(parallel.put(jax.device_get(batch), mesh))
+    value, loss = ratio_of_sums(task, jax.device_get(state.params), batch)
+    _, sums = program.step(state, parallel.put(jax.device_get(batch), mesh))
+    assert sums.keys() == {"loss", "classes", "boxes", "size", "grad_norm"}
+    assert_same({name: sums[name] for name in ("classes", "boxes", "size")}, {**loss.terms, **loss.aux})
+    np.testing.assert_allclose(sums["loss"].mean(), value, rtol=1e-5)
+
+
+def test_weights_are_summed_without_another_forward_pass():
+    spec = jax.eval_shape(lambda: regression_batch(16))
+    counts = []
+    for task in (Regression(Net(width=64)), Detection(Net(width=64))):
+        mesh, program = start_program(task, 1, tx=optax.sgd(0.1), microbatches=2)
+        text = program.step.lower(program.state, parallel.placed_batch(spec, mesh)).compile().as_text()
+        counts.append(text.count(" dot("))
+    assert counts[0] == counts[1] > 0
+
+
+def test_names_of_a_loss_do_not_clash():
+    class Twice(Detection):
+        def loss(self, variables, batch, key):
+            loss, state = super().loss(variables, batch, key)
+            return loss._replace(aux={"boxes": loss.terms["boxes"]}), state
+
+    class Named(Detection):
+        def loss(self, variables, batch, key):
+            loss, state = super().loss(variables, batch, key)
+            return loss._replace(terms={**loss.terms, "loss": loss.terms["boxes"]}), state
+
+    for task in (Twice(), Named()):
+        with pytest.raises(ValueError, match="let all names differ"):
+            run_steps(task, 1, steps=1)
 
 
 @pytest.mark.parametrize("mode", ["jit", "shard_map"])

@@ -60,6 +60,20 @@ class Regression:
         return {"y": float(output["y_hat"])}
 
 
+@dataclasses.dataclass(frozen=True)
+class Detection(Regression):
+    """A loss of two terms, one of which counts few rows only, as boxes of pictures are few (Carion et al. 2020)."""
+
+    scale: float = 0.5
+
+    def loss(self, variables, batch, key):
+        y = self.model.apply(variables, batch["x"])
+        few = batch["mask"] * (batch["x"][:, 0] > 0.3)
+        boxes = Sum(jnp.sum(few[:, None] * jnp.abs(y[:, None] - batch["x"])), jnp.sum(few))
+        terms = {"classes": Sum(jnp.sum(batch["mask"] * (y - batch["y"]) ** 2), jnp.sum(batch["mask"])), "boxes": boxes}
+        return Loss(terms, {"size": Sum(jnp.sum(batch["mask"] * y), jnp.sum(batch["mask"]))}, {"boxes": self.scale}), {}
+
+
 def regression_batch(size, seed=0, masked=0):
     """A batch of ``size`` rows, of which the last ``masked`` are padding."""
     k1, k2 = jax.random.split(jax.random.key(seed))
