@@ -60,7 +60,7 @@ FSDP_MIN_SIZE = 2**14
 PRESETS = ("replicated", FSDP, TENSOR, PIPELINE)
 LOSS = "loss"
 """What the only term of a loss is called, and the sum of several."""
-BASE = "base"
+FROZEN = "frozen"
 """The collection of the model state that holds frozen parameters: they live where parameters do, and no step changes
 them, averages them over devices or computes a gradient for them."""
 Rule = str | tuple[str, Sequence[Any]]
@@ -195,7 +195,7 @@ def shardings(tree: PyTree, mesh: Mesh, rules: Sequence[Rule] = ()) -> PyTree:
     """A ``NamedSharding`` per leaf of a training state, of variables or of parameters.
 
     Args:
-      tree: arrays or shapes: a ``TrainState``, ``{"params": ..., ...}``, or parameters alone. The leaves of ``BASE``
+      tree: arrays or shapes: a ``TrainState``, ``{"params": ..., ...}``, or parameters alone. The leaves of ``FROZEN``
         are parameters too. Optimizer slots and moving averages live where their parameters do (a leaf belongs to the
         parameter whose path ends its own and whose shape it has); what belongs to no parameter is replicated.
       mesh: of ``make_mesh``.
@@ -214,7 +214,7 @@ def shardings(tree: PyTree, mesh: Mesh, rules: Sequence[Rule] = ()) -> PyTree:
         variables: Mapping[str, PyTree] = {"params": tree.params, **tree.model_state}
     else:
         variables = tree if isinstance(tree, Mapping) and "params" in tree else {"params": tree}
-    leaves = {**flatten(variables["params"]), **flatten(variables.get(BASE, {}))}
+    leaves = {**flatten(variables["params"]), **flatten(variables.get(FROZEN, {}))}
     specs = {name: _spec(name, np.shape(leaf), mesh, rules or _presets_of(mesh)) for name, leaf in leaves.items()}
     for axis in (TENSOR, PIPELINE):
         if mesh.shape[axis] > 1 and not any(axis in _names(spec) for spec in specs.values()):
@@ -312,9 +312,9 @@ def _names(spec: Any) -> list[str]:
     return [a for axis in spec if axis is not None for a in (axis if isinstance(axis, tuple) else (axis,))]
 
 
-def placed(shapes: PyTree, homes: PyTree) -> PyTree:
+def placed(shapes: PyTree, shardings: PyTree) -> PyTree:
     """Shapes (of ``jax.eval_shape``) with the sharding of each leaf, as restoring and compiling ask for them."""
-    return jax.tree.map(lambda x, home: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=home), shapes, homes)
+    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
 
 
 def placed_batch(spec: Mapping[str, Any], mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
@@ -410,9 +410,10 @@ def program(
     own = (np.asarray(seed).astype(np.int32), {name: np.float32(x) for name, x in (numbers or {}).items()})
     with _InMesh(None, mesh).entered():  # where a model that does not fit the mesh says so
         shapes = jax.eval_shape(init, *own, dict(spec))
-    homes = shardings(shapes, mesh, sharding)
-    step = train_step(task, tx, mesh, homes, mode, microbatches, ema_decay)
-    return Program(placed(shapes, homes), _InMesh(jax.jit(init, out_shardings=homes), mesh, first=own), step)
+    state_shardings = shardings(shapes, mesh, sharding)
+    step = train_step(task, tx, mesh, state_shardings, mode, microbatches, ema_decay)
+    compiled_init = _InMesh(jax.jit(init, out_shardings=state_shardings), mesh, first=own)
+    return Program(placed(shapes, state_shardings), compiled_init, step)
 
 
 class Steps:
@@ -486,7 +487,7 @@ class Gradient(NamedTuple):
       objective: f32[], what ``grads`` is the gradient of: the loss times ``weight``.
       sums: the terms of the loss and what is logged beside them, over the batch.
       grads: as the parameters.
-      model_state: the new one, without ``BASE``.
+      model_state: the new one, without ``FROZEN``.
     """
 
     objective: Array
@@ -518,7 +519,7 @@ def loss_and_grads(
 
     Args:
       microbatches: the number of slices.
-      gather: ``{"params": ..., BASE: ...}`` from where they live to where they are used.
+      gather: ``{"params": ..., FROZEN: ...}`` from where they live to where they are used.
       scatter: from where gradients arise to where parameters live.
       everywhere: the sum over devices of what each has of its rows.
     """
@@ -641,7 +642,7 @@ def train_step(
     task: Task,
     tx: optax.GradientTransformation,
     mesh: Mesh,
-    homes: TrainState,
+    shardings: TrainState,
     mode: str = "jit",
     microbatches: int = 1,
     ema_decay: float | None = None,
@@ -652,7 +653,7 @@ def train_step(
       task: what is trained.
       tx: the optax transformation.
       mesh: of ``make_mesh``.
-      homes: of ``shardings``, for the training state.
+      shardings: where the training state lives (see ``shardings``).
       mode: "jit" or "shard_map". In the second the task sees one device's rows at a time: BatchNorm averages its
         statistics over all devices, and random masks differ from those of "jit".
       microbatches: slices of the batch whose gradients are accumulated before the update.
@@ -674,8 +675,8 @@ def train_step(
         raise UserError(
             f"config.train.parallel='shard_map' knows the axes {', '.join(BATCH)}; this mesh also has {other}."
         )
-    lasting = {"params": homes.params, **_parted(homes.model_state)[0]}
-    specs = jax.tree.map(lambda home: home.spec, lasting)
+    lasting = {"params": shardings.params, **_parted(shardings.model_state)[0]}
+    specs = jax.tree.map(lambda sharding: sharding.spec, lasting)
 
     def constrained(state: TrainState, batch: Batch, key: jax.Array) -> Gradient:
         """The global program; the compiler partitions it. Parameters are made whole over ``fsdp`` before their first
@@ -683,13 +684,13 @@ def train_step(
         if not any(_names(spec) for spec in jax.tree.leaves(specs, is_leaf=_is_spec)):
             return loss_and_grads(task, state, batch, key, microbatches)
         used = [
-            home if STACK.search(name) else NamedSharding(mesh, _without_fsdp(home.spec))
-            for name, home in flatten(lasting).items()
+            sharding if STACK.search(name) else NamedSharding(mesh, _without_fsdp(sharding.spec))
+            for name, sharding in flatten(lasting).items()
         ]
         whole = jax.tree.unflatten(jax.tree.structure(lasting), used)
         place = jax.lax.with_sharding_constraint
         return loss_and_grads(
-            task, state, batch, key, microbatches, lambda tree: place(tree, whole), lambda g: place(g, homes.params)
+            task, state, batch, key, microbatches, lambda tree: place(tree, whole), lambda g: place(g, shardings.params)
         )
 
     def local(state: TrainState, batch: Batch, key: jax.Array) -> Gradient:
@@ -718,18 +719,18 @@ def train_step(
         gradient = constrained
     else:
         # Without the check of varying axes, gradients stay local until the one psum above.
-        inputs = (jax.tree.map(lambda home: home.spec, homes), PartitionSpec(BATCH), PartitionSpec())
+        inputs = (jax.tree.map(lambda sharding: sharding.spec, shardings), PartitionSpec(BATCH), PartitionSpec())
         outputs = Gradient(PartitionSpec(), PartitionSpec(), specs["params"], PartitionSpec())  # type: ignore[arg-type]
         gradient = jax.shard_map(local, mesh=mesh, in_specs=inputs, out_specs=outputs, check_vma=False)
     step = plain_step(task, tx, microbatches, ema_decay, gradient)
-    jitted = jax.jit(step, donate_argnums=0, in_shardings=(homes, rows), out_shardings=(homes, everywhere))
+    jitted = jax.jit(step, donate_argnums=0, in_shardings=(shardings, rows), out_shardings=(shardings, everywhere))
     return _InMesh(jitted, mesh, LOGICAL if mode == "jit" else ())
 
 
 def _parted(model_state: Mapping[str, PyTree]) -> tuple[dict[str, PyTree], dict[str, PyTree]]:
-    """``BASE``, and the collections that a step may change."""
+    """``FROZEN``, and the collections that a step may change."""
     moving = dict(model_state)
-    return {name: moving.pop(name) for name in (BASE,) if name in moving}, moving
+    return {name: moving.pop(name) for name in (FROZEN,) if name in moving}, moving
 
 
 def _is_spec(x: Any) -> bool:

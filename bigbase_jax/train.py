@@ -98,7 +98,7 @@ a reason ends the run after that step, resumably."""
 
 
 def train(config: ConfigDict, workdir: str, name: str = "", observe: Observe | None = None) -> dict[str, Any]:
-    """Trains, or goes on with, or only evaluates, the run in ``workdir``.
+    """Trains, or continues, or only evaluates, the run in ``workdir``.
 
     Args:
       config: a recipe: ``seed``, ``data``, ``task``, ``optim``, ``train``.
@@ -166,7 +166,7 @@ def train(config: ConfigDict, workdir: str, name: str = "", observe: Observe | N
     start = int(state.step)
     done = start >= total or progress.get("stopped", False)
     forward = jax.jit(task.predict).lower(program.state.variables(), {name: spec[name] for name in task.inputs})
-    frozen = state.model_state.get(parallel.BASE)
+    frozen = state.model_state.get(parallel.FROZEN)
     table = model_table(state.params, parallel.flops(forward) / data.batch_size, frozen=frozen)
     for line in [*environment_lines(), *data.summary(), table]:
         say(line)
@@ -228,7 +228,7 @@ def train(config: ConfigDict, workdir: str, name: str = "", observe: Observe | N
                     break
         if watch.signal and int(state.step) < total:
             by = signal.Signals(watch.signal).name
-            say(f"stopped by {by} after step {int(state.step)}; the same command goes on from there")
+            say(f"stopped by {by} after step {int(state.step)}; the same command continues from there")
             run.ended(int(state.step), by)
             return {"step": int(state.step), "signal": int(watch.signal)}
         if reason and int(state.step) < total:

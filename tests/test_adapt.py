@@ -167,7 +167,7 @@ def test_the_gradient_is_that_of_the_formula_written_out():
         regression_batch(12),
     )
     variables = stirred(born(task, batch))
-    base = variables["base"]
+    base = variables["frozen"]
     assert set(flatten(base)) == {"hidden.bias", "hidden.kernel", "out.kernel"}
 
     def written_out(a_DR, b_RH, bias):
@@ -240,13 +240,13 @@ def test_dropout_drops_inputs_of_the_adapter_alone():
     variables = born(task, batch)
     eye = {"layer": {"lora_a": jnp.eye(3), "lora_b": jnp.eye(3)}}
     variables = {**variables, "params": eye}
-    y, _ = loss_of(task, variables, batch, KEY)
+    y, _ = task.loss(variables, batch, KEY)
     ratio = np.asarray(y / batch["x"])
     kept = np.isclose(ratio, 1 / 0.75)
     assert np.all(kept | (ratio == 0)) and abs(kept.mean() - 0.75) < 0.03
     assert_close(task.predict(variables, batch)["y_hat"], batch["x"])
-    assert_equal(y, loss_of(task, variables, batch, KEY)[0])
-    assert np.any(y != loss_of(task, variables, batch, jax.random.key(1))[0])
+    assert_equal(y, task.loss(variables, batch, KEY)[0])
+    assert np.any(y != task.loss(variables, batch, jax.random.key(1))[0])
 
 
 def test_dropout_differs_between_the_layers_of_a_stack_and_between_steps():
@@ -327,9 +327,9 @@ def test_every_form_of_the_step_trains_adapters_alike_and_leaves_the_base(form, 
     moved = jax.tree.map(lambda a, b: np.abs(np.asarray(a) - np.asarray(b)).max(), start.params, state.params)
     assert all(x > 1e-3 for name, x in flatten(moved).items() if "lora_a" not in name)
     if FORMS[form].get("ema_decay"):
-        assert_equal(state.ema["base"], start.model_state["base"])
+        assert_equal(state.ema["frozen"], start.model_state["frozen"])
         assert np.any(state.ema["params"]["head"]["kernel"] != state.params["head"]["kernel"])
-    spread = [x.sharding.spec for x in jax.tree.leaves(state.model_state["base"]) if any(x.sharding.spec)]
+    spread = [x.sharding.spec for x in jax.tree.leaves(state.model_state["frozen"]) if any(x.sharding.spec)]
     assert len(spread) >= (8 if "shape" in FORMS[form] else 0)
 
 
@@ -354,7 +354,7 @@ def test_the_optimizer_keeps_slots_of_adapters_alone():
     adapters = 2 * 2 * (16 * 3 + 3 * 16)
     assert sum(x.size for x in jax.tree.leaves(state.params)) == adapters
     assert sum(x.size for x in jax.tree.leaves(state.opt_state)) == 2 * adapters + 1  # Adam's moments and its count
-    assert set(state.model_state) == {"base"}
+    assert set(state.model_state) == {"frozen"}
 
 
 def compiled(task, devices=1, mode="jit", batches=pictures, **how):
@@ -404,7 +404,7 @@ def test_batchnorm_statistics_go_on_moving_and_nothing_else_of_the_state():
     program, state, _ = trained(task, 8, batches=rows, mode="shard_map", ema_decay=0.9, microbatches=2)
     start = program.init(rows())
     assert set(flatten(state.params)) == {"out.kernel", "out.bias"}
-    assert_equal(start.model_state["base"], state.model_state["base"])
+    assert_equal(start.model_state["frozen"], state.model_state["frozen"])
     assert np.any(start.model_state["batch_stats"]["norm"]["mean"] != state.model_state["batch_stats"]["norm"]["mean"])
     assert_equal(task.unwrap(state.variables()).keys(), {"params": 0, "batch_stats": 0}.keys())
 
@@ -414,7 +414,7 @@ def test_frozen_parameters_are_the_models_own():
     variables = born(task, batch)
     assert_equal(task.unwrap(variables), born(task.task, batch))
     assert all("block_1" in name or name.startswith("head") for name in flatten(variables["params"]))
-    assert not any("block_1" in name for name in flatten(variables["base"]))
+    assert not any("block_1" in name for name in flatten(variables["frozen"]))
     total = lambda p: loss_of(task, {**variables, "params": p}, batch, KEY)[0].total  # noqa: E731
     inside = lambda p: loss_of(task.task, {"params": p}, batch, KEY)[0].total  # noqa: E731
     grads = jax.jit(jax.grad(total))(variables["params"])
@@ -444,7 +444,7 @@ def test_everything_else_is_the_tasks():
     assert pickle.loads(pickle.dumps(Frozen(Regression(), "out"))) == copy.deepcopy(Frozen(Regression(), "out"))
     assert not hasattr(LoRA(vit()), "log_probability")
     mixed = LoRA(Mix(vit(), 0.2), 3)
-    assert_equal(born(mixed)["base"], born(mixed.task)["params"])
+    assert_equal(born(mixed)["frozen"], born(mixed.task)["params"])
     assert jax.jit(functools.partial(loss_of, mixed))(born(mixed), pictures(), KEY)[0].weight == 16
 
 
@@ -454,9 +454,9 @@ def test_everything_else_is_the_tasks():
 def test_place_says_where_each_parameter_of_the_inner_task_lives(task):
     variables = born(task)
     where = {name: ".".join(task.place(name)) for name in flatten(born(task.task)["params"])}
-    there = flatten({name: variables[name] for name in ("params", "base")})
+    there = flatten({name: variables[name] for name in ("params", "frozen")})
     assert {name for name in there if "lora_" not in name} == set(where.values())
-    assert {name.partition(".")[0] for name in where.values()} == {"params", "base"}
+    assert {name.partition(".")[0] for name in where.values()} == {"params", "frozen"}
 
 
 @pytest.mark.parametrize(
@@ -531,7 +531,7 @@ def test_an_adapter_of_something_else_is_refused(tmp_path):
     with pytest.raises(UserError, match="was trained on another base"):
         load_adapter(tmp_path, task, born(task, batch, seed=1))
     one = jax.tree.map(jnp.copy, variables)
-    one["base"]["head"]["bias"] = one["base"]["head"]["bias"].at[1].set(1e-3)
+    one["frozen"]["head"]["bias"] = one["frozen"]["head"]["bias"].at[1].set(1e-3)
     with pytest.raises(UserError, match="was trained on another base"):
         load_adapter(tmp_path, task, one)
     with pytest.raises(UserError, match="has rank=3, and this task rank=4"):

@@ -231,7 +231,7 @@ def initialise(
       UserError: the weights are not those of the model; lists what differs.
     """
     variables: dict[str, Any] = {"params": state.params, **state.model_state}
-    homes = None if state.ema is None else jax.tree.map(lambda x: x.sharding, state.ema)
+    shardings = None if state.ema is None else jax.tree.map(lambda x: x.sharding, state.ema)
     if path is not None:
         variables = _replaced(path, variables, task, spec)
     if adapter is not None:
@@ -240,7 +240,7 @@ def initialise(
         say(f"init_from {adapter}: an adapter of {'a fresh model' if path is None else path}")
     ema = state.ema
     if ema is not None:
-        ema = jax.jit(lambda new: jax.tree.map(jnp.copy, new), out_shardings=homes)(variables)
+        ema = jax.jit(lambda new: jax.tree.map(jnp.copy, new), out_shardings=shardings)(variables)
     params = variables.pop("params")
     return state.replace(params=params, model_state=variables, ema=ema)  # type: ignore[attr-defined]
 

@@ -19,11 +19,12 @@ import json
 import logging
 import os
 import pathlib
+import re
 import shutil
 import time
 import warnings
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -37,6 +38,7 @@ from bigbase_jax.runtime.log import say
 from bigbase_jax.runtime.untrusted import read_object
 from bigbase_jax.runtime.whole import clean, written
 
+_BASE = re.compile(r"^(model_state|ema)\.base\.")
 _COMMON = 64  # checkpoints, the latest, among which processes look for one that all see
 _METADATA = "_CHECKPOINT_METADATA"  # orbax's name for what is to be known of a whole checkpoint; ours within: progress
 _CHECKSUMS = "checksums.json"
@@ -270,12 +272,15 @@ class Checkpoints:
         wanted = {name: _raw(x) for name, x in flatten(abstract).items()}
         folder = self.directory / str(step)
         with self._reading(step), _quiet():
-            saved = ocp.metadata(folder).metadata
+            kept = ocp.metadata(folder).metadata
+            name_of = {_renewed(name, wanted): name for name in kept}
+            saved = {name: kept[earlier] for name, earlier in name_of.items()}
             differences = _differences(wanted, saved)
             if differences:
                 raise UserError(f"the checkpoint {folder} is of another model: {differences}.")
-            target = {name: wanted.get(name, ocp.PLACEHOLDER) for name in saved}
-            loaded = dict(ocp.load(folder, target))
+            target = {earlier: wanted.get(name, ocp.PLACEHOLDER) for name, earlier in name_of.items()}
+            found = ocp.load(folder, target)
+            loaded = {name: found[earlier] for name, earlier in name_of.items()}
         loaded.update({name: jax.random.wrap_key_data(loaded[name]) for name in keys})
         return jax.tree.unflatten(jax.tree.structure(abstract), [loaded[name] for name in wanted])
 
@@ -349,6 +354,11 @@ def _snapshot(arrays: dict[str, Any]) -> dict[str, Any]:
     if jax.default_backend() != "cpu":
         return arrays
     return {name: jnp.copy(x) if isinstance(x, jax.Array) else np.array(x) for name, x in arrays.items()}
+
+
+def _renewed(name: str, wanted: Collection[str]) -> str:
+    """Today's name of an array of an earlier run, whose frozen parameters were the collection ``base``."""
+    return name if name in wanted else _BASE.sub(r"\1.frozen.", name)
 
 
 def _differences(wanted: Mapping[str, Any], saved: Mapping[str, Any]) -> str:

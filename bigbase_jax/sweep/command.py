@@ -368,7 +368,7 @@ class _Parent:
         _write(study.folder / "summary.json", {**summary, "rows": rows})
         stopped = self._signal if counts["running"] + counts["waiting"] else None
         if stopped:
-            say(f"stopped by {signal.Signals(stopped).name}; the same command goes on from there")
+            say(f"stopped by {signal.Signals(stopped).name}; the same command continues from there")
             summary["signal"] = stopped
         print(json.dumps(summary, ensure_ascii=False), flush=True)
         return 128 + stopped if stopped else 0 if counts["complete"] else 1

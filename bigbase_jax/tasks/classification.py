@@ -256,7 +256,7 @@ class Classifier:
 class Classification(Classifier):
     """Classification of pictures.
 
-    A batch holds ``image``: uint8[B,H,W,C], turned into ``(x / 255 - mean) / std`` inside the compiled step, or
+    A batch holds ``image``: uint8[B,H,W,C], normalised as ``(x / 255 - mean) / std`` inside the compiled step, or
     floating point, taken as it is; and what ``Classifier`` says, whose attributes and errors these are too:
 
     Attributes:

@@ -19,7 +19,7 @@ import numpy as np
 from bigbase_jax.core import Batch, Evaluated, Example, Figure, Loss, Meter, Metric, Sum, UserError, Variables, joined
 from bigbase_jax.evaluate import Totals
 from bigbase_jax.models.layers import ModelError
-from bigbase_jax.tasks import chunks, figures
+from bigbase_jax.tasks import chunked_loss, figures
 from bigbase_jax.text.tokenizer import load
 
 PADDING = -1
@@ -155,7 +155,7 @@ class CausalLanguageModel:
             return chosen_Bl - jax.nn.logsumexp(logits_BlV, -1), chosen_Bl == jnp.max(logits_BlV, -1)
 
         targets_BL = batch["targets"]
-        return chunks.over_chunks(of_chunk, y_BLD, targets_BL, self._chunks(targets_BL.shape[1]))  # type: ignore[arg-type]
+        return chunked_loss.over_chunks(of_chunk, y_BLD, targets_BL, self._chunks(targets_BL.shape[1]))  # type: ignore[arg-type]
 
     def _real(self, batch: Batch) -> jax.Array:
         """f32[B,L]: 1 where there is a target that counts."""
@@ -165,7 +165,7 @@ class CausalLanguageModel:
         return real_BL.astype(jnp.float32)
 
     def _chunks(self, L: int) -> int:
-        return chunks.count(L, getattr(self.model, "vocab_size", None), self.logit_chunks)
+        return chunked_loss.count(L, getattr(self.model, "vocab_size", None), self.logit_chunks)
 
     # -- on the host -----------------------------------------------------------------------------------------------
 

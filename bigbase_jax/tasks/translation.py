@@ -37,7 +37,7 @@ from bigbase_jax.decoding.beams import NEVER, beam_tokens
 from bigbase_jax.decoding.sampling import greedy_tokens
 from bigbase_jax.evaluate import CollectAll
 from bigbase_jax.models.transformer import unstack_blocks
-from bigbase_jax.tasks import chunks, figures
+from bigbase_jax.tasks import chunked_loss, figures
 from bigbase_jax.tasks.errors import model_errors
 from bigbase_jax.tasks.language import perplexity
 from bigbase_jax.text.tokenizer import load
@@ -221,10 +221,10 @@ class Translation:
         def of_hidden(y_BlD: Any, target_Bl: Any) -> Any:
             return of_chunk(self.model.apply(variables, y_BlD, method="logits"), target_Bl)
 
-        return chunks.over_chunks(of_hidden, y_BTD, batch["target_out"], self._chunks(y_BTD.shape[1]))
+        return chunked_loss.over_chunks(of_hidden, y_BTD, batch["target_out"], self._chunks(y_BTD.shape[1]))
 
     def _chunks(self, T: int) -> int:
-        return chunks.count(T, getattr(self.model, "vocab_size", None), self.logit_chunks)
+        return chunked_loss.count(T, getattr(self.model, "vocab_size", None), self.logit_chunks)
 
     # -- on the host -----------------------------------------------------------------------------------------------
 

@@ -18,7 +18,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import NamedSharding, PartitionSpec
 
 from bigbase_jax.core import Task, UserError, Variables, flatten
-from bigbase_jax.parallel import BASE
+from bigbase_jax.parallel import FROZEN
 from bigbase_jax.runtime.untrusted import open_regular, read_object
 from bigbase_jax.wrappers.frozen import Frozen
 from bigbase_jax.wrappers.lora import LoRA
@@ -51,7 +51,7 @@ def save_adapter(
     config = {
         **_described(task),
         "base_model_name_or_path": base,
-        "base": fingerprint(variables[BASE]),
+        "base": fingerprint(variables[FROZEN]),
         "shapes": {name: list(x.shape) for name, x in arrays.items()},
     }
     if jax.process_index() == 0:
@@ -114,11 +114,11 @@ def wrapped(
     wrapper: Wrapper = KINDS[about["kind"]](task, **words_of(about))
     abstract = dict(jax.eval_shape(wrapper.init, jax.random.key(0), spec))
     base = flatten_dict(variables["params"])
-    missing = [path for path in flatten_dict(abstract[BASE]) if path not in base]
+    missing = [path for path in flatten_dict(abstract[FROZEN]) if path not in base]
     if missing:
         raise UserError(f"the adapter in {directory} is of another model, which has {some_paths(missing)}.")
-    own = {path: base[path] for path in flatten_dict(abstract[BASE])}
-    return wrapper, load_adapter(directory, wrapper, {**abstract, BASE: unflatten_dict(own)})
+    own = {path: base[path] for path in flatten_dict(abstract[FROZEN])}
+    return wrapper, load_adapter(directory, wrapper, {**abstract, FROZEN: unflatten_dict(own)})
 
 
 def load_adapter(directory: str | pathlib.Path, task: Wrapper, variables: Variables) -> Variables:
@@ -144,7 +144,7 @@ def load_adapter(directory: str | pathlib.Path, task: Wrapper, variables: Variab
             raise UserError(
                 f"the adapter in {directory} has {name}={config.get(name)!r}, and this task {name}={value!r}."
             )
-    if config.get("base") != fingerprint(variables[BASE]):
+    if config.get("base") != fingerprint(variables[FROZEN]):
         raise UserError(
             f"the adapter in {directory} was trained on another base (its shapes or values differ from this one's); "
             "load the base it belongs to first."
@@ -156,17 +156,16 @@ def load_adapter(directory: str | pathlib.Path, task: Wrapper, variables: Variab
         names = some_paths(name.split(".") for name in differing)
         raise UserError(f"the adapter in {directory} is of another model: {names}.")
     placed = [jax.device_put(loaded[name].astype(x.dtype), getattr(x, "sharding", None)) for name, x in own.items()]
-    rest = {name: x for name, x in variables.items() if name != BASE}
-    return {**jax.tree.unflatten(jax.tree.structure(rest), placed), BASE: variables[BASE]}
+    rest = {name: x for name, x in variables.items() if name != FROZEN}
+    return {**jax.tree.unflatten(jax.tree.structure(rest), placed), FROZEN: variables[FROZEN]}
 
 
 def fingerprint(base: Mapping[str, Any]) -> str:
     """A short digest of the paths, the shapes and a sample of the values of parameters."""
     leaves = dict(sorted(flatten(base).items()))
-    homes = [x.sharding for x in leaves.values() if isinstance(x, jax.Array)]
-    everywhere = next(
-        (NamedSharding(home.mesh, PartitionSpec()) for home in homes if isinstance(home, NamedSharding)), None
-    )
+    placed = [x.sharding for x in leaves.values() if isinstance(x, jax.Array)]
+    meshes = [sharding.mesh for sharding in placed if isinstance(sharding, NamedSharding)]
+    everywhere = NamedSharding(meshes[0], PartitionSpec()) if meshes else None
 
     def sample(x: Any) -> jax.Array:
         at = np.linspace(0, max(x.size - 1, 0), min(x.size, _SAMPLE)).round().astype(np.int64)
@@ -180,7 +179,7 @@ def fingerprint(base: Mapping[str, Any]) -> str:
 
 
 def _changed(variables: Variables) -> dict[str, Any]:
-    return flatten({name: x for name, x in variables.items() if name != BASE})
+    return flatten({name: x for name, x in variables.items() if name != FROZEN})
 
 
 def _described(task: Wrapper) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import jax
 from flax.traverse_util import unflatten_dict
 
 from bigbase_jax.core import Batch, UserError, Variables
-from bigbase_jax.parallel import BASE
+from bigbase_jax.parallel import FROZEN
 from bigbase_jax.wrappers.wrapper import Wrapper, check_regex, some_paths
 
 
@@ -43,4 +43,4 @@ class Frozen(Wrapper):
         trained, frozen, rest = self._init(key, batch)
         if not trained:
             raise UserError(f"trainable={self.trainable!r} matches no parameter; there are {some_paths(frozen)}.")
-        return {"params": unflatten_dict(trained), BASE: unflatten_dict(frozen), **rest}
+        return {"params": unflatten_dict(trained), FROZEN: unflatten_dict(frozen), **rest}

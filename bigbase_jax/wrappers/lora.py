@@ -24,7 +24,7 @@ import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from bigbase_jax.core import Batch, Loss, UserError, Variables
-from bigbase_jax.parallel import BASE
+from bigbase_jax.parallel import FROZEN
 from bigbase_jax.wrappers.wrapper import Path, Wrapper, check_regex, some_paths
 
 A, B, KEY, KERNEL = "lora_a", "lora_b", "lora_key", "kernel"
@@ -110,7 +110,7 @@ class LoRA(Wrapper):
             a_shape = (*kernel.shape[:inputs], self.rank)
             adapters[(*home, A)] = jax.random.uniform(a_key, a_shape, jnp.float32, -limit, limit)
             adapters[(*home, B)] = jnp.zeros((*kernel.shape[:lead], self.rank, *kernel.shape[inputs:]), jnp.float32)
-        return {"params": unflatten_dict({**trained, **adapters}), BASE: unflatten_dict(frozen), **rest}
+        return {"params": unflatten_dict({**trained, **adapters}), FROZEN: unflatten_dict(frozen), **rest}
 
     def _split_of(self, path: Path, kernel: Any, layers: Sequence[_Layer]) -> tuple[Path, int, int]:
         """Where the adapters of a kernel live, its number of axes before the inputs, and that before the outputs."""
@@ -152,7 +152,7 @@ class LoRA(Wrapper):
     def loss(self, variables: Variables, batch: Batch, key: jax.Array) -> tuple[Loss, Variables]:
         trained = variables
         if self.dropout:  # each adapter's key goes to it as a leaf beside it, to each layer of a stack its own
-            params, base = flatten_dict(variables["params"]), flatten_dict(variables[BASE])
+            params, base = flatten_dict(variables["params"]), flatten_dict(variables[FROZEN])
             for path in _adapters(params):
                 own = jax.random.fold_in(key, zlib.crc32(".".join((*path[:-1], KEY)).encode()))
                 a, b = params[path], params[(*path[:-1], B)]
@@ -160,7 +160,7 @@ class LoRA(Wrapper):
                 params[(*path[:-1], KEY)] = jax.random.split(own, lead) if lead else own
             trained = {**variables, "params": unflatten_dict(params)}
         loss, state = self._run(self.task.loss, trained, batch, key)
-        return loss, {**state, BASE: variables[BASE]}
+        return loss, {**state, FROZEN: variables[FROZEN]}
 
     def _run(self, method: Callable[..., Any], variables: Variables, *args: Any, **kwargs: Any) -> Any:
         with nn.intercept_methods(self._beside):

@@ -1,13 +1,13 @@
 """Training little of a model: tasks around tasks, which need nothing of the model but that it is a Linen module.
 
 ``lora.LoRA`` trains small products beside a model's kernels, ``frozen.Frozen`` some of its parameters. What is trained
-lies in ``params``; the rest lies in the collection ``BASE`` of the model state, where the optimizer, weight decay and
+lies in ``params``; the rest lies in the collection ``FROZEN`` of the model state, where the optimizer, weight decay and
 clipping do not see it and no gradient is computed for it. So the loop, checkpoints and moving averages work as they
 are. Both have, beside what every task has:
 
 - ``unwrap(variables)``: the variables of the task inside, as if it had been trained by itself;
 - ``place(path)``: where the inner task's parameter of this dotted path lives, as (collection, path) of the wrapped
-  variables: ``("base", "encoder.norm.scale")``. A task without this method keeps it at ``("params", path)``. Whoever
+  variables: ``("frozen", "encoder.norm.scale")``. A task without this method keeps it at ``("params", path)``. Whoever
   replaces the parameters of a fresh task by loaded ones asks for it.
 
 A wrapper that changes a task's batches or loss (``Mix``) goes inside: ``LoRA(Mix(Classification(...)))``.
@@ -27,14 +27,14 @@ import jax
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from bigbase_jax.core import Batch, Loss, Task, UserError, Variables
-from bigbase_jax.parallel import BASE
+from bigbase_jax.parallel import FROZEN
 
 Path = tuple[str, ...]
 
 
 @dataclasses.dataclass(frozen=True)
 class Wrapper:
-    """A task around ``task`` that keeps some of its parameters in ``params`` and the others in ``BASE``."""
+    """A task around ``task`` that keeps some of its parameters in ``params`` and the others in ``FROZEN``."""
 
     task: Task
 
@@ -46,20 +46,20 @@ class Wrapper:
         """(collection, path) in the wrapped variables of the inner task's parameter of this dotted path."""
         inner = getattr(self.task, "place", None)
         collection, path = inner(path) if inner else ("params", path)
-        return (BASE if collection == "params" and not self.trains(path) else collection), path
+        return (FROZEN if collection == "params" and not self.trains(path) else collection), path
 
     def unwrap(self, variables: Variables) -> Variables:
         """The variables of the task inside."""
-        rest = {name: x for name, x in variables.items() if name != BASE}
+        rest = {name: x for name, x in variables.items() if name != FROZEN}
         return {
             **rest,
-            "params": unflatten_dict({**flatten_dict(variables[BASE]), **flatten_dict(variables["params"])}),
+            "params": unflatten_dict({**flatten_dict(variables[FROZEN]), **flatten_dict(variables["params"])}),
         }
 
     def _init(self, key: jax.Array, batch: Batch) -> tuple[dict[Path, Any], dict[Path, Any], dict[str, Any]]:
         """The inner task's trained and frozen parameters by path, and its other collections."""
         variables = dict(self.task.init(key, batch))
-        if BASE in variables:
+        if FROZEN in variables:
             raise UserError(
                 f"{type(self).__name__} wraps {type(self.task).__name__}, which has frozen parameters already; "
                 "wrap the task inside it."
@@ -74,7 +74,7 @@ class Wrapper:
 
     def loss(self, variables: Variables, batch: Batch, key: jax.Array) -> tuple[Loss, Variables]:
         loss, state = self._run(self.task.loss, variables, batch, key)
-        return loss, {**state, BASE: variables[BASE]}
+        return loss, {**state, FROZEN: variables[FROZEN]}
 
     def __getattr__(self, name: str) -> Any:
         """All else is the inner task's; a method whose first argument is ``variables`` takes the wrapped ones."""

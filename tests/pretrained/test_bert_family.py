@@ -264,8 +264,8 @@ def test_a_classifier_of_texts_begins_from_a_language_model(folder, random_model
     assert "fresh are" in said and "params.head" in said and ("params.pooler" in said) == (folder == "bert")
     assert ("left out are" in said and "predictions.transform" in said) == (folder == "bert")
     assert jax.tree.all(jax.tree.map(np.array_equal, before, jax.device_get(state.params["head"])))
-    base = state.model_state["base"]
+    base = state.model_state["frozen"]
     expected = {name: x for name, x in variables["params"].items() if name != "lm"}
     assert jax.tree.all(jax.tree.map(lambda a, b: np.array_equal(a, b), expected, base))
-    merged = jax.device_get(task.unwrap({"params": state.params, "base": base}))
+    merged = jax.device_get(task.unwrap({"params": state.params, "frozen": base}))
     np.testing.assert_array_equal(merged["params"]["embedding"], variables["params"]["embedding"])

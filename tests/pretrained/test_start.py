@@ -206,7 +206,7 @@ def test_adapters_stay_fresh_around_a_loaded_base(gpt2_folder):
     fresh, state = begun(task, gpt2_folder, MeshShape(data=4, fsdp=2))
     assert same(state.params, fresh.params)
     assert any(name.endswith("lora_a") for name in flatten(state.params))
-    assert same(state.model_state["base"], variables["params"])
+    assert same(state.model_state["frozen"], variables["params"])
     assert same(state.ema, {"params": state.params, **state.model_state})
 
 
@@ -216,7 +216,7 @@ def test_adapters_are_merged_and_classes_named_in_what_is_exported(hf, vit_folde
     random = np.random.RandomState(0)
     shapes = jax.eval_shape(task.init, jax.random.key(0), PICTURES)
     adapters = jax.tree.map(lambda x: jnp.asarray(random.randn(*x.shape), x.dtype), shapes["params"])
-    trained = {"params": adapters, "base": variables["params"]}
+    trained = {"params": adapters, "frozen": variables["params"]}
     run = RunDir(tmp_path / "run")
     run.write_json("data.json", {"dataset_info": {"class_names": list("abcde")}})
     pretrained.export(run, ConfigDict(), task, trained, tmp_path / "out")

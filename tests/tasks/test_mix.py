@@ -12,7 +12,7 @@ from toys import loss_of, measured
 
 from bigbase_jax.core import UserError, add, flatten
 from bigbase_jax.models.mlp import MLP
-from bigbase_jax.parallel import BASE
+from bigbase_jax.parallel import FROZEN
 from bigbase_jax.pretrained.start import chain
 from bigbase_jax.pretrained.start import merged as merged_by_all
 from bigbase_jax.tasks.classification import Classification
@@ -136,7 +136,7 @@ def test_an_adapter_may_be_inside(tmp_path):
     np.testing.assert_allclose(one, two, rtol=1e-6)
     assert abs(one.total - loss_of(Mix(TASK, 1.0), VARIABLES, batch, KEY)[0].total) > 1e-3  # the adapter matters
     name = next(iter(flatten(TASK.init(KEY, batch)["params"])))
-    assert inside.place(name) == outside.place(name) and inside.place(name)[0] == BASE
+    assert inside.place(name) == outside.place(name) and inside.place(name)[0] == FROZEN
     for merged in (inside.unwrap(variables), merged_by_all(inside, variables), merged_by_all(outside, variables)):
         jax.tree.map(np.testing.assert_array_equal, merged, outside.unwrap(variables))
     save_adapter(tmp_path, next(t for t in chain(inside) if isinstance(t, LoRA)), variables)
