@@ -18,7 +18,7 @@ from bigbase_jax.decoding.sampling import SamplingParams
 from bigbase_jax.inference.generation import Engine, parse_sampling, read_prompts
 from bigbase_jax.models.decoder import Decoder
 from bigbase_jax.models.transformer import stack_blocks
-from bigbase_jax.text.detokenizer import Speller
+from bigbase_jax.text.detokenizer import IncrementalDetokenizer
 from bigbase_jax.text.tokenizer import Bytes, Characters, Subwords, Symbols
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -225,21 +225,21 @@ def test_text_comes_in_whole_characters(name):
     tokenizer = tokenizers()[name]
     tokens = tokenizer.encode_batch([TEXT])[0][0].tolist()
     for cut in (0, 3, 11):
-        speller = Speller(tokenizer, tokens[:cut])
-        pieces = [speller.push(t) for t in tokens[cut:]]
+        detokenizer = IncrementalDetokenizer(tokenizer, tokens[:cut])
+        pieces = [detokenizer.push(t) for t in tokens[cut:]]
         assert not any("\ufffd" in piece for piece in pieces)
-        pieces.append(speller.finish())
+        pieces.append(detokenizer.finish())
         whole, before = tokenizer.decode(tokens), tokenizer.decode(tokens[:cut])
         if "\ufffd" not in before:  # else the prompt ends within a character
-            assert "".join(pieces) == speller.text == whole[len(before) :]
+            assert "".join(pieces) == detokenizer.text == whole[len(before) :]
     assert len([p for p in pieces if p]) > 20
 
 
 def test_what_is_not_utf8_is_shown_as_such():
     tokenizer = Symbols()
     for raw in (b"\xff\xfe a", b"a\xe4\xb8", b"\xe4\xb8a\x80\x80\x80\x80\x80"):
-        speller = Speller(tokenizer)
-        pieces = [speller.push(b) for b in raw] + [speller.finish()]
+        detokenizer = IncrementalDetokenizer(tokenizer)
+        pieces = [detokenizer.push(b) for b in raw] + [detokenizer.finish()]
         assert "".join(pieces) == raw.decode(errors="replace")
 
 
@@ -249,20 +249,20 @@ def test_stop_texts_span_tokens_and_never_show(stop, name):
     tokenizer = tokenizers()[name]
     text = "Grüße, </ 世界 </s> 世界! </s> und die Welt"
     tokens = tokenizer.encode_batch([text])[0][0].tolist()
-    speller, pieces = Speller(tokenizer, stop=stop), []
+    detokenizer, pieces = IncrementalDetokenizer(tokenizer, stop=stop), []
     for token in tokens:
-        pieces.append(speller.push(token))
-        if speller.stopped:
+        pieces.append(detokenizer.push(token))
+        if detokenizer.stopped:
             break
     cut = min(text.index(s) for s in stop if s in text)
-    assert "".join(pieces) + speller.finish() == text[:cut] == speller.text
-    assert speller.stopped and len(pieces) <= len(tokens)
+    assert "".join(pieces) + detokenizer.finish() == text[:cut] == detokenizer.text
+    assert detokenizer.stopped and len(pieces) <= len(tokens)
 
 
 def test_what_only_begins_like_a_stop_text_is_shown_in_the_end():
-    speller = Speller(Symbols(), stop=("</s>",))
-    assert "".join(speller.push(b) for b in b"a </") == "a " and speller.finish() == "</"
-    assert not speller.stopped and speller.text == "a </"
+    detokenizer = IncrementalDetokenizer(Symbols(), stop=("</s>",))
+    assert "".join(detokenizer.push(b) for b in b"a </") == "a " and detokenizer.finish() == "</"
+    assert not detokenizer.stopped and detokenizer.text == "a </"
 
 
 def byte_engine(**more):

@@ -41,8 +41,8 @@ from bigbase_jax.runtime.restored import dataset_info, restore
 from bigbase_jax.runtime.rundir import RunDir
 from bigbase_jax.tasks.translation import Translation
 from bigbase_jax.text import chat_template
-from bigbase_jax.text.detokenizer import Speller
-from bigbase_jax.text.tokenizer import Tokenizer, TokenizerFile, encode, load, sides
+from bigbase_jax.text.detokenizer import IncrementalDetokenizer
+from bigbase_jax.text.tokenizer import Tokenizer, TokenizerFile, encode, load, source_tokenizer
 
 Params = SamplingParams | Sequence[SamplingParams]
 """For all prompts, or for each."""
@@ -239,15 +239,17 @@ class Engine:
             raise UserError("without a tokenizer there is no text; give tokens to stream or generate.")
         params = _for_each(params, prompts)
         tokens = self.tokens_of(prompts)
-        spellers = [Speller(self.tokenizer, t.tolist(), p.stop) for t, p in zip(tokens, params, strict=True)]
+        detokenizers = [
+            IncrementalDetokenizer(self.tokenizer, t.tolist(), p.stop) for t, p in zip(tokens, params, strict=True)
+        ]
         limits = [self._room(len(t), p.max_new_tokens) for t, p in zip(tokens, params, strict=True)]
         stopped = np.zeros(len(prompts), bool)
         completions: list[Completion | None] = [None] * len(prompts)
         written: list[list[int]] = [[] for _ in prompts]
 
         def end(b: int, reason: str) -> str:
-            rest = spellers[b].finish()
-            completions[b] = Completion(np.array(written[b], np.int32), spellers[b].text, reason)
+            rest = detokenizers[b].finish()
+            completions[b] = Completion(np.array(written[b], np.int32), detokenizers[b].text, reason)
             stopped[b] = True
             return rest
 
@@ -257,8 +259,8 @@ class Engine:
                 for token in tokens_T.tolist():
                     if completions[b] is None:
                         written[b].append(token)
-                        pieces[b] += spellers[b].push(token)
-                        if spellers[b].stopped:
+                        pieces[b] += detokenizers[b].push(token)
+                        if detokenizers[b].stopped:
                             pieces[b] += end(b, "stop")
                         elif len(written[b]) >= limits[b]:
                             pieces[b] += end(b, "length")
@@ -509,7 +511,8 @@ def _translate_by_folder(path: str, model: EncoderDecoder, variables: Variables,
     """The translation of each prompt, a line each, by a published model, as its ``generation_config.json`` says."""
     config, words = generation(path)
     words = {**config, **words}
-    source, target = sides(TokenizerFile(path).fit(lambda: iter(()), lambda: iter(()), True))
+    target = TokenizerFile(path).fit(lambda: iter(()), lambda: iter(()), True)
+    source = source_tokenizer(target)
     tokens = [encode(source, prompt) for prompt in prompts]
     _refuse_unknown(tokens, model)
     most = min(words.get("max_length", 512), 1 << 14) - 1  # theirs counts the start token

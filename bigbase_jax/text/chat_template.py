@@ -206,7 +206,7 @@ def encode(template: ChatTemplate, tokenizer: Tokenizer, messages: Sequence[Mess
         answer_T |= (end_T > byte_of[first]) & (start_T < byte_of[last])
         within_T = (counts_T == 0) & (start_T > byte_of[first]) & (start_T <= byte_of[last])
         answer_T |= within_T  # the other bytes of a character that several tokens share
-    counts_T = np.where(np.isin(tokens_T, list(tokenizer.marks.values())), 0, counts_T)
+    counts_T = np.where(np.isin(tokens_T, list(tokenizer.special_tokens.values())), 0, counts_T)
     return Chat(tokens_T, answer_T, counts_T.astype(np.int32))
 
 
@@ -221,7 +221,9 @@ def prompt_tokens(template: ChatTemplate, tokenizer: Tokenizer, messages: Sequen
 
 def _hide(messages: Sequence[Message], tokenizer: Tokenizer) -> tuple[list[dict[str, str]], list[str]]:
     """Messages in which signs stand for what looks like a special token, and these texts by number."""
-    names = re.compile("|".join(re.escape(n) for n in sorted(tokenizer.marks, key=len, reverse=True)) or r"(?!)")
+    names = re.compile(
+        "|".join(re.escape(n) for n in sorted(tokenizer.special_tokens, key=len, reverse=True)) or r"(?!)"
+    )
     literals: list[str] = []
 
     def sign(match: re.Match[str]) -> str:
@@ -241,13 +243,13 @@ _SIGN = re.compile(f"{_LITERAL}([0-9]+){_END}")
 def _tokens(text: str, literals: Sequence[str], tokenizer: Tokenizer) -> tuple[np.ndarray, np.ndarray]:
     """Tokens of a text with signs, and the bytes of each (of a special token too)."""
     if not literals:
-        return tokenizer.encode_marked(text)
+        return tokenizer.encode_special(text)
     parts = []
     for i, part in enumerate(_SIGN.split(text)):
         if i % 2:
             parts.append(tokenizer.encode_batch([literals[int(part)]])[0])
         elif part:
-            parts.append(tokenizer.encode_marked(part))
+            parts.append(tokenizer.encode_special(part))
     tokens, counts = zip(*parts, strict=True)
     return np.concatenate(tokens), np.concatenate(counts)
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from bigbase_jax.text.tokenizer import Tokenizer, load
 
 
-class Speller:
+class IncrementalDetokenizer:
     """The text of tokens that come one by one, for someone who reads along.
 
     Incomplete characters are held back, and so is what may become a stop text.

@@ -84,7 +84,7 @@ class Tokenizer(Protocol):
       end: the token between documents, which no text contains; None: there is none.
       token_bytes: i32[V], how many bytes of UTF-8 each token stands for; None where that depends on the text around.
       special: tokens by role (see ``ROLES``), of those that it has.
-      marks: all special tokens by name, as ``encode_marked`` finds them in a text.
+      special_tokens: all of them by name, as ``encode_special`` finds them in a text.
       continues: whether pieces that go on with a word begin with "##".
     """
 
@@ -92,7 +92,7 @@ class Tokenizer(Protocol):
     end: int | None
     token_bytes: np.ndarray | None
     special: Mapping[str, int]
-    marks: Mapping[str, int]
+    special_tokens: Mapping[str, int]
     continues: bool
 
     def encode_batch(self, texts: Sequence[str]) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -105,7 +105,7 @@ class Tokenizer(Protocol):
         """
         ...
 
-    def encode_marked(self, text: str) -> tuple[np.ndarray, np.ndarray]:
+    def encode_special(self, text: str) -> tuple[np.ndarray, np.ndarray]:
         """As ``encode_batch`` of one text, but names of special tokens in it are these tokens (and their bytes)."""
         ...
 
@@ -150,9 +150,9 @@ def encode(tokenizer: Tokenizer, text: str) -> np.ndarray:
     return tokenizer.encode_batch([text])[0][0]
 
 
-def sides(tokenizer: Tokenizer) -> tuple[Tokenizer, Tokenizer]:
-    """What a source is read with, and its translation: the same, unless it is Marian's, which has two sides."""
-    return (tokenizer.source if isinstance(tokenizer, Marian) else tokenizer), tokenizer
+def source_tokenizer(tokenizer: Tokenizer) -> Tokenizer:
+    """What a source is read with, where this writes its translation: the same, unless it is Marian's target side."""
+    return tokenizer.source if isinstance(tokenizer, Marian) else tokenizer
 
 
 def dataset_info_of(tokenizer: Tokenizer) -> dict[str, Any]:
@@ -270,7 +270,7 @@ class Symbols:
         self._names = {token: ROLES[role][0] for role, token in self.special.items()}
         if self.end is not None:
             self._names[self.end] = END
-        self.marks: Mapping[str, int] = {name: token for token, name in self._names.items()}
+        self.special_tokens: Mapping[str, int] = {name: token for token, name in self._names.items()}
         spelled += [b""] * len(special)
         self._spelled = spelled
         self.size = len(spelled)
@@ -302,8 +302,8 @@ class Symbols:
         tokens_T[spelled_T] = self._base + np.frombuffer(raw, np.uint8).astype(np.int32)
         return tokens_T
 
-    def encode_marked(self, text: str) -> tuple[np.ndarray, np.ndarray]:
-        return _encode_marked(self, text)
+    def encode_special(self, text: str) -> tuple[np.ndarray, np.ndarray]:
+        return _encode_special(self, text)
 
     def layout(self, pair: bool) -> Layout:
         return _around(self.special, pair)
@@ -324,12 +324,12 @@ class Symbols:
         return json.dumps({"kind": "symbols", **given}, ensure_ascii=False)
 
 
-def _encode_marked(tokenizer: Tokenizer, text: str) -> tuple[np.ndarray, np.ndarray]:
-    names = "|".join(map(re.escape, tokenizer.marks))
+def _encode_special(tokenizer: Tokenizer, text: str) -> tuple[np.ndarray, np.ndarray]:
+    names = "|".join(map(re.escape, tokenizer.special_tokens))
     tokens, counts = [], []
     for part in re.split(f"({names})", text) if names else [text]:
-        if part in tokenizer.marks:
-            tokens.append(np.array([tokenizer.marks[part]], np.int32))
+        if part in tokenizer.special_tokens:
+            tokens.append(np.array([tokenizer.special_tokens[part]], np.int32))
             counts.append(np.array([len(part)], np.int32))
         elif part:
             tokens_T, counts_T = tokenizer.encode_batch([part])[0]
@@ -414,8 +414,8 @@ class Subword:
         vocabulary = self._tokenizer.get_vocab(with_added_tokens=True)
         self.size = 1 + max(vocabulary.values())
         given = json.loads(tokenizer)
-        self.marks: Mapping[str, int] = {e["content"]: e["id"] for e in given["added_tokens"] if e["special"]}
-        found = {role: next((n for n in known if n in self.marks), None) for role, known in ROLES.items()}
+        self.special_tokens: Mapping[str, int] = {e["content"]: e["id"] for e in given["added_tokens"] if e["special"]}
+        found = {role: next((n for n in known if n in self.special_tokens), None) for role, known in ROLES.items()}
         self.special: Mapping[str, int] = {role: vocabulary[n] for role, n in found.items() if n is not None}
         self._added = {entry["id"]: entry for entry in given["added_tokens"]}
         self.continues = given["model"].get("type") == "WordPiece"
@@ -434,7 +434,7 @@ class Subword:
             found.append((tokens_T, _bytes_by_offsets(text, encoding)))
         return found
 
-    def encode_marked(self, text: str) -> tuple[np.ndarray, np.ndarray]:
+    def encode_special(self, text: str) -> tuple[np.ndarray, np.ndarray]:
         with library():
             encoding = self._marked.encode(text, add_special_tokens=False)
         return np.array(encoding.ids, np.int32), _bytes_by_offsets(text, encoding)
@@ -540,8 +540,8 @@ class Marian:
         if "<pad>" in vocabulary:
             self.special = {**self.special, "pad": vocabulary["<pad>"]}
         self._hidden = {self._unknown, *self.special.values()}
-        self.marks: Mapping[str, int] = {self._names[token]: token for token in self._hidden}
-        self._tokens = {piece: token for piece, token in vocabulary.items() if piece not in self.marks}
+        self.special_tokens: Mapping[str, int] = {self._names[token]: token for token in self._hidden}
+        self._tokens = {piece: token for piece, token in vocabulary.items() if piece not in self.special_tokens}
 
     @functools.cached_property
     def source(self) -> Tokenizer:
@@ -573,8 +573,8 @@ class Marian:
         found = zip(encoding.tokens, encoding.offsets, strict=True)
         return [text[slice(*place)] if piece == unknown else piece for piece, place in found]
 
-    def encode_marked(self, text: str) -> tuple[np.ndarray, np.ndarray]:
-        return _encode_marked(self, text)
+    def encode_special(self, text: str) -> tuple[np.ndarray, np.ndarray]:
+        return _encode_special(self, text)
 
     def layout(self, pair: bool) -> Layout:
         tokens = (FIRST, *([SECOND] if pair else []), self.special["sep"])
@@ -776,7 +776,8 @@ class TokenizerFile:
 
     Attributes:
       path: a ``tokenizer.json`` of Hugging Face, a ``vocab.txt`` of BERT, a ``.model`` or ``.spm`` of SentencePiece; or
-        a folder with the three files of a Marian model (see ``sides``), or with one of those (sought in this order).
+        a folder with the three files of a Marian model (see ``source_tokenizer``), or with one of those, sought in this
+        order.
       lowercase: of a ``vocab.txt``: lower-case the text first; None: as ``tokenizer_config.json`` beside it says, or
         else if no entry of the vocabulary has a capital letter.
     """

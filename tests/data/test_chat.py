@@ -76,7 +76,7 @@ def said(tokenizer, chat):
     edges = np.flatnonzero(np.diff(chat.answer.astype(int), prepend=0, append=0)).reshape(-1, 2)
     found = []
     for a, b in edges:
-        names = {token: name for name, token in tokenizer.marks.items()}
+        names = {token: name for name, token in tokenizer.special_tokens.items()}
         parts = np.split(chat.tokens[a:b], [k for t in range(b - a) for k in (t, t + 1) if chat.tokens[a + t] in names])
         found.append(
             "".join(
@@ -100,7 +100,7 @@ def test_answers_and_the_ends_of_their_turns_count(spec, jinja):
     chat = encode(template, tokenizer, CHAT)
     assert said(tokenizer, chat) == ANSWERS
     assert tokenizer.decode(chat.tokens) == "".join(f"{m['role']}\n{m['content']}\n" for m in CHAT)
-    special = np.isin(chat.tokens, list(tokenizer.marks.values()))
+    special = np.isin(chat.tokens, list(tokenizer.special_tokens.values()))
     assert special.sum() == 10 and not chat.counts[special].any()
     assert chat.counts.sum() == len(TEXT.encode()) - 5 * len("<|im_start|><|im_end|>")
     prompt = prompt_tokens(template, tokenizer, CHAT[:2])
@@ -122,7 +122,7 @@ def test_published_templates_are_understood(tmp_path, jinja, answers):
     assert template.tokens == {"bos_token": "<s>", "eos_token": "[SEP]"} and template.name == str(tmp_path)
     chat = encode(template, fitted(), CHAT)
     assert said(fitted(), chat) == answers
-    assert (chat.tokens[0] == fitted().marks["<s>"]) == ("bos_token" in jinja)
+    assert (chat.tokens[0] == fitted().special_tokens["<s>"]) == ("bos_token" in jinja)
 
 
 @pytest.mark.parametrize("jinja", [CHATML, MARKED, INST], ids=["chatml", "marked", "inst"])
@@ -324,11 +324,14 @@ def test_a_published_tokenizer_brings_its_template(tmp_path):
     folder = published(tmp_path / "t", INST)
     data, _ = prepare(tmp_path, root=root, tokenizer=TokenizerFile(folder))
     assert (
-        data.dataset_info["stop_id"] == fitted().marks["[SEP]"]
+        data.dataset_info["stop_id"] == fitted().special_tokens["[SEP]"]
         and chat_template.load(data.dataset_info["chat_template"]).jinja == INST
     )
     other, _ = prepare(tmp_path, root=root, tokenizer=TokenizerFile(folder), template=published(tmp_path / "u", MARKED))
-    assert other.dataset_info["stop_id"] == fitted().marks["<|im_end|>"] and other.fingerprint() != data.fingerprint()
+    assert (
+        other.dataset_info["stop_id"] == fitted().special_tokens["<|im_end|>"]
+        and other.fingerprint() != data.fingerprint()
+    )
     (tmp_path / "mine.jinja").write_text(INST)
     third, _ = prepare(tmp_path, root=root, tokenizer=TokenizerFile(folder), template=str(tmp_path / "mine.jinja"))
     assert conversations_of(third) == conversations_of(data)

@@ -109,7 +109,7 @@ def test_special_tokens_are_had_where_asked_for_and_no_text_holds_them(spec):
             np.testing.assert_array_equal(tokens, encode(plain, text))
         surrounded = [made.special["cls"], *tokens, made.special["sep"], made.special["pad"], made.end]
         assert made.decode(surrounded) == made.decode(tokens)
-    marked, counts = again.encode_marked("<|im_start|>明月 fox<|im_end|>")
+    marked, counts = again.encode_special("<|im_start|>明月 fox<|im_end|>")
     assert (marked[0], marked[-1]) == (made.special["turn"], made.special["stop"])
     np.testing.assert_array_equal(marked[1:-1], encode(made, "明月 fox"))
     assert counts[0] == len("<|im_start|>") and counts.sum() == len("<|im_start|>明月 fox<|im_end|>".encode())

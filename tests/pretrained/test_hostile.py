@@ -20,7 +20,7 @@ from bigbase_jax.models.decoder import Decoder
 from bigbase_jax.pretrained import files, weights
 from bigbase_jax.runtime import untrusted
 from bigbase_jax.tasks.language import CausalLanguageModel
-from bigbase_jax.text.detokenizer import Speller
+from bigbase_jax.text.detokenizer import IncrementalDetokenizer
 from bigbase_jax.text.tokenizer import Symbols
 
 # ----------------------------------------------------------------------------------------------------- which files
@@ -280,7 +280,7 @@ def test_tokens_that_the_model_does_not_have_are_one_sentence(gpt2, tmp_path):
 
 
 def test_a_token_that_the_tokenizer_does_not_have_has_no_text():
-    assert [Speller(Symbols()).push(token) for token in (97, 256, 10**9)] == ["a", "", ""]
+    assert [IncrementalDetokenizer(Symbols()).push(token) for token in (97, 256, 10**9)] == ["a", "", ""]
 
 
 def test_a_length_without_end_is_not_written():

@@ -15,7 +15,7 @@ from bigbase_jax.data.sources.synthetic.numerals import Numerals
 from bigbase_jax.inference.generation import run
 from bigbase_jax.pretrained.start import RunTokenizer
 from bigbase_jax.pretrained.tokenizers import published
-from bigbase_jax.text.tokenizer import FIRST, SECOND, TokenizerFile, encode, load, sides
+from bigbase_jax.text.tokenizer import FIRST, SECOND, TokenizerFile, encode, load, source_tokenizer
 
 EN = [f"The {a} {b} {c}." for a, b, c in itertools.product(("big", "old", "3"), ("dogs", "men"), ("run", "see it"))]
 DE = [f"Die {a} {b} {c}." for a, b, c in itertools.product(("große", "alte"), ("Hunde", "Männer"), ("rennen", "da"))]
@@ -58,7 +58,8 @@ def read(folder, end=True):
 @pytest.mark.parametrize("kind", ["unigram", "bpe"])
 def test_the_same_ids_and_texts_on_either_side(hf, tmp_path, kind):
     theirs = hf.MarianTokenizer.from_pretrained(write(tmp_path / "m", kind))
-    source, target = sides(load(read(tmp_path / "m").state()))
+    target = load(read(tmp_path / "m").state())
+    source = source_tokenizer(target)
     assert (target.size, target.end, target.special["pad"]) == (len(theirs), 0, theirs.pad_token_id)
     unknown = differ = 0
     for text in (*HARD, *EN, *DE, *ZH):
@@ -76,20 +77,21 @@ def test_the_same_ids_and_texts_on_either_side(hf, tmp_path, kind):
 
 
 def test_languages_and_what_looks_like_a_special_token(tmp_path):
-    source, target = sides(read(write(tmp_path / "m")))
+    target = read(write(tmp_path / "m"))
+    source = source_tokenizer(target)
     code = json.loads((tmp_path / "m" / "vocab.json").read_text())[">>fr<<"]
     assert encode(source, ">>fr<< The dogs")[0] == code and encode(source, ">>xx<<The dogs")[0] == 1
     np.testing.assert_array_equal(encode(source, ">>fr<< The dogs")[1:], encode(source, "The dogs"))
     for side in (source, target):  # text is text
         assert not {side.end, side.special["pad"]} & set(encode(side, "</s> <pad>").tolist())
-        marked, counts = side.encode_marked("The</s> dogs")
+        marked, counts = side.encode_special("The</s> dogs")
         assert side.end in marked and counts.sum() == len("The</s> dogs")
     assert source.layout(False).tokens == (FIRST, 0) and target.layout(True).tokens == (FIRST, SECOND, 0)
     tokens = encode(target, "Die Hunde")
     assert b"".join(target.spelled()[t] for t in tokens) == b" Die unde"  # of which one piece is not in the vocabulary
     assert target.decode([*tokens, 0, target.special["pad"], 1, 10_000]) == "Die unde"
     assert read(tmp_path / "m", end=False).end is None
-    assert sides(source) == (source, source) and sides(target) == (source, target)
+    assert source_tokenizer(source) is source and source_tokenizer(target) is source
 
 
 def test_the_files_come_back(hf, tmp_path):
@@ -211,7 +213,10 @@ def test_from_a_folder_to_a_run_that_translates_and_to_a_folder(hf, marian, tmp_
     assert translated(hf, back, done["export"], num_beams=1) == texts
 
     again = RunTokenizer(str(tmp_path / "run")).fit(None, None, True)  # a run that begins from this one has both sides
-    assert [side.state() for side in sides(again)] == [dataset_info["source_tokenizer"], dataset_info["tokenizer"]]
+    assert [side.state() for side in (source_tokenizer(again), again)] == [
+        dataset_info["source_tokenizer"],
+        dataset_info["tokenizer"],
+    ]
 
 
 def test_numbers_are_read_and_written_by_the_two_sides(tmp_path):

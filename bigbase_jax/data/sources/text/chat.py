@@ -151,7 +151,7 @@ class Conversations(TextRows):
 
         def write(writer: Writer) -> Mapping[str, Any]:
             stops: Counter[int] = Counter()
-            special = set(tokenizer.marks.values())
+            special = set(tokenizer.special_tokens.values())
             for split, spoken in survey.rows():
                 tokens_T, answer_T, counts_T = _encoded(template, tokenizer, spoken)
                 answer_T[:1] = False  # nothing stands before it
@@ -199,7 +199,7 @@ class Conversations(TextRows):
             f"windows of {self.length}, {fill:.1%} filled, {counted / train_P.sum():.1%} of their tokens answers",
             f"{cut:,} cut to a window and {lost:,} without an answer in it left out",
         ]
-        if template.jinja is None and not {chat_template.TURN, chat_template.STOP} <= set(tokenizer.marks):
+        if template.jinja is None and not {chat_template.TURN, chat_template.STOP} <= set(tokenizer.special_tokens):
             parts.append(f"its tokenizer has no token {chat_template.TURN}, which is spelled out")
         if about["unused"]:
             parts.append(f"not used: {', '.join(about['unused'])}")

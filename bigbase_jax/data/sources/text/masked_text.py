@@ -304,7 +304,7 @@ def read_text(given: Any, dataset_info: Mapping[str, Any], limits: Limits = LIMI
         dataset_info["length"],
     )
     with named(given):
-        tokens_T, _ = tokenizer.encode_marked(text)
+        tokens_T, _ = tokenizer.encode_special(text)
     encode = Encoder(tokenizer, length)
     starts = range(0, len(tokens_T), encode.room)
     return [encode([(tokens_T[start : start + encode.room],)]) for start in starts]

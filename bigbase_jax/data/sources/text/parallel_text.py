@@ -58,7 +58,7 @@ from bigbase_jax.data.sources.text.base import (
     narrow,
     split_indices,
 )
-from bigbase_jax.text.tokenizer import Subwords, Tokenizer, load, sides
+from bigbase_jax.text.tokenizer import Subwords, Tokenizer, load, source_tokenizer
 
 ROLES = ("pad", "start")
 """Special tokens that a tokenizer learned here has, beside the end."""
@@ -84,7 +84,7 @@ class ParallelTexts(TextRows):
 
     Attributes:
       tokenizer: fitted to both sides of the training text, or read (``TokenizerFile``); a Marian folder's reads each
-        side in its own way (``tokenizer.sides``).
+        side in its own way (``source_tokenizer``).
       target_tokenizer: one of its own for the target, each then fitted to its side; None: the same for both.
       source_length, target_length: S and T, special tokens included.
 
@@ -143,7 +143,8 @@ class ParallelTexts(TextRows):
         others = set(survey.split_N) - {"train"}
         order = [s for s in (*SPLITS, *sorted(others - set(SPLITS))) if s == "train" or s in others]
         if self.target_tokenizer is None:
-            source, target = sides(survey.fit(self.tokenizer, _sides, True, ROLES))
+            target = survey.fit(self.tokenizer, _sides, True, ROLES)
+            source = source_tokenizer(target)
         else:
             source = survey.fit(self.tokenizer, lambda pair: [pair.source], True, ROLES)
             target = survey.fit(self.target_tokenizer, lambda pair: [pair.target], True, ROLES)
