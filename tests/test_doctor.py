@@ -115,7 +115,11 @@ PLUGIN = "pip install -e '.[cuda12]'"
         ({"pip": (1, "foo 1 has requirement bar<2.")}, ("warning", "packages", "pip check"), "foo 1 has"),
         ({"pip": (1, "No module named pip")}, None, "did not answer"),
         ({"versions": dict.fromkeys(CUDA12, "0.10.1")}, ("problem", "packages", PLUGIN), "plugin of another version"),
-        ({"versions": {"jax-cuda12-pjrt": None}}, ("problem", "packages", PLUGIN), "'jax-cuda12-pjrt': 'no'"),
+        (
+            {"versions": {"jax-cuda12-pjrt": None}},
+            ("problem", "packages", PLUGIN),
+            "jax-cuda12-plugin 0.10.2, jax-cuda12-pjrt no beside",
+        ),
     ],
 )
 def test_packages(tmp_path, changes, expected, said):
@@ -152,7 +156,7 @@ def driver(version):
         ({"files": {**NO_GPU, **CARD}, "versions": NO_PLUGIN}, ("problem", UBUNTU), "not none"),
         ({"env": {"JAX_PLATFORMS": "cpu"}}, ("warning", "unset JAX_PLATFORMS"), "JAX_PLATFORMS=cpu keeps JAX from"),
         ({"env": {"CUDA_VISIBLE_DEVICES": "-1"}}, ("warning", "unset CUDA_VISIBLE_DEVICES"), "keeps JAX from using"),
-        ({}, ("problem", "nvidia-smi -L"), "CUDA_ERROR_NO_DEVICE"),
+        ({"files": {"/dev/nvidia0": None, "/dev/nvidia3": ""}}, ("problem", "nvidia-smi -L"), "CUDA_ERROR_NO_DEVICE"),
     ],
 )
 def test_a_gpu_that_is_not_used(tmp_path, changes, expected, said):

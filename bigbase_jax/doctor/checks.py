@@ -80,7 +80,8 @@ def check_packages(m: Machine) -> Iterator[Check]:
     for major in plugins(m):
         pair = {name: m.versions.get(name, "no") for name in (f"jax-cuda{major}-plugin", f"jax-cuda{major}-pjrt")}
         if {*pair.values()} != {m.versions.get("jaxlib")}:
-            text = f"{pair} beside jaxlib {m.versions.get('jaxlib')}: JAX does not use a plugin of another version"
+            text = ", ".join(f"{name} {version}" for name, version in pair.items())
+            text += f" beside jaxlib {m.versions.get('jaxlib')}: JAX does not use a plugin of another version"
             yield Check("packages", PROBLEM if has_gpu(m) else WARNING, text, f"pip install -e '.[cuda{major}]'")
 
 
@@ -143,13 +144,11 @@ def check_idle(m: Machine) -> Iterator[Check]:
         older = f"pip uninstall -y jax-cuda13-plugin jax-cuda13-pjrt && {ANEW} '.[cuda12]'"
         text = f"CUDA {newest} needs driver {DRIVERS[newest]} or newer, not {driver(m) or 'none'}"
         lacks["gpu"] = text, older if version >= DRIVERS[12] else NEW_DRIVER
-    elif not (m.root / "dev/nvidia0").exists():
+    elif not any(m.root.glob("dev/nvidia[0-9]*")):
         lacks["gpu"] = "there is no /dev/nvidia0", "docker run --gpus all IMAGE  # no container: sudo nvidia-modprobe"
     elif not plugins(m):
-        lacks["gpu"] = (
-            "JAX has no CUDA plugin",
-            f"pip install -e '.[{'cuda13' if version >= DRIVERS[13] else 'cuda12'}]'",
-        )
+        extra = "cuda13" if version >= DRIVERS[13] else "cuda12"
+        lacks["gpu"] = "JAX has no CUDA plugin", f"pip install -e '.[{extra}]'"
     if "libtpu" not in m.versions and "TPU_LIBRARY_PATH" not in m.env:
         lacks["tpu"] = "libtpu is not installed", "pip install -e '.[tpu]'"
     for name, here, cuda in (("gpu", has_gpu(m), "cuda"), ("tpu", chips(m), "tpu")):
@@ -164,10 +163,8 @@ def check_idle(m: Machine) -> Iterator[Check]:
         elif missing:
             yield Check(name, PROBLEM, f"a {name.upper()} is here, but JAX cannot use it: {missing}", fix)
         else:
-            text, extra = (
-                f"a {name.upper()} is here, but JAX runs on the CPU",
-                "tpu" if name == "tpu" else f"cuda{newest}",
-            )
+            text = f"a {name.upper()} is here, but JAX runs on the CPU"
+            extra = "tpu" if name == "tpu" else f"cuda{newest}"
             yield Check(name, PROBLEM, *complaint(text, f"{m.log}\n{stage.get(cuda, '')}", f"{ANEW} '.[{extra}]'"))
 
 
@@ -198,13 +195,9 @@ def check_host(m: Machine) -> Iterator[Check]:
             yield Check("disk", WARNING, f"{text}: so slow that checkpoints hold up training", fix)
         elif work:
             yield Check("disk", OK, text)
-    gpus = (
-        len(m.stages.get("devices", {}).get("kinds", ())) if m.stages.get("devices", {}).get("backend") == "gpu" else 0
-    )
-    if gpus > 1 and stage.get("shared", 1e12) < 512e6:
-        text = (
-            f"/dev/shm has {stage['shared'] / 1e6:.0f} MB (Docker's default is 64); NCCL on several GPUs may need more"
-        )
+    devices = m.stages.get("devices", {})
+    if devices.get("backend") == "gpu" and len(devices["kinds"]) > 1 and stage.get("shared", 1e12) < 512e6:
+        text = f"/dev/shm has {stage['shared'] / 1e6:.0f} MB (Docker's default is 64), which NCCL may find too small"
         fix = "docker run --shm-size=8g IMAGE  # outside of a container: sudo mount -o remount,size=8G /dev/shm"
         yield Check("memory", WARNING, text, fix)
     if 0 <= stage["open_files"] < 1024:
