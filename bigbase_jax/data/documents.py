@@ -92,7 +92,7 @@ class Format:
                     yield Document(f"{file.name}:{number}", (text,))
             elif text.strip():
                 start, size = (start, size + len(line)) if paragraph else (number, len(line))
-                if size > file.limits.text:
+                if size > file.limits.most_text:
                     raise too_long(f"{file}: the paragraph from line {start} on", file.limits)
                 paragraph.append(line)
             elif paragraph:
@@ -159,8 +159,8 @@ class Format:
 def whole_text(file: File, encoding: str = "utf-8") -> str:
     """The text of a file that is read at once; raises UserError if it cannot be, or is too long for that."""
     with one_sentence(file, encoding), text_of(file, encoding) as lines:
-        text = lines.read(file.limits.text + 1)
-    if len(text) > file.limits.text:
+        text = lines.read(file.limits.most_text + 1)
+    if len(text) > file.limits.most_text:
         raise too_long(str(file), file.limits)
     return text
 

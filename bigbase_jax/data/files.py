@@ -31,6 +31,7 @@ from typing import Any, NamedTuple
 from bigbase_jax.build import build, suggest
 from bigbase_jax.core import UserError
 from bigbase_jax.data.archives import Member, members
+from bigbase_jax.runtime.limits import FREE, PIXELS, RATIO, TEXT, limit, too_much
 from bigbase_jax.runtime.untrusted import not_regular
 
 PLAIN = frozenset({".txt", ".text", ".md", ".rst", ".conll", ".bio"})
@@ -57,7 +58,6 @@ _SPLITS = {
     "test": ("testing", "test", "holdout", "hold-out", "hold_out", "heldout", "held-out", "held_out"),
 }
 """What splits are called, in any case, also with "set" or "data" after it (``training_set``, ``TestData``)."""
-_FREE = 1 << 26  # bytes that any file may hold, however small it is
 
 
 @dataclasses.dataclass(frozen=True, order=True)
@@ -65,7 +65,8 @@ class Limits:
     """What a file may make of this process's memory, whatever it says of itself: a few KB can ask for all of it.
 
     Files that are read piece by piece may have any size. What exceeds a limit is refused, by name; raise the limit
-    for data that is honest (``--config.data.dataset.limits.pixels=200_000_000``).
+    for data that is honest (``--config.data.dataset.limits.pixels=200_000_000``). ``BIGBASE_LIMITS=2`` in the
+    environment doubles all of them, and those of everything else that comes from elsewhere (``runtime.limits``).
 
     Attributes:
       pixels: of a picture, by its header. Its file may have four bytes for each.
@@ -78,33 +79,43 @@ class Limits:
       UserError: a limit that is not positive.
     """
 
-    pixels: int = 1 << 26
-    text: int = 1 << 22
-    ratio: float = 200.0
+    pixels: int = PIXELS
+    text: int = TEXT
+    ratio: float = RATIO
 
     def __post_init__(self) -> None:
         for name, value in dataclasses.asdict(self).items():
             if not value > 0:
                 raise UserError(f"limits.{name} is {value}; it must be positive.")
 
+    @property
+    def most_pixels(self) -> int:
+        """``pixels`` times what the environment says."""
+        return limit(self.pixels)
+
+    @property
+    def most_text(self) -> int:
+        """``text`` times what the environment says."""
+        return limit(self.text)
+
     def meter(self, name: object, packed: int) -> Callable[[int], None]:
         """What counts the bytes that come out of a file of ``packed`` bytes; raises UserError beyond the limit."""
-        left = max(_FREE, self.ratio * packed)
+        ratio = limit(self.ratio)
+        left = max(limit(FREE), ratio * packed)
 
         def count(size: int) -> None:
             nonlocal left
             left -= size
             if left < 0:
-                raise UserError(
-                    f"{name} unpacks to more than {self.ratio:g} times its {packed:,} bytes, as bombs do; if it is"
-                    f" honest, raise {KEY}.ratio."
-                )
+                what = f"{name} unpacks to more than {ratio:,} times its {packed:,} bytes, as bombs do"
+                raise too_much(what, f"raise {KEY}.ratio")
 
         return count
 
 
 LIMITS = Limits()
 KEY = "data.dataset.limits"
+"""What a user sets to raise one of ``Limits``."""
 
 
 def limits_of(config: Mapping[str, Any]) -> Limits:
@@ -113,12 +124,9 @@ def limits_of(config: Mapping[str, Any]) -> Limits:
     return found
 
 
-"""What a user sets to raise one of ``Limits``."""
-
-
 def too_long(where: str, limits: Limits) -> UserError:
     """Says that a text is longer than ``limits.text``."""
-    return UserError(f"{where} has more than {limits.text:,} characters; if it is honest, raise {KEY}.text.")
+    return too_much(f"{where} has more than {limits.most_text:,} characters", f"raise {KEY}.text")
 
 
 class File(NamedTuple):

@@ -159,7 +159,7 @@ def text_of(file: File, encoding: str, newline: str = "") -> io.TextIOWrapper:
 
 def lines_of(file: File, encoding: str, newline: str = "") -> Iterator[tuple[int, str]]:
     """(number from 1, line with its end) of each line; raises UserError for one that is too long."""
-    most = file.limits.text
+    most = file.limits.most_text
     with text_of(file, encoding, newline) as text:
         for number, line in enumerate(iter(functools.partial(text.readline, most + 1), ""), 1):
             if len(line) > most:
@@ -176,7 +176,7 @@ def json_values(file: File, encoding: str, lenient: bool = False) -> Iterator[tu
             if head.lstrip()[:1] == "[":
                 yield from _elements(file, head, text)
             else:
-                most = 16 * file.limits.text
+                most = 16 * file.limits.most_text
                 head += text.read(most + 1 - len(head))
                 if len(head) > most:
                     raise UserError(
@@ -204,7 +204,7 @@ _SPACE = re.compile(r"[ \t\n\r]*")
 def _in_lines(file: File, encoding: str) -> bool:
     """Whether the first line that is not empty is JSON, and something follows it."""
     with text_of(file, encoding) as text:
-        lines = iter(functools.partial(text.readline, file.limits.text), "")
+        lines = iter(functools.partial(text.readline, file.limits.most_text), "")
         first = next(filter(str.strip, lines), "")
         try:
             json.loads(first)
@@ -227,7 +227,7 @@ def _json(text: str, where: str, at: int | None = None) -> Any:
 
 def _elements(file: File, text: str, rest: io.TextIOBase) -> Iterator[tuple[int, Any]]:
     """(number from 1, value) of each element of a list of any length: ``text`` and what ``rest`` still has."""
-    most = file.limits.text
+    most = file.limits.most_text
     number, at = 0, text.index("[") + 1
 
     def after(place: int) -> int:  # the next character that is no space
@@ -304,7 +304,7 @@ def lines_of_table(file: File, encoding: str) -> Iterator[tuple[int, list[str]]]
         nonlocal size
         for _, line in lines_of(file, encoding):
             size += len(line)
-            if size > file.limits.text:
+            if size > file.limits.most_text:
                 raise too_long(f"{file}: the row from line {start} on (is a quote not closed?)", file.limits)
             yield line
 
@@ -371,7 +371,7 @@ def _sheet(file: File) -> Iterator[tuple[int, list[str]]]:
                 while texts and not texts[-1].strip():
                     texts.pop()
                 width = width or len(texts)
-                if sum(map(len, texts)) > file.limits.text:
+                if sum(map(len, texts)) > file.limits.most_text:
                     raise too_long(f"{file}, row {number}", file.limits)
                 if texts:
                     yield number, texts + [""] * (width - len(texts))
@@ -393,7 +393,7 @@ def rows_of_columns(file: File, choose: Callable[[list[str]], Sequence[str]]) ->
             number += 1
             values = dict(zip(columns, (scalar.as_py() for scalar in scalars), strict=True))
             size = _size(values)
-            if size > file.limits.text:
+            if size > file.limits.most_text:
                 raise too_long(f"{file}, row {number}", file.limits)
             count(size)
             yield number, values

@@ -22,7 +22,8 @@ import numpy as np
 
 from bigbase_jax.core import UserError
 from bigbase_jax.runtime.checkpoint import disk_error
-from bigbase_jax.runtime.untrusted import limit, open_regular, parse_json, read_object, too_much
+from bigbase_jax.runtime.limits import MOST_HEADER, MOST_UNPACKED, limit, too_much
+from bigbase_jax.runtime.untrusted import open_regular, parse_json, read_object
 from bigbase_jax.runtime.whole import partial
 
 CONFIG = "config.json"
@@ -59,8 +60,6 @@ DTYPES: Mapping[str, Any] = {
     "BOOL": np.bool_,
 }
 _NAMES = {np.dtype(dtype): name for name, dtype in DTYPES.items()}
-_MOST_HEADER = 16 << 20  # of a safetensors file, in bytes: 100,000 tensors
-_MOST_UNPACKED = 1 << 29  # of an .npz file, in bytes
 _TORCH = ("pytorch_model.bin", "pytorch_model.bin.index.json", "model.pt", "model.pth")
 
 
@@ -125,8 +124,8 @@ def read_safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
     start = 8 + int.from_bytes(data[:8].tobytes(), "little")
     if len(data) < 8 or start > len(data):
         raise UserError(f"{broken}: it ends within its header.")
-    if start > limit(_MOST_HEADER):
-        raise too_much(f"{path} has a header of {start:,} bytes, more than {limit(_MOST_HEADER):,}")
+    if start > limit(MOST_HEADER):
+        raise too_much(f"{path} has a header of {start:,} bytes, more than {limit(MOST_HEADER):,}")
     header = parse_json(data[8:start].tobytes(), f"the header of {path}", unique=True)
     try:
         header.pop("__metadata__", None)
@@ -161,8 +160,8 @@ def read_npz(path: pathlib.Path) -> dict[str, np.ndarray]:
     """
     try:
         with open_regular(path) as file, zipfile.ZipFile(file) as archive:
-            if sum(member.file_size for member in archive.infolist()) > limit(_MOST_UNPACKED):
-                raise too_much(f"{path} unpacks to more than {limit(_MOST_UNPACKED):,} bytes")
+            if sum(member.file_size for member in archive.infolist()) > limit(MOST_UNPACKED):
+                raise too_much(f"{path} unpacks to more than {limit(MOST_UNPACKED):,} bytes")
             for member in archive.infolist():
                 with archive.open(member) as opened:
                     old = np.lib.format.read_magic(opened) == (1, 0)

@@ -1,7 +1,7 @@
 """Files that somebody sent: only regular files of their folder are opened, only so much of them is read, and what they
 have computed is limited in time and memory.
 
-``BIGBASE_LIMITS=2`` in the environment doubles every limit, for this process and those that it starts.
+``limits`` says how much.
 """
 
 from __future__ import annotations
@@ -19,29 +19,10 @@ import threading
 from typing import Any, BinaryIO
 
 from bigbase_jax.core import UserError
+from bigbase_jax.runtime.limits import MEMORY, MOST_BYTES, MOST_VALUES, limit, too_much
 
-LIMITS = "BIGBASE_LIMITS"
-MOST_BYTES = 64 << 20
-"""Of a file that is read whole. The largest published ``tokenizer.json`` has 34 MB."""
-_MOST_VALUES = 4_000_000  # of a JSON file, about 100 bytes in memory each; the largest tokenizer.json has 2.3 million
 _DEPTH = 64  # of the objects and lists of a config
 _KINDS = ((stat.S_ISDIR, "a folder"), (stat.S_ISFIFO, "a named pipe"), (stat.S_ISSOCK, "a socket"))
-
-
-def limit(default: float) -> int:
-    """``default`` times what the environment variable ``BIGBASE_LIMITS`` says (1)."""
-    given = os.environ.get(LIMITS, "1")
-    try:
-        return max(int(default * float(given)), 1)
-    except (ValueError, OverflowError) as error:
-        raise UserError(f"{LIMITS}={given!r} is no number; 2 doubles what files from elsewhere may cost.") from error
-
-
-def too_much(what: str) -> UserError:
-    """The sentence for what is over a limit, with the way to raise it."""
-    return UserError(
-        f"{what}; if you trust it, set the environment variable {LIMITS}=2 (or 4, ...) to raise the limit."
-    )
 
 
 def open_regular(path: str | os.PathLike, folder: str | os.PathLike | None = None) -> BinaryIO:
@@ -102,8 +83,8 @@ def parse_json(data: bytes | str, name: str | os.PathLike, unique: bool = False)
       UserError: it is not JSON in UTF-8, or its values are nested too deep or too many.
     """
     marks = (",", ":", "[", "{") if isinstance(data, str) else (b",", b":", b"[", b"{")
-    if sum(map(data.count, marks)) > limit(_MOST_VALUES):  # type: ignore[arg-type]
-        raise too_much(f"{name} holds more than {limit(_MOST_VALUES):,} values")
+    if sum(map(data.count, marks)) > limit(MOST_VALUES):  # type: ignore[arg-type]
+        raise too_much(f"{name} holds more than {limit(MOST_VALUES):,} values")
     try:
         return json.loads(data, object_pairs_hook=_unique if unique else None)
     except RecursionError as error:
@@ -167,7 +148,6 @@ class Refused(Exception):
         self.kind = kind
 
 
-_MEMORY = 1 << 30  # of its addresses, in bytes
 _BUSY = 10  # seconds that pass on a busy machine for one of computing
 _lock = threading.Lock()
 _process: tuple[int, int, subprocess.Popen] | None = None  # whose it is, its memory, and itself
@@ -188,7 +168,7 @@ def ask(what: str, name: str, seconds: float, **arguments: Any) -> Any:
     """
     global _process
     with _lock:
-        seconds, memory = limit(seconds), limit(_MEMORY)
+        seconds, memory = limit(seconds), limit(MEMORY)
         ours = os.getpid(), memory  # after a fork, the other process is our parent's
         if _process is None or _process[:2] != ours or _process[2].poll() is not None:
             command = [sys.executable, "-P", os.path.join(os.path.dirname(__file__), "sandbox.py"), str(memory)]

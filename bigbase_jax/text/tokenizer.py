@@ -28,9 +28,9 @@ import numpy as np
 
 from bigbase_jax.build import suggest
 from bigbase_jax.core import UserError
-from bigbase_jax.runtime.untrusted import limit, parse_json, read_object, read_regular
+from bigbase_jax.runtime.limits import MOST_PIECES, limit
+from bigbase_jax.runtime.untrusted import parse_json, read_object, read_regular
 from bigbase_jax.text.tokenizer_checks import (
-    MOST_PIECES,
     attempt,
     charsmap_growth,
     check,

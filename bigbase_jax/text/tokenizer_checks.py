@@ -12,13 +12,10 @@ from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from bigbase_jax.core import UserError
-from bigbase_jax.runtime.untrusted import Refused, ask, limit, parse_json, too_much
+from bigbase_jax.runtime.limits import GROWTH, MOST_PIECES, MOST_RULES, MOST_WORD, limit, too_much
+from bigbase_jax.runtime.untrusted import Refused, ask, parse_json
 
-MOST_PIECES = 1 << 20
-"""Of a vocabulary. The largest published one, of XLM-V, has 901,629."""
-_MOST_RULES, _DEPTH = 64, 8
-_MOST_WORD = 1000  # characters; the time that WordPiece takes for a word grows with their square
-_GROWTH = 256  # published ones grow a text to 72 times its characters at most, for what NFKC may make of one character
+_DEPTH = 8
 _GROWS = {"ByteLevel": 4, "BertNormalizer": 3, "Metaspace": 2, "WordPiece": 2, "BPEDecoder": 2}
 _PARTS = {
     "normalizer": "normalizers",
@@ -80,8 +77,8 @@ def check(content: str, name: str) -> None:
         if not all(isinstance(t["content"], str) and isinstance(t["special"], bool) for t in added):
             raise UserError(f"{name} has added_tokens that are none.")
         word = model.get("max_input_chars_per_word") or 0
-        if not isinstance(word, int) or word > limit(_MOST_WORD):
-            raise too_much(f"{name} has max_input_chars_per_word={word!r}; known are up to {limit(_MOST_WORD):,}")
+        if not isinstance(word, int) or word > limit(MOST_WORD):
+            raise too_much(f"{name} has max_input_chars_per_word={word!r}; known are up to {limit(MOST_WORD):,}")
         rules = {part: _flat(given.get(part), key, name) for part, key in _PARTS.items()}
         before = [*rules["normalizer"], *rules["pre_tokenizer"]]
         for part, some in (
@@ -89,8 +86,8 @@ def check(content: str, name: str) -> None:
             ("decoder", rules["decoder"]),
             ("post_processor", rules["post_processor"]),
         ):
-            if math.prod(map(_growth, some)) > limit(_GROWTH):
-                raise too_much(f"{name}: its {part} let a text grow to more than {limit(_GROWTH):,} times its length")
+            if math.prod(map(_growth, some)) > limit(GROWTH):
+                raise too_much(f"{name}: its {part} let a text grow to more than {limit(GROWTH):,} times its length")
     attempt(content, name)
 
 
@@ -127,8 +124,8 @@ def _flat(node: Any, key: str, name: str, depth: int = _DEPTH) -> list[dict[str,
     if node["type"] != "Sequence":
         return [node]
     found = [] if depth == 0 else [rule for part in node[key] for rule in _flat(part, key, name, depth - 1)]
-    if depth == 0 or len(found) > limit(_MOST_RULES):
-        raise too_much(f"{name} has {key} of more than {limit(_MOST_RULES)} rules, or {_DEPTH} levels")
+    if depth == 0 or len(found) > limit(MOST_RULES):
+        raise too_much(f"{name} has {key} of more than {limit(MOST_RULES)} rules, or {_DEPTH} levels")
     return found
 
 

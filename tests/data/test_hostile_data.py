@@ -398,3 +398,17 @@ print(refused, peak // 1024)
 def test_limits_are_positive(limits):
     with pytest.raises(UserError, match="must be positive"):
         Limits(**limits)
+
+
+def test_the_environment_raises_every_limit_of_a_data_set(monkeypatch):
+    limits, data = Limits(pixels=50_000, text=1000, ratio=100), png(300, 300)
+    monkeypatch.setenv("BIGBASE_LIMITS", "2")
+    assert decode(data, limits=limits).shape == (300, 300, 3)
+    assert limits.most_text == 2000 and limits.meter("x", 1 << 20)(150 << 20) is None
+    monkeypatch.setenv("BIGBASE_LIMITS", "1.5")
+    with pytest.raises(UserError, match=r"set data.dataset.limits.pixels=90000 or more \(or set BIGBASE_LIMITS=2 to"):
+        decode(data, limits=limits)
+    with pytest.raises(
+        UserError, match=r"more than 150 times its 1,048,576 bytes.*raise data.dataset.limits.ratio \(or"
+    ):
+        limits.meter("x", 1 << 20)(160 << 20)

@@ -7,7 +7,7 @@ import signal
 import pytest
 
 from bigbase_jax.core import UserError
-from bigbase_jax.runtime import untrusted
+from bigbase_jax.runtime import limits, untrusted
 from bigbase_jax.text import chat_template
 from bigbase_jax.text.chat_template import ChatTemplate
 
@@ -45,7 +45,7 @@ ASKED = [{"role": "user", "content": "hi"}]
 
 @pytest.mark.parametrize("name", TEMPLATES)
 def test_a_hostile_template_is_one_sentence(name, monkeypatch):
-    monkeypatch.setenv(untrusted.LIMITS, "0.5")
+    monkeypatch.setenv(limits.VARIABLE, "0.5")
     jinja, sentence = TEMPLATES[name]
     with pytest.raises(UserError, match=f"^the chat template of WHERE {sentence}") as caught:
         ChatTemplate(jinja, {}, "WHERE").render(ASKED)

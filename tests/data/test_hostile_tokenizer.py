@@ -6,7 +6,7 @@ import json
 import pytest
 
 from bigbase_jax.core import UserError
-from bigbase_jax.runtime import untrusted
+from bigbase_jax.runtime import limits
 from bigbase_jax.text import tokenizer_checks
 from bigbase_jax.text.tokenizer import Subwords, TokenizerFile, encode, load
 
@@ -123,7 +123,7 @@ def test_a_hostile_tokenizer_json_is_one_sentence(name, tmp_path, capfd):
 
 
 def test_a_regex_that_takes_its_time_is_one_sentence(tmp_path, monkeypatch):
-    monkeypatch.setenv(untrusted.LIMITS, "0.2")
+    monkeypatch.setenv(limits.VARIABLE, "0.2")
     (tmp_path / "tokenizer.json").write_text(json.dumps({**GOOD, "pre_tokenizer": split("(?:a|a){22}[x-z]")}))
     with pytest.raises(UserError, match=r"tokenizer\.json: the tokenizer takes more than 1 seconds; .*LIMITS=2"):
         fit(tmp_path)
@@ -148,7 +148,7 @@ def test_the_limits_can_be_raised(tmp_path, monkeypatch):
     (tmp_path / "tokenizer.json").write_text(json.dumps(growing))
     with pytest.raises(UserError, match="BIGBASE_LIMITS=2"):
         fit(tmp_path)
-    monkeypatch.setenv(untrusted.LIMITS, "2")
+    monkeypatch.setenv(limits.VARIABLE, "2")
     assert encode(fit(tmp_path), "a").tolist() == [0]
 
 

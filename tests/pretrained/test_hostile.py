@@ -18,7 +18,7 @@ from bigbase_jax.core import UserError
 from bigbase_jax.inference import generation
 from bigbase_jax.models.decoder import Decoder
 from bigbase_jax.pretrained import files, weights
-from bigbase_jax.runtime import untrusted
+from bigbase_jax.runtime import limits, untrusted
 from bigbase_jax.tasks.language import CausalLanguageModel
 from bigbase_jax.text.detokenizer import IncrementalDetokenizer
 from bigbase_jax.text.tokenizer import Symbols
@@ -68,13 +68,13 @@ def test_what_is_read_is_limited_and_the_limit_can_be_raised(tmp_path, monkeypat
     (tmp_path / "x").write_bytes(bytes(150))
     with pytest.raises(UserError, match="x is larger than 100 bytes; .* BIGBASE_LIMITS=2"):
         untrusted.read_regular(tmp_path / "x", most=100)
-    monkeypatch.setattr(untrusted, "_MOST_VALUES", 10)
+    monkeypatch.setattr(untrusted, "MOST_VALUES", 10)
     with pytest.raises(UserError, match="x holds more than 10 values; .* BIGBASE_LIMITS=2"):
         untrusted.parse_json(json.dumps([[]] * 8), "x")
-    monkeypatch.setenv(untrusted.LIMITS, "2")
+    monkeypatch.setenv(limits.VARIABLE, "2")
     assert len(untrusted.read_regular(tmp_path / "x", most=100)) == 150
     assert untrusted.parse_json(json.dumps([[]] * 8), "x") == [[]] * 8
-    monkeypatch.setenv(untrusted.LIMITS, "much")
+    monkeypatch.setenv(limits.VARIABLE, "much")
     with pytest.raises(UserError, match="BIGBASE_LIMITS='much' is no number"):
         untrusted.read_regular(tmp_path / "x")
 
@@ -149,7 +149,7 @@ def test_a_header_that_is_really_large_is_not_parsed(tmp_path, monkeypatch):
     header = {f"t{i}": {"dtype": "U8", "shape": [0], "data_offsets": [0, 0]} for i in range(50)}
     (tmp_path / "model.safetensors").write_bytes(tensors(header))
     assert len(files.read_tensors(tmp_path)) == 50
-    monkeypatch.setattr(files, "_MOST_HEADER", 1000)
+    monkeypatch.setattr(files, "MOST_HEADER", 1000)
     with pytest.raises(UserError, match=r"model\.safetensors has a header of .* BIGBASE_LIMITS"):
         files.read_tensors(tmp_path)
 
@@ -204,7 +204,7 @@ ARRAYS = {
 
 @pytest.mark.parametrize("name", ARRAYS)
 def test_npz(name, tmp_path, monkeypatch):
-    monkeypatch.setattr(files, "_MOST_UNPACKED", 7_000_000)
+    monkeypatch.setattr(files, "MOST_UNPACKED", 7_000_000)
     content, sentence = ARRAYS[name]
     with zipfile.ZipFile(tmp_path / "x.npz", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("x.npy", content)

@@ -21,6 +21,7 @@ from PIL import Image
 from bigbase_jax.build import suggest
 from bigbase_jax.core import Codec, Example, Fields, UserError
 from bigbase_jax.data.files import KEY, LIMITS, File, Limits, file_at, limits_of, one_sentence, open_file
+from bigbase_jax.runtime.limits import too_much
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp"})
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")  # JPEG includes MPO, which some cameras write
@@ -63,7 +64,7 @@ def decode(
     if not isinstance(data, bytes):
         file = data if isinstance(data, File) else file_at("", os.fspath(data))
         try:
-            if file.size > 4 * limits.pixels:
+            if file.size > 4 * limits.most_pixels:
                 raise too_large(f"a file of {file.size:,} bytes", file.size // 4)
             with one_sentence(file, "bytes"), open_file(file) as opened:
                 contents = opened.read(file.size)
@@ -77,7 +78,7 @@ def decode(
     try:
         with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
             width, height = image.size
-            if width * height > limits.pixels:
+            if width * height > limits.most_pixels:
                 raise too_large(f"a size of {width:,} x {height:,} pixels", width * height)
             with _room(width * height):
                 if draft_size is not None:
@@ -95,7 +96,7 @@ def decode(
 
 def too_large(what: str, pixels: int) -> UserError:
     """Says that a picture is larger than ``limits.pixels``."""
-    return UserError(f"{what} is too much for a picture; if it is honest, set {KEY}.pixels={pixels} or more.")
+    return too_much(f"{what} is too much for a picture", f"set {KEY}.pixels={pixels} or more")
 
 
 _DECODED_AT_ONCE = 1 << 26  # pixels, of up to 24 bytes on the way, by all threads together; a larger one is alone

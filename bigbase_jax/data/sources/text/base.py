@@ -305,7 +305,7 @@ def text_of_bytes(given: bytes, encoding: str, limits: Limits = LIMITS) -> str:
         text = io.TextIOWrapper(io.BytesIO(given), "utf-8-sig" if encoding == "utf-8" else encoding, newline="").read()
     except UnicodeDecodeError as error:
         raise UserError(f"the text is not valid {encoding} ({error.reason}).") from error
-    if len(text) > limits.text:
+    if len(text) > limits.most_text:
         raise too_long("the text", limits)
     return text
 
