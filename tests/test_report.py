@@ -10,7 +10,7 @@ import pytest
 from bigbase_jax.compare import runs
 from bigbase_jax.compare.numbers import Metrics
 from bigbase_jax.compare.statistics import wilson
-from bigbase_jax.core import Card, Clips, Evaluated, Gallery, Highlights, Metric, Plot, Table, UserError
+from bigbase_jax.core import Card, Clips, Evaluated, Gallery, Highlights, Matrix, Metric, Plot, Table, UserError
 from bigbase_jax.pages import figures, page, report
 
 NASTY = "<script>alert(\"x\")</script> & 'co'"
@@ -270,7 +270,7 @@ def test_ticks_enclose_the_data(low, high):
 def test_axes_do_not_zoom_into_noise_and_steps_are_whole(name, y, labels):
     known = Metrics({"accuracy": Metric("max", "%")})
     chart = page.metric_chart(known, name, [page.Series("val", "val", [1.0, 3.0], y)])
-    assert [text for _, text in chart["grid"]] == labels and [text for _, text in chart["ticks"]] == ["1", "2", "3"]
+    assert [text for _, text in chart.grid] == labels and [text for _, text in chart.ticks] == ["1", "2", "3"]
 
 
 class Shows:
@@ -318,6 +318,6 @@ def test_a_task_that_is_not_trusted_has_a_page_without_figures(tmp_path, capsys)
 
 
 def test_a_figure_that_does_not_hold_together_is_left_out(capsys):
-    found = figures.shaped([Table("t", ("a", "b"), [(1,)]), Table("u", ("a",), [(1,)])], "test")
+    found = figures.shaped([Matrix("t", ("a", "b"), [[1]]), Table("u", ("a",), [(1,)])], "test")
     assert [figure["title"] for figure in found] == ["u"] and "'t' cannot be drawn" in capsys.readouterr().err
     assert figures.of_task(object(), Evaluated("test", {}, {})) == []

@@ -82,9 +82,7 @@ def _ranked(groups: Sequence[Group], goal: Goal) -> list[Group]:
     """The best on the validation split first, those without a value last."""
 
     def place(item: Group) -> tuple[bool, bool, float]:
-        values = [value for run in item.runs if (value := goal.value(run)) is not None]
-        mean = sum(values) / len(values) if values else 0.0
-        unfinished = not any(run.finished for run in item.runs)
-        return (not values, unfinished, mean if goal.lower else -mean)
+        mean, unfinished = goal.mean(item), not any(run.finished for run in item.runs)
+        return (mean is None, unfinished, (mean or 0.0) * (1 if goal.lower else -1))
 
     return sorted(groups, key=place)

@@ -213,6 +213,11 @@ class Goal:
             return min(values) if self.lower else max(values)
         return values[-1]
 
+    def mean(self, group: Group) -> float | None:
+        """Over the runs of a group that have it."""
+        values = [value for run in group.runs if (value := self.value(run)) is not None]
+        return sum(values) / len(values) if values else None
+
 
 def _within(path: str, key: str) -> bool:
     """Whether a setting belongs to a key of the config."""

@@ -22,7 +22,18 @@ from bigbase_jax.compare.numbers import finite, setting
 from bigbase_jax.compare.runs import ABSENT, Group, short_names
 from bigbase_jax.core import Figure, Gallery, Table, UserError
 from bigbase_jax.pages import figures
-from bigbase_jax.pages.page import Series, axis_text, in_order, logged, metric_chart, scale, thin, ticks, write_page
+from bigbase_jax.pages.page import (
+    Chart,
+    Series,
+    axis_text,
+    in_order,
+    logged,
+    metric_chart,
+    scale,
+    thin,
+    ticks,
+    write_page,
+)
 
 COLOURS = 8
 """Groups that have a colour of their own; the others are grey."""
@@ -54,6 +65,7 @@ def write(folder: pathlib.Path, found: Comparison) -> str:
     except OSError as error:
         raise UserError(f"cannot write {folder}: {error.strerror or error}.") from error
     curves, more_curves = _curves(found)
+    shown = tables.shown_metrics(found)
     write_page(
         folder / "comparison.html",
         "comparison.html",
@@ -70,7 +82,10 @@ def write(folder: pathlib.Path, found: Comparison) -> str:
         many=len(found.groups) > COLOURS,
         colour=lambda group: _colour(found, group),
         **_pairs(found),
-        **_metrics(found),
+        shown=shown,
+        titles=[found.known.title(metric) for metric in shown],
+        bests={metric: tables.best(found, metric) for metric in shown},
+        other_data=tables.different_data(found),
         dots=_dots(found),
         over={m.over for m in found.measured.values()},
         figures=_figures(found),
@@ -78,8 +93,7 @@ def write(folder: pathlib.Path, found: Comparison) -> str:
         more_curves=more_curves,
         parallel=_parallel(found),
         importance=_importance(found),
-        differences=_differences(found),
-        trials=_trials(found) if found.differences and len(found.groups) > 6 else None,
+        short=short_names(list(found.varied)),
         absent=ABSENT,
         runs=[
             (run, group.name if len(group.runs) > 1 else "", json.dumps(run.settings.get("seed")))
@@ -145,7 +159,8 @@ def _pairs(found: Comparison) -> dict[str, Any]:
             {
                 "group": groups[pair.other],
                 "cells": tables.pair_cells(found, pair)[1:],
-                "whisker": _whisker(pair, widest[pair.metric]),
+                "pair": pair,
+                "at": _better_right(pair, widest[pair.metric]) if widest[pair.metric] else None,
                 "tone": {"better": "good", "worse": "bad"}.get(pair.verdict, "idle"),
             }
             for pair in found.pairs[:TABLE]
@@ -156,61 +171,10 @@ def _pairs(found: Comparison) -> dict[str, Any]:
     }
 
 
-def _whisker(pair: Pair, widest: float, width: int = 130) -> dict[str, Any] | None:
-    """The difference and its interval, in pixels; better is to the right."""
-    if not widest:
-        return None
-    sign = -1 if pair.best == "min" else 1
-    at = scale(-widest, widest, 6, width - 6)
-    ends = None if pair.low is None or pair.high is None else sorted((at(sign * pair.low), at(sign * pair.high)))
-    return {"ends": ends, "at": at(sign * pair.difference), "width": width}
-
-
-def _metrics(found: Comparison) -> dict[str, Any]:
-    names = tables.shown_metrics(found)
-    known, bests = found.known, {metric: tables.best(found, metric) for metric in names}
-    rows = []
-    for group in found.groups[:TABLE]:
-        cells = []
-        for metric in names:
-            m = found.measured.get((group.name, metric))
-            deviation = "" if m is None or m.deviation is None else known.scaled(metric, m.deviation, ".2g")
-            deviation += " %" if deviation and known[metric].unit == "%" else ""
-            cells.append((known.number(metric, None if m is None else m.mean), deviation, group.name in bests[metric]))
-        rows.append((group, cells))
-    return {
-        "metrics": [known.title(metric) for metric in names],
-        "measured": rows,
-        "several": any(len(group.runs) > 1 for group in found.groups),
-        "any_best": any(bests.values()),
-        "other_data": tables.different_data(found),
-        "same": ", ".join(known.title(metric).lower() for metric in found.metrics if metric not in names),
-    }
-
-
-def _differences(found: Comparison) -> list[tuple[str, list[tuple[str, list[str], bool]]]]:
-    """(title, [(path, values as text, whether only some have it), ...]) of each part of the config."""
-    names = {"origin": "Where they come from", "other": "Other settings"}
-    return [
-        (
-            names.get(part, f"config.{part}"),
-            [(path, [setting(value) for value in values], ABSENT in values) for path, values in table.items()],
-        )
-        for part, table in found.differences.items()
-    ]
-
-
-def _trials(found: Comparison) -> dict[str, Any]:
-    """A row for each group: settings that differ, the goal, the metric."""
-    head, rows, goal = list(short_names(list(found.varied)).values()), [], found.goal
-    head += [f"{found.known.title(goal.metric)} on val"] if goal else []
-    for i, group in enumerate(found.groups[:TABLE]):
-        cells = [setting(values[i]) for values in found.varied.values()]
-        if goal:
-            values = [value for run in group.runs if (value := goal.value(run)) is not None]
-            cells.append(found.known.number(goal.metric, float(np.mean(values)) if values else None))
-        rows.append((group, cells))
-    return {"head": head, "rows": rows, "origin": ", ".join(found.differences.get("origin", {}))}
+def _better_right(pair: Pair, widest: float) -> Callable[[float], float]:
+    """From differences to pixels, better to the right."""
+    low, high = (widest, -widest) if pair.best == "min" else (-widest, widest)
+    return scale(low, high, 6, 124)
 
 
 # ----------------------------------------------------------------------------------------------------- what tasks show
@@ -240,48 +204,32 @@ def _dots(found: Comparison) -> list[dict[str, Any]]:
     return [figure for metric in names if (figure := _dot_figure(found, metric))] if len(found.groups) > 1 else []
 
 
-def _dot_figure(found: Comparison, metric: str, width: int = 480) -> dict[str, Any] | None:
+def _dot_figure(found: Comparison, metric: str) -> dict[str, Any] | None:
     measured = [(g, m) for g in found.groups if (m := found.measured.get((g.name, metric))) is not None]
-    rows = measured[:ROWS]
+    rows, known = measured[:ROWS], found.known
     values = [x for _, m in rows for x in (*m.values, m.low, m.high) if x is not None and math.isfinite(x)]
     if len(rows) < 2 or not values:
         return None
-    known, left, right, top, tall = found.known, 150, 26, 6, 24 if len(rows) <= 12 else 18
-    marks = ticks(min(values), max(values), 4)
-    at, span = scale(marks[0], marks[-1], left, width - right), marks[-1] - marks[0]
-    drawn = []
-    for i, (g, m) in enumerate(rows):
-        drawn.append(
-            {
-                "y": top + tall * (i + 0.5),
-                "colour": _colour(found, g),
-                "name": g.name if len(g.name) <= 22 else f"{g.name[:10]}…{g.name[-11:]}",
-                "tip": f"{g.name}: {tables.measured_text(found, g.name, metric)}",
-                "ends": None
-                if m.low is None or m.high is None
-                else (max(at(m.low), left - 4), min(at(m.high), width - 4)),
-                "runs": [at(x) for x in m.values] if len(m.values) > 1 else [],
-                "mean": at(m.mean),
-            }
-        )
+    marks, tall = ticks(min(values), max(values), 4), 24 if len(rows) <= 12 else 18
+    at, span = scale(marks[0], marks[-1], 150, 454), marks[-1] - marks[0]
+    names = [g.name if len(g.name) <= 22 else f"{g.name[:10]}…{g.name[-11:]}" for g, _ in rows]
+    tips = [f"{g.name}: {tables.measured_text(found, g.name, metric)}" for g, _ in rows]
     return {
         "title": known.title(metric),
         "how": "less is better" if known[metric].better == "min" else "more is better",
         "cut": f"the first {len(rows)} of {len(measured)}" if len(measured) > len(rows) else "",
-        "width": width,
-        "left": left,
-        "top": top,
-        "bottom": top + tall * len(rows) + 4,
+        "at": at,
+        "tall": tall,
+        "bottom": 10 + tall * len(rows),
         "ticks": [(at(x), axis_text(x, span, known[metric].unit == "%")) for x in marks],
-        "base": at(rows[0][1].mean) if rows[0][0] is found.groups[0] else None,
-        "rows": drawn,
+        "rows": [(g, m, name, tip) for (g, m), name, tip in zip(rows, names, tips, strict=True)],
     }
 
 
 # ----------------------------------------------------------------------------------------------------- curves
 
 
-def _curves(found: Comparison) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+def _curves(found: Comparison) -> tuple[list[Chart], list[Chart]]:
     """The charts that are shown, and those that are shown on demand: first comes what is trained, then the goal and
     what the tasks put first."""
     names = {
@@ -300,7 +248,7 @@ def _is(row: dict[str, Any], kind: str) -> bool:
     return row.get("kind") == "train" if kind == "train" else row.get("kind") == "eval" and row.get("split") == kind
 
 
-def _curve(found: Comparison, kind: str, metric: str) -> dict[str, Any] | None:
+def _curve(found: Comparison, kind: str, metric: str) -> Chart | None:
     series: list[Series] = []
     for group in reversed(found.groups):  # the first on top
         for run in group.runs:

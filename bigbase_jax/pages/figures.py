@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import base64
 import io
-import math
 import wave
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
 
-from bigbase_jax.compare.numbers import finite, percent, plain
 from bigbase_jax.core import Clips, Evaluated, Figure, Gallery, Highlights, Matrix, Plot, Table, Task, UserError
-from bigbase_jax.pages.page import Series, chart
+from bigbase_jax.pages.page import Chart, Series
 from bigbase_jax.runtime.log import say
 
 Pictures = Callable[[str, int], tuple[np.ndarray, str]]
 """(split, index) -> the picture, uint8 or float in [0, 1], [H, W], [H, W, 1] or [H, W, 3], and its file's name."""
 PIECES = 600
 """How many pieces of a text are shown."""
+_SIZES = (("large", 6), ("middle", 12), ("small", 30))  # of a matrix, up to so many names
 _COLOURS = ("train", "val", "test", "other")
 
 
@@ -40,22 +39,17 @@ def shaped(figures: Iterable[Figure], split: str, pictures: Callable[[], Picture
       pictures: gives what opens the pictures of a gallery, asked where there is one; None, or a ``UserError``: they are
         not at hand, and the page says so.
     """
-    kinds: dict[type, Callable[[Any], dict[str, Any]]] = {
-        Highlights: _highlights,
-        Table: _table,
-        Matrix: _matrix,
-        Plot: _plot,
-        Clips: _clips,
-    }
+    kinds: dict[type, Callable[[Any], dict[str, Any]]] = {Matrix: _matrix, Plot: _plot, Clips: _clips}
+    kinds |= {Table: lambda _: {}, Highlights: lambda _: {"shown": PIECES}}
+    kinds[Gallery] = lambda figure: _gallery(figure, split, pictures)
     found = []
     for figure in figures:
         try:
-            what = _gallery(figure, split, pictures) if isinstance(figure, Gallery) else kinds[type(figure)](figure)
+            more = kinds[type(figure)](figure)
         except (ValueError, TypeError, LookupError) as error:
             say(f"the figure {getattr(figure, 'title', figure)!r} cannot be drawn: {type(error).__name__}: {error}")
             continue
-        about = {"kind": type(figure).__name__.lower(), "title": figure.title, "note": figure.note, "split": split}
-        found.append(about | what)
+        found.append({**figure._asdict(), "kind": type(figure).__name__.lower(), "split": split, **more})
     return found
 
 
@@ -110,56 +104,17 @@ def _uri(kind: str, file: io.BytesIO) -> str:
     return f"data:{kind};base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
-def _highlights(figure: Highlights) -> dict[str, Any]:
-    texts = []
-    for title, pieces in figure.texts:
-        shown = []
-        for text, weight in pieces[:PIECES]:
-            shade = 100 * min(max(weight, 0.0) / figure.most, 1) if math.isfinite(weight) else 100
-            tip = f"{weight:.2f} {figure.unit}" if figure.unit and weight else ""
-            shown.append((text, round(shade), tip))
-        texts.append({"title": title, "pieces": shown, "more": max(len(pieces) - PIECES, 0)})
-    return {"texts": texts}
-
-
-def _table(figure: Table) -> dict[str, Any]:
-    shares = [column in figure.shares for column in figure.columns]
-    rows = []
-    for row in figure.rows:
-        cells = []
-        for value, share in zip(row, shares, strict=True):
-            number = finite(value) if share else None
-            text = plain(value) if number is None else f"{100 * number:.1f} %"
-            cells.append({"text": text, "share": None if number is None else round(100 * number, 1)})
-        rows.append(cells)
-    return {"columns": figure.columns, "rows": rows}
-
-
 def _matrix(figure: Matrix) -> dict[str, Any]:
-    names, count_KK = figure.names, np.asarray(figure.counts, np.float64).reshape(len(figure.names), -1)
-    size = next((size for size, most in (("large", 6), ("middle", 12), ("small", 30)) if len(names) <= most), "tiny")
+    names = figure.names
+    count_KK = np.asarray(figure.counts, np.float64).reshape(len(names), len(names))
     share_KK = count_KK / np.maximum(count_KK.sum(1, keepdims=True), 1)
-    rows = [
-        [
-            {
-                "count": f"{count:,.0f}" if size != "tiny" else "",
-                "share": percent(share) if size in ("large", "middle") else "",
-                "shade": round(100 * math.sqrt(share)),
-                "right": i == j,
-                "tip": f"{name} called {guess}: {count:,.0f} ({percent(share)})",
-            }
-            if count
-            else None
-            for j, (guess, count, share) in enumerate(zip(names, count_KK[i], share_KK[i], strict=True))
-        ]
-        for i, name in enumerate(names)
-    ]
     wrong_KK = count_KK * (1 - np.eye(len(names)))
     order = [divmod(int(flat), len(names)) for flat in np.argsort(-wrong_KK, axis=None, kind="stable")[:8]]
-    confused = [
-        (names[i], names[j], f"{wrong_KK[i, j]:,.0f}", percent(share_KK[i, j])) for i, j in order if wrong_KK[i, j]
-    ]
-    return {"names": names, "size": size, "rows": rows, "confused": confused if len(names) > 3 else []}
+    return {
+        "size": next((size for size, most in _SIZES if len(names) <= most), "tiny"),
+        "cells": [list(zip(*row, strict=True)) for row in zip(count_KK.tolist(), share_KK.tolist(), strict=True)],
+        "confused": [(i, j) for i, j in order if wrong_KK[i, j]] if len(names) > 3 else [],
+    }
 
 
 def _plot(figure: Plot) -> dict[str, Any]:
@@ -168,14 +123,10 @@ def _plot(figure: Plot) -> dict[str, Any]:
         for i, (name, (x, y)) in enumerate(figure.series.items())
         if len(x)
     ]
-    if not series:
-        return {"chart": None}
-    text = lambda y: f"{y:.4g}"  # noqa: E731
-    drawn = chart(
-        figure.title, series, text, legend=len(series) > 1, x_title=figure.x, y_title=figure.y, steps=False,
-        bars=figure.bars, diagonal=figure.diagonal,
-    )  # fmt: skip
-    return {"chart": drawn}
+    words: dict[str, Any] = {"x_title": figure.x, "y_title": figure.y, "bars": figure.bars, "diagonal": figure.diagonal}
+    text = "{:.4g}".format
+    made = Chart(figure.title, series, text, legend=len(series) > 1, steps=False, **words) if series else None
+    return {"chart": made}
 
 
 def _clips(figure: Clips) -> dict[str, Any]:

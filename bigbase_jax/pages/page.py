@@ -10,6 +10,7 @@ import base64
 import dataclasses
 import hashlib
 import importlib.resources
+import itertools
 import pathlib
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -19,7 +20,7 @@ import jinja2
 import numpy as np
 from markupsafe import Markup
 
-from bigbase_jax.compare.numbers import finite, percent, plain, plural, setting, si, when
+from bigbase_jax.compare.numbers import Metrics, finite, percent, plain, plural, setting, si, when
 from bigbase_jax.runtime.whole import written
 
 _TEMPLATES = importlib.resources.files("bigbase_jax.pages") / "templates"
@@ -31,7 +32,7 @@ _ENVIRONMENT = jinja2.Environment(
     undefined=jinja2.StrictUndefined,
 )
 _ENVIRONMENT.filters.update(percent=percent, plain=plain, setting=setting, when=when)
-_ENVIRONMENT.globals.update(plural=plural)
+_ENVIRONMENT.globals.update(plural=plural, finite=finite)
 
 
 def write_page(path: pathlib.Path, template: str, script: str | None = None, **words: Any) -> None:
@@ -70,6 +71,11 @@ class Series:
     marks: bool = False
     counts: Sequence[float] = ()
 
+    @property
+    def points(self) -> list[tuple[float, float, float | None]]:
+        """(x, y, count) of each."""
+        return list(zip(self.x, self.y, self.counts or itertools.repeat(None, len(self.x)), strict=True))
+
 
 def thin(points: Sequence[tuple[float, float]], most: int = 500) -> tuple[list[float], list[float]]:
     """At most so many points: means of neighbours."""
@@ -83,19 +89,8 @@ def scale(low: float, high: float, first: float, last: float) -> Callable[[float
     return lambda x: round(first + (x - low) / ((high - low) or 1) * (last - first), 1)
 
 
-def chart(
-    title: str,
-    series: Sequence[Series],
-    text: Callable[[float], str] = si,
-    share: bool = False,
-    legend: bool = True,
-    x_title: str = "",
-    y_title: str = "",
-    steps: bool = True,
-    bars: bool = False,
-    diagonal: bool = False,
-) -> dict[str, Any]:
-    """A chart as the macro ``chart`` draws it, as wide as its column.
+class Chart:
+    """A chart as the macro ``svg`` draws it, as wide as its column: where its axes are, and what is written there.
 
     Args:
       series: at least one point.
@@ -107,76 +102,56 @@ def chart(
       bars: columns, from 0, instead of lines.
       diagonal: a line where x = y, on axes of the same ends.
     """
-    width, height, left, right, top, bottom = 480, 250 + 18 * bool(x_title), 54, 12, 10, 28 + 18 * bool(x_title)
-    xs, ys = [float(x) for s in series for x in s.x], [float(y) for s in series for y in s.y]
-    gap = min(np.diff(np.unique(xs)), default=1.0) if bars else 0.0
-    x0, x1 = min(xs) - gap / 2, max(xs) + gap / 2
-    low, high = (min(0.0, *ys), max(ys)) if bars else _apart(min(ys), max(ys), share)
-    if diagonal:
-        low, high = min(low, x0), max(high, x1)
-        x0, x1 = low, high
-    if x0 == x1:
-        x0, x1 = x0 - 1, x1 + 1
-    ticks_y = ticks(low, high)
-    y0, y1 = ticks_y[0], ticks_y[-1]
-    at_x, at_y = scale(x0, x1, left, width - right), scale(y0, y1, height - bottom, top)
-    drawn = []
-    for i, s in enumerate(series):
-        points = [(at_x(x), at_y(y)) for x, y in zip(s.x, s.y, strict=True)]
-        where = [f"{'step ' if steps else f'{x_title} '.lstrip()}{f'{x:,.0f}' if steps else f'{x:.4g}'}" for x in s.x]
-        tips = [f"{s.name}, {x}: {text(y)}" for x, y in zip(where, s.y, strict=True)]
-        line: dict[str, Any] = {
-            "name": s.name,
-            "colour": s.colour,
-            "last": text(s.y[-1]),
-            "points": [],
-            "dots": [],
-            "columns": [],
-        }
-        if bars:
-            wide, most = gap / len(series), max([*s.counts, 1.0])
-            counts = s.counts or [most] * len(points)
-            behind = [f" ({n:,.0f})" if s.counts else "" for n in counts]
-            line["columns"] = [
-                {
-                    "x": at_x(x - gap / 2 + wide * i) + 1,
-                    "width": max(at_x(x0 + wide) - left - 2, 0.5),
-                    "y": min(at_y(y), at_y(0)),
-                    "height": abs(at_y(0) - at_y(y)),
-                    "opacity": round(0.25 + 0.75 * (n / most) ** 0.5, 2),
-                    "tip": tip + more,
-                }
-                for x, y, n, tip, more in zip(s.x, s.y, counts, tips, behind, strict=True)
-            ]
-        else:
-            line["points"] = points if len(points) > 1 else []
-            radius = 5 if len(points) == 1 else 3
-            dots = [(*point, radius, tip) for point, tip in zip(points, tips, strict=True)]
-            line["dots"] = dots if s.marks or len(points) == 1 else []
-        drawn.append(line)
-    marks_x = [x for x in ticks(x0, x1, 5, whole=steps) if x0 <= x <= x1]
-    return {
-        "title": title,
-        "width": width,
-        "height": height,
-        "left": left,
-        "right": width - right,
-        "top": top,
-        "bottom": height - bottom,
-        "grid": [(at_y(y), axis_text(y, y1 - y0, share)) for y in ticks_y],
-        "ticks": [(at_x(x), si(x) if steps else axis_text(x, x1 - x0)) for x in marks_x],
-        "series": drawn,
-        "legend": legend,
-        "x_title": x_title,
-        "y_title": y_title,
-        "diagonal": [(at_x(x0), at_y(max(x0, y0))), (at_x(x1), at_y(min(x1, y1)))] if diagonal else [],
-    }
+
+    width, left, right, top, bottom = 480, 54, 468, 10, 222
+
+    def __init__(
+        self,
+        title: str,
+        series: Sequence[Series],
+        text: Callable[[float], str] = si,
+        share: bool = False,
+        legend: bool = True,
+        x_title: str = "",
+        y_title: str = "",
+        steps: bool = True,
+        bars: bool = False,
+        diagonal: bool = False,
+    ):
+        self.title, self.series, self.text, self.legend, self.steps, self.bars = (
+            title,
+            series,
+            text,
+            legend,
+            steps,
+            bars,
+        )
+        self.x_title, self.y_title, self.height = x_title, y_title, 250 + 18 * bool(x_title)
+        xs, ys = [float(x) for s in series for x in s.x], [float(y) for s in series for y in s.y]
+        self.gap = min(np.diff(np.unique(xs)), default=1.0) if bars else 0.0
+        x0, x1 = min(xs) - self.gap / 2, max(xs) + self.gap / 2
+        low, high = (min(0.0, *ys), max(ys)) if bars else _apart(min(ys), max(ys), share)
+        if diagonal:
+            x0, x1 = low, high = min(low, x0), max(high, x1)
+        if x0 == x1:
+            x0, x1 = x0 - 1, x1 + 1
+        ticks_y = ticks(low, high)
+        self.x = scale(x0, x1, self.left, self.right)
+        self.y = scale(ticks_y[0], ticks_y[-1], self.bottom, self.top)
+        self.grid = [(self.y(y), axis_text(y, ticks_y[-1] - ticks_y[0], share)) for y in ticks_y]
+        marks = [x for x in ticks(x0, x1, 5, whole=steps) if x0 <= x <= x1]
+        self.ticks = [(self.x(x), si(x) if steps else axis_text(x, x1 - x0)) for x in marks]
+        self.diagonal = (x0, x1) if diagonal else None
+
+    def tip(self, series: Series, x: float, y: float, count: float | None) -> str:
+        """What is said of a point."""
+        where = f"step {x:,.0f}" if self.steps else f"{self.x_title} {x:.4g}".lstrip()
+        return f"{series.name}, {where}: {self.text(y)}" + ("" if count is None else f" ({count:,.0f})")
 
 
-def metric_chart(known: Any, name: str, series: Sequence[Series], title: str = "", legend: bool = True) -> dict:
+def metric_chart(known: Metrics, name: str, series: Sequence[Series], title: str = "", legend: bool = True) -> Chart:
     """The chart of a metric over steps."""
-    title = title or known.title(name)
-    return chart(title, series, lambda y: known.glance(name, y), known[name].unit == "%", legend)
+    return Chart(title or known.title(name), series, lambda y: known.glance(name, y), known[name].unit == "%", legend)
 
 
 def _apart(low: float, high: float, share: bool) -> tuple[float, float]:

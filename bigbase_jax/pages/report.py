@@ -18,7 +18,7 @@ from bigbase_jax.compare.numbers import Metrics, finite, plain, si, when
 from bigbase_jax.compare.runs import SPLITS, Run, rank, settings
 from bigbase_jax.core import UserError
 from bigbase_jax.pages import figures
-from bigbase_jax.pages.page import Series, in_order, logged, metric_chart, thin, write_page
+from bigbase_jax.pages.page import Chart, Series, in_order, logged, metric_chart, thin, write_page
 from bigbase_jax.runtime import redact
 from bigbase_jax.runtime.log import duration
 
@@ -113,7 +113,7 @@ def _tiles(run: Run, known: Metrics, evals: Mapping[str, Mapping[str, Any]]) -> 
     return tiles
 
 
-def _curves(run: Run, known: Metrics, evals: Mapping[str, Mapping[str, Any]]) -> tuple[list[dict], list[dict]]:
+def _curves(run: Run, known: Metrics, evals: Mapping[str, Mapping[str, Any]]) -> tuple[list[Chart], list[Chart]]:
     """The charts that are shown, and those that are shown on demand: first comes what is trained, then what the task
     puts first, then the other two of training that ``LOGGED`` puts first."""
     charts = {}
