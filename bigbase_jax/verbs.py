@@ -44,8 +44,8 @@ def train(config: ConfigDict, workdir: str, name: str = "", observe: training.Ob
         try:
             result = training.train(config, workdir, name, observe)
         except Diverged as error:
-            with distributed.last_words():
-                _report_once(workdir)
+            distributed.about_to_end()
+            _report_once(workdir)
             anew = "nothing was saved before it, so that the next start begins anew"
             kept = "the last good checkpoint is kept" if run.begun else anew
             raise UserError(f"{str(error).removesuffix('.')}; {kept}.") from error

@@ -225,12 +225,10 @@ def _exit(sentence: str, status: int) -> NoReturn:
     os._exit(status)
 
 
-@contextlib.contextmanager
-def last_words() -> Iterator[None]:
-    """Around what a process still does after an error that ends all: the end of another one does not cut it short."""
+def about_to_end() -> None:
+    """Before what a process still does after an error that ends all: the end of another one does not cut it short."""
     if _group is not None:
         _group.failed.set()
-    yield
 
 
 class _Group:

@@ -547,6 +547,9 @@ class _TensorBoard:
 class _Wandb:
     def __init__(self, workdir: str, name: str, config: Mapping[str, Any], start_step: int):
         wandb = _optional("wandb")
+        file = pathlib.Path(workdir, "wandb-id.txt")
+        identity = _earlier(file, start_step) or secrets.token_hex(8)
+        file.write_text(identity + "\n")
         with _starting("wandb"):
             self._run = wandb.init(
                 project="bigbase_jax",
@@ -554,7 +557,7 @@ class _Wandb:
                 dir=workdir,
                 config=jsonable(config),
                 mode=os.environ.get("WANDB_MODE") or "offline",
-                id=_remembered(workdir, "wandb-id.txt", start_step) or _remember(workdir, "wandb-id.txt"),
+                id=identity,
                 resume="allow",
             )
 
@@ -575,10 +578,11 @@ class _Mlflow:
             if local:
                 self._mlflow.set_tracking_uri(pathlib.Path(workdir, "mlruns").absolute().as_uri())
             self._mlflow.set_experiment("bigbase_jax")
-            run_id = _remembered(workdir, "mlflow-id.txt", start_step)
+            file = pathlib.Path(workdir, "mlflow-id.txt")
+            run_id = _earlier(file, start_step)
             run = self._mlflow.start_run(run_id=run_id, run_name=None if run_id else name or None)
             if run_id is None:
-                _remember(workdir, "mlflow-id.txt", run.info.run_id)
+                file.write_text(run.info.run_id + "\n")
                 self._mlflow.log_dict(jsonable(config), "config.json")
 
     def scalars(self, step: int, scalars: Mapping[str, float]) -> None:
@@ -613,20 +617,9 @@ def _starting(writer: str) -> Iterator[None]:
         ) from error
 
 
-def _remembered(workdir: str, name: str, start_step: int) -> str | None:
+def _earlier(file: pathlib.Path, start_step: int) -> str | None:
     """The id under which an earlier start of this run reported; none for a run that begins anew."""
-    path = os.path.join(workdir, name)
-    if start_step == 0 or not os.path.exists(path):
-        return None
-    with open(path) as file:
-        return file.read().strip() or None
-
-
-def _remember(workdir: str, name: str, identity: str | None = None) -> str:
-    identity = identity or secrets.token_hex(8)
-    with open(os.path.join(workdir, name), "w") as file:
-        file.write(identity + "\n")
-    return identity
+    return (file.read_text().strip() or None) if start_step and file.exists() else None
 
 
 # --------------------------------------------------------------------------------------------- the machine, the model
