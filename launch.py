@@ -5,7 +5,7 @@ python launch.py --config=RECIPE --sweep=experiments/STUDY/sweep.py --workers=2 
 python launch.py --mode=eval --workdir=runs/catdog                restore, evaluate
 python launch.py --mode=predict --workdir=runs/catdog --input=a.jpg    or --input=new.csv --output=answers.csv
 python launch.py --mode=embed --workdir=runs/bert --input=texts.csv --output=vectors.npy    or a published folder
-python launch.py --mode=generate --workdir=runs/lm --prompt="Once" --sample=temperature=0.8,top_k=50 --stop="\n"
+python launch.py --mode=generate --workdir=runs/lm --prompt="Once" --sample=temperature=0.8,top_k=50 --adapter=DIR
 python launch.py --mode=report --workdir=runs/catdog
 python launch.py --mode=compare --workdir=runs/a --workdir=runs/b    or a sweep's folder: what differs
 python launch.py --mode=export --workdir=runs/lm --to=safetensors    a folder that transformers loads
@@ -65,11 +65,6 @@ def main(_: list[str]) -> int:
         raise UserError("--config is missing; try --config=configs/catdog.py.")
     if mode in ("eval", "predict", "embed", "generate", "report", "export") and not workdir:
         raise UserError(f"--mode={mode} needs --workdir: the folder of the run.")
-    if mode == "plan":
-        from bigbase_jax.plan import plan
-
-        print(json.dumps(plan.run(_CONFIG.value, **cli.planning())), flush=True)
-        return 0
     if mode == "train" and (sweep := cli.sweeping()):
         from bigbase_jax.sweep import command
 
@@ -88,6 +83,7 @@ def main(_: list[str]) -> int:
 def _verb(mode: str, workdir: str) -> int:
     from bigbase_jax import verbs  # after the flags: orbax and scikit-learn take seconds to import
 
+    words = cli.words(mode)
     if mode == "train":
         name = cli.recipe_name(config_flags.get_config_filename(flags.FLAGS["config"]))
         result = verbs.train(_CONFIG.value, workdir or os.path.join("runs", name), name)
@@ -97,13 +93,17 @@ def _verb(mode: str, workdir: str) -> int:
         if _INPUT.value is None:
             raise UserError(f"--mode={mode} needs --input: a file, a folder or a quoted pattern.")
         verb = verbs.predict if mode == "predict" else verbs.embed
-        return verb(workdir, _INPUT.value, _STEP.value, _OUTPUT.value)
+        return verb(workdir, _INPUT.value, _STEP.value, _OUTPUT.value, **words)
     elif mode == "generate":
         from bigbase_jax.inference import generation
 
-        return generation.run(workdir, pattern=_INPUT.value, step=_STEP.value, **cli.generation())
+        return generation.run(workdir, pattern=_INPUT.value, step=_STEP.value, **words)
     elif mode == "compare":
-        result = verbs.compare(_WORKDIR.value or (), _OUTPUT.value, _SPLIT.value, **cli.comparing())
+        result = verbs.compare(_WORKDIR.value or (), _OUTPUT.value, _SPLIT.value, **words)
+    elif mode == "plan":
+        from bigbase_jax.plan import plan
+
+        result = plan.run(_CONFIG.value, **words)
     elif mode == "export":
         result = verbs.export(workdir, _TO.value, _OUTPUT.value, _STEP.value)
     else:

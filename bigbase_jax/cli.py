@@ -11,7 +11,7 @@ import sys
 import textwrap
 import threading
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from absl import flags
@@ -27,6 +27,7 @@ _SAMPLE = flags.DEFINE_string(
 )
 _STOP = flags.DEFINE_multi_string("stop", None, "generate: a text at which to stop; may be given several times.")
 _CHAT = flags.DEFINE_bool("chat", False, "generate: the prompt is what a user says, to be answered.")
+_ADAPTER = flags.DEFINE_string("adapter", None, "predict, generate: what --to=adapter wrote, on its base in --workdir.")
 _TOPOLOGY = flags.DEFINE_string("topology", None, "plan: the devices, as v5e:4x4, v6e:16x16, h100:8 or cpu:8.")
 _PRICE = flags.DEFINE_float("price", None, "plan: US dollars per device and hour.")
 _SEARCH = flags.DEFINE_bool("search", False, "plan: try meshes, microbatches and remat policies, fastest first.")
@@ -39,21 +40,23 @@ _TRUST = flags.DEFINE_multi_string(
     "trust", None, "A package whose code the configs of folders may name, beside ours; may be given several times."
 )
 _INDEX = flags.DEFINE_integer("sweep_index", None, "sweep: run this trial alone, as one of an array of jobs.")
+_WORDS: Mapping[str, Mapping[str, Any]] = {
+    "predict": {"adapter": _ADAPTER},
+    "generate": {"prompts": _PROMPT, "sample": _SAMPLE, "stop": _STOP, "chat": _CHAT, "adapter": _ADAPTER},
+    "plan": {"topology_name": _TOPOLOGY, "price": _PRICE, "search": _SEARCH},
+    "compare": {"storage": _STORAGE},
+}
 
 
-def generation() -> dict[str, Any]:
-    """What the command line says of ``generation.run``'s arguments."""
-    return {"prompts": _PROMPT.value, "sample": _SAMPLE.value, "stop": _STOP.value, "chat": _CHAT.value}
+def words(mode: str) -> dict[str, Any]:
+    """What the command line says of those arguments that a verb alone has.
 
-
-def planning() -> dict[str, Any]:
-    """What the command line says of ``plan.run``'s arguments."""
-    return {"topology_name": _TOPOLOGY.value, "price": _PRICE.value, "search": _SEARCH.value}
-
-
-def comparing() -> dict[str, Any]:
-    """What the command line says of ``verbs.compare``'s arguments."""
-    return {"storage": _STORAGE.value}
+    Raises:
+      UserError: an adapter for a verb that takes none.
+    """
+    if _ADAPTER.value is not None and "adapter" not in _WORDS.get(mode, {}):
+        raise UserError(f"--mode={mode} takes no --adapter; predict and generate do, and --config.init_from=ADAPTER.")
+    return {name: flag.value for name, flag in _WORDS.get(mode, {}).items()}
 
 
 def sweeping() -> dict[str, Any]:

@@ -24,25 +24,18 @@ import jax.numpy as jnp
 import numpy as np
 from flax.core import freeze
 
-from bigbase_jax import parallel, pretrained
 from bigbase_jax.build import parse_arg
 from bigbase_jax.core import UserError, Variables
-from bigbase_jax.data.sources.text.parallel_text import Encoder, pair_dataset_info
 from bigbase_jax.decoding import beams, sampling
 from bigbase_jax.decoding.sampling import SamplingArrays, SamplingParams
 from bigbase_jax.inference.inputs import Input
 from bigbase_jax.inference.predictor import Predictor
-from bigbase_jax.models.encoder_decoder import EncoderDecoder
 from bigbase_jax.models.transformer import unstack_blocks
-from bigbase_jax.pretrained.folder import generation
-from bigbase_jax.pretrained.start import is_run, merged, model_of
+from bigbase_jax.pretrained.start import merged, model_of
 from bigbase_jax.runtime import compilation
-from bigbase_jax.runtime.restored import dataset_info, restore
-from bigbase_jax.runtime.rundir import RunDir
-from bigbase_jax.tasks.translation import Translation
 from bigbase_jax.text import chat_template
 from bigbase_jax.text.detokenizer import IncrementalDetokenizer
-from bigbase_jax.text.tokenizer import Tokenizer, TokenizerFile, encode, load, source_tokenizer
+from bigbase_jax.text.tokenizer import Tokenizer, encode, load
 
 Params = SamplingParams | Sequence[SamplingParams]
 """For all prompts, or for each."""
@@ -359,6 +352,7 @@ def run(
     stop: Sequence[str] | None = None,
     chat: bool = False,
     step: int | None = None,
+    adapter: str | None = None,
     out: Any = None,
 ) -> int:
     """Continues prompts and prints one JSON line for each, ``{"prompt", "text", ...}``, in their order.
@@ -373,6 +367,7 @@ def run(
       sample: ``temperature=0.8,top_k=50,...``, the words of ``SamplingParams``.
       stop: see ``SamplingParams``; "\\n" is a new line.
       chat: take a prompt for what a user says, and write the answer, by the run's chat template.
+      adapter: the folder of an adapter of the model in ``workdir``.
 
     Returns:
       The exit status.
@@ -386,26 +381,21 @@ def run(
     if any(_broken(prompt) for prompt in prompts):
         raise UserError("a prompt is not valid UTF-8 text.")
     params = parse_sampling(sample, stop or ())
-    if is_run(workdir):
-        task, variables, _ = restore(RunDir(workdir), RunDir(workdir).config(), parallel.make_mesh(1), step)
-        if hasattr(model_of(task)[0], "translate"):
-            if sample or stop or chat:
-                raise UserError("a translation is written as config.task says (beams, max_length); leave out --sample.")
-            return _translate(workdir, prompts, step, out)
-        engine, template = _of_run(RunDir(workdir), task, variables)
-    else:
-        model, variables = pretrained.load(workdir)
-        if isinstance(model, EncoderDecoder):
-            if sample or stop or chat:
-                raise UserError("a translation is written as generation_config.json says; leave out --sample.")
-            return _translate_by_folder(workdir, model, variables, prompts, out)
-        engine, template = _of_folder(workdir, model, variables)
+    predictor = Predictor.open(workdir, step, adapter)
+    if hasattr(model_of(predictor.task)[0], "translate"):
+        if sample or stop or chat:
+            says = "config.task" if predictor.run else "generation_config.json"
+            raise UserError(f"a translation is written as {says} says (beams, length); leave out --sample.")
+        return _translate(predictor, prompts, out)
+    engine = engine_of(predictor, workdir)
+    template = predictor.dataset_info.get("chat_template")
     asked: list[Any] = prompts
     if chat:
         if template is None or engine.tokenizer is None:
             raise UserError(f"{workdir} has no chat template; leave out --chat to continue the prompt as it stands.")
         words = [[{"role": "user", "content": prompt}] for prompt in prompts]
-        asked = [chat_template.prompt_tokens(template, engine.tokenizer, messages) for messages in words]
+        jinja = chat_template.load(template)
+        asked = [chat_template.prompt_tokens(jinja, engine.tokenizer, messages) for messages in words]
     show = len(prompts) == 1 and out.isatty()
     for first in range(0, len(prompts), ROWS):
         some = asked[first : first + ROWS]
@@ -483,73 +473,29 @@ def _broken(text: str) -> bool:
     return False
 
 
-def _of_run(run_: RunDir, task: Any, variables: Variables) -> tuple[Engine, Any]:
-    inner, model = model_of(task)
-    state, known = getattr(inner, "tokenizer", None), dataset_info(run_)
-    if state is None or not hasattr(model, "decode"):
+def engine_of(predictor: Predictor, where: str = "the folder") -> Engine:
+    """What continues texts with the model of a run or of a published folder, adapters merged into it.
+
+    Raises:
+      UserError: it writes no text.
+    """
+    inner, model = model_of(predictor.task)
+    known = predictor.dataset_info
+    if "tokenizer" not in known or not all(hasattr(model, name) for name in ("decode", "logits")):
         raise UserError(
-            f"{run_.path} holds a {type(inner).__name__}, which writes no text; --mode=predict shows what it does."
+            f"{where} holds a {type(inner).__name__}, which writes no text; --mode=predict shows what it does."
         )
-    tokenizer = load(state)
-    ends = {int(t) for t in (tokenizer.end, known.get("stop_id")) if t is not None}
-    template = known.get("chat_template")
-    engine = Engine(model, merged(task, variables), tuple(sorted(ends)), tokenizer)
-    return engine, None if template is None else chat_template.load(template)
+    tokenizer = load(known["tokenizer"])
+    ends = known.get("end_ids", (tokenizer.end, known.get("stop_id")))
+    ends = tuple(sorted({int(token) for token in ends if token is not None}))
+    return Engine(model, merged(predictor.task, predictor.variables), ends, tokenizer)
 
 
-def _of_folder(path: str, model: Any, variables: Variables) -> tuple[Engine, Any]:
-    """Of a published model: its ends are those of ``generation_config.json`` and ``config.json``."""
-    tokenizer = TokenizerFile(path).fit(lambda: iter(()), lambda: iter(()), False)
-    ends: set[int] = set()
-    for config in generation(path):
-        found = config.get("eos_token_id")
-        ends |= set(found) if isinstance(found, list) else set() if found is None else {found}
-    return Engine(model, variables, tuple(sorted(ends)), tokenizer), chat_template.read(path)
-
-
-def _translate_by_folder(path: str, model: EncoderDecoder, variables: Variables, prompts: list[str], out: Any) -> int:
-    """The translation of each prompt, a line each, by a published model, as its ``generation_config.json`` says."""
-    config, words = generation(path)
-    words = {**config, **words}
-    target = TokenizerFile(path).fit(lambda: iter(()), lambda: iter(()), True)
-    source = source_tokenizer(target)
-    tokens = [encode(source, prompt) for prompt in prompts]
-    _refuse_unknown(tokens, model)
-    most = min(words.get("max_length", 512), 1 << 14) - 1  # theirs counts the start token
-    dataset_info = pair_dataset_info(source, target, _rounded(max(map(len, tokens)) + 1, 16), most)
-    dataset_info["start_id"] = words.get("decoder_start_token_id", dataset_info["start_id"])
-    _refuse_unknown([[dataset_info[f"{role}_id"]] for role in ("start", "pad", "end")], model)
-    task = Translation(
-        model,
-        target.state(),
-        beams=words.get("num_beams") or 1,
-        length_penalty=words.get("length_penalty", 1.0),
-        max_length=most,
-        pad_id=dataset_info["pad_id"],
-        start_id=dataset_info["start_id"],
-        end_id=dataset_info["end_id"],
-    )
-    translate, encoder = jax.jit(task.translate), Encoder(dataset_info)
-    rows = max(ROWS // task.beams, 1)
-    for first in range(0, len(prompts), rows):
-        began, some = time.monotonic(), tokens[first : first + rows]
-        padded = some + some[-1:] * (min(rows, _rounded(len(prompts), 1)) - len(some))  # one shape, one compilation
-        examples = [encoder(tokens_S, None) for tokens_S in padded]
-        batch = {name: np.stack([example[name] for example in examples]) for name in task.inputs}
-        written_BM = np.asarray(translate(variables, batch))[: len(some)]
-        texts = task.postprocess({"tokens": written_BM}, {})["translation"].split("\n")
-        seconds = round(time.monotonic() - began, 3)
-        for prompt, text in zip(prompts[first : first + rows], texts, strict=True):
-            line = {"prompt": prompt, "text": text, "seconds": seconds}
-            print(json.dumps(line, ensure_ascii=False), flush=True, file=out)
-    return 0
-
-
-def _translate(workdir: str, prompts: list[str], step: int | None, out: Any) -> int:
+def _translate(predictor: Predictor, prompts: Sequence[str], out: Any) -> int:
     """The translation of each prompt, a line each, by the task's own words."""
     began = time.monotonic()
     given = [Input({"source": " ".join(prompt.split()) or "."}, "") for prompt in prompts]
-    for prompt, (_, answer) in zip(prompts, Predictor.open(workdir, step).answers(given), strict=True):
+    for prompt, (_, answer) in zip(prompts, predictor.answers(given), strict=True):
         if "error" in answer:
             raise UserError(f"the prompt {prompt[:40]!r}: {answer['error']}")
         line = {"prompt": prompt, "text": answer["translation"], "seconds": round(time.monotonic() - began, 3)}

@@ -27,7 +27,6 @@ from bigbase_jax.wrappers import adapter as adapters
 from bigbase_jax.wrappers.wrapper import Wrapper
 
 ROWS = 32
-"""Inputs that are answered at once, and examples of a batch; where all inputs are fewer, a power of two is enough."""
 Output = dict[str, np.ndarray]
 """What the model gives of one example, without a batch axis."""
 Compute = Callable[[Variables, Batch], Mapping[str, Array]]
@@ -65,6 +64,7 @@ class Predictor:
       run: the run that it is of; None: it is of a published folder.
       config: the run's.
       mesh: what the variables are spread over.
+      rows: inputs that are answered at once, and examples of a batch; where they are fewer, a power of two is enough.
       trim: what takes from a batch what need not be computed, such as padding.
     """
 
@@ -77,6 +77,7 @@ class Predictor:
     run: RunDir | None = None
     config: ConfigDict | None = None
     mesh: Any = None
+    rows: int = ROWS
     trim: Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]] | None = None
 
     @classmethod
@@ -154,7 +155,7 @@ class Predictor:
         """
         compiled = self._compiled if compute is None else jax.jit(compute)
         waiting, rows = iter(inputs), 0
-        while some := list(itertools.islice(waiting, ROWS)):
+        while some := list(itertools.islice(waiting, self.rows)):
             read: list[list[Example] | UserError] = []
             for item in some:
                 try:
@@ -163,7 +164,7 @@ class Predictor:
                     read.append(error)
             examples = [example for found in read if isinstance(found, list) for example in found]
             if not rows:
-                rows = ROWS if len(some) == ROWS else _rows(len(examples))
+                rows = self.rows if len(some) == self.rows else self._rows(len(examples))
             computed = self._computed(compiled, examples, rows)
             for item, found in zip(some, read, strict=True):
                 if isinstance(found, UserError):
@@ -190,7 +191,7 @@ class Predictor:
           UserError: it cannot be read.
         """
         examples = self.examples(given)
-        computed = self._computed(self._compiled, examples, min(ROWS, _rows(len(examples))))
+        computed = self._computed(self._compiled, examples, self._rows(len(examples)))
         return self._said(list(zip(examples, computed, strict=True)))
 
     def _said(self, found: Sequence[tuple[Example, Output]]) -> list[dict[str, Any]]:
@@ -203,6 +204,10 @@ class Predictor:
             for part, (example, output) in zip(parts, found, strict=True)
         ]
 
+    def _rows(self, count: int) -> int:
+        """Rows of a batch for so few examples."""
+        return min(self.rows, 1 << max(count - 1, 0).bit_length())
+
     def _computed(self, compiled: Compute, examples: Sequence[Example], rows: int) -> Iterator[Output]:
         """The outputs of examples, in order, by batches of so many rows: one shape, and so one compiled program."""
         for start in range(0, len(examples), rows):
@@ -212,11 +217,6 @@ class Predictor:
             computed = jax.device_get(compiled(self.variables, self.trim(batch) if self.trim else batch))
             for i in range(len(some)):
                 yield {key: x[i] for key, x in computed.items()}
-
-
-def _rows(count: int) -> int:
-    """Rows of a batch for so few examples."""
-    return min(ROWS, 1 << max(count - 1, 0).bit_length())
 
 
 def _mesh_of(config: ConfigDict) -> Any:

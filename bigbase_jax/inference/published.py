@@ -15,15 +15,18 @@ from bigbase_jax import pretrained
 from bigbase_jax.core import Example, Task, UserError, Variables
 from bigbase_jax.data.sources.image.image import PictureCodec
 from bigbase_jax.data.sources.text.labelled_text import LabelledText
-from bigbase_jax.inference.predictor import Predictor, Reading
+from bigbase_jax.data.sources.text.parallel_text import ParallelText, pair_dataset_info
+from bigbase_jax.inference.predictor import ROWS, Predictor, Reading
+from bigbase_jax.models.encoder_decoder import EncoderDecoder
 from bigbase_jax.pretrained.files import PREPROCESSOR, read_json
 from bigbase_jax.pretrained.folder import describe, generation
 from bigbase_jax.pretrained.schema import FLAG, SIDE, Kind, check, either, listed, number, whole
 from bigbase_jax.tasks.classification import Classification
 from bigbase_jax.tasks.language import CausalLanguageModel
 from bigbase_jax.tasks.text_classification import TextClassification
+from bigbase_jax.tasks.translation import Translation
 from bigbase_jax.text import chat_template
-from bigbase_jax.text.tokenizer import Tokenizer, TokenizerFile, dataset_info_of
+from bigbase_jax.text.tokenizer import Tokenizer, TokenizerFile, dataset_info_of, source_tokenizer
 
 LENGTH = 512
 """Tokens of a text, of a model that reads more, where nothing says less."""
@@ -46,7 +49,7 @@ _PICTURES = {
 
 
 def opened(path: str) -> Predictor:
-    """A published model: one that answers inputs if it is a classifier, or one that writes.
+    """A published model: a classifier or a translator, which answer inputs, or one that writes on.
 
     Raises:
       UserError: the folder holds another kind of model, or not all that it takes.
@@ -57,11 +60,13 @@ def opened(path: str) -> Predictor:
     classifies = classifies and config.get("problem_type") in (None, "single_label_classification")
     refusal = UserError(
         f"{path} holds a {kind or config.get('model_type')}; of published folders, --mode=predict takes classifiers"
-        " of texts or pictures, one class for each. Try --mode=generate, or a run that begins from it"
+        " of texts or pictures, one class for each, and translators. Try --mode=generate, or a run that begins from it"
         " (--config.init_from)."
     )
     if not classifies:
         model, variables = pretrained.load(path)
+        if isinstance(model, EncoderDecoder):
+            return _of_translator(path, model, variables)
         if not hasattr(model, "decode"):
             raise refusal
         return _of_writer(path, model, variables, refusal)
@@ -104,6 +109,47 @@ def _of_writer(path: str, model: Any, variables: Variables, refusal: UserError) 
         raise refusal
 
     return Predictor(task, variables, dataset_info, _tokens(task, 1), refuse)
+
+
+def _of_translator(path: str, model: EncoderDecoder, variables: Variables) -> Predictor:
+    """A translator that writes as the ``generation_config.json`` says."""
+    config, words = generation(path)
+    words = {**config, **words}
+    target = tokenizer_of(path, True)
+    source = source_tokenizer(target)
+    most = min(words.get("max_length", LENGTH), 1 << 14) - 1  # theirs counts the start token
+    known = pair_dataset_info(source, target, min(model.length or LENGTH, LENGTH), 1)
+    known["start_id"] = words.get("decoder_start_token_id", known["start_id"])
+    largest, size = max(source.size - 1, *(known[f"{role}_id"] for role in ("start", "pad", "end"))), model.vocab_size
+    if size is not None and largest >= size:
+        raise UserError(
+            f"{path}: the token {largest:,} of its tokenizer is none of the model's {size:,} (0 to {size - 1:,}); take"
+            " the tokenizer that the model was trained with."
+        )
+    task: Any = Translation(
+        model,
+        target.state(),
+        beams=words.get("num_beams") or 1,
+        length_penalty=words.get("length_penalty", 1.0),
+        max_length=most,
+        pad_id=known["pad_id"],
+        start_id=known["start_id"],
+        end_id=known["end_id"],
+    )
+    spec = {
+        name: jax.ShapeDtypeStruct((1 if name.startswith("target") else known["source_length"],), np.int32)
+        for name in task.inputs
+    }
+    reading = Reading(ParallelText.codec({}, known))
+    rows = max(ROWS // 2 // task.beams, 1)
+    return Predictor(task, variables, known, spec, lambda: reading, trim=_shortened, rows=rows)
+
+
+def _shortened(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """A batch of sources without most of the padding that all of them have."""
+    longest = int((batch["source_segments"] > 0).sum(1).max())
+    size = max(16, 1 << (longest - 1).bit_length())
+    return {name: x[:, :size] for name, x in batch.items()}
 
 
 def _tokens(task: Task, length: int) -> dict[str, jax.ShapeDtypeStruct]:

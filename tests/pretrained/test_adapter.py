@@ -1,5 +1,6 @@
 """An adapter that a run has exported: on its base it is the run's model, and a run that begins from it goes on."""
 
+import io
 import json
 import shutil
 
@@ -10,6 +11,7 @@ from test_kept import TEXT, language
 
 from bigbase_jax import pretrained, verbs
 from bigbase_jax.core import UserError, flatten
+from bigbase_jax.inference import generation
 from bigbase_jax.inference.predictor import Predictor
 from bigbase_jax.pretrained.start import merged
 
@@ -27,10 +29,16 @@ def same(a, b):
     return all(np.array_equal(*jax.device_get((a[name], b[name]))) for name in a)
 
 
+def continued(workdir, **words):
+    out = io.StringIO()
+    assert generation.run(workdir, ["Names refer"], sample="max_new_tokens=8", out=out, **words) == 0
+    return json.loads(out.getvalue())["text"]
+
+
 def test_an_adapter_on_its_base_is_the_run_and_a_run_goes_on_from_it(tmp_path, monkeypatch):
     monkeypatch.setenv("BIGBASE_CACHE", str(tmp_path / "cache"))
     base = trained(language(tmp_path), tmp_path / "base")
-    run = trained(language(tmp_path, base, lora=True), tmp_path / "run")
+    run = trained(language(tmp_path, base, lora=True), tmp_path / "run", learning_rate=3.0)
     found = verbs.export(run, "adapter", str(tmp_path / "adapter"))
     assert found["files"] == ["adapter_config.json", "adapter_model.safetensors"]
     adapter = found["export"]
@@ -40,6 +48,8 @@ def test_an_adapter_on_its_base_is_the_run_and_a_run_goes_on_from_it(tmp_path, m
     assert same(on_base, of_run)
     (answer,), (wanted,), (plain,) = (p.answer({"text": TEXT}) for p in (on_base, of_run, of_base))
     assert answer == wanted and answer["loss"] != plain["loss"]
+    written = [continued(base, adapter=adapter), continued(run), continued(base)]
+    assert written[0] == written[1] != written[2]
     with pytest.raises(UserError, match="was trained on another base"):
         Predictor.open(run, adapter=adapter)
 
