@@ -35,7 +35,7 @@ from bigbase_jax.core import Batch, Example, Source, Transform
 FORMAT = 3
 _ABANDONED = 3600.0  # seconds without a write after which a temporary folder belongs to a process that died
 _ATTEMPTS = 20  # to rename a finished cache, where others replace a damaged one at the same time
-_FORGOTTEN = 90 * 86400.0  # seconds without use after which a verdict is deleted
+_FORGOTTEN = 90 * 86400.0  # seconds without use after which a store without rows is deleted, or a lock
 _BEAT = 1.0  # seconds between a builder's signs of life
 _STALLED = 60.0  # seconds without one after which nobody waits for it any more
 _DONE = b"done"
@@ -382,17 +382,18 @@ def prune(root: pathlib.Path, limit_bytes: float, keep: Iterable[pathlib.Path] =
     with contextlib.suppress(OSError):
         for path in root.iterdir():
             with contextlib.suppress(OSError):
+                old = now - path.stat().st_mtime > _FORGOTTEN
                 if path.name.startswith("cache-") and _holds_only_data(path):
                     size = sum(file.stat().st_size for file in path.glob("*.bin"))
-                    found.append((path in kept, path.stat().st_mtime, size, path))
+                    if size or path in kept:
+                        found.append((path in kept, path.stat().st_mtime, size, path))
+                    elif old:
+                        discard(path)
                 elif path.name.startswith("tmp-") and _holds_only_data(path):
                     last_write = max(p.stat().st_mtime for p in (path, *path.iterdir()))
                     if now - last_write > _ABANDONED:
                         shutil.rmtree(path, ignore_errors=True)
-                elif (
-                    re.fullmatch("checked-.*[.]json|lock-[0-9a-f]+", path.name)
-                    and now - path.stat().st_mtime > _FORGOTTEN
-                ):
+                elif old and re.fullmatch("checked-.*[.]json|lock-[0-9a-f]+", path.name):
                     path.unlink()
     total = 0
     for used, _, size, path in sorted(found, reverse=True):
@@ -486,34 +487,6 @@ def _is_builder(file: int, say: Callable[[str], None]) -> bool:
         if waits == 10:
             say("data: another process reads it already; waiting until it is through")
         time.sleep(_BEAT / 10)
-
-
-# --- verdicts: which examples are unreadable, for sets that are not cached -------------------------------------------
-
-
-def read_verdict(root: pathlib.Path, key: str) -> Bad | None:
-    """The unreadable examples found by an earlier check of the same data, or None if it was never checked."""
-    path = root / f"checked-{key}.json"
-    try:
-        bad = [(int(i), str(why)) for i, why in json.loads(path.read_text())]
-        os.utime(path)
-    except (OSError, ValueError, TypeError):
-        return None
-    return bad
-
-
-def write_verdict(root: pathlib.Path, key: str, bad: Bad) -> None:
-    """Remembers the outcome of a check; raises OSError if the folder cannot be written."""
-    root.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(prefix="tmp-", dir=root)
-    try:
-        with os.fdopen(handle, "w") as file:
-            json.dump(bad, file)
-        os.replace(temporary, root / f"checked-{key}.json")
-    except OSError:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)
-        raise
 
 
 # --- keys ------------------------------------------------------------------------------------------------------------

@@ -172,8 +172,7 @@ def list_files(root: str, limits: Limits = LIMITS) -> list[File]:
         if kind_of(folder) in _ARCHIVES:
             return _members(folder, "", limits)
         return [readable(one_file(folder, limits))]
-    if not os.path.isdir(folder):
-        raise _nothing(root)
+    existing(root, "file or folder")
     found: list[File] = []
     archives: list[tuple[str, str]] = []
     others: Counter[str] = Counter()
@@ -216,17 +215,32 @@ _INFO = "dataset_info.json"  # beside state.json, in what ``save_to_disk`` wrote
 
 def one_file(path: str, limits: Limits = LIMITS) -> File:
     """The file at a path; raises UserError if there is none."""
-    if not os.path.isfile(os.path.expanduser(path)):
-        raise _nothing(path)
-    return file_at(os.path.basename(path), os.path.expanduser(path), limits)
+    return file_at(os.path.basename(path), existing(path, "file"), limits)
 
 
-def _nothing(root: str) -> UserError:
-    folder = os.path.expanduser(root)
-    parent = os.path.dirname(os.path.abspath(folder))
-    beside = sorted(os.listdir(parent))[:200] if os.path.isdir(parent) else []
-    hint = suggest(os.path.basename(folder), beside, "name")
-    return UserError(f"there is no file or folder {root}.{hint if 'Did you mean' in hint else ''}")
+def existing(path: str, kind: str = "folder") -> str:
+    """``path`` with ``~`` expanded, if it is there and is a "folder", a "file" or either ("file or folder").
+
+    Raises:
+      UserError: it is not (with the nearest name beside it), or it is of the other kind.
+    """
+    expanded = os.path.expanduser(path)
+    if (os.path.isdir(expanded) and "folder" in kind) or (os.path.isfile(expanded) and "file" in kind):
+        return expanded
+    if os.path.exists(expanded):
+        other = "file" if kind == "folder" else "folder"
+        raise UserError(f"{path} is a {other}, not a {kind}.")
+    parent, name = os.path.split(os.path.abspath(expanded))
+    while not os.path.isdir(parent):  # name the first missing part of the path
+        parent, name = os.path.split(parent)
+    try:
+        beside = [entry.name for entry in os.scandir(parent) if not entry.name.startswith(".")]
+    except OSError:
+        beside = []
+    hint = suggest(name, beside, f"name in {parent}")
+    if len(beside) > 20 and "Did you mean" not in hint:
+        hint = ""
+    raise UserError(f"there is no {kind} {path}.{hint}")
 
 
 def above(folder: str) -> set[str]:

@@ -775,15 +775,16 @@ class _Preparation:
         if in_memory and not wanted:
             return _Part(name, source, [], state=state)
 
-        verdict_key = caches.key_of(self._fingerprint, name, source)
-        if not wanted:
-            bad = caches.read_verdict(self._root, verdict_key)
-            if bad is not None and not self._mended(source, bad):
+        # What was found unreadable is kept as a store without rows, where the examples are not.
+        verdict_key = caches.key_of(self._fingerprint, f"{name}, checked", source)
+        if not wanted and (verdict := caches.find(self._root, verdict_key)) is not None:
+            if not self._mended(source, bad := _bad_of(verdict)):
                 return _Part(name, source, bad, state=state)
+            caches.discard(self._root / f"cache-{verdict_key}")
         bad, cache, failure = self._read_all(name, source, prefix, key if wanted else None)
         if cache is None or bad:
             with self._unless_unwritable("the outcome of this check is not remembered"):
-                caches.write_verdict(self._root, verdict_key, bad)
+                caches.Writer(self._root, verdict_key).commit({"bad": bad})
         if cache is None:
             return _Part(name, source, bad, state=failure or state)
         return self._from(name, source, cache, fixed, "new")  # by another process, perhaps, which had the same to do

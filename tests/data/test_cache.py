@@ -7,6 +7,7 @@ import itertools
 import json
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 import threading
@@ -95,7 +96,9 @@ def assert_same(a, b):
 
 
 def folders(tmp_path):
-    return sorted(p.name.split("-")[0] for p in (tmp_path / "cache").iterdir() if p.is_dir())
+    """What there is of rows, or was begun; what a check found is a store without rows."""
+    found = [p for p in (tmp_path / "cache").iterdir() if p.is_dir()]
+    return sorted(p.name.split("-")[0] for p in found if any(p.glob("*.bin")) or p.name.startswith("tmp"))
 
 
 # --- the same bits ----------------------------------------------------------------------------------------------------
@@ -257,8 +260,7 @@ def test_many_writers_at_once_replace_a_damaged_cache(tmp_path):
 @pytest.mark.parametrize("after", [0, 3])
 def test_a_full_disk_means_no_cache_and_one_warning(prepare, tmp_path, monkeypatch, after):
     expected = batches(prepare(cache_limit_gb=0.0)[0])
-    for path in (tmp_path / "cache").iterdir():
-        path.unlink()
+    shutil.rmtree(tmp_path / "cache")
     writes = itertools.count()
     write = caches.Writer._write
 

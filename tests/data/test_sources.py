@@ -677,7 +677,7 @@ from bigbase_jax.data.sources.image.tfds import Tfds
 
 data = Tfds("tiny_pets", sys.argv[1])
 assert isinstance(data, Dataset)
-assert data.facts == {"num_classes": 2, "class_names": ("cat", "dog")}, data.facts
+assert data.dataset_info == {"num_classes": 2, "class_names": ("cat", "dog")}, data.facts
 counts = {split: np.bincount(source.labels).tolist() for split, source in data.splits.items()}
 assert counts == {"train": [7, 7], "val": [1, 1], "test": [2, 2]}, counts
 values = []

@@ -97,6 +97,26 @@ def to_split_off(found: Collection[str], val_fraction: float, test_fraction: flo
     return fractions if "val" in found else {**fractions, "val": val_fraction}
 
 
+def split_off(
+    found: Collection[str],
+    names: Sequence[str] | None,
+    labels: np.ndarray,
+    val_fraction: float,
+    test_fraction: float,
+    seed: int,
+) -> dict[str, np.ndarray]:
+    """Rows of ``train`` by split, as ``stratified`` deals them; empty where nothing is to be taken from it.
+
+    Args:
+      found: the splits that there are.
+      names: of the examples of ``train``; None: their numbers.
+      labels: of these.
+    """
+    fractions = to_split_off(found, val_fraction, test_fraction)
+    names = [str(i) for i in range(len(labels))] if names is None else names
+    return stratified(names, labels, fractions, seed) if fractions else {}
+
+
 def digest(parts: Iterable[object]) -> str:
     """16 hex digits over arrays (dtype, shape and contents) and the ``repr`` of anything else, in order."""
     state = hashlib.blake2b(digest_size=8)

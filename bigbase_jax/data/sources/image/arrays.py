@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from bigbase_jax.core import Codec, Example, Source, UserError
+from bigbase_jax.core import Batch, Codec, Example, Source, UserError
 from bigbase_jax.data.files import limits_of
 from bigbase_jax.data.sources.image.image import PictureCodec
-from bigbase_jax.data.sources.splits import stratified, to_split_off
+from bigbase_jax.data.sources.splits import digest, split_off
 
 
 class Arrays:
@@ -41,6 +41,11 @@ class Arrays:
         x = np.asarray(self._images[self._row(index)])
         return {"image": x[..., None] if x.ndim == 2 else x, "label": self.labels[index]}
 
+    def batch(self, indices: np.ndarray) -> Batch:
+        """``image`` uint8 [n, H, W, C] and ``label`` i32[n]."""
+        x = np.asarray(self._images[indices if self._rows is None else self._rows[indices]])
+        return {"image": x[..., None] if x.ndim == 3 else x, "label": self.labels[indices]}
+
     def name(self, index: int) -> str:
         """Such as ``train[17]``: the array and the row in it."""
         return f"{self._stem}[{self._row(index)}]"
@@ -66,8 +71,11 @@ class ArrayDataset:
         test_fraction: float,
         seed: int,
         class_names: Sequence[str] | None,
+        identity: Sequence[object],
     ):
-        """``arrays``: (images, labels) by split; those that lack are split off ``train`` (``splits.to_split_off``)."""
+        """``arrays``: (images, labels) by split; those that lack are split off ``train`` (``splits.to_split_off``).
+
+        ``identity``: what tells these arrays from others, for the fingerprint."""
         shapes = {split: images.shape[1:] for split, (images, _) in arrays.items()}
         if len(set(shapes.values())) > 1:
             raise UserError(f"{root}: the splits differ in the shape of a picture: {shapes}; they must be the same.")
@@ -92,12 +100,10 @@ class ArrayDataset:
             raise UserError(f"{root}: class_names has {len(names)} names but the labels go up to {highest}.")
 
         sources: dict[str, Source] = {split: Arrays(*arrays[split], stem=split) for split in arrays}
-        self._rows: dict[str, np.ndarray] = {}
-        fractions = to_split_off(arrays, val_fraction, test_fraction)
-        if fractions:
-            self._rows = stratified([str(i) for i in range(len(labels))], labels, fractions, seed)
-            for split, rows in self._rows.items():
-                sources[split] = Arrays(*arrays["train"], rows, "train")
+        self._identity = identity
+        self._rows = split_off(arrays, None, labels, val_fraction, test_fraction, seed)
+        for split, rows in self._rows.items():
+            sources[split] = Arrays(*arrays["train"], rows, "train")
         self.splits: Mapping[str, Source] = {s: sources[s] for s in ("train", "val", "test") if s in sources}
         self.dataset_info: Mapping[str, Any] = {"num_classes": len(names), "class_names": names}
         self._shape = shapes["train"]
@@ -105,6 +111,10 @@ class ArrayDataset:
         colours = "colour" if self._shape[2:] == (3,) else "grey"
         count = sum(map(len, self.splits.values()))
         self.description = f"{count:,} {colours} pictures of {size} pixels and {len(names)} classes in {root}"
+
+    def fingerprint(self) -> str:
+        """A digest of what the reader says of the arrays, and of the splits."""
+        return digest([*self._identity, *(part for item in sorted(self._rows.items()) for part in item)])
 
     def codec(self, config: Mapping[str, Any], dataset_info: Mapping[str, Any]) -> Codec:
         """Pictures in the shape of those in the arrays."""

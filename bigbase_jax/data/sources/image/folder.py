@@ -13,9 +13,19 @@ import numpy as np
 from bigbase_jax.build import suggest
 from bigbase_jax.core import Source, UserError
 from bigbase_jax.data.archives import folders
-from bigbase_jax.data.files import LIMITS, File, Limits, above, in_archive, is_archive, named_after, refuse_alike
-from bigbase_jax.data.sources.image.image import SUFFIXES, Pictures, ReadsPictures, existing
-from bigbase_jax.data.sources.splits import digest, stratified, to_split_off
+from bigbase_jax.data.files import (
+    LIMITS,
+    File,
+    Limits,
+    above,
+    existing,
+    in_archive,
+    is_archive,
+    named_after,
+    refuse_alike,
+)
+from bigbase_jax.data.sources.image.image import SUFFIXES, Pictures, ReadsPictures
+from bigbase_jax.data.sources.splits import digest, split_off
 
 _LITTER = {"thumbs.db", "desktop.ini", "__macosx"}
 
@@ -103,11 +113,9 @@ class ImageFolder(ReadsPictures):
             files[split] = []
             for name in classes:
                 files[split] += self._pictures(folder, prefix, name, labels[name])
-        fractions = to_split_off(files, val_fraction, test_fraction)
-        if fractions:
-            train = files["train"]
-            dealt = stratified([f.name for f in train], np.array([f.label for f in train]), fractions, seed)
-            files |= {split: [train[i] for i in indices] for split, indices in dealt.items()}
+        train = files["train"]
+        rows = split_off(files, [f.name for f in train], _labels(train), val_fraction, test_fraction, seed)
+        files |= {split: [train[i] for i in indices] for split, indices in rows.items()}
 
         self._files, self._draft_size = files, draft_size
         self.splits: Mapping[str, Source] = {

@@ -11,10 +11,8 @@ import zlib
 import numpy as np
 
 from bigbase_jax.core import UserError
-from bigbase_jax.data.files import LIMITS, Limits, regular
+from bigbase_jax.data.files import LIMITS, Limits, existing, regular
 from bigbase_jax.data.sources.image.arrays import ArrayDataset
-from bigbase_jax.data.sources.image.image import existing
-from bigbase_jax.data.sources.splits import digest
 
 _UBYTE = 0x08
 _NAME = re.compile(
@@ -79,13 +77,8 @@ class Idx(ArrayDataset):
                 for what, array in zip(("images", "labels"), arrays[split], strict=True):
                     if array.ndim != (3 if what == "images" else 1):
                         raise UserError(f"{found[split, what]} has {array.ndim} dimensions, which {what} do not have.")
-        super().__init__(root, arrays, val_fraction, test_fraction, seed, class_names)
-        self._arrays = arrays
-
-    def fingerprint(self) -> str:
-        """A digest of the contents and of the splits."""
-        arrays = [part for split, pair in sorted(self._arrays.items()) for part in (split, *pair)]
-        return digest([*arrays, *(part for item in sorted(self._rows.items()) for part in item)])
+        contents = [part for split, pair in sorted(arrays.items()) for part in (split, *pair)]
+        super().__init__(root, arrays, val_fraction, test_fraction, seed, class_names, contents)
 
 
 def read_idx(path: str, limits: Limits = LIMITS) -> np.ndarray:

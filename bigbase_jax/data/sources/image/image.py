@@ -18,9 +18,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from bigbase_jax.build import suggest
 from bigbase_jax.core import Codec, Example, Fields, UserError
-from bigbase_jax.data.files import KEY, LIMITS, File, Limits, file_at, limits_of, one_sentence, open_file
+from bigbase_jax.data.files import KEY, LIMITS, File, Limits, existing, file_at, limits_of, one_sentence, open_file
 from bigbase_jax.runtime.limits import too_much
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp"})
@@ -237,28 +236,3 @@ class ReadsPictures:
     @staticmethod
     def codec(config: Mapping[str, Any], dataset_info: Mapping[str, Any]) -> Codec:
         return PictureCodec(limits_of(config))
-
-
-def existing(path: str, kind: str = "folder") -> str:
-    """``path`` with ``~`` expanded, if it is there and is a folder or a file as ``kind`` says.
-
-    Raises:
-      UserError: it is not (with the nearest name beside it), or it is of the other kind.
-    """
-    expanded = os.path.expanduser(path)
-    if os.path.isdir(expanded) if kind == "folder" else os.path.isfile(expanded):
-        return expanded
-    if os.path.exists(expanded):
-        other = "file" if kind == "folder" else "folder"
-        raise UserError(f"{path} is a {other}, not a {kind}.")
-    parent, name = os.path.split(os.path.abspath(expanded))
-    while not os.path.isdir(parent):  # name the first missing part of the path
-        parent, name = os.path.split(parent)
-    try:
-        beside = [entry.name for entry in os.scandir(parent) if not entry.name.startswith(".")]
-    except OSError:
-        beside = []
-    hint = suggest(name, beside, f"name in {parent}")
-    if len(beside) > 20 and "Did you mean" not in hint:
-        hint = ""
-    raise UserError(f"there is no {kind} {path}.{hint}")

@@ -10,10 +10,8 @@ from typing import Any
 import numpy as np
 
 from bigbase_jax.core import UserError
-from bigbase_jax.data.files import LIMITS, Limits, regular
+from bigbase_jax.data.files import LIMITS, Limits, existing, regular
 from bigbase_jax.data.sources.image.arrays import ArrayDataset
-from bigbase_jax.data.sources.image.image import existing
-from bigbase_jax.data.sources.splits import digest
 
 _LAYOUTS = (("x_{}", "y_{}"), ("{}_images", "{}_labels"), ("{}_x", "{}_y"))
 _LISTED = 10
@@ -67,12 +65,7 @@ class Npz(ArrayDataset):
             have = held.names()
             names = ", ".join(have[:_LISTED]) + (", ..." if len(have) > _LISTED else "") if have else "nothing"
             raise UserError(f"{path} holds {names}; expected x_train and y_train, or images and labels.")
-        super().__init__(path, arrays, val_fraction, test_fraction, seed, class_names)
-        self._digest = digest([held.file_signature(), *(part for item in sorted(self._rows.items()) for part in item)])
-
-    def fingerprint(self) -> str:
-        """A digest of the files' names, sizes and modification times, and of the splits."""
-        return self._digest
+        super().__init__(path, arrays, val_fraction, test_fraction, seed, class_names, [held.file_signature()])
 
 
 class _Arrays:

@@ -13,7 +13,7 @@ from bigbase_jax.build import suggest
 from bigbase_jax.core import Example, Source, UserError
 from bigbase_jax.data.files import named_after
 from bigbase_jax.data.sources.image.image import ReadsPictures, decode
-from bigbase_jax.data.sources.splits import digest, stratified, to_split_off
+from bigbase_jax.data.sources.splits import digest, split_off
 
 _NAME = re.compile(r"\w+(/[\w.+-]+)?(:(\d+|\*)(\.(\d+|\*)){2})?")
 _READ_AHEAD = 256  # records per read of the labels
@@ -122,11 +122,8 @@ class Tfds(ReadsPictures):
         self._parts: list[object] = []
         for split, (given, source) in found.items():
             labels = _labels(source, keys[1])
-            rows = {split: np.arange(len(labels))}
-            if split == "train":
-                fractions = to_split_off(found, val_fraction, test_fraction)
-                rows = stratified([str(i) for i in range(len(labels))], labels, fractions, seed)
-            for part, chosen in rows.items():
+            rows = split_off(found, None, labels, val_fraction, test_fraction, seed) if split == "train" else {}
+            for part, chosen in (rows or {split: np.arange(len(labels))}).items():
                 stem = f"{builder.info.name}/{given}"
                 splits[part] = Records(source, keys[0], channels, stem, chosen, labels[chosen])
                 self._parts += [part, chosen, labels[chosen]]
