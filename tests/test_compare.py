@@ -9,15 +9,15 @@ import json
 import os
 import pathlib
 import re
+import runpy
 import shutil
 
 import numpy as np
 import pytest
 from scipy import stats
 from sklearn import metrics as sk
-from test_launch import launch
 
-from bigbase_jax import cli, compare
+from bigbase_jax import cli, compare, verbs
 from bigbase_jax.compare import importance, runs, scores, statistics, tables
 from bigbase_jax.compare.scores import AUC, F1, Ratio
 from bigbase_jax.core import UserError
@@ -691,16 +691,20 @@ def test_csv_files_hold_what_was_measured(tmp_path):
     assert float(read["pairs.csv"][0]["difference"]) == found.pairs[0].difference
 
 
-# ------------------------------------------------------------------------------------------------------- through launch
+# --------------------------------------------------------------------------------------------------------- whole runs
 
 
-def test_two_runs_through_the_command_line(tmp_path):
-    recipe = "--config=configs/catdog_mlp.py:tiny"
+def test_two_trained_runs(tmp_path, capsys):
+    """``--mode=compare`` itself is run with the commands of docs/compare.md."""
     for name, rate in (("slow", 0.05), ("fast", 0.5)):
-        launch(recipe, f"--workdir={tmp_path / name}", f"--config.optim.learning_rate={rate}")
+        config = runpy.run_path("configs/catdog_mlp.py")["get_config"]("tiny")
+        config.optim.learning_rate = rate
+        config.train.update(steps=2, devices=1)
+        verbs.train(config, str(tmp_path / name))
         shutil.rmtree(tmp_path / name / "checkpoints")  # neither the model nor the data is needed
-    folders = [f"--workdir={tmp_path / name}" for name in ("slow", "fast")]
-    result, out, err = launch("--mode=compare", *folders, f"--output={tmp_path / 'out'}")
+    capsys.readouterr()
+    result = verbs.compare([str(tmp_path / name) for name in ("slow", "fast")], str(tmp_path / "out"))
+    out, err = capsys.readouterr()
     assert result["baseline"] == "slow"
     assert {p["metric"] for p in result["pairs"]} == {"accuracy", "log_loss", "f1", "f1_positive", "auc"}
     assert "What differs" in out and "optim.learning_rate" in out and "Against slow" in out and "comparison:" in err

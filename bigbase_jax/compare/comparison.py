@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -316,25 +316,18 @@ def _on_examples(baseline: Group, other: Group, metric: str, best: str | None, s
 
 def _corrected(pairs: Sequence[Pair]) -> list[Pair]:
     """Holm's correction over the groups, for each metric and test."""
-    adjusted: dict[str, Mapping[int, float | None]] = {"p": {}, "mcnemar": {}, "p_seeds": {}}
-    for metric in {pair.metric for pair in pairs}:
-        family = [i for i, pair in enumerate(pairs) if pair.metric == metric]
-        tests = {
-            "p": {i: pairs[i].p for i in family},
-            "mcnemar": {i: None if (test := pairs[i].mcnemar) is None else test.p for i in family},
-            "p_seeds": {i: pairs[i].p_seeds for i in family},
-        }
-        for name, values in tests.items():
-            adjusted[name] = {**adjusted[name], **statistics.holm(values)}
-    return [
-        dataclasses.replace(
-            pair,
-            p_holm=adjusted["p"][i],
-            mcnemar_holm=adjusted["mcnemar"][i],
-            p_seeds_holm=adjusted["p_seeds"][i],
-        )
-        for i, pair in enumerate(pairs)
-    ]
+    found = list(pairs)
+    tests: dict[str, Callable[[Pair], float | None]] = {
+        "p_holm": lambda pair: pair.p,
+        "mcnemar_holm": lambda pair: None if pair.mcnemar is None else pair.mcnemar.p,
+        "p_seeds_holm": lambda pair: pair.p_seeds,
+    }
+    for name, p_of in tests.items():
+        for metric in {pair.metric for pair in pairs}:
+            family = {i: p_of(pair) for i, pair in enumerate(pairs) if pair.metric == metric}
+            for i, p in statistics.holm(family).items():
+                found[i] = dataclasses.replace(found[i], **{name: p})  # type: ignore[arg-type]
+    return found
 
 
 def said_once(sentences: Sequence[str]) -> list[str]:

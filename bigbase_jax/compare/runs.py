@@ -143,7 +143,16 @@ class Run:
     @property
     def origin(self) -> dict[str, Any]:
         """What else may explain a difference: code, versions, devices, data."""
-        return _origin(self.lineage)
+        named = ("versions", "devices", "data")
+        parts = {key: value if isinstance(value := self.lineage.get(key), dict) else {} for key in named}
+        commit = self.lineage.get("git_commit")
+        dirty = " with changes" if self.lineage.get("git_dirty") else ""
+        found = {"git commit": f"{str(commit)[:10]}{dirty}" if commit else None}
+        found |= {f"{package} version": version for package, version in parts["versions"].items()}
+        if parts["devices"]:
+            found["devices"] = f"{parts['devices'].get('count', 1)} x {parts['devices'].get('kind')}"
+        found |= {"data": parts["data"].get("description"), "data fingerprint": parts["data"].get("fingerprint")}
+        return found
 
     @property
     def fingerprint(self) -> str | None:
@@ -421,19 +430,6 @@ def _object(path: pathlib.Path) -> dict[str, Any] | None:
         return read_object(path)
     except (FileNotFoundError, UserError):
         return None
-
-
-def _origin(lineage: Mapping[str, Any]) -> dict[str, Any]:
-    named = ("versions", "devices", "data")
-    parts = {key: value if isinstance(value := lineage.get(key), dict) else {} for key in named}
-    commit = lineage.get("git_commit")
-    dirty = " with changes" if lineage.get("git_dirty") else ""
-    found = {"git commit": f"{str(commit)[:10]}{dirty}" if commit else None}
-    found |= {f"{package} version": version for package, version in parts["versions"].items()}
-    if parts["devices"]:
-        found["devices"] = f"{parts['devices'].get('count', 1)} x {parts['devices'].get('kind')}"
-    found |= {"data": parts["data"].get("description"), "data fingerprint": parts["data"].get("fingerprint")}
-    return found
 
 
 # ----------------------------------------------------------------------------------------------------- grouping

@@ -6,7 +6,7 @@ Axes: N = examples, R = resamples, r = resamples of one chunk, C = columns: seve
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -91,18 +91,13 @@ def resampled(
     Args:
       columns: each takes how often every example was drawn, f64[r,N], and gives f64[r].
     """
+    rng, rows = np.random.default_rng(seed), max(1, _CHUNK // n)
     parts = []
-    for drawn_rN in _draws(n, resamples, seed):
+    for start in range(0, resamples, rows):
+        drawn_rN = rng.integers(n, size=(min(rows, resamples - start), n))
         count_rN = np.stack([np.bincount(row_N, minlength=n) for row_N in drawn_rN]).astype(np.float64)
         parts.append(np.stack([column(count_rN) for column in columns], 1))
     return np.concatenate(parts)
-
-
-def _draws(n: int, resamples: int, seed: int) -> Iterator[np.ndarray]:
-    rng = np.random.default_rng(seed)
-    rows = max(1, _CHUNK // n)
-    for start in range(0, resamples, rows):
-        yield rng.integers(n, size=(min(rows, resamples - start), n))
 
 
 def percentiles(values_R: np.ndarray) -> tuple[float, float]:
