@@ -131,7 +131,7 @@ def train(config: ConfigDict, workdir: str, name: str = "", observe: Observe | N
         )
     about = data.lineage()
     run.create(config, about["fingerprint"])
-    pretrained.keep(run, config)
+    pretrained.record_origin(run, config)
     shapes = data.train_shapes(parallel.host(mesh))
     specs = [parallel.global_spec(batch, mesh) for batch in shapes]
     first, spec = shapes[-1], specs[-1]

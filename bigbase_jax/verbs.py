@@ -40,7 +40,7 @@ def train(config: ConfigDict, workdir: str, name: str = "", observe: training.Ob
     compilation.setup()
     run = RunDir(workdir)
     with run.locked():
-        config = pretrained.resolve(config, pretrained.kept(run))
+        config = pretrained.resolve(config, pretrained.recorded_origin(run))
         try:
             result = training.train(config, workdir, name, observe)
         except Diverged as error:

@@ -65,7 +65,7 @@ def test_a_sweep_goes_on_without_what_its_recipe_began_from(weights, tmp_path, m
     with pytest.raises(UserError, match="is no folder"):
         one("new", 0)
     sweep = runpy.run_path(declared)["sweep"]()
-    config = pretrained.resolve(recipe(weights), pretrained.kept_by_sweep(tmp_path / "sweep", recipe(weights)))
+    config = pretrained.resolve(recipe(weights), pretrained.recorded_by_sweep(tmp_path / "sweep", recipe(weights)))
     study = Study(sweep, config, tmp_path / "sweep")
     with pytest.raises(Stop, match="is gone"):  # a worker does first what it can
         worker.work(study, config, verbs.train)

@@ -366,7 +366,7 @@ def test_keys_that_are_not_read_go_nowhere(published, canary, tmp_path):
     assert pretrained.load(path)[0] == Decoder(**GPT2, mlp_dim=48)
     run = RunDir(tmp_path / "run")
     run.path.mkdir()
-    pretrained.keep(run, ConfigDict({"init_from": str(path)}))
+    pretrained.record_origin(run, ConfigDict({"init_from": str(path)}))
     assert "touch" not in (run.path / "start" / "config.json").read_text()
 
 
@@ -468,7 +468,7 @@ def test_links_out_of_a_folder_are_not_followed_and_those_of_a_cache_are(publish
         config = ConfigDict({"init_from": str(path)})
         opens = {"config.json": pretrained.load, "model.safetensors": pretrained.load}
         with pytest.raises(UserError, match="outside of its folder"):
-            opens.get(name, lambda _, run=run, config=config: pretrained.keep(run, config))(path)
+            opens.get(name, lambda _, run=run, config=config: pretrained.record_origin(run, config))(path)
         assert not list(run.path.rglob(name))
 
     blobs, snapshot = tmp_path / "models--x" / "blobs", tmp_path / "models--x" / "snapshots" / "1f"

@@ -21,14 +21,14 @@ class Input(NamedTuple):
     """A file, or a row of one.
 
     Attributes:
-      given: what ``Codec.decode`` takes: the path, or the row by entry.
+      given: what ``Codec.decode`` takes: the path, the bytes, or the row by entry.
       file: the path, as the user wrote it.
       row: of a table the number of the row, of a text that of the line, from 1; None: all of the file.
       values: the row as it stands, by column.
       error: why it cannot be read; "" where it can.
     """
 
-    given: str | Mapping[str, Any]
+    given: bytes | str | Mapping[str, Any]
     file: str
     row: int | None = None
     values: Mapping[str, Any] = {}

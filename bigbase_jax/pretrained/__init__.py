@@ -7,21 +7,28 @@ family of models, see ``families``.
 
 from bigbase_jax.pretrained.export import export
 from bigbase_jax.pretrained.folder import load, save
-from bigbase_jax.pretrained.provenance import absent, data_of, keep, keep_by_sweep, kept, kept_by_sweep
-from bigbase_jax.pretrained.start import KEPT, chain, initialise, resolve
+from bigbase_jax.pretrained.provenance import (
+    data_of,
+    missing_origin,
+    record_by_sweep,
+    record_origin,
+    recorded_by_sweep,
+    recorded_origin,
+)
+from bigbase_jax.pretrained.start import FROM_RECIPE, chain, initialise, resolve
 
 __all__ = [
-    "KEPT",
-    "absent",
+    "FROM_RECIPE",
     "chain",
     "data_of",
     "export",
     "initialise",
-    "keep",
-    "keep_by_sweep",
-    "kept",
-    "kept_by_sweep",
     "load",
+    "missing_origin",
+    "record_by_sweep",
+    "record_origin",
+    "recorded_by_sweep",
+    "recorded_origin",
     "resolve",
     "save",
 ]

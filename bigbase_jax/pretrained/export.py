@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from bigbase_jax.core import Task, Variables
 from bigbase_jax.pretrained.folder import save
-from bigbase_jax.pretrained.provenance import kept
+from bigbase_jax.pretrained.provenance import recorded_origin
 from bigbase_jax.pretrained.start import is_run, merged, model_of
 from bigbase_jax.pretrained.tokenizers import ids
 from bigbase_jax.runtime.restored import dataset_info
@@ -39,7 +39,7 @@ def export(run: RunDir, config: ConfigDict, task: Task, variables: Variables, ou
     if known.get("tokenizer"):
         tokenizer = load_tokenizer(known["tokenizer"])
         about |= ids(tokenizer)
-        began = kept(run) or config.get("init_from")
+        began = recorded_origin(run) or config.get("init_from")
         folder = pathlib.Path(os.path.expanduser(began or ""))
         if began and any((folder / name).is_file() for name in _PUBLISHED) and not is_run(began):
             tokenizer = began

@@ -33,7 +33,7 @@ _OF_A_FOLDER = (files.PREPROCESSOR, files.GENERATION, *files.TOKENIZER)
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
-class KeptFile(TokenizerFile):
+class RecordedFile(TokenizerFile):
     """A published tokenizer in ``start/``. Caches know it by its files, and by where these came from.
 
     Attributes:
@@ -47,8 +47,8 @@ class KeptFile(TokenizerFile):
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
-class KeptRun(RunTokenizer):
-    """The tokenizer of another run, in ``start/``; see ``KeptFile``."""
+class RecordedRun(RunTokenizer):
+    """The tokenizer of another run, in ``start/``; see ``RecordedFile``."""
 
     origin: str = ""
 
@@ -56,17 +56,20 @@ class KeptRun(RunTokenizer):
         return repr(RunTokenizer(self.origin))
 
 
-_KEPT = {import_path(kind): import_path(kept) for kind, kept in ((TokenizerFile, KeptFile), (RunTokenizer, KeptRun))}
+_RECORDED = {
+    import_path(TokenizerFile): import_path(RecordedFile),
+    import_path(RunTokenizer): import_path(RecordedRun),
+}
 
 
-def kept(run: RunDir) -> str | None:
+def recorded_origin(run: RunDir) -> str | None:
     """The folder to read in the place of ``config.init_from``; None: the run has not begun, and has to read that."""
     place = run.path / "start"
     return str(place) if run.begun and place.is_dir() else None
 
 
-def keep(run: RunDir, config: ConfigDict) -> None:
-    """Copies what ``kept`` is to hold, unless the run has begun; of several processes the first does.
+def record_origin(run: RunDir, config: ConfigDict) -> None:
+    """Copies what ``recorded_origin`` is to hold, unless the run has begun; of several processes the first does.
 
     Raises:
       UserError: the disk refuses.
@@ -105,42 +108,43 @@ def _copy(config: ConfigDict, place: pathlib.Path) -> None:
             raise UserError(f"cannot write {place}: {disk_error(error) or error}.") from error
 
 
-def absent(config: ConfigDict) -> str | None:
+def missing_origin(config: ConfigDict) -> str | None:
     """The sentence for a ``config.init_from`` that is gone; None: it is there, or there is none."""
-    path = config.get("init_from")
-    if not path or os.path.exists(os.path.expanduser(path)):
-        return None
-    return (
-        f"config.init_from={path!r} is gone, and what has not begun needs its weights; put it back, and the same "
-        "command goes on."
-    )
+    for path in (config.get("init_from"), config.get("adapter")):
+        if path and not os.path.exists(os.path.expanduser(path)):
+            return (
+                f"config.init_from={path!r} is gone, and what has not begun needs its weights; put it back, and the"
+                " same command goes on."
+            )
+    return None
 
 
-def kept_by_sweep(folder: pathlib.Path, config: ConfigDict) -> str | None:
-    """What a sweep has kept of ``config.init_from``, where that is gone; see ``kept``."""
+def recorded_by_sweep(folder: pathlib.Path, config: ConfigDict) -> str | None:
+    """What a sweep has kept of ``config.init_from``, where that is gone; see ``recorded_origin``."""
     place = folder / "start"
-    return str(place) if absent(config) and place.is_dir() else None
+    return str(place) if missing_origin(config) and place.is_dir() else None
 
 
-def keep_by_sweep(folder: pathlib.Path, config: ConfigDict) -> None:
-    """Copies what ``kept_by_sweep`` is to hold, at the first start.
+def record_by_sweep(folder: pathlib.Path, config: ConfigDict) -> None:
+    """Copies what ``recorded_by_sweep`` is to hold, at the first start.
 
     Raises:
       UserError: the disk refuses.
     """
-    if config.get("init_from") and not absent(config) and not (folder / "start").is_dir():
+    begins = config.get("init_from") or config.get("adapter")
+    if begins and not missing_origin(config) and not (folder / "start").is_dir():
         _copy(config, folder / "start")
 
 
 def data_of(run: RunDir, config: ConfigDict) -> ConfigDict:
     """``config.data``, to build from; where the tokenizer is that of ``init_from``, it is read from what was kept."""
-    place, origin, dataset = kept(run), config.get("init_from"), config.data.get("dataset")
+    place, origin, dataset = recorded_origin(run), config.get("init_from"), config.data.get("dataset")
     node = dataset.get("tokenizer") if isinstance(dataset, ConfigDict) else None
     if place is None or not origin or not isinstance(node, ConfigDict) or node.get("path") != origin:
         return config.data
-    if node.get(TARGET) not in _KEPT:  # a tokenizer of the user's own
+    if node.get(TARGET) not in _RECORDED:  # a tokenizer of the user's own
         return config.data
     data = copy.deepcopy(config.data)
     data.unlock()
-    data.dataset.tokenizer.update({TARGET: _KEPT[node[TARGET]], "path": place, "origin": origin})
+    data.dataset.tokenizer.update({TARGET: _RECORDED[node[TARGET]], "path": place, "origin": origin})
     return data

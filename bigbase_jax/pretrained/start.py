@@ -32,7 +32,7 @@ from bigbase_jax.text.tokenizer import load as load_tokenizer
 from bigbase_jax.wrappers import adapter as adapters
 from bigbase_jax.wrappers.wrapper import Wrapper
 
-KEPT = (
+FROM_RECIPE = (
     "num_classes",
     "dtype",
     "dropout",
@@ -92,12 +92,12 @@ def resolve(config: ConfigDict, instead: str | None = None, compared: bool = Tru
     """The config with the model that ``config.init_from`` holds, and what it reads: the tokenizer, or the mean and
     standard deviation of pictures, where the folder has them and the recipe has a place for them.
 
-    Of the recipe's model those words stay that are in ``KEPT``. Without ``init_from`` the config is returned as it is.
-    Where that is an adapter, it becomes ``config.adapter``, and its base ``init_from``; the recipe's wrapper becomes as
-    the adapter's was.
+    Of the recipe's model those words stay that are in ``FROM_RECIPE``. Without ``init_from`` the config is returned as
+    it is. Where that is an adapter, it becomes ``config.adapter``, and its base ``init_from``; the recipe's wrapper
+    becomes as the adapter's was.
 
     Args:
-      instead: what a run has kept of that folder, to be read in its place; see ``kept``.
+      instead: what a run has kept of that folder, to be read in its place; see ``provenance``.
       compared: look whether a published folder's weights are those of the model, before one of its sizes is made.
 
     Raises:
@@ -120,7 +120,7 @@ def resolve(config: ConfigDict, instead: str | None = None, compared: bool = Tru
     place = instead or path
     node, tokenizer = _of_run(place) if is_run(place) else _of_folder(place)
     with node.ignore_type():
-        for key in KEPT:
+        for key in FROM_RECIPE:
             if key in node and key in task.model:
                 node[key] = task.model[key]
     config.unlock()

@@ -82,11 +82,11 @@ def run(
         refuse_filled(folder, "sweep")
     redact.refuse(as_json(config))
     redact.refuse(sweep.definition(), "sweep")
-    config = pretrained.resolve(config, pretrained.kept_by_sweep(folder, config))
+    config = pretrained.resolve(config, pretrained.recorded_by_sweep(folder, config))
     drawn = studies.drawn(sweep)
     space.check(sweep, config, drawn)
     if config.get("init_from"):
-        space.refuse_of_the_model(sweep, pretrained.KEPT, drawn)
+        space.refuse_of_the_model(sweep, pretrained.FROM_RECIPE, drawn)
     if index is not None and not 0 <= index < sweep.count():
         last = sweep.count() - 1
         raise UserError(f"--sweep_index={index} is not one of the {last + 1} trials, from 0 to {last}.")
@@ -94,7 +94,7 @@ def run(
         raise UserError(f"--workers={workers} is no number of processes; it must be at least 1.")
     places = _places(workers) if index is None else []
     study = studies.Study(sweep, config, folder, storage, lost_after)
-    pretrained.keep_by_sweep(folder, config)
+    pretrained.record_by_sweep(folder, config)
     if _WORKER in os.environ or index is not None:
         from bigbase_jax import verbs
 

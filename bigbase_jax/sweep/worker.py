@@ -70,7 +70,7 @@ def work(study: Study, config: ConfigDict, execute: Execute, only: int | None = 
     try:
         with signals.caught(_interrupt), _Pulse(study.lost_after / 6, parent) as pulse:
             while True:
-                gone = pretrained.absent(config)
+                gone = pretrained.missing_origin(config)
                 claim = study.claim(only, functools.partial(_begun, study) if gone else None)
                 if claim is None:
                     left = [t for t in study.trials() if only in (None, t.number) and not t.state.is_finished()]
@@ -127,7 +127,7 @@ def _run(claim: Claim, study: Study, config: ConfigDict, execute: Execute) -> in
             if str(index) in values:
                 continue
             place = _place(study, claim.number, index)
-            if pretrained.absent(config) and not RunDir(place).begun:
+            if pretrained.missing_origin(config) and not RunDir(place).begun:
                 claim.release()
                 return None
             observe = functools.partial(_observe, claim, sweep, place, index)

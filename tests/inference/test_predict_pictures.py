@@ -1,5 +1,6 @@
 """``--mode=predict`` on pictures of every size and kind, by name, by folder and by a table of names."""
 
+import base64
 import json
 import pathlib
 import runpy
@@ -10,6 +11,7 @@ from PIL import Image
 
 from bigbase_jax import verbs
 from bigbase_jax.core import Codec, UserError
+from bigbase_jax.inference.inputs import Input
 from bigbase_jax.inference.predictor import Predictor, Reading
 
 CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
@@ -46,6 +48,18 @@ def test_pictures_of_every_size_and_kind_are_answered(run, tmp_path, capsys):
     assert [pathlib.Path(f["input"]).name for f in found] == sorted(KINDS) and all("label" in f for f in found)
     (example,) = Predictor.open(run).examples(str(tmp_path / "5000x20.png"))
     assert example["image"].shape == (28, 28, 1)
+
+
+def test_a_file_its_bytes_and_json_have_the_same_answer(run, tmp_path):
+    RGB.save(tmp_path / "a.png")
+    data, predictor = (tmp_path / "a.png").read_bytes(), Predictor.open(run)
+    (answer,) = predictor.answer(str(tmp_path / "a.png"))
+    assert predictor.answer(data) == [answer] == predictor.answer({"image": base64.b64encode(data).decode()})
+    RGB.rotate(90).save(tmp_path / "b.png")
+    assert predictor.answer((tmp_path / "b.png").read_bytes()) != [answer]
+    assert [a for _, a in predictor.answers([Input(data, "a.png")])] == [answer]
+    with pytest.raises(UserError, match="not a picture"):
+        predictor.answer(b"text")
 
 
 def test_a_table_names_pictures_beside_it(run, tmp_path, capsys):

@@ -7,7 +7,7 @@ import shutil
 import jax
 import numpy as np
 import pytest
-from test_kept import TEXT, language
+from test_provenance import TEXT, language
 
 from bigbase_jax import pretrained, verbs
 from bigbase_jax.core import UserError, flatten

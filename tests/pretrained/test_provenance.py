@@ -126,10 +126,12 @@ def kept_of(path, tmp_path, config):
     run = RunDir(tmp_path / "run")
     run.path.mkdir()
     before = pretrained.resolve(config)
-    pretrained.keep(run, before)
-    assert pretrained.kept(run) is None and pretrained.data_of(run, before) is before.data  # there may be no checkpoint
+    pretrained.record_origin(run, before)
+    assert (
+        pretrained.recorded_origin(run) is None and pretrained.data_of(run, before) is before.data
+    )  # there may be no checkpoint
     shutil.rmtree(path) if path.is_dir() else path.unlink()
-    return before, pretrained.resolve(config, pretrained.kept(begun(run))), run
+    return before, pretrained.resolve(config, pretrained.recorded_origin(begun(run))), run
 
 
 def test_the_tokenizer_of_a_folder_is_the_same_from_what_was_kept(published, tmp_path):
@@ -194,15 +196,15 @@ def test_pictures_are_known_from_what_was_kept(random_model, tmp_path, kind):
 def test_what_is_kept_is_made_anew_until_the_run_has_begun(published, gpt2_folder, tmp_path):
     run = RunDir(tmp_path / "run")
     run.path.mkdir()
-    pretrained.keep(run, recipe(published))
+    pretrained.record_origin(run, recipe(published))
     assert (run.path / "start" / "tokenizer.json").exists()
-    pretrained.keep(run, recipe(gpt2_folder))
+    pretrained.record_origin(run, recipe(gpt2_folder))
     assert not (run.path / "start" / "tokenizer.json").exists() and (run.path / "start" / "config.json").exists()
     without = recipe(gpt2_folder)
     with without.unlocked():
         without.init_from = None
-    pretrained.keep(begun(run), without)
+    pretrained.record_origin(begun(run), without)
     assert (run.path / "start").exists()
     shutil.rmtree(run.checkpoints)
-    pretrained.keep(run, without)
+    pretrained.record_origin(run, without)
     assert not (run.path / "start").exists()
