@@ -19,7 +19,6 @@ import io
 import json
 import os
 import re
-import struct
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
@@ -28,7 +27,7 @@ import numpy as np
 
 from bigbase_jax.build import suggest
 from bigbase_jax.core import UserError
-from bigbase_jax.runtime.limits import MOST_PIECES, limit
+from bigbase_jax.runtime.limits import MOST_PIECES, limit, too_much
 from bigbase_jax.runtime.untrusted import parse_json, read_object, read_regular
 from bigbase_jax.text.tokenizer_checks import (
     attempt,
@@ -55,6 +54,7 @@ ROLES: Mapping[str, tuple[str, ...]] = {
 _BERT = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 _MARIAN = ("vocab.json", "source.spm", "target.spm")
 _MOST_PIECE = 1024  # bytes of a SentencePiece model's pieces
+_MOST_MODEL = 24 * MOST_PIECES  # bytes of it; published ones have 17 for each piece
 _NEVER = -1e4  # log-probability of a Unigram's byte pieces: the last resort
 
 Texts = Callable[[], Iterator[str]]
@@ -868,29 +868,44 @@ def _sentencepiece(hf: Any, data: bytes, special: bool = True) -> Any:
 
     Without ``special``, its unknown and control pieces have no name, and no text holds them.
     """
-    model = _fields(data, limit(MOST_PIECES))
-    pieces = [_fields(piece, 16) for piece in model.get(1, [])]
-    if not pieces:
+    from google.protobuf.message import DecodeError
+    from sentencepiece import sentencepiece_model_pb2
+
+    proto: Any = sentencepiece_model_pb2  # whose bytes protobuf alone reads, which is made for those of anybody
+    if len(data) > limit(_MOST_MODEL):  # parsed, empty pieces take 24 times their bytes
+        raise too_much(f"it is larger than {limit(_MOST_MODEL):,} bytes")
+    try:
+        model = proto.ModelProto.FromString(data)
+    except DecodeError as error:
+        raise UserError("it is not a SentencePiece model.") from error
+    if not model.pieces:
         raise UserError("it holds no pieces.")
-    if max(len(piece[1][0]) for piece in pieces) > _MOST_PIECE:
+    if len(model.pieces) > limit(MOST_PIECES):
+        raise too_much(f"it holds more than {limit(MOST_PIECES):,} pieces")
+    sizes = [len(piece.piece.encode()) for piece in model.pieces]
+    if not min(sizes):
+        raise UserError("it holds a piece without a name.")
+    if max(sizes) > _MOST_PIECE:
         raise UserError(f"it holds a piece of more than {_MOST_PIECE:,} bytes.")
-    kinds = [piece.get(3, [1])[0] for piece in pieces]  # 1 normal, 2 unknown, 3 control, 4 user-defined, 6 byte
-    names = [
-        piece[1][0].decode() if special or kind not in (2, 3) else f"\ufdd0{i}"  # which Unicode has given to nobody
-        for i, (piece, kind) in enumerate(zip(pieces, kinds, strict=True))
+    piece, trainer, normalizer = proto.ModelProto.SentencePiece, model.trainer_spec, model.normalizer_spec
+    kinds = [entry.type for entry in model.pieces]
+    nameless = () if special else (piece.UNKNOWN, piece.CONTROL)
+    names = [  # U+FDD0 is a character that Unicode has given to nobody
+        f"\ufdd0{i}" if entry.type in nameless else entry.piece for i, entry in enumerate(model.pieces)
     ]
-    scores = [struct.unpack("<f", piece[2][0])[0] if 2 in piece else 0.0 for piece in pieces]
-    trainer, normalizer = (_fields(model[key][0]) if key in model else {} for key in (2, 3))
-    unknown = kinds.index(2) if 2 in kinds else None
-    byte_fallback = bool(trainer.get(35, [0])[0])
-    if trainer.get(3, [1])[0] == 1:
-        core = hf.models.Unigram(list(zip(names, scores, strict=True)), unk_id=unknown, byte_fallback=byte_fallback)
-    elif trainer[3][0] == 2:
+    scores = [entry.score for entry in model.pieces]
+    unknown = kinds.index(piece.UNKNOWN) if piece.UNKNOWN in kinds else None
+    unigram = trainer.model_type == trainer.UNIGRAM
+    if unigram:
+        core = hf.models.Unigram(
+            list(zip(names, scores, strict=True)), unk_id=unknown, byte_fallback=trainer.byte_fallback
+        )
+    elif trainer.model_type == trainer.BPE:
         vocabulary = {name: i for i, name in enumerate(names)}
         merges = [  # the pairs whose union is an entry, in the order of the entries (their scores fall)
             (score, left, right, name[:cut], name[cut:])
             for name, score, kind in zip(names, scores, kinds, strict=True)
-            for cut in range(1, len(name) if kind == 1 else 0)
+            for cut in range(1, len(name) if kind == piece.NORMAL else 0)
             if (left := vocabulary.get(name[:cut])) is not None and (right := vocabulary.get(name[cut:])) is not None
         ]
         merges.sort(key=lambda m: (-m[0], m[1], m[2]))
@@ -899,62 +914,25 @@ def _sentencepiece(hf: Any, data: bytes, special: bool = True) -> Any:
             [(a, b) for *_, a, b in merges],
             unk_token=None if unknown is None else names[unknown],
             fuse_unk=True,
-            byte_fallback=byte_fallback,
+            byte_fallback=trainer.byte_fallback,
         )
     else:
         raise UserError("it is of SentencePiece's word or character kind; unigram and bpe can be read.")
     tokenizer = hf.Tokenizer(core)
     rules = []
-    if normalizer.get(2, [b""])[0]:
-        if charsmap_growth(normalizer[2][0]) > 64:
+    if charsmap := normalizer.precompiled_charsmap:
+        if charsmap_growth(charsmap) > 64:
             raise UserError("its rules make more than 64 characters of one.")
-        rules.append(hf.normalizers.Precompiled(normalizer[2][0]))
-    if normalizer.get(4, [1])[0]:
+        rules.append(hf.normalizers.Precompiled(charsmap))
+    if normalizer.remove_extra_whitespaces:
         rules += [hf.normalizers.Replace(hf.Regex(r"\A +| +\z"), ""), hf.normalizers.Replace(hf.Regex(" {2,}"), " ")]
     if rules:
         tokenizer.normalizer = hf.normalizers.Sequence(rules)
-    prefix = "always" if normalizer.get(3, [1])[0] else "never"
-    tokenizer.pre_tokenizer = hf.pre_tokenizers.Metaspace(prepend_scheme=prefix, split=trainer.get(3, [1])[0] == 1)
+    prefix = "always" if normalizer.add_dummy_prefix else "never"
+    tokenizer.pre_tokenizer = hf.pre_tokenizers.Metaspace(prepend_scheme=prefix, split=unigram)
     joined = [hf.decoders.Replace("▁", " "), hf.decoders.ByteFallback(), hf.decoders.Fuse()]
     tokenizer.decoder = hf.decoders.Sequence(joined + ([hf.decoders.Strip(" ", 1, 0)] if prefix == "always" else []))
     if special:
-        tokenizer.add_special_tokens([name for name, kind in zip(names, kinds, strict=True) if kind in (2, 3)])
+        apart = (piece.UNKNOWN, piece.CONTROL)
+        tokenizer.add_special_tokens([name for name, kind in zip(names, kinds, strict=True) if kind in apart])
     return tokenizer
-
-
-def _fields(data: bytes, most: int = 64) -> dict[int, list[Any]]:
-    """The fields of a protocol buffer message by number: integers, or bytes (protobuf.dev, "Encoding").
-
-    Raises:
-      ValueError: it is not one, or has more than ``most`` fields.
-    """
-
-    def varint(at: int) -> tuple[int, int]:
-        value = shift = 0
-        while True:
-            if at >= len(data) or shift > 63:
-                raise ValueError("it is not a SentencePiece model")
-            byte = data[at]
-            value |= (byte & 127) << shift
-            at, shift = at + 1, shift + 7
-            if byte < 128:
-                return value, at
-
-    fields: dict[int, list[Any]] = {}
-    at = count = 0
-    while at < len(data):
-        if (count := count + 1) > most:
-            raise ValueError(f"it holds more than {most:,} fields")
-        key, at = varint(at)
-        value: Any
-        if key & 7 == 0:
-            value, at = varint(at)
-        elif key & 7 in (1, 2, 5):
-            size, at = varint(at) if key & 7 == 2 else (8 if key & 7 == 1 else 4, at)
-            value, at = data[at : at + size], at + size
-            if at > len(data):
-                raise ValueError("it is not a SentencePiece model")
-        else:
-            raise ValueError("it is not a SentencePiece model")
-        fields.setdefault(key >> 3, []).append(value)
-    return fields
