@@ -1,5 +1,5 @@
-"""Published folders as they stand: classifiers of texts, and of pictures in the size that they ask for, answer inputs;
-decoders write."""
+"""Published folders as they stand: classifiers of texts, and of pictures in the size that they ask for, and translators
+answer inputs; decoders continue texts."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ _PICTURES = {
 
 
 def opened(path: str) -> Predictor:
-    """A published model: a classifier or a translator, which answer inputs, or one that writes on.
+    """A published model: a classifier or a translator, which answer inputs, or one that continues texts.
 
     Raises:
       UserError: the folder holds another kind of model, or not all that it takes.
@@ -92,7 +92,7 @@ def tokenizer_of(path: str, pairs: bool = False) -> Tokenizer:
 
 
 def _of_writer(path: str, model: Any, variables: Variables, refusal: UserError) -> Predictor:
-    """A decoder with what it takes to go on with a text: its tokenizer, ends and chat template are ``dataset_info``."""
+    """A decoder with what it takes to continue a text: its tokenizer, ends and chat template are ``dataset_info``."""
     ends: set[int] = set()
     for said in generation(path):
         found = said.get("eos_token_id")

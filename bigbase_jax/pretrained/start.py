@@ -1,5 +1,5 @@
 """Runs that begin from trained weights: ``config.init_from`` names a published folder, the folder of another run, or an
-adapter that a run has exported, which then goes on from there on its base.
+adapter that a run has exported: training continues from there on its base.
 
 ``resolve`` makes the run's model the one whose weights these are; ``initialise`` puts them where a fresh run's are.
 """
@@ -141,7 +141,7 @@ def resolve(config: ConfigDict, instead: str | None = None, compared: bool = Tru
 
 
 def _with_adapter(config: ConfigDict, found: str) -> ConfigDict:
-    """The config that goes on from the adapter ``config.init_from``, of which ``found`` is all or what was kept."""
+    """The config that continues from the adapter ``config.init_from``, of which ``found`` is all or what was kept."""
     about, given = adapters.described(found), config.init_from
     wanted = import_path(adapters.KINDS[about["kind"]])
     config = copy.deepcopy(config)
@@ -248,9 +248,9 @@ def initialise(
 def _replaced(path: str, variables: dict[str, Any], task: Task, spec: Mapping[str, Any]) -> dict[str, Any]:
     inner, model = model_of(task)
     flat = flatten(variables)
-    home = next(iter(flat.values())).sharding
+    mesh = next(iter(flat.values())).sharding.mesh
     published = not is_run(path)
-    source = open_weights(path, describe(path)[0], model) if published else _run_weights(path, home.mesh)
+    source = open_weights(path, describe(path)[0], model) if published else _run_weights(path, mesh)
     if adjusted := adjust(model, source, spec, published):
         say(f"init_from {path}: {adjusted}")
     wanted = flatten(jax.eval_shape(inner.init, jax.random.key(0), spec))

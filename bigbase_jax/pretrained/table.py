@@ -61,7 +61,7 @@ class Entry:
     def write(self, ours: list[np.ndarray], sizes: Sizes) -> np.ndarray:
         """The inverse of ``read``."""
         x = ours[0] if isinstance(self.ours, str) else np.stack(ours)
-        return self.arrange[1](x) if isinstance(self.arrange, tuple) else rearrange(x, _turned(self.arrange), sizes)
+        return self.arrange[1](x) if isinstance(self.arrange, tuple) else rearrange(x, _inverse(self.arrange), sizes)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -185,7 +185,7 @@ def _sides(arrange: str) -> tuple[list[list[str]], list[list[str]]]:
     return left, right
 
 
-def _turned(arrange: str) -> str:
+def _inverse(arrange: str) -> str:
     left, _, right = arrange.partition("->")
     return f"{right.strip()} -> {left.strip()}" if arrange else ""
 

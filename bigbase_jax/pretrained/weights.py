@@ -55,10 +55,10 @@ class Weights:
         Each device's piece is read by itself, and none other of a model is in memory at that time.
         """
         parts = self.parts(path)
-        home = getattr(like, "sharding", None) or jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        sharding = getattr(like, "sharding", None) or jax.sharding.SingleDeviceSharding(jax.devices()[0])
         if isinstance(self.arrays[parts[0]], jax.Array):  # perhaps spread over several processes
             whole = [self.arrays[part].astype(like.dtype) for part in parts]
-            return jax.device_put(whole[0] if parts == [path] else jnp.stack(whole), home)
+            return jax.device_put(whole[0] if parts == [path] else jnp.stack(whole), sharding)
 
         def piece(index: tuple[slice, ...] | None) -> np.ndarray:
             index = index or ()
@@ -67,7 +67,7 @@ class Weights:
             layers = parts[index[0]] if index else parts
             return np.stack([np.asarray(self.arrays[layer][index[1:]], like.dtype) for layer in layers])
 
-        return jax.make_array_from_callback(tuple(like.shape), home, piece)
+        return jax.make_array_from_callback(tuple(like.shape), sharding, piece)
 
 
 def converted(tensors: Mapping[str, np.ndarray], table: Table, where: str) -> Weights:

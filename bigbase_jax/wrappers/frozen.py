@@ -17,7 +17,7 @@ from bigbase_jax.wrappers.wrapper import Wrapper, check_regex, some_paths
 class Frozen(Wrapper):
     """Trains the parameters of ``task`` that a regex names, and none of the others: the last layers, a linear probe.
 
-    Statistics that a model gathers in training (BatchNorm's) go on moving.
+    Statistics that a model gathers in training (BatchNorm's) continue to move.
 
     Attributes:
       task: the task.

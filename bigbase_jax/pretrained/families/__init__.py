@@ -97,6 +97,12 @@ def load_family(name: str) -> Family:
     return module
 
 
+def families_of(model: nn.Module) -> list[Family]:
+    """Those that speak of such models."""
+    found = map(load_family, dict.fromkeys(FAMILIES.values()))
+    return [family for family in found if type(model) in family.MODELS]
+
+
 def family_of(config: Mapping[str, Any], where: Any) -> Family:
     """The family that a ``config.json`` names.
 
@@ -120,21 +126,18 @@ def family_for(model: nn.Module, shapes: Shapes) -> tuple[Family, dict[str, Any]
       UserError: none has; says why.
     """
     reasons = []
-    for name in dict.fromkeys(FAMILIES.values()):
-        family = load_family(name)
-        if type(model) in family.MODELS:
-            try:
-                return family, family.to_config(model, shapes)
-            except UserError as error:
-                reasons.append(str(error))
+    for family in families_of(model):
+        try:
+            return family, family.to_config(model, shapes)
+        except UserError as error:
+            reasons.append(str(error))
     why = " ".join(reasons) or f"It is a {type(model).__name__}."
     raise UserError(f"transformers has no model of this kind. {why}")
 
 
 def head_of(model: nn.Module) -> str:
     """``Family.HEAD`` of a model; of one that no family has, by the names that last layers have."""
-    found = [load_family(name) for name in dict.fromkeys(FAMILIES.values())]
-    return next((family.HEAD for family in found if type(model) in family.MODELS), r"^(head|fc|linear)(\.|$)")
+    return next((family.HEAD for family in families_of(model)), r"^(head|fc|linear)(\.|$)")
 
 
 def adjust(model: nn.Module, weights: Weights, spec: Mapping[str, Any], published: bool) -> str | None:
@@ -147,8 +150,7 @@ def adjust(model: nn.Module, weights: Weights, spec: Mapping[str, Any], publishe
     Returns:
       What was done, for people; None: nothing.
     """
-    found = [load_family(name) for name in dict.fromkeys(FAMILIES.values())]
-    hooks = [getattr(family, "adjust", None) for family in found if type(model) in family.MODELS]
+    hooks = [getattr(family, "adjust", None) for family in families_of(model)]
     return next((hook(model, weights, spec, published) for hook in hooks if hook), None)
 
 
