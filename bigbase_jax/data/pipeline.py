@@ -29,7 +29,7 @@ import sys
 import threading
 import time
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import grain
@@ -729,9 +729,7 @@ class _Preparation:
             return _Part(name, source, [], state=_kept_where(in_memory) if self._data.cache_limit_gb else "off")
         if self._data.check != "all":
             some = range(0, len(source), -(-len(source) // _CHECKED)) if self._data.check == "sample" else ()
-            found = ((index, _read(source, index)) for index in some)
-            bad = [(index, example.reason) for index, example in found if isinstance(example, _Bad)]
-            return _Part(name, source, bad, state=f"none, data.check is {self._data.check}")
+            return _Part(name, source, _unreadable(source, some), state=f"none, data.check is {self._data.check}")
         with caches.one_builder(self._root, key, self._say):
             return self._cached(name, source, fixed, key) or self._checked(name, source, fixed, key)
 
@@ -923,9 +921,13 @@ def _bad_in_columns(source: Source, batch: Callable[[np.ndarray], Batch]) -> cac
         try:
             batch(np.arange(some.start, some.stop))
         except _UNREADABLE:
-            found = ((index, _read(source, index)) for index in some)
-            bad += [(index, example.reason) for index, example in found if isinstance(example, _Bad)]
+            bad += _unreadable(source, some)
     return bad
+
+
+def _unreadable(source: Source, indices: Iterable[int]) -> caches.Bad:
+    read = ((index, _read(source, index)) for index in indices)
+    return [(index, example.reason) for index, example in read if isinstance(example, _Bad)]
 
 
 def _kept_where(in_memory: bool | str) -> str:

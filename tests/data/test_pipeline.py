@@ -181,11 +181,11 @@ NOISE = [0.03474188, 0.12112302, 0.8763935, 0.53440434, 0.38778871]
 # --- buckets ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("n", [1, 2, 7, 256, 1000, 65535, 65537, 65538, 10**6, 2**40 + 1])
+@pytest.mark.parametrize("n", [1, 7, 256, 65535, 65536, 65537, 65538, 10**6, 2**40 + 1])
 def test_the_order_is_the_shuffle_of_grain(n):
-    for seed in (0, 2**32 - 1, 3123456789):
+    for seed in (0, 2**32 - 1):
         stream = grain.MapDataset.range(n).shuffle(seed=seed).repeat()
-        positions = np.unique([*range(min(n, 40)), *range(max(n - 20, 0), n + 20), *range(5 * n, 5 * n + 20)])
+        positions = np.unique([*range(min(n, 9)), *range(max(n - 5, 0), n + 5), *range(5 * n, 5 * n + 5)])
         expected = [int(stream[int(position)]) for position in positions]
         np.testing.assert_array_equal(shuffled(positions, n, seed), expected)
 

@@ -562,6 +562,10 @@ def test_npz_in_the_keras_layout(tmp_path):
     np.testing.assert_array_equal(data.splits["test"][4]["image"], x_test[4])
     assert data.splits["test"][4]["label"] == y_test[4]
     assert data.splits["test"][4]["label"].dtype == np.int32
+    for source in data.splits.values():
+        columns, rows = source.batch(np.array([1, 0])), [source[1], source[0]]
+        for name in ("image", "label"):
+            np.testing.assert_array_equal(columns[name], np.stack([row[name] for row in rows]), strict=True)
     np.savez(tmp_path / "b.npz", x_train=x, y_train=y, x_val=x_test, y_val=y_test)
     assert {s: len(v) for s, v in Npz(str(tmp_path / "b.npz")).splits.items()} == {"train": 20, "val": 6}
 
