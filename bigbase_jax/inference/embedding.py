@@ -9,6 +9,7 @@ Axes: B texts of a batch, L length, D width of the vectors.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 import pathlib
 import re
@@ -23,15 +24,12 @@ from bigbase_jax.core import Batch, Example, UserError, Variables
 from bigbase_jax.data.files import limits_of
 from bigbase_jax.data.sources.text.labelled_text import LabelledText
 from bigbase_jax.inference.predictor import Predictor, Reading
-from bigbase_jax.inference.published import LENGTH, tokenizer_of
+from bigbase_jax.inference.published import LEAST, LENGTH, shortened, tokenizer_of
 from bigbase_jax.pretrained import load, schema
 from bigbase_jax.pretrained.start import is_run, merged, model_of
 from bigbase_jax.runtime.untrusted import parse_json, read_object, read_regular
 from bigbase_jax.tasks.text_classification import VECTORS, TextClassification, headless, hidden, pool_of
 from bigbase_jax.text.tokenizer import dataset_info_of
-
-_LEAST = 16  # tokens that a batch has room for; it is a power of two, so that few programs are compiled
-
 
 _POOLING: schema.Schema = {f"pooling_mode_{name}": schema.FLAG for name in VECTORS}
 
@@ -93,20 +91,14 @@ def embedder(folder: str | os.PathLike, step: int | None = None) -> Predictor:
     reading = Reading(LabelledText.codec(reads, known), limits=limits_of(reads))
     spec = dict.fromkeys(embedding.inputs, jax.ShapeDtypeStruct((known["length"],), np.int32))
     whole: Any = embedding
-    return Predictor(whole, variables, known, spec, lambda: reading, trim=_shortened)
+    trim = functools.partial(shortened, by="segment_ids")
+    return Predictor(whole, variables, known, spec, lambda: reading, trim=trim)
 
 
 def width_of(found: Predictor) -> int:
     """D."""
-    batch = {name: jax.ShapeDtypeStruct((1, _LEAST), jnp.int32) for name in found.task.inputs}
+    batch = {name: jax.ShapeDtypeStruct((1, LEAST), jnp.int32) for name in found.task.inputs}
     return jax.eval_shape(found.task.predict, found.variables, batch)["vector"].shape[-1]
-
-
-def _shortened(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """A batch without most of the padding that all its texts have."""
-    longest = int((batch["segment_ids"] > 0).sum(1).max())
-    size = max(_LEAST, 1 << (longest - 1).bit_length())
-    return {name: x[:, :size] for name, x in batch.items()}
 
 
 def _published(folder: pathlib.Path, model: Any) -> tuple[tuple[str, ...], bool, int]:

@@ -3,6 +3,7 @@ answer inputs; decoders continue texts."""
 
 from __future__ import annotations
 
+import functools
 import pathlib
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -30,6 +31,8 @@ from bigbase_jax.text.tokenizer import Tokenizer, TokenizerFile, dataset_info_of
 
 LENGTH = 512
 """Tokens of a text, of a model that reads more, where nothing says less."""
+LEAST = 16
+"""Tokens that a batch has room for; a power of two, so that few programs are compiled."""
 _SIDES = Kind(
     "an object of sides up to 4,096",
     lambda x, _: isinstance(x, dict) and len(x) > 0 and all(type(v) is int and 1 <= v <= 4096 for v in x.values()),
@@ -141,14 +144,14 @@ def _of_translator(path: str, model: EncoderDecoder, variables: Variables) -> Pr
         for name in task.inputs
     }
     reading = Reading(ParallelText.codec({}, known))
-    rows = max(ROWS // 2 // task.beams, 1)
-    return Predictor(task, variables, known, spec, lambda: reading, trim=_shortened, rows=rows)
+    rows, trim = max(ROWS // 2 // task.beams, 1), functools.partial(shortened, by="source_segments")
+    return Predictor(task, variables, known, spec, lambda: reading, trim=trim, rows=rows)
 
 
-def _shortened(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """A batch of sources without most of the padding that all of them have."""
-    longest = int((batch["source_segments"] > 0).sum(1).max())
-    size = max(16, 1 << (longest - 1).bit_length())
+def shortened(batch: dict[str, np.ndarray], by: str) -> dict[str, np.ndarray]:
+    """A batch without most of the padding that all its texts have, where the entry ``by`` is 0."""
+    longest = int((batch[by] > 0).sum(1).max())
+    size = max(LEAST, 1 << (longest - 1).bit_length())
     return {name: x[:, :size] for name, x in batch.items()}
 
 

@@ -6,14 +6,16 @@ import json
 import pathlib
 import runpy
 
+import jax
+import numpy as np
 import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
 from bigbase_jax import verbs
-from bigbase_jax.core import UserError
+from bigbase_jax.core import Codec, UserError
 from bigbase_jax.inference import answers, generation, inputs
-from bigbase_jax.inference.predictor import Predictor
+from bigbase_jax.inference.predictor import Predictor, Reading
 
 CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
 TEXTS = ["a good film", "a bad film, and long", 'they said "good"', "bad", "好电影", "so good\nand so long"]
@@ -202,6 +204,49 @@ def test_columns_of_a_table_are_those_of_all_rows(tmp_path):
     assert found.column_names == ["a", "b", "c.x", "c.y", "d"]
     assert found.to_pylist()[2] == {"a": str(2**70), "b": "t", "c.x": None, "c.y": None, "d": None}
     assert found["d"].to_pylist()[3] == "(2 bytes)" and found["c.x"].to_pylist()[1] is True
+
+
+class Lines(Codec):
+    """A number from each line."""
+
+    fields = None
+
+    def decode(self, given):
+        return [{"x": np.float32(line), "line": line} for line in given.decode().split()]
+
+
+class Doubling:
+    inputs = ("x",)
+
+    def predict(self, variables, inputs):
+        return {"y": inputs["x"] * variables["factor"]}
+
+    def postprocess(self, output, example):
+        return {"y": float(output["y"]), "line": example["line"]}
+
+
+class Averaging(Doubling):
+    def merge(self, outputs):
+        return {"y": np.mean([output["y"] for output in outputs])}
+
+
+def test_examples_of_one_input_have_an_answer_each_unless_the_task_merges_them():
+    spec = {"x": jax.ShapeDtypeStruct((), np.float32)}
+    each, merged = (
+        Predictor(task, {"factor": 2.0}, {}, spec, lambda: Reading(Lines()), rows=2)
+        for task in (Doubling(), Averaging())
+    )
+    answers = [{"part": i, "y": 2.0 * i, "line": str(i)} for i in range(5)]
+    assert each.answer(b"0 1 2 3 4") == answers and each.answer(b"7") == [{"y": 14.0, "line": "7"}]
+    assert merged.answer(b"0 1 2 3 4") == [{"y": 4.0, "line": "0"}]
+    many = [inputs.Input(text, "") for text in (b"0 1 2 3 4", b"", b"7", b"0 1 2 3 4")]
+    found = [answer for _, answer in each.answers(many)]
+    assert found == [
+        *answers,
+        {"error": "there is nothing in it that the model could read."},
+        *each.answer(b"7"),
+        *answers,
+    ]
 
 
 def test_rows_are_read_as_they_are_answered(classifier, tmp_path):
