@@ -28,7 +28,8 @@ from bigbase_jax.inference.published import LEAST, LENGTH, shortened, tokenizer_
 from bigbase_jax.pretrained import load, schema
 from bigbase_jax.pretrained.start import is_run, merged, model_of
 from bigbase_jax.runtime.untrusted import parse_json, read_object, read_regular
-from bigbase_jax.tasks.text_classification import VECTORS, TextClassification, headless, hidden, pool_of
+from bigbase_jax.tasks.text_classification import VECTORS, TextClassification, pool_of
+from bigbase_jax.tasks.textual import headless, hidden
 from bigbase_jax.text.tokenizer import dataset_info_of
 
 _POOLING: schema.Schema = {f"pooling_mode_{name}": schema.FLAG for name in VECTORS}
@@ -39,7 +40,7 @@ class Embedding:
     """The part of a task that gives a vector for each text.
 
     Attributes:
-      model: gives hidden vectors (``text_classification.headless``).
+      model: gives hidden vectors (``textual.headless``).
       pools: names of ``VECTORS``, whose vectors are joined.
       normalize: whether vectors have length 1.
     """

@@ -18,12 +18,9 @@ import numpy as np
 
 from bigbase_jax.core import Batch, Evaluated, Example, Figure, Loss, Meter, Metric, Sum, UserError, Variables, joined
 from bigbase_jax.evaluate import Totals
-from bigbase_jax.models.layers import ModelError
-from bigbase_jax.tasks import chunked_loss, figures
-from bigbase_jax.text.tokenizer import load
-
-PADDING = -1
-"""The target of a position that has none, in what ``predict`` gives."""
+from bigbase_jax.tasks import chunked_loss, figures, textual
+from bigbase_jax.tasks.errors import model_errors
+from bigbase_jax.tasks.textual import PADDING
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,12 +60,7 @@ class CausalLanguageModel:
     merge = staticmethod(joined)
 
     def __post_init__(self) -> None:
-        size = getattr(self.model, "vocab_size", None)
-        if self.tokenizer is not None and size is not None and size < load(self.tokenizer).size:
-            raise UserError(
-                f"config.task.model.vocab_size is {size}, but the tokenizer has {load(self.tokenizer).size} tokens; "
-                "leave it open to take theirs."
-            )
+        textual.check_vocabulary(self.model, self.tokenizer)
         if self.logit_chunks is not None and self.logit_chunks < 1:
             raise UserError(f"logit_chunks is {self.logit_chunks}; it must be at least 1.")
 
@@ -92,18 +84,16 @@ class CausalLanguageModel:
         one = {
             name: jnp.zeros((1, *batch[name].shape[1:]), jnp.int32) for name in ("inputs", "segment_ids", "positions")
         }
-        try:
+        with model_errors():
             self._chunks(one["inputs"].shape[1])
             return self.model.init(key, one["inputs"], one["segment_ids"], one["positions"])
-        except ModelError as error:
-            raise UserError(str(error)) from error
 
     def loss(self, variables: Variables, batch: Batch, key: jax.Array) -> tuple[Loss, Variables]:
         """Cross-entropy in nats; its weight is the number of targets that count."""
         logp_BL = self.log_probability(variables, batch, train=True, key=key)
         weight_BL = self._real(batch) * batch["mask"][:, None]
         loss = Loss({"loss": Sum(-jnp.sum(weight_BL * logp_BL), jnp.sum(weight_BL))})
-        return loss, {k: v for k, v in variables.items() if k != "params"}
+        return loss, textual.state_of(variables)
 
     def predict(self, variables: Variables, inputs: Batch) -> Mapping[str, jax.Array]:
         """Of targets that count: ``log_probability`` f32[B,L], ``target`` i32[B,L] (-1: none), ``bytes`` i32[B,L].
@@ -198,7 +188,7 @@ class CausalLanguageModel:
         real_T = output["target"] != PADDING
         logp_T = output["log_probability"][real_T].astype(np.float64)
         nats, count, nbytes = -float(logp_T.sum()), int(real_T.sum()), int(output["bytes"].sum())
-        pieces = self._pieces(output["target"][real_T])
+        pieces = textual.pieces_of(self.tokenizer, output["target"][real_T])
         return {
             "tokens": count,
             "loss": nats / max(count, 1),
@@ -214,14 +204,11 @@ class CausalLanguageModel:
 
         def pieces(n: int) -> tuple[str, list[tuple[str, float]]]:
             nats_T = -logp_NL[n][real_NL[n]]
-            return "", list(zip(self._pieces(target_NL[n][real_NL[n]]), nats_T.tolist(), strict=True))
+            return "", list(
+                zip(textual.pieces_of(self.tokenizer, target_NL[n][real_NL[n]]), nats_T.tolist(), strict=True)
+            )
 
         yield figures.hardest_passages(logp_NL, real_NL, "token", pieces)
-
-    def _pieces(self, target_T: np.ndarray) -> list[str]:
-        if self.tokenizer is None:
-            return [str(t) for t in target_T]
-        return load(self.tokenizer).pieces(target_T.tolist())
 
 
 def perplexity(count: str | None = None) -> Totals:

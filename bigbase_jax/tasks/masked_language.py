@@ -16,10 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from bigbase_jax.core import Batch, Evaluated, Example, Figure, Loss, Meter, Metric, Sum, UserError, Variables, joined
-from bigbase_jax.tasks import figures
+from bigbase_jax.tasks import figures, textual
 from bigbase_jax.tasks.errors import model_errors
 from bigbase_jax.tasks.language import perplexity
-from bigbase_jax.text.tokenizer import load
 
 NONE = -1
 """The place or the target of a hidden token that there is not."""
@@ -71,12 +70,7 @@ class MaskedLanguageModel:
         heads: dict[str, Any] = {"masked": True, "pooled": False, "num_classes": None}
         heads["next_sentence"] = bool(self.next_sentence)
         object.__setattr__(self, "model", self.model.clone(**heads))
-        size = getattr(self.model, "vocab_size", None)
-        if self.tokenizer is not None and size is not None and size < load(self.tokenizer).size:
-            raise UserError(
-                f"config.task.model.vocab_size is {size}, but the tokenizer has {load(self.tokenizer).size} tokens; "
-                "leave it open to take theirs."
-            )
+        textual.check_vocabulary(self.model, self.tokenizer)
 
     # -- inside the compiled step ----------------------------------------------------------------------------------
 
@@ -104,7 +98,7 @@ class MaskedLanguageModel:
         if next_logp_B2 is not None:
             total -= jnp.sum(jnp.sum(weight_BM, 1) * _of_next(next_logp_B2, batch))
         loss = Loss({"loss": Sum(total, jnp.sum(weight_BM))})
-        return loss, {name: x for name, x in variables.items() if name != "params"}
+        return loss, textual.state_of(variables)
 
     def predict(self, variables: Variables, inputs: Batch) -> Mapping[str, jax.Array]:
         """What was hidden, and the ``GUESSES`` most probable tokens.
@@ -118,7 +112,7 @@ class MaskedLanguageModel:
         guess_logp_BMG, guess_BMG = jax.lax.top_k(logp_BMV, min(GUESSES, logp_BMV.shape[-1]))
         at_BM = jnp.asarray(inputs["at"])
         return {
-            "tokens": jnp.where(inputs["segment_ids"] > 0, inputs["tokens"], NONE),
+            "tokens": textual.shown_tokens(inputs),
             "at": at_BM,
             "target": jnp.asarray(inputs["targets"]),
             "hidden": jnp.sum(at_BM != NONE, 1, keepdims=True),
@@ -195,14 +189,18 @@ class MaskedLanguageModel:
         hidden = [
             {
                 "at": int(at_M[m]),
-                "was": self._pieces([target_M[m]])[0] if target_M[m] != NONE else None,
+                "was": textual.pieces_of(self.tokenizer, [target_M[m]])[0] if target_M[m] != NONE else None,
                 "guesses": [
-                    [piece, round(float(p), 4)] for piece, p in zip(self._pieces(guess_MG[m]), p_MG[m], strict=True)
+                    [piece, round(float(p), 4)]
+                    for piece, p in zip(textual.pieces_of(self.tokenizer, guess_MG[m]), p_MG[m], strict=True)
                 ],
             }
             for m in np.flatnonzero(real_M)
         ]
-        answer: dict[str, Any] = {"text": self._pieces(tokens_nL[tokens_nL != NONE]), "hidden": hidden}
+        answer: dict[str, Any] = {
+            "text": textual.pieces_of(self.tokenizer, tokens_nL[tokens_nL != NONE]),
+            "hidden": hidden,
+        }
         known_M = target_M != NONE
         if known_M.any():
             answer["loss"] = float(-output["log_probability"][known_M].astype(np.float64).mean())
@@ -216,18 +214,14 @@ class MaskedLanguageModel:
 
         def pieces(n: int) -> tuple[str, list[tuple[str, float]]]:
             tokens_T = examples["tokens"][n][examples["tokens"][n] != NONE]
-            found = [(f"{piece} ", 0.0) for piece in self._pieces(tokens_T)]
+            found = [(f"{piece} ", 0.0) for piece in textual.pieces_of(self.tokenizer, tokens_T)]
             for m in np.flatnonzero(known_NM[n]):
-                was, guess = self._pieces([examples["target"][n, m], examples["guess"][n, m, 0]])
+                was, guess = textual.pieces_of(self.tokenizer, [examples["target"][n, m], examples["guess"][n, m, 0]])
                 shown = f"{was} " if was == guess else f"{was} (not {guess}) "
                 found[examples["at"][n, m]] = (shown, -float(examples["log_probability"][n, m]))
             return "", found
 
         yield figures.hardest_passages(examples["log_probability"], known_NM, "hidden token", pieces)
-
-    def _pieces(self, tokens_T: Any) -> list[str]:
-        tokens = [int(token) for token in tokens_T]
-        return [str(token) for token in tokens] if self.tokenizer is None else load(self.tokenizer).pieces(tokens)
 
 
 def _known(batch: Batch) -> jax.Array:

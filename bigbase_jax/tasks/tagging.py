@@ -29,10 +29,8 @@ from bigbase_jax.core import (
     joined,
 )
 from bigbase_jax.evaluate import Totals
-from bigbase_jax.tasks import figures, spans
-from bigbase_jax.tasks.errors import model_errors
-from bigbase_jax.tasks.text_classification import PADDING, headless, hidden, words_of
-from bigbase_jax.text.tokenizer import load
+from bigbase_jax.tasks import figures, spans, textual
+from bigbase_jax.tasks.textual import PADDING
 
 NONE = -1
 """The tag of a token that begins no word."""
@@ -72,11 +70,10 @@ class Tagging:
     merge = staticmethod(joined)
 
     def __post_init__(self) -> None:
-        if not 0 <= self.dropout < 1:
-            raise UserError(f"dropout is {self.dropout}; it lies in [0, 1), for example 0.1.")
+        textual.check_rate(self.dropout)
         if self.tag_names is not None and len(self.tag_names) < 2:
             raise UserError(f"the only tag is {self.tag_names[0]!r}; there must be two at least.")
-        object.__setattr__(self, "model", headless(self.model))
+        object.__setattr__(self, "model", textual.headless(self.model))
 
     # -- inside the compiled step ----------------------------------------------------------------------------------
 
@@ -87,19 +84,13 @@ class Tagging:
         """
         if self.tag_names is None:
             raise UserError("the task does not know the tags; set tag_names.")
-        one_1L = jnp.ones((1, batch["tokens"].shape[1]), jnp.int32)
-        body_key, head_key = jax.random.split(key)
-        words = words_of(self.model, {"tokens": one_1L * 0, "segment_ids": one_1L, "token_type_ids": one_1L * 0})
-        with model_errors():
-            y_1LD, variables = self.model.init_with_output(body_key, *words, method="hidden")
-        head = self._head.init(head_key, jnp.zeros((1, y_1LD.shape[-1])))["params"]
-        return {**variables, "params": {**variables["params"], "head": head}}
+        return textual.init_with_head(self.model, len(self.tag_names), key, batch)
 
     def loss(self, variables: Variables, batch: Batch, key: jax.Array) -> tuple[Loss, Variables]:
         """Cross-entropy in nats; its weight is the number of words."""
         logp_BLK = self._log_probabilities(variables, batch, key)
         nats, count = _of_tags(logp_BLK, batch)
-        return Loss({"loss": Sum(nats, count)}), {name: x for name, x in variables.items() if name != "params"}
+        return Loss({"loss": Sum(nats, count)}), textual.state_of(variables)
 
     def predict(self, variables: Variables, inputs: Batch) -> Mapping[str, jax.Array]:
         """``tokens`` i32[B,L] (-1: padding), ``tag`` i32[B,L], -1 where no word begins, and its ``probability``."""
@@ -108,7 +99,7 @@ class Tagging:
     def _outputs(self, logp_BLK: jax.Array, inputs: Batch) -> dict[str, jax.Array]:
         starts_BL = jnp.asarray(inputs["starts"]) == 1
         return {
-            "tokens": jnp.where(inputs["segment_ids"] > 0, inputs["tokens"], PADDING),
+            "tokens": textual.shown_tokens(inputs),
             "tag": jnp.where(starts_BL, jnp.argmax(logp_BLK, -1), NONE),
             "probability": jnp.where(starts_BL, jnp.exp(jnp.max(logp_BLK, -1)), 0.0),
         }
@@ -125,15 +116,10 @@ class Tagging:
 
     def _log_probabilities(self, variables: Variables, batch: Batch, key: jax.Array | None = None) -> jax.Array:
         body_key, head_key = (None, None) if key is None else jax.random.split(key)
-        y_BLD = hidden(self.model, variables, batch, body_key)
-        head_rngs = {} if head_key is None else {"dropout": head_key}
-        kept_BLD = nn.Dropout(self.dropout, deterministic=key is None).apply({}, y_BLD, rngs=head_rngs)
-        logits_BLK: Any = self._head.apply({"params": variables["params"]["head"]}, kept_BLD)
-        return jax.nn.log_softmax(logits_BLK)
-
-    @property
-    def _head(self) -> nn.Dense:
-        return nn.Dense(len(self.tag_names or ()), kernel_init=nn.initializers.normal(0.02))
+        y_BLD = textual.hidden(self.model, variables, batch, body_key)
+        return jax.nn.log_softmax(
+            textual.head_logits(len(self.tag_names or ()), variables, y_BLD, self.dropout, head_key)
+        )
 
     # -- on the host -----------------------------------------------------------------------------------------------
 
@@ -178,10 +164,7 @@ class Tagging:
         start_W = np.flatnonzero(tag_L != NONE)
         ends_W = [*start_W[1:], len(tokens_L)]
         pieces = [tokens_L[a:b][tokens_L[a:b] != PADDING].tolist() for a, b in zip(start_W, ends_W, strict=True)]
-        tokenizer = None if self.tokenizer is None else load(self.tokenizer)
-        words = [
-            " ".join(map(str, piece)) if tokenizer is None else tokenizer.decode(piece).strip() for piece in pieces
-        ]
+        words = [textual.text_of(self.tokenizer, piece).strip() for piece in pieces]
         return words, [(self.tag_names or ())[tag_L[start]] for start in start_W]
 
 

@@ -9,20 +9,17 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from bigbase_jax.build import suggest
 from bigbase_jax.core import Array, Batch, Figure, UserError, Variables
-from bigbase_jax.tasks import figures
+from bigbase_jax.tasks import figures, textual
 from bigbase_jax.tasks.classification import Classifier
 from bigbase_jax.tasks.errors import model_errors
-from bigbase_jax.text.tokenizer import load
+from bigbase_jax.tasks.textual import PADDING
 
-PADDING = -1
-"""Of the tokens that ``predict`` gives back."""
 POOLS = {"last": "lasttoken", "mean": "mean_tokens"}
 
 
@@ -43,45 +40,9 @@ VECTORS: Mapping[str, Callable[[Any, Any], Any]] = {
 """What of f32[B,L,D] makes f32[B,D], by its name in sentence-transformers; f32[B,L] is 0 for padding, else 1."""
 
 
-def headless(model: nn.Module, num_classes: int | None = None) -> nn.Module:
-    """A model that gives hidden vectors, without the heads that it can have but for that of classes.
-
-    Raises:
-      UserError: it does not read text.
-    """
-    if not callable(getattr(model, "hidden", None)):
-        raise UserError(f"{type(model).__name__} does not read text; models such as Bert and Decoder do.")
-    words: dict[str, Any] = {
-        "masked": False,
-        "pooled": False,
-        "next_sentence": False,
-        "tied": True,
-        "num_classes": num_classes,
-    }
-    return model.clone(**{name: value for name, value in words.items() if hasattr(model, name)})
-
-
-def hidden(model: Any, variables: Variables, batch: Batch, dropout: jax.Array | None = None) -> jax.Array:
-    """f32[B,L,D]: what a model makes of the tokens of a batch; without a key for dropout, as for inference.
-
-    Raises:
-      UserError: the model does not fit the texts.
-    """
-    rngs = {} if dropout is None else {"dropout": dropout}
-    with model_errors():
-        y_BLD: Any = model.apply(variables, *words_of(model, batch), train=bool(rngs), rngs=rngs, method="hidden")
-    return y_BLD.astype(jnp.float32)
-
-
 def pool_of(task: Any, model: Any) -> str:
     """What of ``VECTORS`` a task says with ``pool``; where it says nothing, that of a decoder is its last token."""
     return POOLS[getattr(task, "pool", None) or ("last" if hasattr(model, "decode") else "mean")]
-
-
-def words_of(model: Any, batch: Batch) -> tuple[Any, ...]:
-    """What a model takes: tokens, segments, positions and, where it tells them apart, types."""
-    words = (batch["tokens"], batch["segment_ids"], None)
-    return (*words, batch["token_type_ids"]) if hasattr(model, "type_vocab_size") else words
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,9 +72,8 @@ class TextClassification(Classifier):
         super().__post_init__()
         if self.pool not in (None, *POOLS):
             raise UserError(f"there is no pool {self.pool!r}.{suggest(str(self.pool), POOLS, 'pool')}")
-        if not 0 <= self.dropout < 1:
-            raise UserError(f"dropout is {self.dropout}; it lies in [0, 1), for example 0.1.")
-        object.__setattr__(self, "model", headless(self.model, self.num_classes))
+        textual.check_rate(self.dropout)
+        object.__setattr__(self, "model", textual.headless(self.model, self.num_classes))
 
     # -- inside the compiled step ----------------------------------------------------------------------------------
 
@@ -124,47 +84,32 @@ class TextClassification(Classifier):
         """
         if self.num_classes is None:
             raise UserError("the task does not know the number of classes; set num_classes.")
-        one_1L = jnp.ones((1, batch["tokens"].shape[1]), jnp.int32)
-        one = {"tokens": one_1L * 0, "segment_ids": one_1L, "token_type_ids": one_1L * 0}
-        body_key, head_key = jax.random.split(key)
+        if not hasattr(self.model, "classify"):
+            return textual.init_with_head(self.model, self.num_classes, key, batch)
         with model_errors():
-            if hasattr(self.model, "classify"):
-                return self.model.init(body_key, *words_of(self.model, one))
-            y_1LD, variables = self.model.init_with_output(body_key, *words_of(self.model, one), method="hidden")
-        head = self._head.init(head_key, jnp.zeros((1, y_1LD.shape[-1])))["params"]
-        return {**variables, "params": {**variables["params"], "head": head}}
+            return self.model.init(jax.random.split(key)[0], *textual.words_of(self.model, textual.one_text(batch)))
 
     def train_logits(self, variables: Variables, batch: Batch, key: jax.Array) -> tuple[jax.Array, Variables]:
-        rest = {name: x for name, x in variables.items() if name != "params"}
-        return self._logits(variables, batch, key), rest
+        return self._logits(variables, batch, key), textual.state_of(variables)
 
     def logits(self, variables: Variables, inputs: Batch) -> jax.Array:
         return self._logits(variables, inputs, None)
 
     def predict(self, variables: Variables, inputs: Batch) -> Mapping[str, jax.Array]:
         """``logits`` and ``probabilities`` (see ``Classifier``), and ``tokens`` i32[B,L], -1 where there is padding."""
-        tokens_BL = jnp.where(inputs["segment_ids"] > 0, inputs["tokens"], PADDING)
-        return {**super().predict(variables, inputs), "tokens": tokens_BL}
+        return {**super().predict(variables, inputs), "tokens": textual.shown_tokens(inputs)}
 
     def _logits(self, variables: Variables, batch: Batch, key: jax.Array | None) -> jax.Array:
-        train = key is not None
         body_key, head_key = (None, None) if key is None else jax.random.split(key)
-        head_rngs = {} if head_key is None else {"dropout": head_key}
-        y_BLD = hidden(self.model, variables, batch, body_key)
+        y_BLD = textual.hidden(self.model, variables, batch, body_key)
         if hasattr(self.model, "classify"):
+            how: dict[str, Any] = {} if head_key is None else {"train": True, "rngs": {"dropout": head_key}}
             with model_errors():
-                segments_BL = batch["segment_ids"]
-                y_BK: Any = self.model.apply(variables, y_BLD, segments_BL, train, rngs=head_rngs, method="classify")
+                y_BK: Any = self.model.apply(variables, y_BLD, batch["segment_ids"], **how, method="classify")
                 return y_BK
         real_BL = (jnp.asarray(batch["segment_ids"]) > 0).astype(jnp.float32)
         y_BD: Any = VECTORS[pool_of(self, self.model)](y_BLD, real_BL)
-        y_BD = nn.Dropout(self.dropout, deterministic=not train).apply({}, y_BD, rngs=head_rngs)
-        logits_BK: Any = self._head.apply({"params": variables["params"]["head"]}, y_BD)
-        return logits_BK
-
-    @property
-    def _head(self) -> nn.Dense:
-        return nn.Dense(self.num_classes or 0, kernel_init=nn.initializers.normal(0.02))
+        return textual.head_logits(self.num_classes or 0, variables, y_BD, self.dropout, head_key)
 
     # -- on the host -----------------------------------------------------------------------------------------------
 
@@ -174,10 +119,6 @@ class TextClassification(Classifier):
         """The texts whose class was given the least probability."""
 
         def text(n: int) -> str:
-            return self._text(examples["tokens"][n][examples["tokens"][n] != PADDING])
+            return textual.text_of(self.tokenizer, examples["tokens"][n][examples["tokens"][n] != PADDING])
 
         return figures.hardest_texts(p_NK, label_N, index_N, self._names(p_NK.shape[-1]), text)
-
-    def _text(self, tokens_T: np.ndarray) -> str:
-        tokens = tokens_T.tolist()
-        return " ".join(map(str, tokens)) if self.tokenizer is None else load(self.tokenizer).decode(tokens)

@@ -37,13 +37,11 @@ from bigbase_jax.decoding.beams import NEVER, beam_tokens
 from bigbase_jax.decoding.sampling import greedy_tokens
 from bigbase_jax.evaluate import CollectAll
 from bigbase_jax.models.transformer import unstack_blocks
-from bigbase_jax.tasks import chunked_loss, figures
+from bigbase_jax.tasks import chunked_loss, figures, textual
 from bigbase_jax.tasks.errors import model_errors
 from bigbase_jax.tasks.language import perplexity
-from bigbase_jax.text.tokenizer import load
+from bigbase_jax.tasks.textual import PADDING
 
-PADDING = -1
-"""What stands in ``target_out`` where there is no target."""
 _SCRIPTS = (  # of languages that do not put spaces between words, and what BLEU takes for words there
     (r"[\u3040-\u30ff]", "ja-mecab"),  # kana; without MeCab, characters
     (r"[\uac00-\ud7af]", "ko-mecab"),
@@ -117,12 +115,7 @@ class Translation:
                 "the model has one vocabulary for both languages, and the data has two tokenizers; leave "
                 "target_tokenizer open."
             )
-        size = getattr(self.model, "vocab_size", None)
-        if self.tokenizer is not None and size is not None and size < load(self.tokenizer).size:
-            raise UserError(
-                f"config.task.model.vocab_size is {size}, but the tokenizer has {load(self.tokenizer).size} tokens; "
-                "leave it open to take theirs."
-            )
+        textual.check_vocabulary(self.model, self.tokenizer)
 
     # -- inside the compiled step ----------------------------------------------------------------------------------
 
@@ -147,8 +140,7 @@ class Translation:
 
         loss_BT = self._of_logits(of_chunk, variables, batch, key)
         weight_BT = _real(batch["target_out"]) * batch["mask"][:, None]
-        state = {k: v for k, v in variables.items() if k != "params"}
-        return Loss({"loss": Sum(jnp.sum(weight_BT * loss_BT), jnp.sum(weight_BT))}), state
+        return Loss({"loss": Sum(jnp.sum(weight_BT * loss_BT), jnp.sum(weight_BT))}), textual.state_of(variables)
 
     def predict(self, variables: Variables, inputs: Batch) -> Mapping[str, jax.Array]:
         """``log_probability`` f32[B,T] of each target, whether it is the most probable token (``correct`` bool[B,T]),
@@ -266,7 +258,9 @@ class Translation:
         def pieces(n: int) -> tuple[str, list[tuple[str, float]]]:
             written = "" if tokens is None else f"; written: {self._texts(tokens[n])[0]}"
             nats_T = -logp_NT[n][real_NT[n]]
-            return written, list(zip(self._pieces(target_NT[n][real_NT[n]].tolist()), nats_T.tolist(), strict=True))
+            return written, list(
+                zip(textual.pieces_of(self.tokenizer, target_NT[n][real_NT[n]].tolist()), nats_T.tolist(), strict=True)
+            )
 
         yield figures.hardest_passages(logp_NT, real_NT, "token", pieces)
 
@@ -276,13 +270,7 @@ class Translation:
         for tokens_M in np.asarray(tokens_NM):
             row = tokens_M[tokens_M != PADDING].tolist()  # of batches of several lengths
             rows.append(row[: row.index(self.end_id)] if self.end_id in row else row)
-        if self.tokenizer is None:
-            return [" ".join(map(str, row)) for row in rows]
-        tokenizer = load(self.tokenizer)
-        return [" ".join(tokenizer.decode(row).split()) for row in rows]
-
-    def _pieces(self, tokens: Sequence[int]) -> list[str]:
-        return [str(t) for t in tokens] if self.tokenizer is None else load(self.tokenizer).pieces(tokens)
+        return [" ".join(textual.text_of(self.tokenizer, row).split()) for row in rows]
 
 
 def bleu_words(texts: Sequence[str]) -> str:
