@@ -14,16 +14,15 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from sklearn import metrics as sk
 
 from bigbase_jax.build import suggest
 from bigbase_jax.core import Batch, Evaluated, Example, Figure, Loss, Meter, Metric, Sum, UserError, Variables
 from bigbase_jax.evaluate import CollectAll
 from bigbase_jax.tasks import figures
 from bigbase_jax.tasks.errors import model_errors
+from bigbase_jax.tasks.metrics import classes
 
 LOSSES = ("softmax", "sigmoid", "squared")
-CALIBRATION_BINS = 15
 
 
 @dataclasses.dataclass(frozen=True)
@@ -170,48 +169,13 @@ class Classifier:
     # -- on the host -----------------------------------------------------------------------------------------------
 
     def meters(self) -> Mapping[str, Meter]:
-        return {"classes": CollectAll(self._measured, ("probabilities", "label"))}
+        """See ``metrics.classes.scores``."""
 
-    def _measured(self, examples: Mapping[str, np.ndarray]) -> Mapping[str, Any]:
-        """``precision``, ``recall``, ``f1``, ``auc``, ``calibration_error``, ``confusion_matrix`` and ``per_class``.
+        def scores(examples: Mapping[str, np.ndarray]) -> Mapping[str, Any]:
+            p_NK, label_N = _told(examples)
+            return classes.scores(p_NK, label_N, self._names(p_NK.shape[-1]))
 
-        Precision, recall and F1 are macro averages over the classes that occur among labels or predictions (as
-        scikit-learn's ``average="macro"``), 0 where undefined, and ``average`` says so. Of two classes, class 1 is the
-        ``positive_class``, of which ``precision_positive``, ``recall_positive``, ``f1_positive`` (scikit-learn's
-        ``average="binary"``) and ``auc`` are. Otherwise ``auc`` is the mean one-vs-rest AUC of the classes that have
-        an AUC: a class without examples, or without others beside it, has None. Rows of the confusion matrix are true
-        classes.
-        """
-        p_NK = np.asarray(examples["probabilities"], np.float64)
-        label_N = np.asarray(examples["label"])
-        label_N = label_N.argmax(-1) if label_N.ndim == 2 else label_N
-        guess_N = p_NK.argmax(-1)
-        names = self._names(p_NK.shape[-1])
-        labels = np.arange(len(names))
-        auc_K = [_auc(label_N == k, p_NK[:, k]) for k in labels]
-        known = [auc for auc in auc_K if auc is not None]
-        scores = functools.partial(sk.precision_recall_fscore_support, label_N, guess_N, zero_division=0)
-        precision, recall, f1, _ = scores(average="macro")
-        columns = scores(labels=labels)
-        positive: dict[str, Any] = {}
-        if len(names) == 2:
-            named = zip(("precision", "recall", "f1"), columns, strict=False)
-            positive = {f"{name}_positive": float(of_class[1]) for name, of_class in named}
-            positive["positive_class"] = names[1]
-        return {
-            "precision": float(precision),
-            "recall": float(recall),
-            "f1": float(f1),
-            "average": "macro",
-            **positive,
-            "auc": auc_K[1] if len(names) == 2 else float(np.mean(known)) if known else None,
-            "calibration_error": calibration_error(p_NK, label_N),
-            "confusion_matrix": sk.confusion_matrix(label_N, guess_N, labels=labels).tolist(),
-            "per_class": {
-                name: {"precision": float(p), "recall": float(r), "f1": float(f), "auc": auc, "support": int(n)}
-                for name, p, r, f, n, auc in zip(names, *columns, auc_K, strict=True)
-            },
-        }
+        return {"classes": CollectAll(scores, ("probabilities", "label"))}
 
     def postprocess(self, output: Mapping[str, np.ndarray], example: Example) -> dict[str, Any]:
         """``{"label": name, "probability": p, "probabilities": {name: p, ...}}`` of one example."""
@@ -232,13 +196,10 @@ class Classifier:
             if counts is not None:
                 yield figures.confusion(counts, self._names(len(counts)))
             return
-        p_NK = np.asarray(evaluated.examples["probabilities"], np.float64)
-        label_N = np.asarray(evaluated.examples["label"])
-        label_N = label_N.argmax(-1) if label_N.ndim == 2 else label_N
+        p_NK, label_N = _told(evaluated.examples)
         index_N = evaluated.examples.get("index", np.arange(len(label_N)))
         names = self._names(p_NK.shape[-1])
-        guess_N, labels = p_NK.argmax(-1), np.arange(len(names))
-        yield figures.confusion(counts or sk.confusion_matrix(label_N, guess_N, labels=labels).tolist(), names)
+        yield figures.confusion(counts or classes.confusion(p_NK, label_N), names)
         yield from figures.calibration(p_NK, label_N)
         yield self.examples_shown(p_NK, label_N, index_N, evaluated.examples)
 
@@ -324,21 +285,7 @@ class Classification(Classifier):
         return (image_BHWC / jnp.float32(255) - jnp.float32(self.mean)) / jnp.float32(self.std)
 
 
-def calibration_error(p_NK: np.ndarray, label_N: np.ndarray, bins: int = CALIBRATION_BINS) -> float | None:
-    """The expected calibration error (Guo et al. 2017, equation 3), with equal bins (low, high] of confidence.
-
-    None where a probability is not finite.
-    """
-    if not np.isfinite(p_NK).all():
-        return None
-    confidence_N = p_NK.max(-1)
-    right_N = p_NK.argmax(-1) == label_N
-    bin_N = np.clip(np.ceil(confidence_N * bins).astype(int) - 1, 0, bins - 1)
-    gaps = np.bincount(bin_N, right_N - confidence_N, minlength=bins)
-    return float(np.abs(gaps).sum() / len(label_N))
-
-
-def _auc(positive_N: np.ndarray, score_N: np.ndarray) -> float | None:
-    if positive_N.all() or not positive_N.any() or not np.isfinite(score_N).all():
-        return None
-    return float(sk.roc_auc_score(positive_N, score_N))
+def _told(examples: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Probabilities f64[N,K] and labels i[N], the likeliest of soft ones."""
+    label_N = np.asarray(examples["label"])
+    return np.asarray(examples["probabilities"], np.float64), label_N.argmax(-1) if label_N.ndim == 2 else label_N

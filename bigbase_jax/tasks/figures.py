@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 
 from bigbase_jax.core import Card, Gallery, Highlights, Matrix, Plot, Table
+from bigbase_jax.tasks.metrics import classes
 
 SHOWN = 24
 """How many mistakes are shown."""
-BINS = 15
+BINS = classes.CALIBRATION_BINS
 """Of the reliability diagram."""
 
 
@@ -40,11 +41,10 @@ def calibration(p_NK: np.ndarray, label_N: np.ndarray) -> Iterator[Plot]:
     confidence_N, right_N = p_NK.max(-1), p_NK.argmax(-1) == label_N
     if not np.isfinite(confidence_N).all() or confidence_N.max() > 1 + 1e-3:
         return
-    bin_N = np.clip(np.ceil(confidence_N * BINS).astype(int) - 1, 0, BINS - 1)
+    bin_N = classes.bin_of(p_NK)
     count_B = np.bincount(bin_N, minlength=BINS)
     accuracy_B = np.bincount(bin_N, right_N, minlength=BINS) / np.maximum(count_B, 1)
-    mean_B = np.bincount(bin_N, confidence_N, minlength=BINS) / np.maximum(count_B, 1)
-    error = float(np.sum(count_B * np.abs(accuracy_B - mean_B)) / len(confidence_N))
+    error = classes.calibration_error(p_NK, label_N) or 0.0
     mean, accuracy = float(confidence_N.mean()), float(right_N.mean())
     note = (
         "Bars: how often the model was right when it was so sure; on the dashed line, confidence can be read as "

@@ -17,9 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from bigbase_jax.core import Batch, Evaluated, Example, Figure, Loss, Meter, Metric, Sum, UserError, Variables, joined
-from bigbase_jax.evaluate import Totals
 from bigbase_jax.tasks import chunked_loss, figures, textual
 from bigbase_jax.tasks.errors import model_errors
+from bigbase_jax.tasks.metrics import perplexity
 from bigbase_jax.tasks.textual import PADDING
 
 
@@ -166,19 +166,8 @@ class CausalLanguageModel:
         of them that the model writes as they stand when it takes the likeliest token each time: those of which every
         token is the likeliest after the ones before it.
         """
-
-        def answered(examples: Mapping[str, np.ndarray]) -> Mapping[str, int]:
-            real_NL = examples["target"] != PADDING
-            before_NL = np.pad(real_NL[:, :-1], ((0, 0), (1, 0)))
-            run_NL = np.cumsum(real_NL & ~before_NL).reshape(real_NL.shape) - 1
-            wrong = np.unique(run_NL[real_NL & ~examples["likeliest"].astype(bool)])
-            return {"answers": int(run_NL.max(initial=-1)) + 1, "wrong": len(wrong)}
-
-        def exact(sums: Mapping[str, Any]) -> Mapping[str, Any]:
-            return {"exact_match": 1 - sums["wrong"] / max(sums["answers"], 1), "answers": int(sums["answers"])}
-
-        found = {"perplexity": perplexity("tokens")}
-        return {**found, "answers": Totals(answered, exact)} if self.weighted else found
+        found = {"perplexity": perplexity.meter("tokens")}
+        return {**found, "answers": perplexity.exact_match()} if self.weighted else found
 
     def postprocess(self, output: Mapping[str, np.ndarray], example: Example) -> dict[str, Any]:
         """How well the model knows a text: ``tokens``, ``loss``, ``perplexity``, ``bits_per_byte`` and ``text``.
@@ -192,7 +181,7 @@ class CausalLanguageModel:
         return {
             "tokens": count,
             "loss": nats / max(count, 1),
-            "perplexity": _exp(nats / max(count, 1)),
+            "perplexity": perplexity.exp(nats / max(count, 1)),
             "bits_per_byte": nats / math.log(2) / nbytes if nbytes else None,
             "text": [[piece, round(float(p), 4)] for piece, p in zip(pieces, logp_T, strict=True)],
         }
@@ -203,28 +192,7 @@ class CausalLanguageModel:
         real_NL = target_NL != PADDING
 
         def pieces(n: int) -> tuple[str, list[tuple[str, float]]]:
-            nats_T = -logp_NL[n][real_NL[n]]
-            return "", list(
-                zip(textual.pieces_of(self.tokenizer, target_NL[n][real_NL[n]]), nats_T.tolist(), strict=True)
-            )
+            target_T = textual.pieces_of(self.tokenizer, target_NL[n][real_NL[n]])
+            return "", list(zip(target_T, (-logp_NL[n][real_NL[n]]).tolist(), strict=True))
 
         yield figures.hardest_passages(logp_NL, real_NL, "token", pieces)
-
-
-def perplexity(count: str | None = None) -> Totals:
-    """A meter of the perplexity of tokens: the exponential of the mean of minus ``log_probability`` [N,L] over those
-    of which ``target`` is not -1; and of how many these are, under the name ``count`` where there is one."""
-
-    def summed(examples: Mapping[str, np.ndarray]) -> Mapping[str, Any]:
-        nats = -examples["log_probability"].sum(dtype=np.float64)
-        return {"nats": nats, "count": (examples["target"] != PADDING).sum()}
-
-    def measured(sums: Mapping[str, Any]) -> Mapping[str, Any]:
-        found = {"perplexity": _exp(float(sums["nats"] / max(sums["count"], 1)))}
-        return {**found, count: int(sums["count"])} if count else found
-
-    return Totals(summed, measured)
-
-
-def _exp(x: float) -> float:
-    return math.exp(x) if x < 700 else math.inf

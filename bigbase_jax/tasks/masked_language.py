@@ -18,7 +18,7 @@ import numpy as np
 from bigbase_jax.core import Batch, Evaluated, Example, Figure, Loss, Meter, Metric, Sum, UserError, Variables, joined
 from bigbase_jax.tasks import figures, textual
 from bigbase_jax.tasks.errors import model_errors
-from bigbase_jax.tasks.language import perplexity
+from bigbase_jax.tasks.metrics import perplexity
 
 NONE = -1
 """The place or the target of a hidden token that there is not."""
@@ -170,7 +170,7 @@ class MaskedLanguageModel:
 
     def meters(self) -> Mapping[str, Meter]:
         """``perplexity``, the exponential of the mean loss of hidden tokens, and ``hidden_tokens``, their number."""
-        return {"perplexity": perplexity("hidden_tokens")}
+        return {"perplexity": perplexity.meter("hidden_tokens")}
 
     def postprocess(self, output: Mapping[str, np.ndarray], example: Example) -> dict[str, Any]:
         """What the model puts in place of hidden tokens.

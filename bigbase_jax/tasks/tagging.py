@@ -29,7 +29,8 @@ from bigbase_jax.core import (
     joined,
 )
 from bigbase_jax.evaluate import Totals
-from bigbase_jax.tasks import figures, spans, textual
+from bigbase_jax.tasks import figures, textual
+from bigbase_jax.tasks.metrics import spans
 from bigbase_jax.tasks.textual import PADDING
 
 NONE = -1

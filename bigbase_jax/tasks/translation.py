@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import importlib.util
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -39,15 +37,8 @@ from bigbase_jax.evaluate import CollectAll
 from bigbase_jax.models.transformer import unstack_blocks
 from bigbase_jax.tasks import chunked_loss, figures, textual
 from bigbase_jax.tasks.errors import model_errors
-from bigbase_jax.tasks.language import perplexity
+from bigbase_jax.tasks.metrics import bleu, perplexity
 from bigbase_jax.tasks.textual import PADDING
-
-_SCRIPTS = (  # of languages that do not put spaces between words, and what BLEU takes for words there
-    (r"[\u3040-\u30ff]", "ja-mecab"),  # kana; without MeCab, characters
-    (r"[\uac00-\ud7af]", "ko-mecab"),
-    (r"[\u3400-\u9fff\uf900-\ufaff]", "zh"),
-    (r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff]", "char"),  # Thai, Lao, Burmese, Khmer
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -223,22 +214,14 @@ class Translation:
     def meters(self) -> Mapping[str, Meter]:
         """``perplexity``, and of what was written ``bleu`` (Papineni et al. 2002) and ``chrf`` (Popović 2015), both by
         sacrebleu against the references as they stand: 0 to 100. What BLEU takes for words follows the script of the
-        references (see ``bleu_words``); ``bleu_signature`` is sacrebleu's line about it."""
-        return {"perplexity": perplexity(), "texts": CollectAll(self._compared, ("tokens", "reference"))}
+        references (see ``metrics.bleu``); ``bleu_signature`` is sacrebleu's line about it."""
+        return {"perplexity": perplexity.meter(), "texts": CollectAll(self._compared, ("tokens", "reference"))}
 
     def _compared(self, examples: Mapping[str, np.ndarray]) -> Mapping[str, Any]:
         if not {"tokens", "reference"} <= examples.keys() or self.tokenizer is None:
             return {}
-        import sacrebleu
-
-        found: dict[str, Any] = {}
-        written = self._texts(examples["tokens"][:, 0])
         given = [bytes(row).rstrip(b"\0").decode(errors="replace") for row in examples["reference"].astype(np.uint8)]
-        bleu = sacrebleu.BLEU(tokenize=bleu_words(given))
-        found["bleu"] = bleu.corpus_score(written, [given]).score
-        found["bleu_signature"] = str(bleu.get_signature())
-        found["chrf"] = sacrebleu.corpus_chrf(written, [given]).score
-        return found
+        return bleu.scores(self._texts(examples["tokens"][:, 0]), given)
 
     def postprocess(self, output: Mapping[str, np.ndarray], example: Example) -> dict[str, Any]:
         """The ``translation``, a line for each line that was read.
@@ -257,10 +240,8 @@ class Translation:
 
         def pieces(n: int) -> tuple[str, list[tuple[str, float]]]:
             written = "" if tokens is None else f"; written: {self._texts(tokens[n])[0]}"
-            nats_T = -logp_NT[n][real_NT[n]]
-            return written, list(
-                zip(textual.pieces_of(self.tokenizer, target_NT[n][real_NT[n]].tolist()), nats_T.tolist(), strict=True)
-            )
+            target_T = textual.pieces_of(self.tokenizer, target_NT[n][real_NT[n]])
+            return written, list(zip(target_T, (-logp_NT[n][real_NT[n]]).tolist(), strict=True))
 
         yield figures.hardest_passages(logp_NT, real_NT, "token", pieces)
 
@@ -271,18 +252,6 @@ class Translation:
             row = tokens_M[tokens_M != PADDING].tolist()  # of batches of several lengths
             rows.append(row[: row.index(self.end_id)] if self.end_id in row else row)
         return [" ".join(textual.text_of(self.tokenizer, row).split()) for row in rows]
-
-
-def bleu_words(texts: Sequence[str]) -> str:
-    """sacrebleu's tokenizer for texts of this script: "zh", "ja-mecab" and "ko-mecab" ("char" where MeCab is not
-    installed: ``sacrebleu[ja]``, ``sacrebleu[ko]``), "char" for other scripts without spaces, and otherwise "13a"."""
-    letters = "".join(filter(str.isalpha, "".join(texts)))
-    shares = [len(re.findall(script, letters)) / max(len(letters), 1) for script, _ in _SCRIPTS]
-    if sum(shares) < 0.5:
-        return "13a"
-    at = 0 if shares[0] > 0.1 else int(np.argmax(shares))  # kana stand between ideographs
-    needs, name = {0: "MeCab", 1: "mecab_ko"}.get(at), _SCRIPTS[at][1]
-    return "char" if needs and importlib.util.find_spec(needs) is None else name
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,7 +16,8 @@ from bigbase_jax.core import UserError, add
 from bigbase_jax.models.mlp import MLP
 from bigbase_jax.models.resnet import CifarResNet
 from bigbase_jax.models.vit import ViT
-from bigbase_jax.tasks.classification import Classification, calibration_error
+from bigbase_jax.tasks.classification import Classification
+from bigbase_jax.tasks.metrics.classes import calibration_error
 
 KEY = jax.random.key(0)
 

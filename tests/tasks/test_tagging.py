@@ -18,7 +18,7 @@ from bigbase_jax.data.sources.synthetic.names import MadeUpNames
 from bigbase_jax.data.sources.text.tagged_text import ConllFiles, TaggedSentences
 from bigbase_jax.models.bert import Bert
 from bigbase_jax.models.mlp import MLP
-from bigbase_jax.tasks import spans
+from bigbase_jax.tasks.metrics import spans
 from bigbase_jax.tasks.tagging import Tagging
 from bigbase_jax.text.tokenizer import Bytes, Characters, Subwords, load
 

@@ -14,7 +14,7 @@ from bigbase_jax import parallel
 from bigbase_jax.core import Evaluated, Task, UserError, add
 from bigbase_jax.data.sources.synthetic.numerals import Numerals, in_words
 from bigbase_jax.models.encoder_decoder import EncoderDecoder
-from bigbase_jax.tasks import translation
+from bigbase_jax.tasks.metrics import bleu
 from bigbase_jax.tasks.translation import PADDING, Translation
 from bigbase_jax.text.tokenizer import Symbols
 
@@ -228,10 +228,10 @@ def test_bleu_and_chrf_compare_text():
 )
 def test_words_follow_the_script_of_the_references(monkeypatch, texts, words):
     installed = []
-    monkeypatch.setattr(translation.importlib.util, "find_spec", lambda name: name in installed or None)
-    assert translation.bleu_words(texts) == ("char" if "mecab" in words else words)
+    monkeypatch.setattr(bleu.importlib.util, "find_spec", lambda name: name in installed or None)
+    assert bleu.bleu_words(texts) == ("char" if "mecab" in words else words)
     installed += ["MeCab", "mecab_ko"]
-    assert translation.bleu_words(texts) == words
+    assert bleu.bleu_words(texts) == words
 
 
 def test_what_a_user_reads():
