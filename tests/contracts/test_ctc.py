@@ -174,7 +174,7 @@ def test_sequences_of_three_lengths_are_trained_evaluated_and_predicted(tmp_path
         {"frames": json.dumps(row["frames"][: row["length"]].tolist()), "name": f"clip {i}"}
         for i, row in enumerate(rows)
     ]
-    answers = [answer for _, answer in Predictor(workdir).answers([Input(row, "") for row in given])]
+    answers = [answer for _, answer in Predictor.open(workdir).answers([Input(row, "") for row in given])]
     for i, (answer, row) in enumerate(zip(answers, rows, strict=True)):
         assert (answer["name"], answer["frames"]) == (f"clip {i}", row["length"])
         symbols = kept["symbols"][(3, 5)[i]]

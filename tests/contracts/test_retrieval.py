@@ -171,7 +171,7 @@ def test_an_evaluator_ranks_a_whole_catalogue(tmp_path):
     assert restored.metrics(RunDir(workdir))["recall@1"] == Metric("max", "%")
 
     given = [Input({"query": json.dumps((VALUES[:n] @ TURN).tolist())}, "") for n in (2, 1)]
-    answers = list(Predictor(workdir).answers(given))  # the task merges nothing: an answer each
+    answers = list(Predictor.open(workdir).answers(given))  # the task merges nothing: an answer each
     assert [(answer.get("part"), answer["asked"]) for _, answer in answers] == [(0, 0), (1, 1), (None, 0)]
     np.testing.assert_allclose(answers[0][1]["vector"], answers[2][1]["vector"], rtol=1e-5)
     assert np.linalg.norm(answers[1][1]["vector"]) == pytest.approx(1, rel=1e-5)
