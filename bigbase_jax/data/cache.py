@@ -25,7 +25,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, BinaryIO, NamedTuple, TypeVar
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 import PIL
@@ -39,8 +39,6 @@ _FORGOTTEN = 90 * 86400.0  # seconds without use after which a store without row
 _BEAT = 1.0  # seconds between a builder's signs of life
 _STALLED = 60.0  # seconds without one after which nobody waits for it any more
 _DONE = b"done"
-
-_T = TypeVar("_T")
 
 Bad = list[tuple[int, str]]
 """Unreadable examples of a split: (index in the dataset's source, why)."""
@@ -141,57 +139,6 @@ def plain_dtype(name: str) -> np.dtype:
     return dtype
 
 
-class Unfinished:
-    """A cache folder that is being written, under a temporary name until ``commit``.
-
-    Any method may raise OSError (disk full, folder not writable); ``abort`` is then the caller's answer.
-
-    Attributes:
-      path: where to write; what is large goes into files ``*.bin``.
-      final: where it will be.
-    """
-
-    def __init__(self, root: pathlib.Path, key: str):
-        """Begins the cache ``key`` below ``root``."""
-        root.mkdir(parents=True, exist_ok=True)
-        self.final = root / f"cache-{key}"
-        self.path = pathlib.Path(tempfile.mkdtemp(prefix="tmp-", dir=root))
-
-    def commit(self, open_folder: Callable[[pathlib.Path], _T | None]) -> _T:
-        """Gives the folder, whose files must be on disk, its final name.
-
-        Where another process has completed it meanwhile, the other's stays.
-
-        Args:
-          open_folder: opens the cache in a folder; None if there is no whole one.
-
-        Returns:
-          The cache, opened. Ours is opened before it has its final name, since others, who were about to replace a
-          damaged one, may replace ours as well at any time: what is mapped stays readable whatever becomes of its name.
-        """
-        ours = open_folder(self.path)
-        if ours is None:
-            raise OSError(f"{self.path} cannot be read back")
-        attempts = 0
-        while True:
-            try:
-                os.rename(self.path, self.final)
-                return ours
-            except OSError:
-                theirs = open_folder(self.final)
-                if theirs is not None:  # another process was first
-                    self.abort()
-                    return theirs
-                attempts += 1
-                if attempts == _ATTEMPTS:  # a real failure
-                    raise
-                discard(self.final)  # damaged, and perhaps being replaced by another process too
-
-    def abort(self) -> None:
-        """Removes what was written."""
-        shutil.rmtree(self.path, ignore_errors=True)
-
-
 class Writer:
     """Writes a store row by row; ``commit`` makes it visible, ``abort`` leaves nothing behind.
 
@@ -200,7 +147,11 @@ class Writer:
 
     def __init__(self, root: pathlib.Path | None, key: str = "", limit_bytes: float = float("inf")):
         """Begins the store ``key`` below ``root``, or, where that is None, one in memory."""
-        self._folder = Unfinished(root, key) if root is not None else None
+        self._folder: pathlib.Path | None = None  # under a temporary name
+        if root is not None:
+            root.mkdir(parents=True, exist_ok=True)
+            self._final = root / f"cache-{key}"
+            self._folder = pathlib.Path(tempfile.mkdtemp(prefix="tmp-", dir=root))
         self._limit = limit_bytes
         self._dtypes: dict[str, np.dtype] = {}
         self._files: dict[str, BinaryIO] = {}  # of a store on disk
@@ -240,8 +191,7 @@ class Writer:
             self._dtypes = dtypes
             self._shapes, self._parts = {name: [] for name in dtypes}, {name: [] for name in dtypes}
             for k, name in enumerate(dtypes if self._folder else ()):
-                path = self._path(k, ".bin")
-                self._files[name] = open(path, "wb", buffering=1 << 20)  # noqa: SIM115
+                self._files[name] = open(f"{self._folder}/{k}.bin", "wb", buffering=1 << 20)  # noqa: SIM115
         if list(dtypes.items()) != list(self._dtypes.items()):
             raise NotCacheable("their entries, dtypes or ranks differ")
         self._size += sum(array.nbytes for array in arrays.values())
@@ -269,12 +219,35 @@ class Writer:
         for k, (name, dtype) in enumerate(self._dtypes.items()):
             entries[name] = {"dtype": dtype.str, "shape": shapes[name][0].tolist() if len(shapes[name]) == 1 else None}
             if entries[name]["shape"] is None:
-                np.save(self._path(k, ".npy"), shapes[name])
+                np.save(self._folder / f"{k}.npy", shapes[name])
         index = {"length": length, "entries": entries, "about": about}
-        self._path("index", ".json").write_text(json.dumps(index))
-        store = self._folder.commit(open_store)
-        store.directory = self._folder.final
-        return store
+        (self._folder / "index.json").write_text(json.dumps(index))
+        return self._named(self._folder)
+
+    def _named(self, folder: pathlib.Path) -> Store:
+        """Gives the folder its final name; where another process has completed it meanwhile, the other's stays.
+
+        Ours is opened before it has its final name, since others, who were about to replace a damaged one, may replace
+        ours as well at any time: what is mapped stays readable whatever becomes of its name.
+        """
+        ours = open_store(folder)
+        if ours is None:
+            raise OSError(f"{folder} cannot be read back")
+        ours.directory = self._final
+        attempts = 0
+        while True:
+            try:
+                os.rename(folder, self._final)
+                return ours
+            except OSError:
+                theirs = open_store(self._final)
+                if theirs is not None:  # another process was first
+                    self.abort()
+                    return theirs
+                attempts += 1
+                if attempts == _ATTEMPTS:  # a real failure
+                    raise
+                discard(self._final)  # damaged, and perhaps being replaced by another process too
 
     def abort(self) -> None:
         """Removes what was written."""
@@ -282,11 +255,7 @@ class Writer:
             with contextlib.suppress(OSError):
                 file.close()
         if self._folder is not None:
-            self._folder.abort()
-
-    def _path(self, name: object, suffix: str) -> pathlib.Path:
-        assert self._folder is not None
-        return self._folder.path / f"{name}{suffix}"
+            shutil.rmtree(self._folder, ignore_errors=True)
 
     def _write(self, name: str, array: np.ndarray) -> None:
         if self._folder is None:
@@ -308,26 +277,23 @@ def keep(
       limit_bytes: what it may take on disk.
       say: takes why it is not kept.
     """
-    for where in (cache, None):
-        writer = None
+    if cache is not None:
         try:
-            writer = Writer(*where, limit_bytes) if where else Writer(None)
-            store = writer.commit(write(writer))
-            writer = None
-            return store
+            return _written(write, Writer(*cache, limit_bytes))
         except NotCacheable as error:
-            if where is None:
-                raise
             say(f"data: the examples are not kept: {error}.")
         except OSError as error:
-            if where is None:
-                raise
-            reason = error.strerror or error
-            say(f"warning: the cache folder {where[0]} cannot be written ({reason}); the examples are not kept.")
-        finally:
-            if writer is not None:
-                writer.abort()
-    raise AssertionError
+            why = error.strerror or error
+            say(f"warning: the cache folder {cache[0]} cannot be written ({why}); the examples are not kept.")
+    return _written(write, Writer(None))
+
+
+def _written(write: Callable[[Writer], Mapping[str, Any]], writer: Writer) -> Store:
+    try:
+        return writer.commit(write(writer))
+    except BaseException:
+        writer.abort()
+        raise
 
 
 def open_store(path: pathlib.Path) -> Store | None:

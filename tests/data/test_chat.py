@@ -414,7 +414,7 @@ def test_mistakes_are_one_sentence(tmp_path, content, says):
 
 
 def test_mistakes_that_are_no_rows(tmp_path):
-    with pytest.raises(UserError, match="there is no file or folder"):
+    with pytest.raises(UserError, match="there is no file "):
         prepare(tmp_path, root=str(tmp_path / "none"))
     with pytest.raises(UserError, match="length is 1"):
         ChatFiles(root="x", length=1)

@@ -161,7 +161,7 @@ def test_folders_are_read_by_name_without_litter(tmp_path):
 
 
 def test_nothing_to_read_is_one_sentence(tmp_path):
-    with pytest.raises(UserError, match="there is no file or folder"):
+    with pytest.raises(UserError, match="there is no file "):
         list_files(str(tmp_path / "none"))
     (tmp_path / "poems").mkdir()
     with pytest.raises(UserError, match=r"Did you mean 'poems'\?"):

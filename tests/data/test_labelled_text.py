@@ -345,7 +345,7 @@ def test_a_users_text_is_an_example_without_label(tmp_path):
         (tmp_path / name).write_text(content)
         with pytest.raises(UserError, match=says):
             read_text(str(tmp_path / name), dataset_info)
-    with pytest.raises(UserError, match="there is no file or folder"):
+    with pytest.raises(UserError, match="there is no file "):
         read_text(str(tmp_path / "none.txt"), data.dataset_info)
 
 
@@ -395,7 +395,7 @@ def test_mistakes_are_one_sentence(tmp_path, name, content, given, says):
 
 
 def test_mistakes_that_are_no_files(tmp_path):
-    with pytest.raises(UserError, match="there is no file or folder"):
+    with pytest.raises(UserError, match="there is no file "):
         prepare(tmp_path, root=str(tmp_path / "none"))
     with pytest.raises(UserError, match="length is 3"):
         LabelledText(root="x", length=3)

@@ -204,5 +204,5 @@ def test_mistakes_are_one_sentence(tmp_path, given, says):
 
 
 def test_a_part_that_is_not_there_is_one_sentence(tmp_path):
-    with pytest.raises(UserError, match="there is no file or folder"):
+    with pytest.raises(UserError, match="there is no file "):
         prepare(tmp_path, parts={"a": TextFiles(root=str(tmp_path / "none"))})

@@ -259,7 +259,7 @@ def test_mistakes_are_one_sentence(tmp_path, files, given, says):
 
 
 def test_mistakes_that_are_no_files(tmp_path):
-    with pytest.raises(UserError, match="there is no file or folder"):
+    with pytest.raises(UserError, match="there is no file "):
         prepare(tmp_path, root=str(tmp_path / "none"))
     with pytest.raises(UserError, match="target_length is 1"):
         ParallelText(root="x", target_length=1)

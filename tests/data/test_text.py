@@ -340,7 +340,7 @@ def test_nothing_to_read_is_one_sentence(tmp_path):
     (tmp_path / "a.txt").write_text("x")
     with pytest.raises(UserError, match="too short"):
         prepare(TextFiles(root=str(tmp_path / "a.txt"), val_fraction=0.0), tmp_path)
-    with pytest.raises(UserError, match="there is no file or folder"):
+    with pytest.raises(UserError, match="there is no file "):
         prepare(TextFiles(root=str(tmp_path / "none")), tmp_path)
     for mistake, says in [
         ({"length": 0}, "length is 0"),
