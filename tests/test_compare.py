@@ -607,6 +607,10 @@ def test_a_sweep_is_ranked_by_what_it_searched_for(tmp_path):
     values = [found.goal.value(g.runs[0]) for g in found.groups]
     assert values == sorted(values, reverse=True) and [g.name for g in found.groups] != by_accuracy
     assert values[0] == found.groups[0].runs[0].curve("eval", "loss", "val")[-1][1]  # the last, as none kept the best
+    (tmp_path / "summary.json").write_text(json.dumps({"metric": "val/loss", "mode": "max"}))  # of an evaluator
+    again = compared(tmp_path)
+    assert [g.name for g in again.groups] == [g.name for g in found.groups]
+    assert again.known["val/loss"] == again.known["loss"]
 
 
 def test_the_forest_finds_what_matters():

@@ -24,7 +24,7 @@ LOGGED = {
 
 class Metrics(dict[str, Metric]):
     """What metrics mean, by name, in the order that their tasks give them: where several say it, the first; then
-    ``LOGGED``. Of any other, only its name is known."""
+    ``LOGGED``. ``EVALUATOR/METRIC`` is that metric; of any other, only its name is known."""
 
     def __init__(self, *given: Mapping[str, Metric]):
         super().__init__()
@@ -33,7 +33,8 @@ class Metrics(dict[str, Metric]):
                 self.setdefault(name, metric)
 
     def __missing__(self, name: str) -> Metric:
-        return Metric()
+        _, evaluator, metric = str(name).rpartition("/")
+        return self[metric] if evaluator else Metric()
 
     def title(self, name: str) -> str:
         """What it is called."""

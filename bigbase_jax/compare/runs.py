@@ -205,7 +205,7 @@ class Goal:
     """What the runs were tuned for.
 
     Attributes:
-      metric: measured on the validation split while training.
+      metric: measured while training on the validation split, or by an evaluator: ``NAME/METRIC``.
       lower: whether less of it is better.
     """
 
@@ -214,7 +214,8 @@ class Goal:
 
     def value(self, run: Run) -> float | None:
         """Its best value, of a run that kept its best checkpoint; else its last."""
-        values = [value for _, value in run.curve("eval", self.metric, "val")]
+        evaluator, _, metric = self.metric.rpartition("/")
+        values = [value for _, value in run.curve("eval", metric, evaluator or "val")]
         if not values:
             return None
         best = run.settings.get("train.best_metric"), run.settings.get("train.best_mode", "max")
