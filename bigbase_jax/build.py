@@ -32,7 +32,7 @@ _OPEN = ("bigbase_jax", "flax.linen", "optax", "jax.nn", "jax._src.nn")
 _FUNCTIONS = ("optax", "optax.contrib", "jax.nn", "jax.nn.initializers")  # all of them compute, and do nothing else
 _trusted: set[str] = set()  # packages
 _named: set[str] = set()  # import paths
-_SIZES = {"width", "depth", "decoder_depth", "heads", "kv_heads", "head_dim", "mlp_dim", "patch", "length", "hidden"}
+_SIZES = {"width", "depth", "decoder_depth", "heads", "mlp_dim", "patch", "length", "hidden"}
 _SIZES |= {"vocab_size", "type_vocab_size", "num_classes", "stages", "depths", "pipeline_microbatches"}
 _RATES = {"dropout", "drop_path"}
 
@@ -56,6 +56,16 @@ _ARGUMENTS = {  # "module:Name" of today -> what its arguments were called -> wh
     "bigbase_jax.wrappers.lora:LoRA": {"also": "modules_to_save"},
     "bigbase_jax.wrappers.frozen:Frozen": {"trained": "trainable"},
 }
+_STYLE = "bigbase_jax.models.transformer:Style"
+# Models among whose own arguments those of their style once stood -> the defaults that these had
+_STYLED: Mapping[str, Mapping[str, Any]] = {
+    "bigbase_jax.models.bert:Bert": {"post_norm": True, "epsilon": 1e-12, "kernel_init": "normal"},
+    "bigbase_jax.models.decoder:Decoder": {},
+    "bigbase_jax.models.encoder_decoder:EncoderDecoder": {"activation": "relu"},
+    "bigbase_jax.models.vit:ViT": {},
+}
+_STYLE_WORDS = {"kv_heads", "head_dim", "norm", "epsilon", "post_norm", "activation", "gated", "qkv_bias", "out_bias"}
+_STYLE_WORDS |= {"mlp_bias", "qk_norm", "window", "windowed", "scale", "kernel_init"}
 
 
 def renewed(node: Any) -> Any:
@@ -71,6 +81,8 @@ def renewed(node: Any) -> Any:
         node[TARGET] = path = _MOVED.get(path, path)
         arguments = _ARGUMENTS.get(path, {})
         node = {arguments.get(key, key): value for key, value in node.items()}
+        if path in _STYLED and (words := {key: node.pop(key) for key in sorted(_STYLE_WORDS & node.keys())}):
+            node["style"] = {TARGET: _STYLE, **_STYLED[path], **words}
     return node
 
 

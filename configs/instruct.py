@@ -28,6 +28,7 @@ from bigbase_jax.data.presets import tokenizers
 from bigbase_jax.data.sources.synthetic.questions import Questions
 from bigbase_jax.data.sources.text.chat import ChatFiles
 from bigbase_jax.models.decoder import Decoder
+from bigbase_jax.models.transformer import LLAMA
 from bigbase_jax.optim import Optimizer
 from bigbase_jax.tasks.language import CausalLanguageModel
 from bigbase_jax.train import TrainConfig
@@ -82,12 +83,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         heads=size.heads,
         width=size.width,
         positions="rope",
-        norm="rmsnorm",
-        activation="silu",
-        gated=True,
-        qkv_bias=False,
-        out_bias=False,
-        mlp_bias=False,
+        style=LLAMA,
         mlp_dim=8 * size.width // 3,
     )
     task = target(CausalLanguageModel, model=model)

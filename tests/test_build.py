@@ -11,7 +11,7 @@ from flax import linen as nn
 from ml_collections import ConfigDict
 
 from bigbase_jax import build as building
-from bigbase_jax.build import build, deferred, parse_arg, target
+from bigbase_jax.build import build, deferred, parse_arg, renewed, target
 from bigbase_jax.core import UserError
 from bigbase_jax.models.bag_of_words import BagOfWords
 from bigbase_jax.models.bert import Bert
@@ -198,3 +198,13 @@ def test_recipes_take_paths_columns_and_encodings_as_arguments(recipe, arg, foun
     assert node["root"] == "/my,data" and {**node, **node.get("format", {})}["encoding"] == "gb18030"
     for key, value in found.items():
         assert node[key] == value or node[key].items() >= value.items()
+
+
+@pytest.mark.parametrize(
+    ("model", "words"),
+    [("bert:Bert", {"activation": "relu"}), ("decoder:Decoder", {"window": 3}), ("vit:ViT", {"epsilon": 1e-3})],
+)
+def test_styles_that_stood_among_a_models_own_arguments_are_read(model, words):
+    flat = {"target": f"bigbase_jax.models.{model}", "width": 8, "heads": 2, **words}
+    found = build(ConfigDict(renewed(flat)))
+    assert found.width == 8 and found.style == dataclasses.replace(type(found).style, **words)

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from toys import styled
 
 from bigbase_jax.decoding import beams, sampling
 from bigbase_jax.models.decoder import Decoder
@@ -32,7 +33,7 @@ TINY = {"vocab_size": 13, "length": 24, "width": 16, "depth": 2, "heads": 4}
 @functools.cache
 def ready(shape="gpt2", seed=0, **more):
     """A tiny decoder whose parameters are so large that the tokens vary."""
-    model = Decoder(**{**TINY, **SHAPES[shape], **more})
+    model = styled(Decoder, **{**TINY, **SHAPES[shape], **more})
     shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 4), jnp.int32))["params"]
     random = np.random.default_rng(seed)
 

@@ -12,6 +12,7 @@ import sys
 import jax
 import numpy as np
 import pytest
+from toys import styled
 
 from bigbase_jax.core import UserError
 from bigbase_jax.decoding.sampling import SamplingParams
@@ -32,7 +33,8 @@ DRAWN = SamplingParams(
 @functools.cache
 def ready(vocab_size=64, length=64, **more):
     """A tiny Llama with large random parameters."""
-    model = Decoder(vocab_size=vocab_size, length=length, width=16, depth=1, heads=4, **{**LLAMA, **more})
+    size = {"vocab_size": vocab_size, "length": length, "width": 16, "depth": 1, "heads": 4}
+    model = styled(Decoder, **size, **{**LLAMA, **more})
     shapes = jax.eval_shape(model.init, jax.random.key(0), np.zeros((1, 4), np.int32))["params"]
     random = np.random.default_rng(0)
 

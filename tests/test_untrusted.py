@@ -25,8 +25,8 @@ from bigbase_jax.build import build, deferred, locate, target, trust, trust_conf
 from bigbase_jax.core import UserError
 from bigbase_jax.data import cache
 from bigbase_jax.data.sources.image.tfds import Tfds
-from bigbase_jax.inference import generation
 from bigbase_jax.models.decoder import Decoder
+from bigbase_jax.models.transformer import Style
 from bigbase_jax.plan import plan
 from bigbase_jax.pretrained import folder as folders
 from bigbase_jax.pretrained import schema
@@ -241,7 +241,7 @@ VERBS = {
     ),
     "predict": (lambda path: verbs.predict(path, __file__), "task task.model task.model.norm"),
     "export": (lambda path: verbs.export(path), "task task.model task.label_smoothing"),
-    "generate": (lambda path: generation.run(path, ["x"]), "task.model task"),
+    "generate": (lambda path: verbs.generate(path, ["x"]), "task.model task"),
     "init_from": (lambda path: build(resolve(recipe(path)).task), "task.model task.model.pool task.model.stages"),
     "plan": (lambda path: plan.run(resolve(recipe(path)), "cpu:1"), "task.model"),
     "report": (lambda path: verbs.report(path), "task task.model data.dataset"),
@@ -317,7 +317,7 @@ class Opens:
 # ---------------------------------------------------------------------------------------------------- published folders
 
 
-GPT2 = {"vocab_size": 61, "length": 8, "width": 12, "depth": 1, "heads": 3, "kernel_init": "normal"}
+GPT2 = {"vocab_size": 61, "length": 8, "width": 12, "depth": 1, "heads": 3, "style": Style(kernel_init="normal")}
 
 
 @pytest.fixture(scope="module")
@@ -346,7 +346,7 @@ def language(path):
 
 OPENS = {
     "load": lambda path: pretrained.load(path),
-    "generate": lambda path: generation.run(str(path), ["x"], out=io.StringIO()),
+    "generate": lambda path: verbs.generate(str(path), ["x"], out=io.StringIO()),
     "init_from": lambda path: resolve(language(path)),
     "plan": lambda path: plan.run(resolve(language(path)), "cpu:1"),
 }

@@ -9,6 +9,14 @@ import jax.numpy as jnp
 
 from bigbase_jax.core import Loss, Metric, Sum
 from bigbase_jax.evaluate import CollectAll
+from bigbase_jax.models.transformer import Style
+
+
+def styled(model, **words):
+    """A model of this class, or like this one, whose style's words stand beside its own."""
+    names = {field.name for field in dataclasses.fields(Style)} & words.keys()
+    style = dataclasses.replace(model.style, **{name: words.pop(name) for name in names})
+    return (model if isinstance(model, type) else model.clone)(**words, style=style)
 
 
 class Net(nn.Module):

@@ -5,23 +5,26 @@ Axes: B examples, L length, M masked positions, D model width, V entries of the 
 
 from __future__ import annotations
 
+import dataclasses
+
 import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Float32, Int
 
 from bigbase_jax.models.layers import ACTIVATIONS, DTYPES, ModelError, classes, constrain, look_up
-from bigbase_jax.models.transformer import KERNEL_INITS, Style, check_computing, check_given, encoder_of, style_of
+from bigbase_jax.models.transformer import KERNEL_INITS, Style, Transformer, same_segment
 
 _init = nn.initializers.normal(0.02)  # BERT's, of all tables
+BERT = Style(post_norm=True, epsilon=1e-12, kernel_init="normal")
 CLASSIFIERS = ("pooled", "dense", "mean")
 
 
-class Bert(nn.Module):
+class Bert(Transformer):
     """A transformer that reads both ways (Devlin et al. 2019); its size is that of BERT-base.
 
-    RoBERTa (Liu et al. 2019) is ``type_vocab_size=1, position_offset=2, epsilon=1e-5, classifier="dense"``, MiniLM
-    (Wang et al. 2020) and Chinese BERT are BERT of another size and vocabulary. Unlike theirs, attention weights are
-    not dropped, and activations of the hidden layers are.
+    RoBERTa (Liu et al. 2019) is ``type_vocab_size=1, position_offset=2, classifier="dense"`` and an epsilon of 1e-5;
+    MiniLM (Wang et al. 2020) and Chinese BERT are BERT of another size and vocabulary. Unlike theirs, attention weights
+    are not dropped, and activations of the hidden layers are.
 
     ``hidden`` is the model; ``masked_logits``, ``next_logits`` and ``classify`` are heads on what it gives.
 
@@ -32,16 +35,14 @@ class Bert(nn.Module):
       mlp_dim: of the hidden layers; None: 4 x width.
       type_vocab_size: kinds of tokens: which of two texts they belong to. 1: there is no difference.
       position_offset: the row of the first position in the table of ``length + position_offset`` rows.
-      activation, epsilon, kernel_init: see ``Style``.
       pooled: have ``pool``, a layer on the first token.
       masked: have ``masked_logits``, which guesses tokens; its last layer is the embedding, transposed.
       next_sentence: have ``next_logits``, on ``pool``: whether the second text follows the first.
       num_classes: K; None: there is no ``classify``.
       classifier: what ``classify`` reads: "pooled" (BERT), "dense" (the first token through a layer of its own, as
         RoBERTa) or "mean" (of all tokens).
-      dropout: rate on the embedded tokens, after activations, on the output of each branch and before ``classify``.
-      dtype: of the computation, "float32" or "bfloat16"; parameters and logits are float32.
-      remat, remat_policy, scan, sequence_attention, pipeline_microbatches: see ``Encoder``.
+      dropout: as ``Transformer``'s, and before ``classify``.
+      style, dtype, remat, remat_policy, scan, sequence_attention, pipeline_microbatches: see ``Transformer``.
 
     Raises:
       ModelError: an unknown word among the attributes, sizes that are missing or do not divide, a sequence that is too
@@ -56,24 +57,15 @@ class Bert(nn.Module):
     mlp_dim: int | None = None
     type_vocab_size: int = 2
     position_offset: int = 0
-    activation: str = "gelu"
-    epsilon: float = 1e-12
-    kernel_init: str = "normal"
     pooled: bool = False
     masked: bool = False
     next_sentence: bool = False
     num_classes: int | None = None
     classifier: str = "pooled"
-    dropout: float = 0.1
-    dtype: str = "float32"
-    remat: bool = False
-    remat_policy: str = "nothing_saveable"
-    scan: bool = False
-    sequence_attention: str = "ring"
-    pipeline_microbatches: int = 4
+    style: Style = dataclasses.field(default=BERT, kw_only=True)
+    dropout: float = dataclasses.field(default=0.1, kw_only=True)
 
     def __post_init__(self) -> None:
-        check_computing(self)
         look_up(dict.fromkeys(CLASSIFIERS), self.classifier, "classifier")
         self.style.sizes(self.width, self.heads)
         for name, least in (("type_vocab_size", 1), ("position_offset", 0)):
@@ -82,38 +74,29 @@ class Bert(nn.Module):
         super().__post_init__()
 
     @property
-    def style(self) -> Style:
-        """The attributes that ``Style`` has too."""
-        return style_of(self, post_norm=True)
-
-    @property
     def has_pooler(self) -> bool:
         """Whether there is ``pool``, for itself or for a head that reads it."""
         return self.pooled or self.next_sentence or (self.num_classes is not None and self.classifier == "pooled")
 
     def setup(self) -> None:
-        check_given(self, "vocab_size", "length")
+        self.check_given("vocab_size", "length")
         self.embedding = self.param("embedding", _init, (self.vocab_size, self.width))
         rows = (self.length or 0) + self.position_offset
         self.position = self.param("position", _init, (rows, self.width))
         self.type = self.param("type", _init, (self.type_vocab_size, self.width))
-        self.norm = nn.LayerNorm(epsilon=self.epsilon, dtype=DTYPES[self.dtype])
-        self.encoder = encoder_of(
-            self,
-            self.depth,
-            self.heads,
-            self.mlp_dim or 4 * self.width,
-            style=self.style,
-        )
+        self.norm = nn.LayerNorm(epsilon=self.style.epsilon, dtype=DTYPES[self.dtype])
+        self.encoder = self.stack(self.depth, self.heads, self.mlp_dim)
         if self.has_pooler:
-            self.pooler = nn.Dense(self.width, dtype=DTYPES[self.dtype], kernel_init=KERNEL_INITS[self.kernel_init])
+            self.pooler = nn.Dense(
+                self.width, dtype=DTYPES[self.dtype], kernel_init=KERNEL_INITS[self.style.kernel_init]
+            )
         if self.masked:
             self.lm = MaskedHead(self.style, self.dtype)
         if self.next_sentence:
-            self.next = nn.Dense(2, kernel_init=KERNEL_INITS[self.kernel_init])
+            self.next = nn.Dense(2, kernel_init=KERNEL_INITS[self.style.kernel_init])
         if self.num_classes is not None:
             hidden = self.classifier == "dense"
-            self.head = ClassHead(classes(self.num_classes), hidden, self.dropout, self.dtype, self.kernel_init)
+            self.head = ClassHead(classes(self.num_classes), hidden, self.dropout, self.dtype, self.style.kernel_init)
 
     def __call__(
         self,
@@ -160,10 +143,7 @@ class Bert(nn.Module):
         type_BL = jnp.zeros((1, 1), jnp.int32) if types_BL is None or self.type_vocab_size == 1 else types_BL
         x_BLD = self.embedding[tokens_BL] + self.position[at_BL] + self.type[type_BL]
         x_BLD = self.norm(constrain(x_BLD.astype(dtype), "batch", "length", "width"))
-        mask_B1LL = None
-        if segments_BL is not None:
-            mask_B1LL = (segments_BL[:, :, None] == segments_BL[:, None, :])[:, None]
-        return self.encoder(x_BLD, mask_B1LL, train=train)
+        return self.encoder(x_BLD, same_segment(segments_BL), train=train)
 
     def pool(self, y_BLD: Float[Array, "B L D"]) -> Float[Array, "B D"]:
         """The first token through a layer and tanh."""

@@ -14,12 +14,12 @@ from jaxtyping import Array, Float, Float32, Int
 
 from bigbase_jax.models.layers import DTYPES, ModelError, constrain, look_up
 from bigbase_jax.models.rope import frequencies, rotation
-from bigbase_jax.models.transformer import Context, Style, check_computing, check_given, encoder_of, style_of
+from bigbase_jax.models.transformer import Context, Transformer, same_segment
 
 _init = nn.initializers.normal(0.02)  # GPT-2's, of embeddings, positions and a free head
 
 
-class Decoder(nn.Module):
+class Decoder(Transformer):
     """A causal transformer: GPT-2 (Radford et al. 2019), of whose shape and size the default is, Llama and its kin.
 
     ``hidden`` and ``logits`` are the two halves of a call, so that a loss need not hold all logits at once.
@@ -32,11 +32,7 @@ class Decoder(nn.Module):
       tied: the head is the embedding, transposed (Press & Wolf 2017); otherwise it has parameters of its own.
       positions: "learned" or "rope" (``models.rope``).
       rope_theta, rope_scaling: see ``rope.frequencies``.
-      kv_heads, head_dim, norm, epsilon, activation, gated, qkv_bias, out_bias, mlp_bias, qk_norm, window,
-        windowed, kernel_init: see ``Style``.
-      dropout: rate on the embedded tokens, after activations and on the output of each branch.
-      dtype: of the computation, "float32" or "bfloat16"; parameters and logits are float32.
-      remat, remat_policy, scan, sequence_attention, pipeline_microbatches: see ``Encoder``.
+      style, dropout, dtype, remat, remat_policy, scan, sequence_attention, pipeline_microbatches: see ``Transformer``.
 
     Raises:
       ModelError: an unknown word among the attributes, sizes that are missing or do not divide, or a sequence that is
@@ -53,53 +49,21 @@ class Decoder(nn.Module):
     positions: str = "learned"
     rope_theta: float = 10_000.0
     rope_scaling: Mapping[str, Any] | None = None
-    kv_heads: int | None = None
-    head_dim: int | None = None
-    norm: str = "layernorm"
-    epsilon: float = 1e-6
-    activation: str = "gelu"
-    gated: bool = False
-    qkv_bias: bool = True
-    out_bias: bool = True
-    mlp_bias: bool = True
-    qk_norm: bool = False
-    window: int | None = None
-    windowed: tuple[bool, ...] | None = None
-    kernel_init: str = "xavier"
-    dropout: float = 0.0
-    dtype: str = "float32"
-    remat: bool = False
-    remat_policy: str = "nothing_saveable"
-    scan: bool = False
-    sequence_attention: str = "ring"
-    pipeline_microbatches: int = 4
+    causal = True
 
     def __post_init__(self) -> None:
-        check_computing(self)
         look_up({"learned": None, "rope": None}, self.positions, "positions")
         _, K = self.style.sizes(self.width, self.heads)
         if self.positions == "rope":
             frequencies(K, self.rope_theta, self.rope_scaling)
         super().__post_init__()
 
-    @property
-    def style(self) -> Style:
-        """The attributes that ``Style`` has too."""
-        return style_of(self)
-
     def setup(self) -> None:
-        check_given(self, "vocab_size", "length")
+        self.check_given("vocab_size", "length")
         self.embedding = self.param("embedding", _init, (self.vocab_size, self.width))
         if self.positions == "learned":
             self.position = self.param("position", _init, (self.length, self.width))
-        self.encoder = encoder_of(
-            self,
-            self.depth,
-            self.heads,
-            self.mlp_dim or 4 * self.width,
-            causal=True,
-            style=self.style,
-        )
+        self.encoder = self.stack(self.depth, self.heads, self.mlp_dim, causal=True)
         if not self.tied:
             self.head = self.param("head", _init, (self.width, self.vocab_size))
 
@@ -129,11 +93,8 @@ class Decoder(nn.Module):
         L = tokens_BL.shape[1]
         if self.positions == "learned" and (self.length or 0) < L:
             raise ModelError(f"a sequence of {L} tokens is longer than the {self.length} positions of the model.")
-        mask_B1LL = None
-        if segments_BL is not None:
-            mask_B1LL = (segments_BL[:, :, None] == segments_BL[:, None, :])[:, None]
         x_BLD, context = self._embed(tokens_BL, jnp.arange(L)[None] if positions_BL is None else positions_BL)
-        return self.encoder(x_BLD, mask_B1LL, train=train, context=context)
+        return self.encoder(x_BLD, same_segment(segments_BL), train=train, context=context)
 
     def decode(self, tokens_BL: Int[Array, "B L"], position_B: Int[Array, " B"]) -> Float[Array, "B L D"]:
         """``hidden`` of the next tokens of sequences whose earlier ones are in the variable collection "cache".
@@ -143,12 +104,7 @@ class Decoder(nn.Module):
         Args:
           position_B: of each sequence's first token here, which is its place in the cache too. Tokens see those of
             lower positions, which earlier calls have read.
-
-        Raises:
-          ModelError: the blocks are stacked; see ``transformer.unstack_blocks``.
         """
-        if self.scan:
-            raise ModelError("a stack of blocks has no cache; unstack the blocks and set scan=False.")
         L, S = tokens_BL.shape[1], self.variables["cache"]["encoder"]["block_0"]["attention"]["keys"].shape[2]
         position_BL = position_B[:, None] + jnp.arange(L)
         mask_B1LS = (position_BL[..., None] >= jnp.arange(S))[:, None]
@@ -157,20 +113,8 @@ class Decoder(nn.Module):
 
     @nn.nowrap
     def cache(self, batch_size: int, length: int, dtype: str | None = None) -> dict[str, Any]:
-        """An empty collection "cache" for ``decode``: keys and values [B, G, length, K] of every block.
-
-        Args:
-          dtype: of what is kept; None: that of the computation.
-        """
-        G, K = self.style.sizes(self.width, self.heads)
-        shape = (batch_size, G, length, K)
-        kind = DTYPES[dtype or self.dtype]
-        return {
-            "encoder": {
-                f"block_{i}": {"attention": {name: jnp.zeros(shape, kind) for name in ("keys", "values")}}
-                for i in range(self.depth)
-            }
-        }
+        """An empty collection "cache" for ``decode``: keys and values [B, G, length, K]; see ``empty_cache``."""
+        return {"encoder": self.empty_cache(self.depth, self.heads, dtype, attention=(batch_size, length, self.width))}
 
     def _embed(self, tokens_BL: Array, positions_BL: Array) -> tuple[Array, Context]:
         x_BLD = self.embedding[tokens_BL].astype(DTYPES[self.dtype])

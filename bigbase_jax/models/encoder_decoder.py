@@ -6,6 +6,7 @@ K places of keys, O distances.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Any
 
@@ -16,12 +17,12 @@ from jaxtyping import Array, Bool, Float, Float32, Int
 
 from bigbase_jax.models.layers import DTYPES, ModelError, constrain, look_up
 from bigbase_jax.models.rope import frequencies, rotation
-from bigbase_jax.models.transformer import Context, Encoder, Style, check_computing, check_given, encoder_of, style_of
+from bigbase_jax.models.transformer import Context, Style, Transformer
 
 POSITIONS = ("sinusoidal", "learned", "rope", "relative")
 
 
-class EncoderDecoder(nn.Module):
+class EncoderDecoder(Transformer):
     """A transformer of two stacks (Vaswani et al. 2017), normalised before each branch by default; T5 and Marian too.
 
     T5 (Raffel et al. 2020) is ``positions="relative"``, RMSNorm, no biases, ``scale=1``, no ``scale_embedding``, and a
@@ -44,11 +45,7 @@ class EncoderDecoder(nn.Module):
         "relative": a bias for each head and range of distances, shared by all blocks of a stack (Raffel et al. 2020).
       relative_buckets, relative_distance: how many ranges, and the distance from which all are in the last one.
       rope_theta: see ``rope.frequencies``.
-      kv_heads, head_dim, norm, epsilon, post_norm, activation, gated, qkv_bias, out_bias, mlp_bias, qk_norm, scale,
-        kernel_init: see ``Style``.
-      dropout: rate on the embedded tokens, after activations and on the output of each branch.
-      dtype: of the computation, "float32" or "bfloat16"; parameters and logits are float32.
-      remat, remat_policy, scan, sequence_attention, pipeline_microbatches: see ``Encoder``.
+      style, dropout, dtype, remat, remat_policy, scan, sequence_attention, pipeline_microbatches: see ``Transformer``.
 
     Raises:
       ModelError: an unknown word among the attributes, sizes that are missing or do not divide, or a sequence that is
@@ -71,29 +68,9 @@ class EncoderDecoder(nn.Module):
     relative_buckets: int = 32
     relative_distance: int = 128
     rope_theta: float = 10_000.0
-    kv_heads: int | None = None
-    head_dim: int | None = None
-    norm: str = "layernorm"
-    epsilon: float = 1e-6
-    post_norm: bool = False
-    activation: str = "relu"
-    gated: bool = False
-    qkv_bias: bool = True
-    out_bias: bool = True
-    mlp_bias: bool = True
-    qk_norm: bool = False
-    scale: float | None = None
-    kernel_init: str = "xavier"
-    dropout: float = 0.0
-    dtype: str = "float32"
-    remat: bool = False
-    remat_policy: str = "nothing_saveable"
-    scan: bool = False
-    sequence_attention: str = "ring"
-    pipeline_microbatches: int = 4
+    style: Style = dataclasses.field(default=Style(activation="relu"), kw_only=True)
 
     def __post_init__(self) -> None:
-        check_computing(self)
         look_up(dict.fromkeys(POSITIONS), self.positions, "positions")
         _, K = self.style.sizes(self.width, self.heads)
         if self.positions == "rope":
@@ -105,14 +82,9 @@ class EncoderDecoder(nn.Module):
             raise ModelError(f"a width of {self.width} is odd, and sinusoidal positions are pairs; make it even.")
         super().__post_init__()
 
-    @property
-    def style(self) -> Style:
-        """The attributes that ``Style`` has too."""
-        return style_of(self)
-
     def setup(self) -> None:
         needed = ("vocab_size", "length") if self.positions == "learned" else ("vocab_size",)
-        check_given(self, *needed)
+        self.check_given(*needed)
         deviation = self.width**-0.5 if self.scale_embedding else 1.0 if self.scale_head else 0.02
         self.embedding = self.param("embedding", nn.initializers.normal(deviation), (self.vocab_size, self.width))
         if self.positions == "learned":
@@ -123,23 +95,12 @@ class EncoderDecoder(nn.Module):
             init, shape = nn.initializers.normal(self.width**-0.5), (self.relative_buckets, self.heads)
             self.source_distance = self.param("source_distance", init, shape)
             self.target_distance = self.param("target_distance", init, shape)
-        self.encoder = self._stack(self.depth)
-        self.decoder = self._stack(self.decoder_depth or self.depth, writes=True)
+        self.encoder = self.stack(self.depth, self.heads, self.mlp_dim)
+        self.decoder = self.stack(self.decoder_depth or self.depth, self.heads, self.mlp_dim, causal=True, cross=True)
         if not self.tied:
             self.head = self.param("head", nn.initializers.normal(self.width**-0.5), (self.width, self.vocab_size))
         if self.head_bias:
             self.logits_bias = self.param("logits_bias", nn.initializers.zeros, (self.vocab_size,))
-
-    def _stack(self, depth: int, writes: bool = False) -> Encoder:
-        return encoder_of(
-            self,
-            depth,
-            self.heads,
-            self.mlp_dim or 4 * self.width,
-            causal=writes,
-            style=self.style,
-            cross=writes,
-        )
 
     def __call__(
         self,
@@ -197,11 +158,8 @@ class EncoderDecoder(nn.Module):
           segments_BS: of the source; see ``hidden``.
 
         Raises:
-          ModelError: the blocks are stacked (see ``transformer.unstack_blocks``), or the source is not as long as the
-            cache's.
+          ModelError: the source is not as long as the cache's.
         """
-        if self.scan:
-            raise ModelError("a stack of blocks has no cache; unstack the blocks and set scan=False.")
         kept_BS: Any = self.get_variable("cache", "seen")
         memory = None
         if source_BS is not None:
@@ -222,21 +180,12 @@ class EncoderDecoder(nn.Module):
     @nn.nowrap
     def cache(self, batch_size: int, length: int, source_length: int, dtype: str | None = None) -> dict[str, Any]:
         """An empty collection "cache" for ``decode``: keys and values of every block of the decoder, [B, G, length, K]
-        of the target and [B, G, source_length, K] of the source; and ``seen``, which of the source is no padding.
-
-        Args:
-          dtype: of what is kept; None: that of the computation.
+        of the target and [B, G, source_length, K] of the source (see ``empty_cache``); and ``seen``, which of the
+        source is no padding.
         """
-        G, K = self.style.sizes(self.width, self.heads)
-        kind = DTYPES[dtype or self.dtype]
-
-        def pair(places: int) -> dict[str, Array]:
-            return {name: jnp.zeros((batch_size, G, places, K), kind) for name in ("keys", "values")}
-
-        blocks = {
-            f"block_{i}": {"attention": pair(length), "cross_attention": pair(source_length)}
-            for i in range(self.decoder_depth or self.depth)
-        }
+        shapes = {"attention": (batch_size, length, self.width)}
+        shapes["cross_attention"] = (batch_size, source_length, self.width)
+        blocks = self.empty_cache(self.decoder_depth or self.depth, self.heads, dtype, **shapes)
         return {"decoder": blocks, "seen": jnp.zeros((batch_size, source_length), bool)}
 
     def logits(self, y_BLD: Float[Array, "B L D"]) -> Float32[Array, "B L V"]:

@@ -1,7 +1,7 @@
 """The transformer stack that pictures, text and speech share: attention, feed-forward layers, blocks of them, a stack.
 
-What families of models do each their own way is a ``Style``; what all blocks of a stack read beside the sequence itself
-is a ``Context``.
+What families of models do each their own way is a ``Style``; what all models of this kind take is a ``Transformer``'s;
+what all blocks of a stack read beside the sequence itself is a ``Context``.
 
 Axes: B examples, L length, S length of what is attended to, D model width, H heads, G heads of keys and values, K head
 width, M width of the hidden layer, N layers, k = K / 2.
@@ -45,7 +45,6 @@ REMAT_POLICIES: Mapping[str, Callable[..., Any]] = {
 }
 
 _ALL = 2**31 - 1  # the window of a block that has none, where other blocks of the stack have one
-_COMPUTING = ("dropout", "dtype", "remat", "remat_policy", "scan", "sequence_attention", "pipeline_microbatches")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +60,7 @@ class Style:
       activation: of the hidden layer; a name of ``layers.ACTIVATIONS``.
       gated: the hidden layer is ``activation(gate(x)) * up(x)`` (SwiGLU with "silu"; Shazeer 2020).
       qkv_bias, out_bias, mlp_bias: which projections have biases.
-      qk_norm: RMSNorm of each head's queries and keys, before they are turned (Qwen3).
+      qk_norm: RMSNorm of each head's queries and keys, before they are rotated (Qwen3).
       window: a causal query sees so many positions, its own included (Mistral); None: all before it.
       windowed: in which blocks it does, a pattern that repeats over the blocks of a stack, such as five times True and
         once False (Gemma 3); None: in all.
@@ -123,11 +122,15 @@ class Style:
         return self.kv_heads or heads, self.head_dim or width // heads
 
 
+LLAMA = Style(norm="rmsnorm", activation="silu", gated=True, qkv_bias=False, out_bias=False, mlp_bias=False)
+"""That of Llama (Touvron et al. 2023)."""
+
+
 class Context(NamedTuple):
     """What all blocks read beside the sequence; every array but ``window`` has a leading axis B, or 1.
 
     Attributes:
-      rotation: cosines and sines of rotary positions (``rope.rotation``); None: queries and keys are not turned.
+      rotation: cosines and sines of rotary positions (``rope.rotation``); None: queries and keys are not rotated.
       bias: added to the scores of self-attention (relative positions); None: nothing is.
       memory: what cross-attention reads.
       memory_mask: which of it is real.
@@ -252,13 +255,13 @@ class FeedForward(nn.Module):
     """Dense, activation, dense; see ``Style`` for the gate.
 
     Attributes:
-      mlp_dim: M.
+      mlp_dim: M; None: 4 x D.
       dropout: rate after the activation.
       dtype: of the computation.
       style: see ``Style``.
     """
 
-    mlp_dim: int
+    mlp_dim: int | None = None
     dropout: float = 0.0
     dtype: str = "float32"
     style: Style = Style()
@@ -266,6 +269,7 @@ class FeedForward(nn.Module):
     @nn.compact
     def __call__(self, x_BLD: Float[Array, "B L D"], train: bool = False) -> Float[Array, "B L D"]:
         style, D = self.style, x_BLD.shape[-1]
+        M = self.mlp_dim or 4 * D
 
         def dense(width: int, name: str) -> nn.Dense:
             return nn.Dense(
@@ -278,9 +282,9 @@ class FeedForward(nn.Module):
             )
 
         activation = ACTIVATIONS[style.activation]
-        h_BLM = constrain(dense(self.mlp_dim, "up")(x_BLD), "batch", "length", "mlp")
+        h_BLM = constrain(dense(M, "up")(x_BLD), "batch", "length", "mlp")
         if style.gated:
-            gate_BLM = constrain(dense(self.mlp_dim, "gate")(x_BLD), "batch", "length", "mlp")
+            gate_BLM = constrain(dense(M, "gate")(x_BLD), "batch", "length", "mlp")
             h_BLM = activation(gate_BLM) * h_BLM
         else:
             h_BLM = activation(h_BLM)
@@ -303,7 +307,7 @@ class Block(nn.Module):
     """
 
     heads: int
-    mlp_dim: int
+    mlp_dim: int | None = None
     causal: bool = False
     dropout: float = 0.0
     drop_path: float = 0.0
@@ -346,7 +350,79 @@ class Block(nn.Module):
         return add(x_BLD, "norm2", lambda y: feed(y, train))
 
 
-class Encoder(nn.Module):
+class Transformer(nn.Module, kw_only=True):
+    """What every model of one stack of blocks or more takes: what its blocks are like, and how they are computed.
+
+    Attributes:
+      style: see ``Style``.
+      dropout: rate on the embedded input, after activations and on the output of each branch.
+      dtype: of the computation, "float32" or "bfloat16"; parameters and logits are float32.
+      remat: compute the blocks' activations again in the backward pass instead of keeping them.
+      remat_policy: what is kept nevertheless; a name of ``REMAT_POLICIES``, which are those of ``jax.checkpoint``.
+      scan: keep the blocks' parameters in one stack, ``blocks``, each with a leading axis N, and loop over it: the
+        program and its compilation do not grow with the depth. See ``stack_blocks``. Such a stack has no cache.
+      sequence_attention: see ``attention``.
+      pipeline_microbatches: slices of the batch that flow through a pipeline; unread without one.
+
+    Raises:
+      ModelError: an unknown word among the attributes, or a window of what is not causal.
+    """
+
+    style: Style = Style()
+    dropout: float = 0.0
+    dtype: str = "float32"
+    remat: bool = False
+    remat_policy: str = "nothing_saveable"
+    scan: bool = False
+    sequence_attention: str = "ring"
+    pipeline_microbatches: int = 4
+
+    def __post_init__(self) -> None:
+        look_up(DTYPES, self.dtype, "dtype")
+        look_up(REMAT_POLICIES, self.remat_policy, "remat_policy")
+        look_up(SEQUENCE_ATTENTION, self.sequence_attention, "sequence_attention")
+        if self.style.window is not None and not getattr(self, "causal", False):
+            raise ModelError(f"style.window is {self.style.window}; only a causal stack, such as a Decoder's, has one.")
+        super().__post_init__()
+
+    @nn.nowrap
+    def stack(self, depth: int, heads: int, mlp_dim: int | None, **more: Any) -> Encoder:
+        """Blocks of this style, computed so; ``more`` are other arguments of ``Encoder``."""
+        names = {field.name for field in dataclasses.fields(Transformer)} - {"parent", "name"}
+        return Encoder(depth, heads, mlp_dim, **{name: getattr(self, name) for name in names}, **more)
+
+    @nn.nowrap
+    def check_given(self, *names: str) -> None:
+        """
+        Raises:
+          ModelError: one of these sizes, which a config may leave to the data, is None or below 1.
+        """
+        for name in names:
+            if (getattr(self, name) or 0) < 1:
+                raise ModelError(f"the model's {name} is {getattr(self, name)}; give it, or data that knows it.")
+
+    @nn.nowrap
+    def empty_cache(self, depth: int, heads: int, dtype: str | None, **shapes: tuple[int, int, int]) -> dict[str, Any]:
+        """Keys and values [B, G, S, K] for each of so many blocks, by the name of their attention.
+
+        Args:
+          dtype: of what is kept; None: that of the computation.
+          shapes: (B, S, D) of each attention.
+
+        Raises:
+          ModelError: the blocks are stacked; see ``unstack_blocks``.
+        """
+        if self.scan:
+            raise ModelError("a stack of blocks has no cache; unstack the blocks and set scan=False.")
+
+        def pair(B: int, S: int, D: int) -> dict[str, Array]:
+            G, K = self.style.sizes(D, heads)
+            return {name: jnp.zeros((B, G, S, K), DTYPES[dtype or self.dtype]) for name in ("keys", "values")}
+
+        return {f"block_{i}": {name: pair(*shape) for name, shape in shapes.items()} for i in range(depth)}
+
+
+class Encoder(Transformer):
     """A stack of blocks and, unless they normalise at their own end, a last norm.
 
     Where the active rules spread "layers" over devices, each of them holds its part of the (scanned) stack, and
@@ -354,44 +430,22 @@ class Encoder(nn.Module):
     number of devices.
 
     Attributes:
-      depth, heads, mlp_dim: numbers of blocks, heads and hidden units.
+      depth, heads: numbers of blocks and heads.
+      mlp_dim: of the hidden layers; None: 4 x width.
       causal: let position i see positions up to i only.
-      dropout: see ``Block``.
       drop_path: of the last block, growing linearly from 0 at the first.
-      dtype: of the computation, "float32" or "bfloat16".
-      remat: compute the blocks' activations again in the backward pass instead of keeping them.
-      remat_policy: what is kept nevertheless; a name of ``REMAT_POLICIES``, which are those of ``jax.checkpoint``.
-      scan: keep the blocks' parameters in one stack, ``blocks``, each with a leading axis N, and loop over it: the
-        program and its compilation do not grow with the depth. See ``stack_blocks``. Such a stack has no cache.
-      sequence_attention: see ``attention``.
-      pipeline_microbatches: slices of the batch that flow through a pipeline; unread without one.
-      style: see ``Style``.
       cross: see ``Block``.
 
     Raises:
-      ModelError: an unknown word among the attributes, or layers spread over devices that are not stacked or do not
-        divide over them.
+      ModelError: as ``Transformer``, or layers spread over devices that are not stacked or do not divide over them.
     """
 
     depth: int
     heads: int
-    mlp_dim: int
+    mlp_dim: int | None = None
     causal: bool = False
-    dropout: float = 0.0
     drop_path: float = 0.0
-    dtype: str = "float32"
-    remat: bool = False
-    remat_policy: str = "nothing_saveable"
-    scan: bool = False
-    sequence_attention: str = "ring"
-    pipeline_microbatches: int = 4
-    style: Style = Style()
     cross: bool = False
-
-    def __post_init__(self) -> None:
-        look_up(REMAT_POLICIES, self.remat_policy, "remat_policy")
-        look_up(SEQUENCE_ATTENTION, self.sequence_attention, "sequence_attention")
-        super().__post_init__()
 
     @nn.compact
     def __call__(
@@ -457,36 +511,9 @@ class Encoder(nn.Module):
         return x_BLD
 
 
-def style_of(model: Any, **more: Any) -> Style:
-    """The style that a model's attributes of the same names describe; ``more`` are those that its family has fixed."""
-    named = {field.name for field in dataclasses.fields(Style)} & {field.name for field in dataclasses.fields(model)}
-    return Style(**{name: getattr(model, name) for name in named}, **more)
-
-
-def encoder_of(model: Any, depth: int, heads: int, mlp_dim: int, **more: Any) -> Encoder:
-    """A stack that computes as a model's attributes say: dropout, dtype, rematerialisation, scan, devices."""
-    words = {name: getattr(model, name) for name in _COMPUTING}
-    return Encoder(depth, heads, mlp_dim, **words, **more)
-
-
-def check_computing(model: Any) -> None:
-    """
-    Raises:
-      ModelError: an unknown word among the attributes that ``encoder_of`` hands on.
-    """
-    look_up(DTYPES, model.dtype, "dtype")
-    look_up(REMAT_POLICIES, model.remat_policy, "remat_policy")
-    look_up(SEQUENCE_ATTENTION, model.sequence_attention, "sequence_attention")
-
-
-def check_given(model: Any, *names: str) -> None:
-    """
-    Raises:
-      ModelError: one of these sizes, which a config may leave to the data, is None or below 1.
-    """
-    for name in names:
-        if (getattr(model, name) or 0) < 1:
-            raise ModelError(f"the model's {name} is {getattr(model, name)}; give it, or data that knows it.")
+def same_segment(segments_BL: Int[Array, "B L"] | None) -> Bool[Array, "B 1 L L"] | None:
+    """The mask with which a token sees those of its own segment only; None: all."""
+    return None if segments_BL is None else (segments_BL[:, :, None] == segments_BL[:, None, :])[:, None]
 
 
 def stack_blocks(params: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,8 +11,8 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Float32
 
-from bigbase_jax.models.layers import ACTIVATIONS, DTYPES, ModelError, classes, constrain, look_up
-from bigbase_jax.models.transformer import check_computing, encoder_of, sincos2d, style_of
+from bigbase_jax.models.layers import DTYPES, ModelError, classes, constrain, look_up
+from bigbase_jax.models.transformer import Transformer, sincos2d
 
 
 class Size(NamedTuple):
@@ -31,7 +31,7 @@ VARIANTS = {
 }
 
 
-class ViT(nn.Module):
+class ViT(Transformer):
     """Vision transformer (Dosovitskiy et al. 2021), pre-norm; Ti and S as in DeiT (Touvron et al. 2021).
 
     Attributes:
@@ -41,12 +41,9 @@ class ViT(nn.Module):
       width, depth, heads, mlp_dim: replace the variant's where given; ``mlp_dim`` is 4 x width otherwise.
       pool: what the last layer reads: "cls", a learned token, or "gap", the mean over the patches (no such token).
       positions: "learned" (for one size of picture) or "sincos2d" (fixed, for any).
-      epsilon, activation: of the norms and of the hidden layers; see ``Style``.
-      dropout: rate on the tokens, after activations and on the output of each branch.
       drop_path: stochastic depth of the last block, growing linearly from 0.
-      dtype: of the computation, "float32" or "bfloat16"; parameters and logits are float32.
-      remat, remat_policy, scan, sequence_attention, pipeline_microbatches: see ``Encoder``. A sequence that devices
-        share must divide over them, and the token of "cls" counts.
+      style, dropout, dtype, remat, remat_policy, scan, sequence_attention, pipeline_microbatches: see ``Transformer``.
+        A sequence that devices share must divide over them, and the token of "cls" counts.
 
     Raises:
       ModelError: an unknown word among the attributes, a width that the heads do not divide, or a picture that the
@@ -62,27 +59,15 @@ class ViT(nn.Module):
     mlp_dim: int | None = None
     pool: str = "cls"
     positions: str = "learned"
-    epsilon: float = 1e-6
-    activation: str = "gelu"
-    dropout: float = 0.0
     drop_path: float = 0.0
-    dtype: str = "float32"
-    remat: bool = False
-    remat_policy: str = "nothing_saveable"
-    scan: bool = False
-    sequence_attention: str = "ring"
-    pipeline_microbatches: int = 4
 
     def __post_init__(self) -> None:
         look_up(VARIANTS, self.variant, "variant")
-        check_computing(self)
         if self.pool not in ("cls", "gap"):
             raise ModelError(f"pool is {self.pool!r}; it is 'cls' or 'gap'.")
         if self.positions not in ("learned", "sincos2d"):
             raise ModelError(f"positions is {self.positions!r}; it is 'learned' or 'sincos2d'.")
-        look_up(ACTIVATIONS, self.activation, "activation")
-        if self.size.width % self.size.heads:
-            raise ModelError(f"a width of {self.size.width} does not divide over {self.size.heads} heads.")
+        self.style.sizes(self.size.width, self.size.heads)
         super().__post_init__()
 
     @property
@@ -110,15 +95,8 @@ class ViT(nn.Module):
             position_1LD = self.param("position", nn.initializers.normal(0.02), (1, x_BLD.shape[1], D))
         else:
             position_1LD = jnp.pad(sincos2d(H // P, W // P, D), ((tokens, 0), (0, 0)))[None]
-        x_BLD = encoder_of(
-            self,
-            self.size.depth,
-            self.size.heads,
-            self.mlp_dim or 4 * D,
-            drop_path=self.drop_path,
-            style=style_of(self),
-            name="encoder",
-        )(x_BLD + position_1LD.astype(dtype), train=train)
+        encoder = self.stack(self.size.depth, self.size.heads, self.mlp_dim, drop_path=self.drop_path, name="encoder")
+        x_BLD = encoder(x_BLD + position_1LD.astype(dtype), train=train)
         x_BD = (x_BLD[:, 0] if tokens else jnp.mean(x_BLD, 1, dtype=jnp.float32)).astype(jnp.float32)
         head_init = nn.initializers.truncated_normal(0.02)
         logits_BK = nn.Dense(classes(self.num_classes), kernel_init=head_init, name="head")(

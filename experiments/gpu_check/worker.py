@@ -41,6 +41,8 @@ def ours(name, tiny):
     from bigbase_jax.models.bert import Bert
     from bigbase_jax.models.decoder import Decoder
     from bigbase_jax.models.resnet import ResNet
+    from bigbase_jax.models.transformer import LLAMA as LLAMA_STYLE
+    from bigbase_jax.models.transformer import Style
     from bigbase_jax.models.vit import ViT
     from bigbase_jax.optim import Optimizer
     from bigbase_jax.runtime.log import peak_flops
@@ -64,11 +66,11 @@ def ours(name, tiny):
             task = TextClassification(Bert(num_classes=2, **words, **depth), num_classes=2)
         else:
             if name == "gpt2_124m":
-                model = Decoder(**words, **{"width": 768, "depth": 12, "heads": 12, "activation": "gelu_tanh"} | depth)
+                model = Decoder(
+                    **words, **{"width": 768, "depth": 12, "heads": 12} | depth, style=Style(activation="gelu_tanh")
+                )
             else:
-                plain = dict.fromkeys(("qkv_bias", "out_bias", "mlp_bias", "tied"), False)
-                style = {"positions": "rope", "norm": "rmsnorm", "activation": "silu", "gated": True, **plain}
-                model = Decoder(**words, **LLAMA | style | depth)
+                model = Decoder(**words, **LLAMA | depth, positions="rope", tied=False, style=LLAMA_STYLE)
             task = CausalLanguageModel(model)
             positions = ones * np.arange(length, dtype=np.int32)
             batch = {

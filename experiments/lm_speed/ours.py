@@ -14,6 +14,7 @@ import numpy as np
 import optax
 
 from bigbase_jax import parallel
+from bigbase_jax.models import transformer
 from bigbase_jax.models.decoder import Decoder
 from bigbase_jax.optim import Optimizer
 from bigbase_jax.runtime import memory
@@ -29,12 +30,7 @@ memory.keep_freed()  # as launch.py does
 
 LLAMA = {
     "positions": "rope",
-    "norm": "rmsnorm",
-    "activation": "silu",
-    "gated": True,
-    "qkv_bias": False,
-    "out_bias": False,
-    "mlp_bias": False,
+    "style": transformer.LLAMA,
     "mlp_dim": 8 * args.width // 3,
     "tied": False,
 }
@@ -45,7 +41,7 @@ model = Decoder(
     args.depth,
     args.heads,
     dtype=args.dtype,
-    **(LLAMA if args.llama else {"activation": "gelu_tanh"}),
+    **(LLAMA if args.llama else {"style": transformer.Style(activation="gelu_tanh")}),
 )
 task = CausalLanguageModel(model)
 optimizer = Optimizer(

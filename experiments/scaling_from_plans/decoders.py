@@ -18,6 +18,7 @@ from scaling import SLICES
 from bigbase_jax.build import deferred, target
 from bigbase_jax.data.pipeline import Data
 from bigbase_jax.models.decoder import Decoder
+from bigbase_jax.models.transformer import LLAMA as LLAMA_STYLE
 from bigbase_jax.optim import Optimizer
 from bigbase_jax.plan import topology
 from bigbase_jax.plan.plan import QUICK, Planner
@@ -31,17 +32,12 @@ LLAMA = {
     "tied": False,
     "positions": "rope",
     "rope_theta": 500_000.0,
-    "norm": "rmsnorm",
-    "activation": "silu",
-    "gated": True,
-    "qkv_bias": False,
-    "out_bias": False,
-    "mlp_bias": False,
+    "style": dataclasses.replace(LLAMA_STYLE, kv_heads=8),
 }
 MODELS = {  # Grattafiori et al. 2024; 1B is Llama 3.2's
-    "1B": {"width": 2048, "depth": 16, "heads": 32, "kv_heads": 8, "mlp_dim": 8192, "tied": True},
-    "8B": {"width": 4096, "depth": 32, "heads": 32, "kv_heads": 8, "mlp_dim": 14_336},
-    "70B": {"width": 8192, "depth": 80, "heads": 64, "kv_heads": 8, "mlp_dim": 28_672},
+    "1B": {"width": 2048, "depth": 16, "heads": 32, "mlp_dim": 8192, "tied": True},
+    "8B": {"width": 4096, "depth": 32, "heads": 32, "mlp_dim": 14_336},
+    "70B": {"width": 8192, "depth": 80, "heads": 64, "mlp_dim": 28_672},
 }
 PER_CHIP = {"1B": 4, "8B": 2, "70B": 1}
 """Sequences of a chip in weak scaling, and the most it takes at once in strong scaling."""

@@ -14,7 +14,7 @@ from pyarrow import parquet
 
 from bigbase_jax import verbs
 from bigbase_jax.core import Codec, UserError
-from bigbase_jax.inference import answers, generation, inputs
+from bigbase_jax.inference import answers, inputs
 from bigbase_jax.inference.predictor import Predictor, Reading
 
 CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
@@ -296,6 +296,6 @@ def test_prompts_of_a_run_that_translates_are_its_rows(tmp_path, capsys):
     (tmp_path / "new.txt").write_text("17\n\n942\n")
     found, _ = predict(capsys, str(tmp_path / "run"), str(tmp_path / "new.txt"))
     assert [f["row"] for f in found] == [1, 3]  # lines of the file
-    assert generation.run(str(tmp_path / "run"), ["17", "942"]) == 0
+    assert verbs.generate(str(tmp_path / "run"), ["17", "942"]) == 0
     prompts = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [p["text"] for p in prompts] == [f["translation"] for f in found]

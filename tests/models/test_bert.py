@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from meshes import assert_same, spread
+from toys import styled
 
 from bigbase_jax.models.bert import Bert
 from bigbase_jax.models.layers import ModelError
@@ -19,13 +20,13 @@ ONE = jnp.zeros((1, 4), jnp.int32)
 
 
 def count(**more):
-    shapes = jax.eval_shape(Bert(**more).init, jax.random.key(0), ONE)["params"]
+    shapes = jax.eval_shape(styled(Bert, **more).init, jax.random.key(0), ONE)["params"]
     return sum(x.size for x in jax.tree.leaves(shapes))
 
 
 def ready(**more):
     """A tiny model and parameters of which none is zero."""
-    model = Bert(**{**TINY, **more})
+    model = styled(Bert, **{**TINY, **more})
     shapes = jax.eval_shape(model.init, jax.random.key(0), ONE)["params"]
     random = np.random.default_rng(0)
     return model, {"params": jax.tree.map(lambda x: jnp.float32(0.3 * random.normal(size=x.shape)), shapes)}
@@ -166,7 +167,7 @@ def test_dropout_and_half_precision():
 )
 def test_mistakes_are_named(more, sentence):
     with pytest.raises(ModelError, match=sentence):
-        Bert(**{**TINY, **more}).init(jax.random.key(0), ONE)
+        styled(Bert, **{**TINY, **more}).init(jax.random.key(0), ONE)
 
 
 def test_heads_that_are_not_there_are_named():

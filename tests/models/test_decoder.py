@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from meshes import assert_same, spread
+from toys import styled
 
 from bigbase_jax.models import transformer
 from bigbase_jax.models.decoder import Decoder
@@ -32,7 +33,7 @@ LLAMA = {
 
 def ready(**more):
     """A tiny decoder and parameters of which none is zero."""
-    model = Decoder(**{**TINY, **more})
+    model = styled(Decoder, **{**TINY, **more})
     shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 4), jnp.int32))["params"]
     random = np.random.default_rng(0)
     return model, {"params": jax.tree.map(lambda x: jnp.float32(0.3 * random.normal(size=x.shape)), shapes)}
@@ -63,7 +64,8 @@ def influence(model, variables, segments_BL=None, positions_BL=None):
 
 def test_llama_has_its_published_number_of_parameters():
     llama = {**LLAMA, "heads": 32, "kv_heads": 8, "head_dim": 64, "tied": True, "qk_norm": False}
-    model = Decoder(128_256, 131_072, width=2048, depth=16, mlp_dim=8192, **llama)
+    size = {"vocab_size": 128_256, "length": 131_072, "width": 2048, "depth": 16, "mlp_dim": 8192}
+    model = styled(Decoder, **size, **llama)
     shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 4), jnp.int32))["params"]
     assert sum(x.size for x in jax.tree.leaves(shapes)) == 1_235_814_400  # meta-llama/Llama-3.2-1B
 
@@ -97,7 +99,7 @@ def test_some_blocks_have_a_window_and_others_see_all(scan):
     (one, grad), (two, other) = loss(a)(variables), loss(b)(stacked)
     np.testing.assert_allclose(one, two, rtol=1e-5)
     assert_same(stack_blocks(grad["params"]), other["params"], 1e-4)
-    assert abs(loss(a.clone(windowed=(False, True)))(variables)[0] - one) > 1e-3  # which of them matters
+    assert abs(loss(styled(a, windowed=(False, True)))(variables)[0] - one) > 1e-3  # which of them matters
 
 
 @pytest.mark.parametrize("shape", [{"sequence": 4}, {"pipeline": 2, "data": 2}, {"pipeline": 2, "sequence": 2}])
@@ -107,7 +109,7 @@ def test_windows_of_some_blocks_over_devices(shape):
     plain = jax.jit(model.apply)(variables, tokens)
     with spread(**shape):
         np.testing.assert_allclose(jax.jit(model.apply)(variables, tokens), plain, atol=1e-5, rtol=1e-5)
-    assert abs(jax.jit(model.clone(windowed=(True, False)).apply)(variables, tokens) - plain).max() > 1e-2
+    assert abs(jax.jit(styled(model, windowed=(True, False)).apply)(variables, tokens) - plain).max() > 1e-2
 
 
 @pytest.mark.parametrize("more", [{}, LLAMA], ids=["gpt2", "llama"])
@@ -170,7 +172,7 @@ def test_shared_keys_are_repeated_keys():
         for name, block in params["encoder"].items()
     }
     tokens = jnp.arange(8)[None]
-    full = model.clone(kv_heads=4).apply({"params": {**params, "encoder": encoder}}, tokens)
+    full = styled(model, kv_heads=4).apply({"params": {**params, "encoder": encoder}}, tokens)
     np.testing.assert_allclose(full, model.apply(variables, tokens), atol=1e-5, rtol=1e-5)
 
 
@@ -227,4 +229,4 @@ def test_dropout_is_random_in_training_only():
 )
 def test_what_does_not_fit_is_one_sentence(more, says):
     with pytest.raises(ModelError, match=says):
-        Decoder(**{**TINY, **more}).init(jax.random.key(0), jnp.zeros((1, 4), jnp.int32))
+        styled(Decoder, **{**TINY, **more}).init(jax.random.key(0), jnp.zeros((1, 4), jnp.int32))

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from toys import styled
 
 from bigbase_jax.models.encoder_decoder import EncoderDecoder, buckets, sinusoids
 from bigbase_jax.models.layers import ModelError
@@ -42,7 +43,7 @@ TARGET = jax.random.randint(jax.random.key(1), (2, 8), 1, 11)
 
 def ready(**more):
     """A tiny model and parameters of which none is zero."""
-    model = EncoderDecoder(**{**TINY, **more})
+    model = styled(EncoderDecoder, **{**TINY, **more})
     shapes = jax.eval_shape(model.init, jax.random.key(0), SOURCE, TARGET[:, :4])["params"]
     random = np.random.default_rng(0)
     return model, {"params": jax.tree.map(lambda x: jnp.float32(0.3 * random.normal(size=x.shape)), shapes)}
@@ -52,7 +53,7 @@ def test_the_transformer_base_has_its_published_number_of_parameters():
     shape = jax.ShapeDtypeStruct((1, 4), jnp.int32)
 
     def count(**more):
-        model = EncoderDecoder(**more)
+        model = styled(EncoderDecoder, **more)
         return sum(x.size for x in jax.tree.leaves(jax.eval_shape(model.init, jax.random.key(0), shape, shape)))
 
     small = {**T5, "relative_buckets": 32, "relative_distance": 128, "head_dim": 64}
@@ -215,7 +216,7 @@ def test_logits_of_half_precision_are_float32():
 )
 def test_what_does_not_fit_is_one_sentence(more, says):
     with pytest.raises(ModelError, match=says):
-        EncoderDecoder(**{**TINY, **more}).init(jax.random.key(0), SOURCE, TARGET)
+        styled(EncoderDecoder, **{**TINY, **more}).init(jax.random.key(0), SOURCE, TARGET)
 
 
 @pytest.mark.parametrize(
@@ -228,7 +229,7 @@ def test_what_does_not_fit_is_one_sentence(more, says):
 )
 def test_what_cannot_be_decoded_is_one_sentence(more, size, says):
     model, variables = ready(**more)
-    variables = {**variables, "cache": model.cache(2, 9, size)}
     first = TARGET[:, :1], jnp.zeros(2, jnp.int32)
     with pytest.raises(ModelError, match=says):
+        variables = {**variables, "cache": model.cache(2, 9, size)}
         model.apply(variables, *first, SOURCE, method="decode", mutable=["cache"])

@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 from safetensors.numpy import load_file, save_file
-from toys import loss_of, sums_of
+from toys import loss_of, styled, sums_of
 
 from bigbase_jax import parallel, pretrained
 from bigbase_jax.core import UserError
@@ -239,7 +239,7 @@ def test_a_folder_that_ours_cannot_be_is_one_sentence(random_model, tmp_path, wo
     ],
 )
 def test_a_model_that_transformers_does_not_have(words, sentence, tmp_path):
-    model = Bert(vocab_size=5, length=4, width=8, depth=1, heads=2, **words)
+    model = styled(Bert, vocab_size=5, length=4, width=8, depth=1, heads=2, **words)
     variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 2), jnp.int32))
     with pytest.raises(UserError, match=f"transformers has no model of this kind.*{sentence}"):
         save(tmp_path / "out", model, variables)

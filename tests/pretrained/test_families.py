@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from toys import styled
 
 from bigbase_jax.core import UserError, flatten
 from bigbase_jax.models.decoder import Decoder
@@ -142,13 +143,13 @@ def test_blocks_without_the_window_matter_and_a_stack_has_them_too(hf, random_mo
     theirs = random_model("Qwen2ForCausalLM", **words)
     theirs.save_pretrained(tmp_path / "theirs")
     model, variables = load(tmp_path / "theirs")
-    assert (model.window, model.windowed) == (4, (False, True, True))
+    assert (model.style.window, model.style.windowed) == (4, (False, True, True))
     want, given = logits_of(hf, theirs, tokens_BL)
     stacked = {"params": stack_blocks(variables["params"])}
     for scan in (model.clone(scan=True), model.clone(scan=True, remat=True)):
         np.testing.assert_allclose(apply(scan, stacked, given), want, rtol=1e-4, atol=1e-4)
     for other in (None, (True,)):
-        clone = model.clone(window=None if other is None else 4, windowed=other)
+        clone = styled(model, window=None if other is None else 4, windowed=other)
         assert abs(apply(clone, variables, given) - want).max() > 0.1
     decode = functools.partial(apply, model, method="decode", mutable=["cache"])
     cache, parts = model.cache(2, 24), []
@@ -330,8 +331,8 @@ TINY = {"vocab_size": 5, "length": 4, "width": 8, "depth": 1, "heads": 2}
         (MLP(3, (4,)), IMAGE, "It is a MLP."),
         (ViT(3, width=8, depth=1, heads=2, patch=4, pool="gap"), IMAGE, "pool='cls'"),
         (ResNet(3, 18, 4, "cifar"), IMAGE, "the stem 'imagenet', not 'cifar'"),
-        (Decoder(**TINY, qkv_bias=False), TOKENS, "GPT-2 has biases everywhere"),
-        (Decoder(**TINY, norm="rmsnorm"), TOKENS, "GPT-2 has LayerNorm"),
+        (styled(Decoder, **TINY, qkv_bias=False), TOKENS, "GPT-2 has biases everywhere"),
+        (styled(Decoder, **TINY, norm="rmsnorm"), TOKENS, "GPT-2 has LayerNorm"),
         (Decoder(**TINY, positions="rope"), TOKENS, "have RMSNorm and gates"),
     ],
 )

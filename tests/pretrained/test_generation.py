@@ -7,9 +7,10 @@ import jax
 import numpy as np
 import pytest
 
+from bigbase_jax import verbs
 from bigbase_jax.decoding.beams import beam_tokens
 from bigbase_jax.decoding.sampling import SamplingParams
-from bigbase_jax.inference.generation import Engine, run
+from bigbase_jax.inference.generation import Engine
 from bigbase_jax.pretrained import load
 from bigbase_jax.pretrained.tokenizers import published
 from bigbase_jax.text.tokenizer import Symbols
@@ -111,7 +112,7 @@ def test_the_verb_takes_a_published_folder(hf, random_model, tmp_path):
     for name, content in published(Symbols(end=True)).items():
         (tmp_path / name).write_bytes(content)
     out = io.StringIO()
-    assert run(str(tmp_path), ["Once upon"], sample="max_new_tokens=12", out=out) == 0
+    assert verbs.generate(str(tmp_path), ["Once upon"], sample="max_new_tokens=12", out=out) == 0
     line = json.loads(out.getvalue())
     tokens = hf.torch.tensor([list(b"Once upon")])
     with hf.torch.no_grad():

@@ -12,7 +12,7 @@ import pytest
 import tokenizers
 from ml_collections import ConfigDict
 
-from bigbase_jax import pretrained
+from bigbase_jax import pretrained, verbs
 from bigbase_jax.build import target
 from bigbase_jax.core import UserError
 from bigbase_jax.inference import generation
@@ -276,7 +276,7 @@ def test_tokens_that_the_model_does_not_have_are_one_sentence(gpt2, tmp_path):
     made.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
     made.save(str(folder / "tokenizer.json"))
     with pytest.raises(UserError, match=r"the token 61 of a prompt is none of the model's 61 \(0 to 60\)"):
-        generation.run(str(folder), ["w1 w60"])
+        verbs.generate(str(folder), ["w1 w60"])
 
 
 def test_a_token_that_the_tokenizer_does_not_have_has_no_text():

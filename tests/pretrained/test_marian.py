@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from toys import styled
 
 from bigbase_jax.core import UserError
 from bigbase_jax.models.encoder_decoder import EncoderDecoder
@@ -109,7 +110,7 @@ KIND = {"post_norm": True, "head_bias": True, "epsilon": 1e-5}
     ],
 )
 def test_a_model_that_transformers_does_not_have(tmp_path, words, says):
-    model = EncoderDecoder(vocab_size=5, width=8, depth=1, heads=2, **words)
+    model = styled(EncoderDecoder, vocab_size=5, width=8, depth=1, heads=2, **words)
     shape = jax.ShapeDtypeStruct((1, 2), jnp.int32)
     shapes = jax.eval_shape(model.init, jax.random.key(0), shape, shape)
     variables = jax.tree.map(lambda x: np.zeros(x.shape, np.float32), shapes)

@@ -10,9 +10,9 @@ import pytest
 from test_launch import launch
 from test_marian import MARIAN, made
 
+from bigbase_jax import verbs
 from bigbase_jax.core import UserError
 from bigbase_jax.data.sources.synthetic.numerals import Numerals
-from bigbase_jax.inference.generation import run
 from bigbase_jax.pretrained.start import RunTokenizer
 from bigbase_jax.pretrained.tokenizers import published
 from bigbase_jax.text.tokenizer import FIRST, SECOND, TokenizerFile, encode, load, source_tokenizer
@@ -170,13 +170,13 @@ def test_a_published_folder_translates(hf, marian):
         (folder / "generation_config.json").write_text(json.dumps({**config, **words}))
         out = io.StringIO()
         with jax.default_matmul_precision("highest"):
-            assert run(str(folder), TEXTS, out=out) == 0
+            assert verbs.generate(str(folder), TEXTS, out=out) == 0
         lines = [json.loads(line) for line in out.getvalue().splitlines()]
         assert [line["prompt"] for line in lines] == TEXTS
         assert [line["text"] for line in lines] == translated(hf, theirs, folder, **words)
     assert len({line["text"] for line in lines}) > 1
     with pytest.raises(UserError, match="as generation_config.json says"):
-        run(str(folder), TEXTS, sample="temperature=1", out=out)
+        verbs.generate(str(folder), TEXTS, sample="temperature=1", out=out)
 
 
 def test_from_a_folder_to_a_run_that_translates_and_to_a_folder(hf, marian, tmp_path):
@@ -202,7 +202,7 @@ def test_from_a_folder_to_a_run_that_translates_and_to_a_folder(hf, marian, tmp_
 
     out = io.StringIO()
     with jax.default_matmul_precision("highest"):
-        run(str(tmp_path / "run"), TEXTS, out=out)
+        verbs.generate(str(tmp_path / "run"), TEXTS, out=out)
     texts = [json.loads(line)["text"] for line in out.getvalue().splitlines()]
     assert texts == translated(hf, theirs, folder, num_beams=1)  # nothing moved
 

@@ -16,7 +16,6 @@ from bigbase_jax import pretrained, verbs
 from bigbase_jax.build import build, target
 from bigbase_jax.core import UserError
 from bigbase_jax.data.sources.text.chat import ChatFiles
-from bigbase_jax.inference import generation
 from bigbase_jax.models.cnn import ConvNet
 from bigbase_jax.models.resnet import CifarResNet
 from bigbase_jax.pretrained.start import RunTokenizer
@@ -114,7 +113,7 @@ def test_a_run_goes_on_without_what_it_began_from(published, tmp_path, cache, ca
     (tmp_path / "a.txt").write_text("Names refer")
     assert verbs.predict(str(run), str(tmp_path / "a.txt")) == 0
     assert "loss" in json.loads(capsys.readouterr().out)
-    assert generation.run(str(run), ["Names"], sample="max_new_tokens=2") == 0
+    assert verbs.generate(str(run), ["Names"], sample="max_new_tokens=2") == 0
     assert json.loads(capsys.readouterr().out)["prompt"] == "Names"
     files = pathlib.Path(verbs.export(str(run))["export"])
     if kind != "a run":

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from bigbase_jax.build import target
-from bigbase_jax.models.bert import Bert
+from bigbase_jax.models.bert import BERT, Bert
 from bigbase_jax.pretrained.families import Shapes, classes, expect, lookup, need
 from bigbase_jax.pretrained.schema import (
     FLAG,
@@ -88,8 +88,11 @@ def from_config(config: Mapping[str, Any]) -> ConfigDict:
         mlp_dim=config["intermediate_size"],
         type_vocab_size=config.get("type_vocab_size", 2),
         position_offset=offset,
-        activation=lookup(_ACTIVATIONS, config.get("hidden_act", "gelu"), "hidden_act"),
-        epsilon=config.get("layer_norm_eps", 1e-12),
+        style=dataclasses.replace(
+            BERT,
+            activation=lookup(_ACTIVATIONS, config.get("hidden_act", "gelu"), "hidden_act"),
+            epsilon=config.get("layer_norm_eps", 1e-12),
+        ),
         classifier="pooled" if bert else "dense",
         dropout=config.get("hidden_dropout_prob", 0.1),
         **words,
@@ -116,8 +119,11 @@ def to_config(model: Bert, shapes: Shapes) -> dict[str, Any]:
         known = known if bert or "next_sentence" not in given else []
         need(bool(known) or not given, f"transformers has no such model with {' and '.join(given)} alone.")
         kind = known[0] if given else "Model"
+    style = model.style
+    plain = dataclasses.replace(BERT, activation=style.activation, epsilon=style.epsilon, kernel_init=style.kernel_init)
+    need(style == plain, "BERT has LayerNorm after each branch, biases everywhere, and no gates.")
     if model.masked and not bert:
-        need(model.activation == "gelu", f"RoBERTa's head has gelu, not {model.activation!r}.")
+        need(style.activation == "gelu", f"RoBERTa's head has gelu, not {style.activation!r}.")
     theirs = {ours: name for name, ours in reversed(_ACTIVATIONS.items())}
     config = {
         "model_type": "bert" if bert else "roberta",
@@ -129,8 +135,8 @@ def to_config(model: Bert, shapes: Shapes) -> dict[str, Any]:
         "num_attention_heads": model.heads,
         "intermediate_size": model.mlp_dim or 4 * model.width,
         "type_vocab_size": model.type_vocab_size,
-        "hidden_act": lookup(theirs, model.activation, "activation"),
-        "layer_norm_eps": model.epsilon,
+        "hidden_act": lookup(theirs, style.activation, "activation"),
+        "layer_norm_eps": style.epsilon,
         "hidden_dropout_prob": model.dropout,
     }
     if not bert:

@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 
 from bigbase_jax.build import target
 from bigbase_jax.models.decoder import Decoder
+from bigbase_jax.models.transformer import Style
 from bigbase_jax.pretrained.families import Shapes, lookup, need
 from bigbase_jax.pretrained.schema import FLAG, HIDDEN, LAYERS, LENGTH, SHARE, VOCABULARY, WIDTH, WORD, heads_of, only
 from bigbase_jax.pretrained.table import Entry, Table, dense, norm, repeat
@@ -50,20 +51,27 @@ def from_config(config: Mapping[str, Any]) -> ConfigDict:
         heads=config["n_head"],
         mlp_dim=config.get("n_inner") or 4 * config["n_embd"],
         tied=config.get("tie_word_embeddings", True),
-        epsilon=config.get("layer_norm_epsilon", 1e-5),
-        activation=lookup(_ACTIVATIONS, config.get("activation_function", "gelu_new"), "activation_function"),
-        kernel_init="normal",
+        style=Style(
+            epsilon=config.get("layer_norm_epsilon", 1e-5),
+            activation=lookup(_ACTIVATIONS, config.get("activation_function", "gelu_new"), "activation_function"),
+            kernel_init="normal",
+        ),
     )
 
 
 def to_config(model: Decoder, shapes: Shapes) -> dict[str, Any]:
     """See ``Family``."""
     need(model.positions == "learned", "GPT-2 has learned positions.")
-    plain = model.norm == "layernorm" and not model.gated and model.kv_heads in (None, model.heads)
-    need(plain, "GPT-2 has LayerNorm, no gates, and as many heads of keys as of queries.")
-    need(model.head_dim in (None, model.width // model.heads), "GPT-2's heads are as wide as the model together.")
-    need(model.qkv_bias and model.out_bias and model.mlp_bias, "GPT-2 has biases everywhere.")
-    need(not model.qk_norm and model.window is None, "GPT-2 has neither norms of queries and keys nor a window.")
+    style = model.style
+    plain = style.norm == "layernorm" and not style.post_norm and not style.gated
+    need(
+        plain and style.kv_heads in (None, model.heads),
+        "GPT-2 has LayerNorm before each branch, no gates, and as many heads of keys as of queries.",
+    )
+    need(style.head_dim in (None, model.width // model.heads), "GPT-2's heads are as wide as the model together.")
+    need(style.qkv_bias and style.out_bias and style.mlp_bias, "GPT-2 has biases everywhere.")
+    need(not style.qk_norm and style.window is None, "GPT-2 has neither norms of queries and keys nor a window.")
+    need(style.scale is None, "GPT-2 has the usual scale of scores.")
     theirs = {ours: name for name, ours in _ACTIVATIONS.items()}
     return {
         "model_type": "gpt2",
@@ -74,8 +82,8 @@ def to_config(model: Decoder, shapes: Shapes) -> dict[str, Any]:
         "n_layer": model.depth,
         "n_head": model.heads,
         "n_inner": model.mlp_dim or 4 * model.width,
-        "activation_function": lookup(theirs, model.activation, "activation"),
-        "layer_norm_epsilon": model.epsilon,
+        "activation_function": lookup(theirs, style.activation, "activation"),
+        "layer_norm_epsilon": style.epsilon,
         "tie_word_embeddings": model.tied,
     }
 

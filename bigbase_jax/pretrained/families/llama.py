@@ -6,6 +6,7 @@ and the queries of all but Llama may see a window, in all blocks (Mistral) or in
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,6 +17,7 @@ from ml_collections import ConfigDict
 from bigbase_jax.build import target
 from bigbase_jax.core import UserError
 from bigbase_jax.models.decoder import Decoder
+from bigbase_jax.models.transformer import LLAMA
 from bigbase_jax.pretrained.families import Shapes, lookup, need
 from bigbase_jax.pretrained.schema import (
     FLAG,
@@ -103,25 +105,26 @@ def from_config(config: Mapping[str, Any]) -> ConfigDict:
         width=config["hidden_size"],
         depth=config["num_hidden_layers"],
         heads=config["num_attention_heads"],
-        kv_heads=config.get("num_key_value_heads") or config["num_attention_heads"],
-        head_dim=config.get("head_dim")
-        or (128 if kind == "qwen3" else config["hidden_size"] // config["num_attention_heads"]),
         mlp_dim=config["intermediate_size"],
         tied=config.get("tie_word_embeddings", False),
         positions="rope",
         rope_theta=theta,
         rope_scaling=scaling,
-        norm="rmsnorm",
-        epsilon=config.get("rms_norm_eps", 1e-6),
-        activation=lookup(_ACTIVATIONS, config.get("hidden_act", "silu"), "hidden_act"),
-        gated=True,
-        qkv_bias=bias,
-        out_bias=bias and kind != "qwen2",
-        mlp_bias=bool(config.get("mlp_bias", False)) and kind == "llama",
-        qk_norm=kind == "qwen3",
-        window=window,
-        windowed=windowed,
-        kernel_init="normal",
+        style=dataclasses.replace(
+            LLAMA,
+            kv_heads=config.get("num_key_value_heads") or config["num_attention_heads"],
+            head_dim=config.get("head_dim")
+            or (128 if kind == "qwen3" else config["hidden_size"] // config["num_attention_heads"]),
+            epsilon=config.get("rms_norm_eps", 1e-6),
+            activation=lookup(_ACTIVATIONS, config.get("hidden_act", "silu"), "hidden_act"),
+            qkv_bias=bias,
+            out_bias=bias and kind != "qwen2",
+            mlp_bias=bool(config.get("mlp_bias", False)) and kind == "llama",
+            qk_norm=kind == "qwen3",
+            window=window,
+            windowed=windowed,
+            kernel_init="normal",
+        ),
     )
 
 
@@ -137,7 +140,7 @@ def _rope(config: Mapping[str, Any]) -> tuple[float, dict[str, Any] | None]:
 
 
 def _windows(config: Mapping[str, Any]) -> tuple[int | None, tuple[bool, ...] | None]:
-    """(how many positions a query sees, in which blocks), as ``Decoder.window`` and ``windowed``.
+    """(how many positions a query sees, in which blocks), as ``Style.window`` and ``windowed``.
 
     Raises:
       UserError: a block attends in another way, or there are not as many kinds as blocks.
@@ -160,18 +163,20 @@ def _windows(config: Mapping[str, Any]) -> tuple[int | None, tuple[bool, ...] | 
 def to_config(model: Decoder, shapes: Shapes) -> dict[str, Any]:
     """See ``Family``."""
     need(model.positions == "rope", "Llama and its kin have rotary positions.")
-    need(model.norm == "rmsnorm" and model.gated, "Llama and its kin have RMSNorm and gates.")
-    windows = model.style.windows(model.depth)
+    style = model.style
+    need(style.norm == "rmsnorm" and style.gated, "Llama and its kin have RMSNorm and gates.")
+    need(not style.post_norm and style.scale is None, "Llama normalises before each branch, and has the usual scale.")
+    windows = style.windows(model.depth)
     window, mixed = next((w for w in windows if w is not None), None), len(set(windows)) > 1
-    if model.qk_norm:
+    if style.qk_norm:
         kind = "qwen3"
-    elif model.qkv_bias and not model.out_bias:
+    elif style.qkv_bias and not style.out_bias:
         kind = "qwen2"
     else:
-        kind = "llama" if window is None or model.qkv_bias else "ministral" if mixed else "mistral"
-    G, K = model.style.sizes(model.width, model.heads)
-    need(kind == "qwen2" or model.qkv_bias == model.out_bias, "Llama has biases of all of attention, or of none.")
-    need(kind == "llama" or not model.mlp_bias, f"{kind} has no biases in its feed-forward layers.")
+        kind = "llama" if window is None or style.qkv_bias else "ministral" if mixed else "mistral"
+    G, K = style.sizes(model.width, model.heads)
+    need(kind == "qwen2" or style.qkv_bias == style.out_bias, "Llama has biases of all of attention, or of none.")
+    need(kind == "llama" or not style.mlp_bias, f"{kind} has no biases in its feed-forward layers.")
     need(kind != "llama" or window is None, "Llama has no window.")
     need(kind != "qwen2" or model.width // model.heads == K, "Qwen2's heads are as wide as the model together.")
     theirs = {ours: name for name, ours in _ACTIVATIONS.items()}
@@ -186,44 +191,44 @@ def to_config(model: Decoder, shapes: Shapes) -> dict[str, Any]:
         "num_attention_heads": model.heads,
         "num_key_value_heads": G,
         "head_dim": K,
-        "hidden_act": lookup(theirs, model.activation, "activation"),
-        "rms_norm_eps": model.epsilon,
+        "hidden_act": lookup(theirs, style.activation, "activation"),
+        "rms_norm_eps": style.epsilon,
         "rope_theta": model.rope_theta,
         "rope_scaling": dict(model.rope_scaling) if model.rope_scaling else None,
         "tie_word_embeddings": model.tied,
     }
     if kind == "llama":
-        config |= {"attention_bias": model.qkv_bias, "mlp_bias": model.mlp_bias}
+        config |= {"attention_bias": style.qkv_bias, "mlp_bias": style.mlp_bias}
     elif kind in ("mistral", "ministral"):
         config |= {"sliding_window": window}
     else:
         first = next((i for i, w in enumerate(windows) if w is not None), model.depth)
         config |= {"use_sliding_window": first < model.depth, "sliding_window": window}
         config |= {"max_window_layers": first}
-        config |= {"attention_bias": model.qkv_bias} if kind == "qwen3" else {}
+        config |= {"attention_bias": style.qkv_bias} if kind == "qwen3" else {}
     return config | ({"layer_types": [_KINDS[w is not None] for w in windows]} if mixed else {})
 
 
 def table(model: Decoder) -> Table:
     """See ``Family``."""
-    theirs, ours = "model.layers.{i}", "encoder.block_{i}"
+    style, theirs, ours = model.style, "model.layers.{i}", "encoder.block_{i}"
     attention, mlp = f"{ours}.attention", f"{ours}.mlp"
     block = [
         *norm(f"{theirs}.input_layernorm", f"{ours}.norm1", bias=False),
-        *heads(f"{theirs}.self_attn.q_proj", f"{attention}.query", model.qkv_bias),
-        *heads(f"{theirs}.self_attn.k_proj", f"{attention}.key", model.qkv_bias, letter="g"),
-        *heads(f"{theirs}.self_attn.v_proj", f"{attention}.value", model.qkv_bias, letter="g"),
-        *joined(f"{theirs}.self_attn.o_proj", f"{attention}.out", model.out_bias),
+        *heads(f"{theirs}.self_attn.q_proj", f"{attention}.query", style.qkv_bias),
+        *heads(f"{theirs}.self_attn.k_proj", f"{attention}.key", style.qkv_bias, letter="g"),
+        *heads(f"{theirs}.self_attn.v_proj", f"{attention}.value", style.qkv_bias, letter="g"),
+        *joined(f"{theirs}.self_attn.o_proj", f"{attention}.out", style.out_bias),
         *norm(f"{theirs}.post_attention_layernorm", f"{ours}.norm2", bias=False),
-        *dense(f"{theirs}.mlp.gate_proj", f"{mlp}.gate", model.mlp_bias),
-        *dense(f"{theirs}.mlp.up_proj", f"{mlp}.up", model.mlp_bias),
-        *dense(f"{theirs}.mlp.down_proj", f"{mlp}.down", model.mlp_bias),
+        *dense(f"{theirs}.mlp.gate_proj", f"{mlp}.gate", style.mlp_bias),
+        *dense(f"{theirs}.mlp.up_proj", f"{mlp}.up", style.mlp_bias),
+        *dense(f"{theirs}.mlp.down_proj", f"{mlp}.down", style.mlp_bias),
     ]
-    if model.qk_norm:
+    if style.qk_norm:
         block += norm(f"{theirs}.self_attn.q_norm", f"{attention}.query_norm", bias=False)
         block += norm(f"{theirs}.self_attn.k_norm", f"{attention}.key_norm", bias=False)
     head = ("lm_head.weight",)
-    G, K = model.style.sizes(model.width, model.heads)
+    G, K = style.sizes(model.width, model.heads)
     return Table(
         entries=[
             Entry("model.embed_tokens.weight", "embedding", also=head if model.tied else ()),

@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 from bigbase_jax.build import target
 from bigbase_jax.core import UserError
 from bigbase_jax.models.encoder_decoder import EncoderDecoder
+from bigbase_jax.models.transformer import Style
 from bigbase_jax.pretrained.families import Shapes, lookup, need
 from bigbase_jax.pretrained.schema import FLAG, HIDDEN, LAYERS, LENGTH, TOKEN, VOCABULARY, WIDTH, WORD, heads_of, only
 from bigbase_jax.pretrained.table import Entry, Table, dense, heads, joined, norm, repeat
@@ -72,23 +73,26 @@ def from_config(config: Mapping[str, Any]) -> ConfigDict:
         head_bias=True,
         pad_id=config.get("pad_token_id"),
         positions="sinusoidal",
-        epsilon=_EPSILON,
-        post_norm=True,
-        activation=lookup(_ACTIVATIONS, config.get("activation_function", "gelu"), "activation_function"),
-        kernel_init="normal",
+        style=Style(
+            epsilon=_EPSILON,
+            post_norm=True,
+            activation=lookup(_ACTIVATIONS, config.get("activation_function", "gelu"), "activation_function"),
+            kernel_init="normal",
+        ),
     )
 
 
 def to_config(model: EncoderDecoder, shapes: Shapes) -> dict[str, Any]:
     """See ``Family``."""
     need(model.positions == "sinusoidal", "Marian has sinusoidal positions.")
-    plain = model.norm == "layernorm" and model.post_norm and model.epsilon == _EPSILON
+    style = model.style
+    plain = style.norm == "layernorm" and style.post_norm and style.epsilon == _EPSILON
     need(plain, f"Marian has LayerNorm after each branch, with an epsilon of {_EPSILON}.")
-    simple = not model.gated and not model.qk_norm and model.scale is None and not model.scale_head
+    simple = not style.gated and not style.qk_norm and style.scale is None and not model.scale_head
     need(simple, "Marian has no gates, and the usual scales.")
-    need(model.kv_heads in (None, model.heads), "Marian has as many heads of keys as of queries.")
-    need(model.head_dim in (None, model.width // model.heads), "Marian's heads are as wide as the model together.")
-    need(model.qkv_bias and model.out_bias and model.mlp_bias, "Marian has biases everywhere.")
+    need(style.kv_heads in (None, model.heads), "Marian has as many heads of keys as of queries.")
+    need(style.head_dim in (None, model.width // model.heads), "Marian's heads are as wide as the model together.")
+    need(style.qkv_bias and style.out_bias and style.mlp_bias, "Marian has biases everywhere.")
     need(model.tied and model.head_bias, "Marian's head is the embedding and a bias.")
     theirs = {ours: name for name, ours in reversed(_ACTIVATIONS.items())}
     pad = model.pad_id if model.pad_id is not None else (model.vocab_size or 1) - 1
@@ -107,7 +111,7 @@ def to_config(model: EncoderDecoder, shapes: Shapes) -> dict[str, Any]:
         "decoder_attention_heads": model.heads,
         "encoder_ffn_dim": width,
         "decoder_ffn_dim": width,
-        "activation_function": lookup(theirs, model.activation, "activation"),
+        "activation_function": lookup(theirs, style.activation, "activation"),
         "scale_embedding": model.scale_embedding,
         "share_encoder_decoder_embeddings": True,
         "tie_word_embeddings": True,

@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 
 from bigbase_jax.build import target
 from bigbase_jax.models.encoder_decoder import EncoderDecoder
+from bigbase_jax.models.transformer import Style
 from bigbase_jax.pretrained.families import Shapes, lookup, need
 from bigbase_jax.pretrained.schema import (
     FLAG,
@@ -69,7 +70,6 @@ def from_config(config: Mapping[str, Any]) -> ConfigDict:
         depth=config["num_layers"],
         decoder_depth=config.get("num_decoder_layers") or config["num_layers"],
         heads=config["num_heads"],
-        head_dim=config["d_kv"],
         mlp_dim=config["d_ff"],
         tied=tied,
         scale_embedding=False,
@@ -78,32 +78,36 @@ def from_config(config: Mapping[str, Any]) -> ConfigDict:
         positions="relative",
         relative_buckets=config.get("relative_attention_num_buckets", 32),
         relative_distance=config.get("relative_attention_max_distance", 128),
-        norm="rmsnorm",
-        epsilon=config.get("layer_norm_epsilon", 1e-6),
-        activation=lookup(_ACTIVATIONS, activation, "feed_forward_proj"),
-        gated=kind == "gated",
-        qkv_bias=False,
-        out_bias=False,
-        mlp_bias=False,
-        scale=1.0,
-        kernel_init="normal",
+        style=Style(
+            norm="rmsnorm",
+            qkv_bias=False,
+            out_bias=False,
+            mlp_bias=False,
+            head_dim=config["d_kv"],
+            epsilon=config.get("layer_norm_epsilon", 1e-6),
+            activation=lookup(_ACTIVATIONS, activation, "feed_forward_proj"),
+            gated=kind == "gated",
+            scale=1.0,
+            kernel_init="normal",
+        ),
     )
 
 
 def to_config(model: EncoderDecoder, shapes: Shapes) -> dict[str, Any]:
     """See ``Family``."""
     need(model.positions == "relative", "T5 has relative positions.")
-    plain = model.norm == "rmsnorm" and not model.post_norm and not model.qk_norm
-    need(plain and model.kv_heads in (None, model.heads), "T5 has RMSNorm before each branch, and no shared heads.")
-    bare = not (model.qkv_bias or model.out_bias or model.mlp_bias or model.head_bias)
-    need(bare and model.scale == 1.0 and not model.scale_embedding, "T5 has no biases, and no scales but its head's.")
+    style = model.style
+    plain = style.norm == "rmsnorm" and not style.post_norm and not style.qk_norm
+    need(plain and style.kv_heads in (None, model.heads), "T5 has RMSNorm before each branch, and no shared heads.")
+    bare = not (style.qkv_bias or style.out_bias or style.mlp_bias or model.head_bias)
+    need(bare and style.scale == 1.0 and not model.scale_embedding, "T5 has no biases, and no scales but its head's.")
     need(model.tied == model.scale_head, "T5's head is scaled where it is the embedding, and only there.")
     theirs = {ours: name for name, ours in _ACTIVATIONS.items()}
-    activation = lookup(theirs, model.activation, "activation")
-    if model.gated:
+    activation = lookup(theirs, style.activation, "activation")
+    if style.gated:
         need(activation != "gelu", "T5's gates have GELU's approximation by tanh.")
         activation = "gated-gelu" if activation == "gelu_new" else f"gated-{activation}"
-    _, K = model.style.sizes(model.width, model.heads)
+    _, K = style.sizes(model.width, model.heads)
     return {
         "model_type": "t5",
         "architectures": ["T5ForConditionalGeneration"],
@@ -117,7 +121,7 @@ def to_config(model: EncoderDecoder, shapes: Shapes) -> dict[str, Any]:
         "num_heads": model.heads,
         "relative_attention_num_buckets": model.relative_buckets,
         "relative_attention_max_distance": model.relative_distance,
-        "layer_norm_epsilon": model.epsilon,
+        "layer_norm_epsilon": style.epsilon,
         "feed_forward_proj": activation,
         "tie_word_embeddings": model.tied,
         "pad_token_id": model.pad_id if model.pad_id is not None else 0,
@@ -138,7 +142,7 @@ def table(model: EncoderDecoder) -> Table:
 
     def feed_forward(theirs: str, ours: str) -> list[Entry]:
         up = [*dense(f"{theirs}.wi", f"{ours}.up", bias=False)]
-        if model.gated:
+        if model.style.gated:
             up = [
                 *dense(f"{theirs}.wi_0", f"{ours}.gate", bias=False),
                 *dense(f"{theirs}.wi_1", f"{ours}.up", bias=False),

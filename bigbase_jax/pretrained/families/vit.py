@@ -13,6 +13,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from bigbase_jax.build import target
+from bigbase_jax.models.transformer import Style
 from bigbase_jax.models.vit import ViT
 from bigbase_jax.pretrained.families import Shapes, classes, lookup, need, side
 from bigbase_jax.pretrained.schema import CHANNELS, HIDDEN, LAYERS, SHARE, SIDE, WIDTH, WORD, heads_of, only
@@ -49,14 +50,18 @@ def from_config(config: Mapping[str, Any]) -> ConfigDict:
         depth=config["num_hidden_layers"],
         heads=config["num_attention_heads"],
         mlp_dim=config["intermediate_size"],
-        epsilon=config.get("layer_norm_eps", 1e-12),
-        activation=lookup(_ACTIVATIONS, config.get("hidden_act", "gelu"), "hidden_act"),
+        style=Style(
+            epsilon=config.get("layer_norm_eps", 1e-12),
+            activation=lookup(_ACTIVATIONS, config.get("hidden_act", "gelu"), "hidden_act"),
+        ),
     )
 
 
 def to_config(model: ViT, shapes: Shapes) -> dict[str, Any]:
     """See ``Family``."""
     need(model.pool == "cls" and model.positions == "learned", "transformers' ViT has pool='cls', positions='learned'.")
+    plain = Style(epsilon=model.style.epsilon, activation=model.style.activation, kernel_init=model.style.kernel_init)
+    need(model.style == plain, "transformers' ViT has LayerNorm before each branch, biases everywhere, and no gates.")
     patches = shapes["params.position"][1] - 1
     need(math.isqrt(patches) ** 2 == patches, f"transformers' ViT reads square pictures, not {patches} patches.")
     theirs = {ours: name for name, ours in reversed(_ACTIVATIONS.items())}
@@ -70,8 +75,8 @@ def to_config(model: ViT, shapes: Shapes) -> dict[str, Any]:
         "num_hidden_layers": model.size.depth,
         "num_attention_heads": model.size.heads,
         "intermediate_size": model.mlp_dim or 4 * model.size.width,
-        "hidden_act": lookup(theirs, model.activation, "activation"),
-        "layer_norm_eps": model.epsilon,
+        "hidden_act": lookup(theirs, model.style.activation, "activation"),
+        "layer_norm_eps": model.style.epsilon,
         "qkv_bias": True,
         "num_labels": shapes["params.head.bias"][0],
     }
