@@ -95,9 +95,7 @@ def _verb(mode: str, workdir: str) -> int:
         verb = verbs.predict if mode == "predict" else verbs.embed
         return verb(workdir, _INPUT.value, _STEP.value, _OUTPUT.value, **words)
     elif mode == "generate":
-        from bigbase_jax.inference import generation
-
-        return generation.run(workdir, pattern=_INPUT.value, step=_STEP.value, **words)
+        return verbs.generate(workdir, pattern=_INPUT.value, step=_STEP.value, **words)
     elif mode == "compare":
         result = verbs.compare(_WORKDIR.value or (), _OUTPUT.value, _SPLIT.value, **words)
     elif mode == "plan":

@@ -1,13 +1,15 @@
-"""The verbs of the command line, each on a run folder: train, evaluate, predict, export, report."""
+"""The verbs of the command line, each on a run folder: train, evaluate, predict, embed, generate, export, report."""
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import pathlib
+import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TextIO
 
 import jax
 import numpy as np
@@ -20,7 +22,7 @@ from bigbase_jax.build import build, suggest
 from bigbase_jax.compare.runs import task_of
 from bigbase_jax.core import Evaluator, UserError
 from bigbase_jax.evaluate import Split, evaluators
-from bigbase_jax.inference import answers, inputs
+from bigbase_jax.inference import answers, generation, inputs
 from bigbase_jax.inference.predictor import Predictor
 from bigbase_jax.pages import comparison as comparison_page
 from bigbase_jax.pages import report as report_page
@@ -177,6 +179,44 @@ def embed(workdir: str, pattern: str, step: int | None = None, output: str | Non
         about = {"output": output, "vectors": number, "width": width, "errors": failed}
         print(json.dumps(about), flush=True, file=out)
     return int(failed > 0)
+
+
+def generate(
+    workdir: str,
+    prompts: Sequence[str] | None,
+    pattern: str | None = None,
+    sample: str | None = None,
+    stop: Sequence[str] | None = None,
+    chat: bool = False,
+    step: int | None = None,
+    adapter: str | None = None,
+    out: TextIO | None = None,
+) -> int:
+    """Continues prompts (``generation.answers``) and prints a JSON line for each; of a single one, a terminal sees the
+    text as it comes.
+
+    Args:
+      workdir: the folder of a run, or of published weights.
+      prompts: texts; None: those of ``pattern``, a file with one in each line, or in each line's "prompt" (.jsonl).
+      sample: ``temperature=0.8,top_k=50,...``, the words of ``sampling.SamplingParams``.
+      stop: texts at which to stop; "\\n" is a new line.
+      chat: take a prompt for what a user says, and answer by the model's chat template.
+      adapter: the folder of an adapter (``--mode=export --to=adapter``), to be applied to the model.
+
+    Returns:
+      The exit status.
+
+    Raises:
+      UserError: there are no prompts, the model does not write, or a prompt or the adapter does not fit.
+    """
+    compilation.setup()
+    out = out or sys.stdout
+    prompts = prompts or generation.read_prompts(pattern)
+    params = generation.parse_sampling(sample, stop or ()) if sample or stop else None
+    show = functools.partial(print, end="", flush=True, file=out) if len(prompts) == 1 and out.isatty() else None
+    for line in generation.answers(Predictor.open(workdir, step, adapter), prompts, params, chat, show):
+        print(answers.as_json(line), flush=True, file=out)
+    return 0
 
 
 def _answer(

@@ -1,4 +1,4 @@
-"""Generation: a language model continues prompts, token by token, with a cache; and the verb ``--mode=generate``.
+"""Generation: a language model continues prompts, token by token, with a cache.
 
 ``Engine.generate`` and ``stream`` take and give tokens; ``complete`` and ``write`` take and give text. Prompts of
 several lengths make one batch, padded on the right. One compiled program reads prompts (prefill) and another writes any
@@ -14,9 +14,8 @@ import dataclasses
 import functools
 import json
 import pathlib
-import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -32,7 +31,6 @@ from bigbase_jax.inference.inputs import Input
 from bigbase_jax.inference.predictor import Predictor
 from bigbase_jax.models.transformer import unstack_blocks
 from bigbase_jax.pretrained.start import merged, model_of
-from bigbase_jax.runtime import compilation
 from bigbase_jax.text import chat_template
 from bigbase_jax.text.detokenizer import IncrementalDetokenizer
 from bigbase_jax.text.tokenizer import Tokenizer, encode, load
@@ -95,6 +93,20 @@ class Engine:
             params = jax.jit(_halve)(params)
         self.model, self.variables, self.tokenizer = model, {**variables, "params": params}, tokenizer
         self._ends = () if end is None else (end,) if isinstance(end, int) else tuple(end)
+
+    @classmethod
+    def of(cls, predictor: Predictor) -> Engine:
+        """That of a run or of a published folder.
+
+        Raises:
+          UserError: its model writes no text.
+        """
+        (task, model), known = model_of(predictor.task), predictor.dataset_info
+        if "tokenizer" not in known or not hasattr(model, "decode"):
+            raise UserError(f"a {type(task).__name__} writes no text; --mode=predict shows what it does.")
+        tokenizer = load(known["tokenizer"])
+        ends = known.get("end_ids", {tokenizer.end, known.get("stop_id")} - {None})
+        return cls(model, merged(predictor.task, predictor.variables), sorted(ends), tokenizer)
 
     def generate(self, prompts: Sequence[np.ndarray], params: Params = GREEDY) -> list[np.ndarray]:
         """The tokens i32[T] that follow each prompt, without the end token; many prompts make batches of like length.
@@ -341,85 +353,77 @@ def _rounded(n: int, least: int) -> int:
     return size
 
 
-# ----------------------------------------------------------------------------------------------------------------- verb
+# -------------------------------------------------------------------------------------------------------------- answers
 
 
-def run(
-    workdir: str,
-    prompts: Sequence[str] | None,
-    pattern: str | None = None,
-    sample: str | None = None,
-    stop: Sequence[str] | None = None,
+def answers(
+    predictor: Predictor,
+    prompts: Sequence[str],
+    params: SamplingParams | None = None,
     chat: bool = False,
-    step: int | None = None,
-    adapter: str | None = None,
-    out: Any = None,
-) -> int:
-    """Continues prompts and prints one JSON line for each, ``{"prompt", "text", ...}``, in their order.
+    show: Callable[[str], None] | None = None,
+) -> Iterator[dict[str, Any]]:
+    """How prompts are continued, in their order: ``{"prompt", "text", "seconds", ...}``; or their translations, by a
+    model that translates.
 
-    On a terminal, the text after a single prompt is shown as it comes. ``seconds`` leave out compilation; where several
-    prompts make a batch, they are the batch's, and ``tokens_per_second`` all its tokens'.
+    ``seconds`` leave out compilation; where several prompts make a batch, they are the batch's, and
+    ``tokens_per_second`` all its tokens'. Those of a translation are all that have passed.
 
     Args:
-      workdir: a run's folder, or a published model's (``pretrained``).
-      prompts: texts; None: those of ``pattern``.
-      pattern: a file with a prompt in each line, or in each line's "prompt" (.jsonl).
-      sample: ``temperature=0.8,top_k=50,...``, the words of ``SamplingParams``.
-      stop: see ``SamplingParams``; "\\n" is a new line.
-      chat: take a prompt for what a user says, and write the answer, by the run's chat template.
-      adapter: the folder of an adapter of the model in ``workdir``.
-
-    Returns:
-      The exit status.
+      params: None: greedily.
+      chat: take a prompt for what a user says, and write the answer, by the model's chat template.
+      show: takes the text as it comes, for a single prompt.
 
     Raises:
-      UserError: there are no prompts, the model does not write, or a prompt does not fit.
+      UserError: the model does not write, or a prompt does not fit.
     """
-    compilation.setup()
-    out = out or sys.stdout
-    prompts = list(prompts) if prompts else read_prompts(pattern)
     if any(_broken(prompt) for prompt in prompts):
         raise UserError("a prompt is not valid UTF-8 text.")
-    params = parse_sampling(sample, stop or ())
-    predictor = Predictor.open(workdir, step, adapter)
     if hasattr(model_of(predictor.task)[0], "translate"):
-        if sample or stop or chat:
-            says = "config.task" if predictor.run else "generation_config.json"
-            raise UserError(f"a translation is written as {says} says (beams, length); leave out --sample.")
-        return _translate(predictor, prompts, out)
-    engine = engine_of(predictor, workdir)
-    template = predictor.dataset_info.get("chat_template")
-    asked: list[Any] = prompts
+        if params is not None or chat:
+            where = "generation_config.json says" if predictor.run is None else "config.task says (beams, max_length)"
+            raise UserError(f"a translation is written as {where}; leave out --sample.")
+        yield from _translations(predictor, prompts)
+        return
+    engine, params = Engine.of(predictor), params or GREEDY
+    asked: list[Any] = list(prompts)
     if chat:
+        template = predictor.dataset_info.get("chat_template")
         if template is None or engine.tokenizer is None:
-            raise UserError(f"{workdir} has no chat template; leave out --chat to continue the prompt as it stands.")
-        words = [[{"role": "user", "content": prompt}] for prompt in prompts]
-        jinja = chat_template.load(template)
-        asked = [chat_template.prompt_tokens(jinja, engine.tokenizer, messages) for messages in words]
-    show = len(prompts) == 1 and out.isatty()
+            raise UserError("the model has no chat template; leave out --chat to continue the prompt as it stands.")
+        loaded, words = chat_template.load(template), [[{"role": "user", "content": prompt}] for prompt in prompts]
+        asked = [chat_template.prompt_tokens(loaded, engine.tokenizer, messages) for messages in words]
     for first in range(0, len(prompts), ROWS):
         some = asked[first : first + ROWS]
         for _, _ in zip(range(2), engine.stream(engine.tokens_of(some), params, 1), strict=False):
             pass  # compiles
         began = time.monotonic()
-        for parts in engine.write(some, params, 1 if show else _EVERY):
-            if show:
-                print(parts[0][0], end="", flush=True, file=out)
+        for parts in engine.write(some, params, _EVERY if show is None else 1):
+            if show is not None:
+                show(parts[0][0])
         seconds = time.monotonic() - began
-        if show:
-            print(file=out)
-        completions = [completion for _, completion in parts]
-        rate = sum(len(c.tokens) for c in completions if c is not None) / max(seconds, 1e-9)
+        if show is not None:
+            show("\n")
+        completions = [completion for _, completion in parts if completion is not None]
+        rate = sum(len(completion.tokens) for completion in completions) / max(seconds, 1e-9)
         for prompt, completion in zip(prompts[first:], completions, strict=False):
-            assert completion is not None
-            line = {"prompt": prompt, "text": completion.text, "tokens": len(completion.tokens)}
-            line |= {
+            yield {
+                "prompt": prompt,
+                "text": completion.text,
+                "tokens": len(completion.tokens),
                 "finish_reason": completion.finish_reason,
                 "seconds": round(seconds, 3),
                 "tokens_per_second": round(rate, 1),
             }
-            print(json.dumps(line, ensure_ascii=False), flush=True, file=out)
-    return 0
+
+
+def _translations(predictor: Predictor, prompts: Sequence[str]) -> Iterator[dict[str, Any]]:
+    began = time.monotonic()
+    given = [Input({"source": " ".join(prompt.split()) or "."}, "") for prompt in prompts]
+    for prompt, (_, answer) in zip(prompts, predictor.answers(given), strict=True):
+        if "error" in answer:
+            raise UserError(f"the prompt {prompt[:40]!r}: {answer['error']}")
+        yield {"prompt": prompt, "text": answer["translation"], "seconds": round(time.monotonic() - began, 3)}
 
 
 def parse_sampling(text: str | None, stop: Sequence[str] = ()) -> SamplingParams:
@@ -471,33 +475,3 @@ def _broken(text: str) -> bool:
     except UnicodeEncodeError:
         return True
     return False
-
-
-def engine_of(predictor: Predictor, where: str = "the folder") -> Engine:
-    """What continues texts with the model of a run or of a published folder, adapters merged into it.
-
-    Raises:
-      UserError: it writes no text.
-    """
-    inner, model = model_of(predictor.task)
-    known = predictor.dataset_info
-    if "tokenizer" not in known or not all(hasattr(model, name) for name in ("decode", "logits")):
-        raise UserError(
-            f"{where} holds a {type(inner).__name__}, which writes no text; --mode=predict shows what it does."
-        )
-    tokenizer = load(known["tokenizer"])
-    ends = known.get("end_ids", (tokenizer.end, known.get("stop_id")))
-    ends = tuple(sorted({int(token) for token in ends if token is not None}))
-    return Engine(model, merged(predictor.task, predictor.variables), ends, tokenizer)
-
-
-def _translate(predictor: Predictor, prompts: Sequence[str], out: Any) -> int:
-    """The translation of each prompt, a line each, by the task's own words."""
-    began = time.monotonic()
-    given = [Input({"source": " ".join(prompt.split()) or "."}, "") for prompt in prompts]
-    for prompt, (_, answer) in zip(prompts, predictor.answers(given), strict=True):
-        if "error" in answer:
-            raise UserError(f"the prompt {prompt[:40]!r}: {answer['error']}")
-        line = {"prompt": prompt, "text": answer["translation"], "seconds": round(time.monotonic() - began, 3)}
-        print(json.dumps(line, ensure_ascii=False), flush=True, file=out)
-    return 0

@@ -121,7 +121,8 @@ def _of_translator(path: str, model: EncoderDecoder, variables: Variables) -> Pr
     target = tokenizer_of(path, True)
     source = source_tokenizer(target)
     most = min(words.get("max_length", LENGTH), 1 << 14) - 1  # theirs counts the start token
-    known = pair_dataset_info(source, target, min(model.length or LENGTH, LENGTH), 1)
+    longest = (model.length or LENGTH) if model.positions == "learned" else 1 << 14
+    known = pair_dataset_info(source, target, longest, 1)
     known["start_id"] = words.get("decoder_start_token_id", known["start_id"])
     largest, size = max(source.size - 1, *(known[f"{role}_id"] for role in ("start", "pad", "end"))), model.vocab_size
     if size is not None and largest >= size:

@@ -11,7 +11,6 @@ from test_provenance import TEXT, language
 
 from bigbase_jax import pretrained, verbs
 from bigbase_jax.core import UserError, flatten
-from bigbase_jax.inference import generation
 from bigbase_jax.inference.predictor import Predictor
 from bigbase_jax.pretrained.start import merged
 
@@ -31,7 +30,7 @@ def same(a, b):
 
 def continued(workdir, **words):
     out = io.StringIO()
-    assert generation.run(workdir, ["Names refer"], sample="max_new_tokens=8", out=out, **words) == 0
+    assert verbs.generate(workdir, ["Names refer"], sample="max_new_tokens=8", out=out, **words) == 0
     return json.loads(out.getvalue())["text"]
 
 
