@@ -1,19 +1,21 @@
-"""Prompts continued: batches, padding, chunks, ends, stop texts and characters; the verb through launch.py."""
+"""Prompts continued: batches, padding, chunks, ends, stop texts and characters; the verb."""
 
+import contextlib
 import functools
+import io
 import itertools
 import json
 import os
 import pathlib
 import pty
-import subprocess
-import sys
+import runpy
 
 import jax
 import numpy as np
 import pytest
 from toys import styled
 
+from bigbase_jax import verbs
 from bigbase_jax.core import UserError
 from bigbase_jax.decoding.sampling import SamplingParams
 from bigbase_jax.inference.generation import Engine, parse_sampling, read_prompts
@@ -322,64 +324,62 @@ def test_prompts_of_a_file(tmp_path):
         read_prompts(None)
 
 
-# ---------------------------------------------------------------------------------------------------- the command line
+# ------------------------------------------------------------------------------------------------------------ the verb
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """A finished tiny run of the recipe for language models."""
-    workdir = tmp_path_factory.mktemp("runs") / "lm"
-    assert launch("--config=configs/lm.py:tiny", f"--workdir={workdir}")[0] == 0
+    """The folder of a run of the recipe for language models, after a step."""
+    workdir = str(tmp_path_factory.mktemp("runs") / "lm")
+    config = runpy.run_path(str(ROOT / "configs" / "lm.py"))["get_config"]("tiny")
+    config.train.steps = 2
+    verbs.train(config, workdir)
     return workdir
 
 
-def launch(*args, stdout=subprocess.PIPE):
-    environment = {**os.environ, "XLA_FLAGS": "", "BIGBASE_PLAIN": "1"}
-    command = [sys.executable, str(ROOT / "launch.py"), *map(str, args)]
-    done = subprocess.run(command, cwd=ROOT, env=environment, stdout=stdout, stderr=subprocess.PIPE, text=True)
-    assert "Traceback" not in done.stderr, done.stderr[-3000:]
-    return done.returncode, done.stdout, done.stderr
+def said(workdir, prompts, **more):
+    """The lines of JSON that the verb prints."""
+    out = io.StringIO()
+    assert verbs.generate(workdir, prompts, out=out, **more) == 0
+    return [json.loads(line) for line in out.getvalue().splitlines()]
 
 
 def test_the_verb_continues_prompts(finished, tmp_path):
-    words = ["--mode=generate", f"--workdir={finished}", "--sample=temperature=1,max_new_tokens=9,seed=4"]
-    status, out, _ = launch(*words, "--prompt=def ", "--prompt=ü")
-    lines = [json.loads(line) for line in out.splitlines()]
-    assert status == 0 and [line["prompt"] for line in lines] == ["def ", "ü"]
+    sample = "temperature=1,max_new_tokens=9,seed=4"
+    lines = said(finished, ["def ", "ü"], sample=sample)
+    assert [line["prompt"] for line in lines] == ["def ", "ü"]
     for line in lines:
         assert line["tokens"] == 9 and line["finish_reason"] == "length" and line["tokens_per_second"] > 0
     (tmp_path / "prompts.jsonl").write_text('{"prompt": "ü"}\n')
-    status, out, _ = launch(*words, f"--input={tmp_path / 'prompts.jsonl'}")
-    assert json.loads(out)["text"] == lines[1]["text"]
+    (line,) = said(finished, None, pattern=str(tmp_path / "prompts.jsonl"), sample=sample)
+    assert line["text"] == lines[1]["text"]
 
 
 def test_a_terminal_sees_the_text_as_it_comes(finished):
     leader, follower = pty.openpty()
-    words = ["--sample=max_new_tokens=12", "--prompt=def "]
-    status, _, _ = launch("--mode=generate", f"--workdir={finished}", *words, stdout=follower)
-    os.close(follower)
+    with os.fdopen(follower, "w") as terminal:
+        assert verbs.generate(finished, ["def "], sample="max_new_tokens=12", out=terminal) == 0
     shown = b""
-    while True:
-        try:
-            part = os.read(leader, 65536)
-        except OSError:  # what reading beyond the end gives
-            break
-        if not part:
-            break
-        shown += part
+    with (
+        contextlib.suppress(OSError),
+        os.fdopen(leader, "rb", buffering=0) as screen,
+    ):  # what reading past the end gives
+        while part := screen.read(65536):
+            shown += part
     text, _, line = shown.decode().rstrip("\r\n").rpartition("\r\n")
-    assert status == 0 and text.replace("\r\n", "\n") == json.loads(line)["text"]
+    assert text.replace("\r\n", "\n") == json.loads(line)["text"]
 
 
 @pytest.mark.parametrize(
-    ("words", "says"),
+    ("prompt", "more", "says"),
     [
-        (["--prompt=a", "--sample=tempo=1"], "--sample has no argument 'tempo'"),
-        ([], "needs --prompt"),
-        ([f"--prompt={'a' * 99}"], "the prompt has 99 tokens, and the model reads 32 in all"),
-        (["--prompt=a", "--chat"], "has no chat template"),
+        ("a", {"sample": "tempo=1"}, "--sample has no argument 'tempo'"),
+        (None, {}, "needs --prompt"),
+        ("a" * 99, {}, "the prompt has 99 tokens, and the model reads 32 in all"),
+        ("\udcff", {}, "not valid UTF-8"),
+        ("a", {"chat": True}, "has no chat template"),
     ],
 )
-def test_mistakes_are_one_sentence(finished, words, says):
-    status, _, err = launch("--mode=generate", f"--workdir={finished}", *words)
-    assert status == 2 and says in err and len(err.strip().splitlines()) == 1
+def test_mistakes_are_one_sentence(finished, prompt, more, says):
+    with pytest.raises(UserError, match=says):
+        verbs.generate(finished, prompt and [prompt], **more)
