@@ -17,10 +17,8 @@ import numpy as np
 
 from bigbase_jax.data import cache as caches
 from bigbase_jax.data.cache import Store, Writer
+from bigbase_jax.data.sources.text.base import SPLITS, batches
 from bigbase_jax.text.tokenizer import Tokenizer, load
-
-SPLITS = ("train", "val", "test")
-_BATCH = 1 << 20  # characters that are encoded at once
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,7 +86,7 @@ def write(documents: Documents, tokenizer: Tokenizer, writer: Writer) -> dict[st
     totals = {split: {"documents": 0, "tokens": 0, "bytes": 0} for split in SPLITS}
     end = np.array([] if tokenizer.end is None else [tokenizer.end], np.int32)
     before, owed = end, 0
-    for waiting in _batches(_blocks(documents())):
+    for waiting in batches(_blocks(documents()), lambda item: len(item[1])):
         encoded = tokenizer.encode_batch([block for _, block, _ in waiting])
         for (split, block, ends), (tokens_T, counts_T) in zip(waiting, encoded, strict=True):
             nbytes = len(block.encode())
@@ -120,18 +118,6 @@ def _blocks(documents: Iterable[tuple[str, Iterable[str]]]) -> Iterator[tuple[st
                 yield split, last, False
             last = block
         yield split, last, True
-
-
-def _batches(blocks: Iterable[tuple[str, str, bool]]) -> Iterator[list[tuple[str, str, bool]]]:
-    waiting, size = [], 0
-    for item in blocks:
-        waiting.append(item)
-        size += len(item[1]) + 1
-        if size >= _BATCH:
-            yield waiting
-            waiting, size = [], 0
-    if waiting:
-        yield waiting
 
 
 def of_text(text: str, tokenizer: Tokenizer) -> Tokens:

@@ -5,6 +5,8 @@ Axes: L length of a window, D documents, P pieces (parts of a document that do n
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 import numpy as np
 
 from bigbase_jax.core import Example
@@ -38,10 +40,8 @@ class Windows(Split):
         done_D = np.where(whole_D > 0, (whole_D - 1) * self._stride + length, 0)
         left = np.flatnonzero(targets_D > done_D)
         starts_P, lengths_P = self._first[left] + done_D[left], (targets_D - done_D)[left]
-        bin_P = pack(lengths_P, length)
-        order = np.argsort(bin_P, kind="stable")
+        order, self._bins = packed(lengths_P, length)
         self._pieces = np.stack([starts_P[order], lengths_P[order]], 1)
-        self._bins = np.searchsorted(bin_P[order], np.arange(bin_P.max(initial=-1) + 2))  # where each begins
         full = int(self._whole[-1] if len(self._whole) else 0)
         super().__init__(split, full + len(self._bins) - 1, self._window, tokens.kept)
         self.fill = (full * length + int(lengths_P.sum())) / max(len(self) * length, 1)
@@ -60,20 +60,35 @@ class Windows(Split):
         else:
             nth = index - full
             pieces = self._pieces[self._bins[nth] : self._bins[nth + 1]].tolist()
-        example = {name: np.zeros(self._length, np.int32) for name in _ENTRIES}
-        at = 0
-        for segment, (start, n) in enumerate(pieces, 1):
-            here = slice(at, at + n)
-            example["inputs"][here] = self._tokens.tokens[start : start + n]
-            example["targets"][here] = self._tokens.tokens[start + 1 : start + n + 1]
-            example["segment_ids"][here] = segment
-            example["positions"][here] = np.arange(n)
-            example["bytes"][here] = self._tokens.bytes_of(start + 1, start + n + 1)
-            at += n
-        return example
+        return window([self._piece(start, start + n) for start, n in pieces], self._length)
+
+    def _piece(self, start: int, stop: int) -> dict[str, np.ndarray]:
+        tokens = self._tokens
+        inputs, targets = tokens.tokens[start:stop], tokens.tokens[start + 1 : stop + 1]
+        return {"inputs": inputs, "targets": targets, "bytes": tokens.bytes_of(start + 1, stop + 1)}
 
 
-_ENTRIES = ("inputs", "targets", "segment_ids", "positions", "bytes")
+def window(pieces: Sequence[Mapping[str, np.ndarray]], length: int) -> Example:
+    """An example of pieces, one after the other, [T] each of ``inputs``, ``targets``, ``bytes`` and what else they
+    have; with ``segment_ids`` and ``positions`` (see ``Windows``), i32[L] each. What does not fit is cut."""
+    names = dict.fromkeys(("inputs", "targets", "segment_ids", "positions", *pieces[0]))
+    example = {name: np.zeros(length, np.int32) for name in names}
+    at = 0
+    for segment, piece in enumerate(pieces, 1):
+        n = min(len(piece["inputs"]), length - at)
+        here = slice(at, at + n)
+        example["segment_ids"][here], example["positions"][here] = segment, np.arange(n)
+        for name, values in piece.items():
+            example[name][here] = values[:n]
+        at += n
+    return example
+
+
+def packed(lengths_P: np.ndarray, capacity: int) -> tuple[np.ndarray, np.ndarray]:
+    """(pieces in the order of their bins, where in it each bin begins, and the end); see ``pack``."""
+    bin_P = pack(lengths_P, capacity)
+    order = np.argsort(bin_P, kind="stable")
+    return order, np.searchsorted(bin_P[order], np.arange(bin_P.max(initial=-1) + 2))
 
 
 def pack(lengths_P: np.ndarray, capacity: int) -> np.ndarray:

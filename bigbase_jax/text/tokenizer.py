@@ -172,16 +172,15 @@ def lacking(tokenizer: Tokenizer, roles: Iterable[str]) -> None:
             )
 
 
-def compose(
-    layout: Layout, first_T: np.ndarray, second_T: np.ndarray | None, length: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """(tokens i32[T], types i32[T]) of one text or two with what stands around them, T at most ``length``.
+def compose(layout: Layout, texts: Sequence[np.ndarray], length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(tokens i32[T], types i32[T], bool[T]: is it text) of one text or two with what stands around them, T at most
+    ``length``.
 
     What is too long is cut at its end, the longer text first (Hugging Face's ``longest_first``); special tokens stay.
     """
     room = max(length - sum(token >= 0 for token in layout.tokens), 0)
-    n, m = len(first_T), 0 if second_T is None else len(second_T)
-    if n + m > room and second_T is None:
+    n, m = len(texts[0]), len(texts[1]) if len(texts) > 1 else 0
+    if n + m > room and len(texts) == 1:
         n = room
     elif n + m > room:
         less = min(n, m)
@@ -189,12 +188,12 @@ def compose(
         if less + more > room:
             less, more = room // 2, room - room // 2
         n, m = (less, more) if n <= m else (more, less)
-    parts: dict[int, np.ndarray] = {FIRST: first_T[:n]}
-    if second_T is not None:
-        parts[SECOND] = second_T[:m]
+    parts = {place: text_T[:size] for place, text_T, size in zip((FIRST, SECOND), texts, (n, m), strict=False)}
     pieces = [parts[token] if token < 0 else np.array([token]) for token in layout.tokens]
     token_type_ids = [np.full(len(piece), kind) for piece, kind in zip(pieces, layout.token_type_ids, strict=True)]
-    return np.concatenate(pieces).astype(np.int32)[:length], np.concatenate(token_type_ids).astype(np.int32)[:length]
+    text = [np.full(len(piece), token < 0) for piece, token in zip(pieces, layout.tokens, strict=True)]
+    tokens_T, types_T = (np.concatenate(x).astype(np.int32)[:length] for x in (pieces, token_type_ids))
+    return tokens_T, types_T, np.concatenate(text)[:length]
 
 
 def word_starts(tokenizer: Tokenizer, tokens_T: np.ndarray) -> np.ndarray:

@@ -159,9 +159,8 @@ def test_texts_and_pairs_are_put_together_and_cut_as_hugging_face_does(tmp_path,
     ]:
         expected = raw.encode(first, second) if second is not None else raw.encode(first)
         pair = [encode(made, text) for text in (first, second) if text is not None]
-        tokens, token_type_ids = compose(
-            made.layout(second is not None), pair[0], pair[1] if second is not None else None, length
-        )
+        tokens, token_type_ids, text = compose(made.layout(second is not None), pair, length)
+        assert text.tolist() == [place is not None for place in expected.sequence_ids]
         assert tokens.tolist() == expected.ids and token_type_ids.tolist() == expected.type_ids
         assert tokens.dtype == token_type_ids.dtype == np.int32
 

@@ -26,12 +26,15 @@ from bigbase_jax.data.cache import Store, Writer
 from bigbase_jax.data.documents import Format, as_text, whole_text
 from bigbase_jax.data.files import LIMITS, File, Limits, by_split, one_file, readable, too_long, unused
 from bigbase_jax.data.rows import checked, tables
-from bigbase_jax.data.sources.splits import digest
-from bigbase_jax.text.tokenizer import Texts, Tokenizer, TokenizerFile, load
+from bigbase_jax.data.sources.splits import Split, digest
+from bigbase_jax.text.tokenizer import Texts, Tokenizer, TokenizerFile, compose, load
 
 SPLITS = ("train", "val", "test")
 _BATCH = 1 << 20  # characters that are encoded at once
 _CODE = ("data.files", "data.rows", "data.documents", "data.cache", "text.tokenizer", "data.sources.splits")
+ROLES = ("pad", "cls", "sep", "mask")
+"""Special tokens that a tokenizer has which is learned here for an encoder."""
+
 R = TypeVar("R")
 
 Write = Callable[[Writer], Mapping[str, Any]]
@@ -163,15 +166,21 @@ class Survey(Generic[R]):
 
     def batches(self, of: Callable[[R], Iterable[str]]) -> Iterator[list[tuple[str, R]]]:
         """The rows, about so many at once as are best encoded together."""
-        waiting, size = [], 0
-        for split, row in self.rows():
-            waiting.append((split, row))
-            size += sum(map(len, of(row))) + 1
-            if size >= _BATCH:
-                yield waiting
-                waiting, size = [], 0
-        if waiting:
+        return batches(self.rows(), lambda item: sum(map(len, of(item[1]))))
+
+
+def batches(items: Iterable[R], size: Callable[[R], int]) -> Iterator[list[R]]:
+    """Lists of so many items as have about ``_BATCH`` characters."""
+    waiting: list[R] = []
+    total = 0
+    for item in items:
+        waiting.append(item)
+        total += size(item) + 1
+        if total >= _BATCH:
             yield waiting
+            waiting, total = [], 0
+    if waiting:
+        yield waiting
 
 
 class Opened:
@@ -226,6 +235,72 @@ def kept(
         if where is not None:
             caches.prune(root, limit_bytes, [root / f"cache-{key}"])
     return found
+
+
+def splits_of(
+    store: Store,
+    example: Callable[[int], Example],
+    rows: Mapping[str, np.ndarray] | None = None,
+    labels: np.ndarray | None = None,
+    lengths: np.ndarray | None = None,
+    sequences: Sequence[str] = (),
+) -> dict[str, Source]:
+    """The splits of a store of which each row is an example.
+
+    Args:
+      example: of a row.
+      rows: of each split; None: all that it has.
+      labels, lengths: [N], of all rows.
+    """
+
+    def source(split: str, indices: np.ndarray) -> Source:
+        label_n, length_n = (None if of_N is None else of_N[indices] for of_N in (labels, lengths))
+        found = functools.partial(of_row, indices)
+        return Split(split, len(indices), found, store.kept, label_n, length_n, sequences)
+
+    def of_row(indices: np.ndarray, index: int) -> Example:
+        return example(int(indices[index]))
+
+    return {split: source(split, indices) for split, indices in (rows or split_indices(store)).items()}
+
+
+class Encoder:
+    """Pieces of text with the tokenizer's special tokens around them, one after the other, as an example.
+
+    Attributes:
+      room: the most tokens of a piece, or of the two texts of a pair together.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, length: int, pair: bool = False):
+        """
+        Args:
+          length: L.
+          pair: whether a piece is two texts.
+        """
+        self._layout, self._length = tokenizer.layout(pair), length
+        self._pad = tokenizer.special.get("pad", 0)
+        self.room = length - sum(token >= 0 for token in self._layout.tokens)
+
+    def __call__(self, *pieces: Sequence[np.ndarray]) -> tuple[Example, np.ndarray]:
+        """(example, bool[L]: the places of the tokens that are text). What does not fit is cut; see ``compose``.
+
+        An example is ``tokens``, ``segment_ids``, ``positions`` and ``token_type_ids``, i32[L]: ``segment_ids`` number
+        the pieces from 1, 0 is padding; ``positions`` count from 0 in each.
+        """
+        example: Example = {name: np.zeros(self._length, np.int32) for name in _ENTRIES}
+        example["tokens"][:] = self._pad
+        text_L = np.zeros(self._length, bool)
+        at = 0
+        for segment, texts in enumerate(pieces, 1):
+            tokens_T, types_T, text_T = compose(self._layout, texts, self._length)
+            here = slice(at, at + len(tokens_T))
+            example["tokens"][here], example["token_type_ids"][here], text_L[here] = tokens_T, types_T, text_T
+            example["segment_ids"][here], example["positions"][here] = segment, np.arange(len(tokens_T))
+            at += len(tokens_T)
+        return example, text_L
+
+
+_ENTRIES = ("tokens", "segment_ids", "positions", "token_type_ids")
 
 
 def key_of(modules: Iterable[str], tokenizers: Iterable[Any], parts: Sequence[Any]) -> str:

@@ -22,7 +22,7 @@ import dataclasses
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -47,7 +47,7 @@ from bigbase_jax.data.sources.text.base import (
     tokenizer_of,
 )
 from bigbase_jax.data.sources.text.text import read_text
-from bigbase_jax.data.windows import pack
+from bigbase_jax.data.windows import packed, window
 from bigbase_jax.text import chat_template
 from bigbase_jax.text.chat_template import ChatTemplate, Message
 from bigbase_jax.text.tokenizer import Subwords, Tokenizer, TokenizerFile, dataset_info_of, load
@@ -66,7 +66,6 @@ _TURNS = (
     *(("prompt", name) for name in ("completion", "response")),
     ("question", "answer"),
 )
-_ENTRIES = ("inputs", "targets", "segment_ids", "positions", "bytes", "weights")
 
 
 class Spoken(NamedTuple):
@@ -245,32 +244,20 @@ def _texts(spoken: Spoken) -> list[str]:
 
 def _windows(chats_N: Store, kept: np.ndarray, length: int, split: str) -> Split:
     """Conversations packed into windows (best fit decreasing)."""
-    bin_P = pack(np.minimum(chats_N.lengths("tokens")[kept] - 1, length), length)
-    order = np.argsort(bin_P, kind="stable")
-    pieces, bins = kept[order], np.searchsorted(bin_P[order], np.arange(bin_P.max(initial=-1) + 2))
+    order, bins = packed(np.minimum(chats_N.lengths("tokens")[kept] - 1, length), length)
+    pieces = kept[order]
 
     def example(index: int) -> Example:
         chosen = pieces[bins[index] : bins[index + 1]].tolist()
-        return window_of([[chats_N.get(name, i) for name in ("tokens", "answer", "bytes")] for i in chosen], length)
+        arrays = ([chats_N.get(name, i) for name in ("tokens", "answer", "bytes")] for i in chosen)
+        return window([_piece(*piece) for piece in arrays], length)
 
     return Split(split, len(bins) - 1, example, chats_N.kept)
 
 
-def window_of(pieces: Sequence[Sequence[np.ndarray]], length: int) -> Example:
-    """The example of some conversations, (tokens, answer, bytes) each, one after the other."""
-    example: Example = {name: np.zeros(length, np.int32) for name in _ENTRIES}
-    at = 0
-    for segment, (tokens_T, answer_T, bytes_T) in enumerate(pieces, 1):
-        n = min(len(tokens_T) - 1, length - at)
-        here = slice(at, at + n)
-        example["inputs"][here] = tokens_T[:n]
-        example["targets"][here] = tokens_T[1 : n + 1]
-        example["segment_ids"][here] = segment
-        example["positions"][here] = np.arange(n)
-        example["bytes"][here] = bytes_T[1 : n + 1]
-        example["weights"][here] = answer_T[1 : n + 1]
-        at += n
-    return example
+def _piece(tokens_T: np.ndarray, answer_T: np.ndarray, bytes_T: np.ndarray) -> dict[str, np.ndarray]:
+    """What ``window`` reads of a conversation."""
+    return {"inputs": tokens_T[:-1], "targets": tokens_T[1:], "bytes": bytes_T[1:], "weights": answer_T[1:]}
 
 
 def read_chat(given: Any, dataset_info: Mapping[str, Any], limits: Limits = LIMITS) -> list[Example]:
@@ -285,16 +272,16 @@ def read_chat(given: Any, dataset_info: Mapping[str, Any], limits: Limits = LIMI
     chats = _chats(given, dataset_info.get("encoding", "utf-8"), limits)
     if chats is None:
         windows = read_text(given, dataset_info, limits)
-        return [{**window, "weights": (window["segment_ids"] > 0).astype(np.int32)} for window in windows]
+        return [{**example, "weights": (example["segment_ids"] > 0).astype(np.int32)} for example in windows]
     tokenizer, template = load(dataset_info["tokenizer"]), chat_template.load(dataset_info["chat_template"])
     found = []
     for values, where in chats:
         chat = _encoded(template, tokenizer, Spoken(messages_of(values, where), where))
         if len(chat.tokens) > 1:
-            window = window_of([chat], dataset_info["length"])
-            if not window["weights"].any():
-                window["weights"] = (window["segment_ids"] > 0).astype(np.int32)
-            found.append(window)
+            example = window([_piece(*chat)], dataset_info["length"])
+            if not example["weights"].any():
+                example["weights"] = (example["segment_ids"] > 0).astype(np.int32)
+            found.append(example)
     if not found:
         raise UserError(f"{given if isinstance(given, str) else 'the row'} holds no conversation.")
     return found

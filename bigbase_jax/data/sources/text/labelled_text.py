@@ -16,7 +16,6 @@ tokens that there are (``pad_id``, ``cls_id``, ``sep_id``, ``mask_id``, ``end_id
 from __future__ import annotations
 
 import dataclasses
-import functools
 import hashlib
 import os
 import re
@@ -44,9 +43,11 @@ from bigbase_jax.data.files import (
     refuse_alike,
 )
 from bigbase_jax.data.rows import Row, checked, class_names, first_line, rows
-from bigbase_jax.data.sources.splits import Split, also_in_train, deal, to_split_off
+from bigbase_jax.data.sources.splits import also_in_train, deal, to_split_off
 from bigbase_jax.data.sources.text.base import (
+    ROLES,
     SPLITS,
+    Encoder,
     Opened,
     Survey,
     TextCodec,
@@ -56,13 +57,11 @@ from bigbase_jax.data.sources.text.base import (
     given_text,
     named,
     narrow,
-    split_indices,
+    splits_of,
     tokenizer_of,
 )
-from bigbase_jax.text.tokenizer import Subwords, Tokenizer, compose, dataset_info_of, load
+from bigbase_jax.text.tokenizer import Subwords, Tokenizer, dataset_info_of, load
 
-ROLES = ("pad", "cls", "sep", "mask")
-"""Special tokens that a tokenizer learned here has."""
 SUBWORDS = Subwords("bpe", 8192)
 SEQUENCES = ("tokens", "segment_ids", "token_type_ids")
 _TEXTS: tuple[tuple[str, str | None], ...] = (
@@ -141,26 +140,15 @@ class LabelledTexts(TextRows):
             "pair": about["pair"],
             **about["columns"],
         }
-        encode = Encoder(info)
-        size_N = rows_N.lengths("first") + rows_N.lengths("second")
-        label_N, lengths_N = rows_N.values("label"), encode.lengths(size_N)
+        encode = Encoder(tokenizer, self.length, about["pair"])
+        names = ("first", "second")[: 1 + about["pair"]]
+        size_N = np.sum([rows_N.lengths(name) for name in names], 0)
 
-        def example(indices: np.ndarray, index: int) -> Example:
-            row = int(indices[index])
-            return {**encode(rows_N.get("first", row), rows_N.get("second", row)), "label": label_N[row]}
+        def example(row: int) -> Example:
+            return {**encoded(encode, [rows_N.get(name, row) for name in names]), "label": label_N[row]}
 
-        splits = {
-            split: Split(
-                split,
-                len(indices),
-                functools.partial(example, indices),
-                rows_N.kept,
-                labels=label_N[indices],
-                lengths=lengths_N[indices],
-                sequences=SEQUENCES,
-            )
-            for split, indices in split_indices(rows_N).items()
-        }
+        label_N, lengths_N = rows_N.values("label"), np.minimum(size_N, encode.room) + self.length - encode.room
+        splits = splits_of(rows_N, example, labels=label_N, lengths=lengths_N, sequences=SEQUENCES)
         words = self.describe(about, len(rows_N), int((size_N > encode.room).sum()), tokenizer.size)
         return Opened(splits, info, words, self.identity(about["tokenizer"]), self.content())
 
@@ -280,35 +268,10 @@ class LabelledText(TextRowFiles, LabelledTexts):
         return "; ".join(parts)
 
 
-class Encoder:
-    """Tokens of a text, or two, as an example.
-
-    Attributes:
-      room: tokens of text that fit into an example.
-    """
-
-    def __init__(self, dataset_info: Mapping[str, Any]):
-        """``dataset_info``: ``tokenizer``, ``length``, ``pair``."""
-        tokenizer = load(dataset_info["tokenizer"])
-        self._layout = tokenizer.layout(dataset_info["pair"])
-        self._length: int = dataset_info["length"]
-        self._pair: bool = dataset_info["pair"]
-        self._pad = tokenizer.special.get("pad", 0)
-        self.room = self._length - sum(token >= 0 for token in self._layout.tokens)
-
-    def lengths(self, text_N: np.ndarray) -> np.ndarray:
-        """i64[N], of examples with so many tokens of text."""
-        return np.minimum(text_N, self.room) + self._length - self.room
-
-    def __call__(self, first_T: np.ndarray, second_T: np.ndarray) -> Example:
-        tokens_T, types_T = compose(self._layout, first_T, second_T if self._pair else None, self._length)
-        T = len(tokens_T)
-        example = {name: np.zeros(self._length, np.int32) for name in SEQUENCES}
-        example["tokens"][:T] = tokens_T
-        example["tokens"][T:] = self._pad
-        example["segment_ids"][:T] = 1
-        example["token_type_ids"][:T] = types_T
-        return example
+def encoded(encode: Encoder, texts: Sequence[np.ndarray]) -> Example:
+    """An example without label."""
+    example, _ = encode(texts)
+    return {name: example[name] for name in SEQUENCES}
 
 
 def read_text(given: Any, dataset_info: Mapping[str, Any], limits: Limits = LIMITS) -> Example:
@@ -326,9 +289,12 @@ def read_text(given: Any, dataset_info: Mapping[str, Any], limits: Limits = LIMI
             first, _, second = first.partition("\n")
         if not second.strip():
             raise UserError(f"{given} has one line; this model reads two texts: the first line, and what follows it.")
+    texts = [first.strip(), second.strip()][: 1 + dataset_info["pair"]]
+    tokenizer = load(dataset_info["tokenizer"])
     with named(given):
-        (first_T, _), (second_T, _) = load(dataset_info["tokenizer"]).encode_batch([first.strip(), second.strip()])
-    return Encoder(dataset_info)(first_T, second_T)
+        found = tokenizer.encode_batch(texts)
+    encode = Encoder(tokenizer, dataset_info["length"], dataset_info["pair"])
+    return encoded(encode, [tokens_T for tokens_T, _ in found])
 
 
 # --- rows -------------------------------------------------------------------------------------------------------------

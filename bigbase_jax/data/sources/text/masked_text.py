@@ -19,28 +19,22 @@ from bigbase_jax.data import tokens as token_rows
 from bigbase_jax.data.cache import Store
 from bigbase_jax.data.files import LIMITS, Limits
 from bigbase_jax.data.sources.splits import Split, digest
-from bigbase_jax.data.sources.text.base import SPLITS, Opened, given_text, named
+from bigbase_jax.data.sources.text.base import ROLES, SPLITS, Encoder, Opened, given_text, named
 from bigbase_jax.data.sources.text.text import Corpus, PythonReference, TextFiles, documents, text_codec
 from bigbase_jax.data.tokens import Tokens
 from bigbase_jax.data.windows import pack
 from bigbase_jax.text.tokenizer import (
-    FIRST,
-    SECOND,
     Texts,
     Tokenizer,
     TokenizerFile,
-    compose,
     dataset_info_of,
     lacking,
     load,
     word_starts,
 )
 
-ROLES = ("pad", "cls", "sep", "mask")
-"""Special tokens that a tokenizer learned here has."""
 PASSES = 10
 """How often the training text is paired anew before pairs come again (``dupe_factor`` of Devlin et al. 2019's code)."""
-_ENTRIES = ("tokens", "segment_ids", "positions", "token_type_ids", "words")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -146,7 +140,7 @@ class Rows(Split):
     def __init__(self, spans_D2: np.ndarray, tokens: Tokens, length: int, split: str):
         """``spans_D2``: where each document begins among the tokens, and where it ends."""
         self._tokens = tokens.tokens
-        self._encode = Encoder(tokens.tokenizer, length)
+        self._encode = MaskedEncoder(tokens.tokenizer, length)
         room = self._encode.room
         start_D, size_D = spans_D2[:, 0], spans_D2[:, 1] - spans_D2[:, 0]
         count_D = -(-size_D // room)
@@ -164,7 +158,7 @@ class Rows(Split):
         self.fill = float((size_P + length - room).sum()) / max(len(self) * length, 1)
 
     def _row(self, index: int) -> Example:
-        """See ``Encoder``."""
+        """See ``MaskedEncoder``."""
         pieces = self._pieces[(self._stops[index - 1] if index else 0) : self._stops[index]]
         return self._encode([(self._tokens[start : start + size],) for start, size in pieces])
 
@@ -188,7 +182,7 @@ class Pairs(Split):
     def __init__(self, spans_D2: np.ndarray, tokens: Tokens, length: int, split: str, seed: int = 0):
         """``spans_D2``: where each document begins among the tokens, and where it ends."""
         self._tokens, self._tokenizer = tokens.tokens, tokens.tokenizer
-        self._encode = Encoder(tokens.tokenizer, length, pair=True)
+        self._encode = MaskedEncoder(tokens.tokenizer, length, pair=True)
         self._seed = [seed % 2**64, SPLITS.index(split)]
         self._passes = PASSES if split == "train" else 1
         room = self._encode.room
@@ -210,7 +204,7 @@ class Pairs(Split):
         self.fill = float((last_P - first_P + length - room).mean()) / length
 
     def _pair(self, index: int) -> Example:
-        """See ``Encoder``; and ``next`` i32."""
+        """See ``MaskedEncoder``; and ``next`` i32."""
         nth, piece = divmod(index, len(self._pieces))
         rng = np.random.default_rng([*self._seed, nth, piece])
         first, last = self._family[piece]
@@ -232,50 +226,27 @@ class Pairs(Split):
         return sizes if len(sizes) else np.arange(1, min(len(own_T) - 1, len(other_T)) + 1)
 
 
-class Encoder:
+class MaskedEncoder:
     """Pieces of text as an example.
 
     Attributes:
-      room: the most tokens of a piece, or of the two texts of a pair together.
+      room: see ``Encoder``.
     """
 
     def __init__(self, tokenizer: Tokenizer, length: int, pair: bool = False):
-        self._tokenizer, self._length = tokenizer, length
-        self._layout = tokenizer.layout(pair)
-        self._pad = tokenizer.special.get("pad", 0)
-        self.room = length - sum(token >= 0 for token in self._layout.tokens)
+        self._tokenizer, self._encode = tokenizer, Encoder(tokenizer, length, pair)
+        self.room = self._encode.room
 
-    def __call__(self, pieces: Sequence[tuple[np.ndarray, ...]]) -> Example:
-        """``tokens``, ``segment_ids``, ``positions``, ``token_type_ids``, ``words`` i32[L]; ids as above.
-
-        A piece is one text, or two where this is an encoder of pairs.
-
-        ``segment_ids`` number the pieces from 1, 0 is padding; ``positions`` count from 0 in each; ``words`` number the
-        words of the row from 1, and special tokens are 0.
-        """
-        example: Example = {name: np.zeros(self._length, np.int32) for name in _ENTRIES}
-        example["tokens"][:] = self._pad
-        at = words = 0
-        for segment, texts in enumerate(pieces, 1):
-            parts = dict(zip((FIRST, SECOND), texts, strict=False))
-            tokens_T, types_T = compose(self._layout, parts[FIRST], parts.get(SECOND), self._length)
-            here = slice(at, at + len(tokens_T))
-            example["tokens"][here], example["token_type_ids"][here], example["segment_ids"][here] = (
-                tokens_T,
-                types_T,
-                segment,
-            )
-            example["positions"][here] = np.arange(len(tokens_T))
-            for token in self._layout.tokens:
-                if token >= 0:
-                    at += 1
-                    continue
-                starts_T = _starts(self._tokenizer, parts[token])
-                example["words"][at : at + len(starts_T)] = words + np.cumsum(starts_T)
-                words += int(starts_T.sum())
-                at += len(starts_T)
-        tokenizer = self._tokenizer
-        return {**example, "mask_id": np.int32(tokenizer.special["mask"]), "vocab_size": np.int32(tokenizer.size)}
+    def __call__(self, pieces: Sequence[Sequence[np.ndarray]]) -> Example:
+        """What ``Encoder`` gives; ``words`` i32[L], which number the words of the row from 1 and are 0 elsewhere; and
+        ``mask_id`` and ``vocab_size``."""
+        example, text_L = self._encode(*pieces)
+        words_L = np.zeros_like(example["tokens"])
+        words_L[text_L] = np.cumsum(
+            np.concatenate([_starts(self._tokenizer, x_T) for texts in pieces for x_T in texts])
+        )
+        mask, size = self._tokenizer.special["mask"], self._tokenizer.size
+        return {**example, "words": words_L, "mask_id": np.int32(mask), "vocab_size": np.int32(size)}
 
 
 def _starts(tokenizer: Tokenizer, text_T: np.ndarray) -> np.ndarray:
@@ -305,6 +276,6 @@ def read_text(given: Any, dataset_info: Mapping[str, Any], limits: Limits = LIMI
     )
     with named(given):
         tokens_T, _ = tokenizer.encode_special(text)
-    encode = Encoder(tokenizer, length)
+    encode = MaskedEncoder(tokenizer, length)
     starts = range(0, len(tokens_T), encode.room)
     return [encode([(tokens_T[start : start + encode.room],)]) for start in starts]

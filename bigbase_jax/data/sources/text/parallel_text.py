@@ -44,7 +44,7 @@ from bigbase_jax.data.files import (
     walk,
 )
 from bigbase_jax.data.rows import Row, checked, first_line, lines_of, rows, tables
-from bigbase_jax.data.sources.splits import Split, also_in_train, deal, to_split_off
+from bigbase_jax.data.sources.splits import also_in_train, deal, to_split_off
 from bigbase_jax.data.sources.text.base import (
     SPLITS,
     Opened,
@@ -57,6 +57,7 @@ from bigbase_jax.data.sources.text.base import (
     named,
     narrow,
     split_indices,
+    splits_of,
 )
 from bigbase_jax.text.tokenizer import Subwords, Tokenizer, load, source_tokenizer
 
@@ -201,25 +202,14 @@ class ParallelTexts(TextRows):
         width = max(width, *(int(rows_N.lengths("reference")[rows].max(initial=0)) for rows in kept.values()))
         encode = Encoder(info)
 
-        def example(indices: np.ndarray, index: int) -> Example:
-            row = int(indices[index])
+        def example(row: int) -> Example:
             reference = np.zeros(width, np.uint8)
             text = rows_N.get("reference", row)
             reference[: len(text)] = text
             return {**encode(rows_N.get("source", row), rows_N.get("target", row)), "reference": reference}
 
         longer_N = np.maximum(size_N["source"], size_N["target"]) + 1
-        splits = {
-            split: Split(
-                split,
-                len(indices),
-                functools.partial(example, indices),
-                rows_N.kept,
-                lengths=longer_N[indices],
-                sequences=SEQUENCES,
-            )
-            for split, indices in kept.items()
-        }
+        splits = splits_of(rows_N, example, kept, lengths=longer_N, sequences=SEQUENCES)
         counts = ", ".join(f"{split} {len(indices):,}" for split, indices in kept.items())
         sizes = f"{target.size:,}" if self.target_tokenizer is None else f"{source.size:,} and {target.size:,}"
         pairs = f"{info['source_language']} to {info['target_language']}, pairs: {counts}"

@@ -13,7 +13,6 @@ Facts: ``tag_names``, and those of ``labelled_text`` but for the classes.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,9 +24,11 @@ from bigbase_jax.core import Codec, Example, Fields, UserError
 from bigbase_jax.data.cache import Store, Writer
 from bigbase_jax.data.documents import Format
 from bigbase_jax.data.files import LIMITS, TABLES, File, Limits, kind_of, limits_of, list_files
-from bigbase_jax.data.sources.splits import Split, deal, digest, to_split_off
+from bigbase_jax.data.sources.splits import deal, digest, to_split_off
 from bigbase_jax.data.sources.text.base import (
+    ROLES,
     SPLITS,
+    Encoder,
     Opened,
     Survey,
     TextCodec,
@@ -37,11 +38,11 @@ from bigbase_jax.data.sources.text.base import (
     given_text,
     named,
     narrow,
-    split_indices,
+    splits_of,
     tokenizer_of,
 )
-from bigbase_jax.data.sources.text.labelled_text import ROLES, Encoder
-from bigbase_jax.text.tokenizer import FIRST, Subwords, Tokenizer, dataset_info_of, load
+from bigbase_jax.data.sources.text.labelled_text import SEQUENCES
+from bigbase_jax.text.tokenizer import Subwords, Tokenizer, dataset_info_of, load
 
 SUBWORDS = Subwords("wordpiece", 8192)
 _NOT_A_WORD = re.compile(r"(-DOCSTART-|#\s)")  # what begins a document, and comments of CoNLL-U
@@ -110,20 +111,16 @@ class TaggedSentences(TextRows):
             "pair": False,
             "tag_names": tuple(about["tag_names"]),
         }
-        encode = _Encode(info)
+        encode = Encoder(tokenizer, self.length)
 
-        def example(indices: np.ndarray, index: int) -> Example:
-            row = int(indices[index])
+        def example(row: int) -> Example:
             tags_T = rows_N.get("tags", row)
-            found = encode(rows_N.get("tokens", row), tags_T >= 0)
+            found, text_L = encoded(encode, rows_N.get("tokens", row), tags_T >= 0)
             tags_L = np.full_like(found["tokens"], -1)
-            tags_L[found["starts"] == 1] = tags_T[tags_T >= 0]
+            tags_L[text_L] = tags_T
             return {**found, "tags": tags_L}
 
-        splits = {
-            split: Split(split, len(indices), functools.partial(example, indices), rows_N.kept)
-            for split, indices in split_indices(rows_N).items()
-        }
+        splits = splits_of(rows_N, example)
         words = (
             f"{self.origin()}: {about['sentences']:,} sentences of {about['words']:,} words in {len(rows_N):,} "
             f"examples; {len(about['tag_names'])} tags"
@@ -213,28 +210,19 @@ def read_text(given: Any, dataset_info: Mapping[str, Any], limits: Limits = LIMI
     """
     with named(given):
         words = _WORD.findall(given_text(given, dataset_info, limits=limits))
-        encode = _Encode(dataset_info)
-        parts = _parts([words], load(dataset_info["tokenizer"]), encode.room)
-        return [encode(tokens_T, word_T >= 0) for _, tokens_T, word_T in parts]
+        tokenizer = load(dataset_info["tokenizer"])
+        encode = Encoder(tokenizer, dataset_info["length"])
+        parts = _parts([words], tokenizer, encode.room)
+        return [encoded(encode, tokens_T, word_T >= 0)[0] for _, tokens_T, word_T in parts]
 
 
-class _Encode:
-    """Tokens, and which of them begin a word, as an example.
-
-    Attributes:
-      room: tokens of text that fit into an example.
-    """
-
-    def __init__(self, dataset_info: Mapping[str, Any]):
-        self._encode = Encoder(dataset_info)
-        self._before = load(dataset_info["tokenizer"]).layout(False).tokens.index(FIRST)
-        self.room = self._encode.room
-
-    def __call__(self, tokens_T: np.ndarray, start_T: np.ndarray) -> Example:
-        example = self._encode(tokens_T, tokens_T[:0])
-        example["starts"] = np.zeros_like(example["tokens"])
-        example["starts"][self._before : self._before + len(start_T)] = start_T
-        return example
+def encoded(encode: Encoder, tokens_T: np.ndarray, start_T: np.ndarray) -> tuple[Example, np.ndarray]:
+    """(an example without tags, bool[L]: which of its places are text); ``start_T``: where words begin."""
+    found, text_L = encode([tokens_T])
+    example = {name: found[name] for name in SEQUENCES}
+    example["starts"] = np.zeros_like(example["tokens"])
+    example["starts"][text_L] = start_T
+    return example, text_L
 
 
 def _parts(
@@ -268,7 +256,7 @@ def _write(
 ) -> Mapping[str, Any]:
     """Adds the parts of all sentences."""
     number = {name: i for i, name in enumerate(names)}
-    room = length - sum(token >= 0 for token in tokenizer.layout(False).tokens)
+    room = Encoder(tokenizer, length).room
     counts = Counter[str]()
     for some in survey.batches(_text):
         tags = [np.array([number[tag] for tag in sentence.tags]) for _, sentence in some]
