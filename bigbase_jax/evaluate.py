@@ -44,13 +44,9 @@ class CollectAll:
         self.update(state)
 
     def result(self) -> Mapping[str, Any]:
-        return self._measure(self.examples())
-
-    def examples(self) -> dict[str, np.ndarray]:
-        """All of them, in the order of the split."""
         found = self.state()
         order = np.argsort(found["index"], kind="stable") if "index" in found else slice(None)
-        return {name: x[order] for name, x in found.items()}
+        return self._measure({name: x[order] for name, x in found.items()})
 
 
 class Totals:
@@ -149,9 +145,12 @@ def evaluate(
       split: its name.
       keep: whether the arrays of all examples are wanted too.
     """
-    meters = task.meters()
-    kept = CollectAll(lambda examples: {})
-    totals = _fed(step, variables, batches, mesh, [*meters.values(), kept] if keep else [*meters.values()])
+
+    def make() -> dict[str, Meter]:
+        return {**task.meters(), **({"": CollectAll(dict)} if keep else {})}
+
+    meters, totals = _fed(step, variables, batches, mesh, make)
+    examples = meters.pop("").result() if keep else {}
     metrics: dict[str, Any] = {
         name: np.divide(total, weight, out=np.zeros_like(total + weight), where=weight != 0).tolist()
         for name, (total, weight) in totals.items()
@@ -160,7 +159,7 @@ def evaluate(
         found = meter.result()
         assert not set(found) & set(metrics), f"the meter {name!r} repeats {set(found) & set(metrics)}"
         metrics |= found
-    return Evaluated(split, metrics, kept.examples())
+    return Evaluated(split, metrics, examples)
 
 
 def collect(
@@ -175,20 +174,25 @@ def collect(
       of_batch: gives arrays [B, ...] by name, such as ``Task.predict``.
       batches: of ``data.eval_batches``.
     """
-    kept = CollectAll(lambda examples: {})
     step = parallel.rows_step(lambda variables, batch: (of_batch(variables, batch), {}), mesh)
-    _fed(step, variables, batches, mesh, [kept])
-    return kept.examples()
+    meters, _ = _fed(step, variables, batches, mesh, lambda: {"": CollectAll(dict)})
+    return dict(meters[""].result())
 
 
 def _fed(
-    step: Callable[..., Any], variables: PyTree, batches: Iterable[Any], mesh: Mesh, meters: Sequence[Meter]
-) -> dict[str, tuple[Any, Any]]:
-    """Feeds meters the examples, and returns the total and the weight of each ``Sum``.
+    step: Callable[..., Any],
+    variables: PyTree,
+    batches: Iterable[Any],
+    mesh: Mesh,
+    make: Callable[[], dict[str, Meter]],
+) -> tuple[dict[str, Meter], dict[str, tuple[Any, Any]]]:
+    """The meters that ``make`` makes, which have seen all examples, and the total and the weight of each ``Sum``.
 
     Sums are added in float64 on the host, and batch n is read after batch n + 1 is dispatched. Each host's meters see
-    its own rows, and then take what those of the other hosts have seen, so that all hosts read the same.
+    its own rows; fresh ones then take what those of each host have seen, in one order, so that all hosts read the same
+    numbers to the bit.
     """
+    meters = make()
     totals: dict[str, tuple[Any, Any]] = {}
 
     def read(pending: tuple[Any, Any]) -> None:
@@ -198,7 +202,7 @@ def _fed(
             totals[name] = (before[0] + np.asarray(total, np.float64), before[1] + np.asarray(weight, np.float64))
         here = {name: parallel.rows_here(x) for name, x in examples.items()}
         real = here.pop("mask") > 0
-        for meter in meters:
+        for meter in meters.values():
             meter.update({name: x[real] for name, x in here.items()})
 
     pending = None
@@ -210,14 +214,15 @@ def _fed(
     if pending is not None:
         read(pending)
     if jax.process_count() > 1:
-        for meter in meters:
-            for state in _of_the_others(meter.state(), mesh):
+        own, meters = meters, make()
+        for name, meter in meters.items():
+            for state in _of_all(own[name].state(), mesh):
                 meter.merge(state)
-    return totals
+    return meters, totals
 
 
-def _of_the_others(state: Arrays, mesh: Mesh) -> list[Arrays]:
-    """The states that other processes have, of one of those each that hold the same rows.
+def _of_all(state: Arrays, mesh: Mesh) -> list[Arrays]:
+    """The states of all processes, of one of those each that hold the same rows, in the order of these.
 
     They go as bytes of an npz file, each process's filled up to the longest.
     """
@@ -228,9 +233,8 @@ def _of_the_others(state: Arrays, mesh: Mesh) -> list[Arrays]:
     places = multihost_utils.process_allgather(np.array([piece, len(own)]))
     padded = np.pad(own, (0, int(places[:, 1].max()) - len(own)))
     rows = multihost_utils.process_allgather(padded)
-    others = {int(place): row[:size].tobytes() for (place, size), row in zip(places, rows, strict=True)}
-    del others[piece]
-    return [dict(np.load(io.BytesIO(data), allow_pickle=False)) for _, data in sorted(others.items())]
+    data = {int(place): row[:size].tobytes() for (place, size), row in zip(places, rows, strict=True)}
+    return [dict(np.load(io.BytesIO(data[place]), allow_pickle=False)) for place in sorted(data)]
 
 
 def _joined(parts: list[np.ndarray]) -> np.ndarray:

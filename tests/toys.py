@@ -97,8 +97,10 @@ def loss_of(task, variables, batch, key=None):
 
 
 def sums_of(task, variables, batch):
-    """What adds up of a batch."""
-    return task.evaluate(variables, batch)[1]
+    """What adds up of a batch, all of which is in ``task.metrics``."""
+    sums = task.evaluate(variables, batch)[1]
+    assert sums.keys() <= task.metrics.keys()
+    return sums
 
 
 def measured(task, *parts):

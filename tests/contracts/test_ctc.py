@@ -19,7 +19,6 @@ from bigbase_jax.build import target
 from bigbase_jax.core import Loss, Metric, Sum
 from bigbase_jax.data.pipeline import Data
 from bigbase_jax.evaluate import Totals
-from bigbase_jax.inference.inputs import Input
 from bigbase_jax.inference.predictor import Predictor
 from bigbase_jax.optim import Optimizer
 from bigbase_jax.train import TrainConfig
@@ -174,7 +173,8 @@ def test_sequences_of_three_lengths_are_trained_evaluated_and_predicted(tmp_path
         {"frames": json.dumps(row["frames"][: row["length"]].tolist()), "name": f"clip {i}"}
         for i, row in enumerate(rows)
     ]
-    answers = [answer for _, answer in Predictor.open(workdir).answers([Input(row, "") for row in given])]
+    predictor = Predictor.open(workdir)
+    answers = [answer for row in given for answer in predictor.answer(row)]
     for i, (answer, row) in enumerate(zip(answers, rows, strict=True)):
         assert (answer["name"], answer["frames"]) == (f"clip {i}", row["length"])
         symbols = kept["symbols"][(3, 5)[i]]

@@ -19,7 +19,6 @@ from bigbase_jax.build import target
 from bigbase_jax.core import Evaluated, Loss, Metric, Sum, UserError
 from bigbase_jax.data.pipeline import Data
 from bigbase_jax.evaluate import collect
-from bigbase_jax.inference.inputs import Input
 from bigbase_jax.inference.predictor import Predictor
 from bigbase_jax.optim import Optimizer
 from bigbase_jax.runtime import restored
@@ -170,8 +169,9 @@ def test_an_evaluator_ranks_a_whole_catalogue(tmp_path):
     assert kept["ranked"].shape == (20, 3) and kept["index"].tolist() == list(range(20))
     assert restored.metrics(RunDir(workdir))["recall@1"] == Metric("max", "%")
 
-    given = [Input({"query": json.dumps((VALUES[:n] @ TURN).tolist())}, "") for n in (2, 1)]
-    answers = list(Predictor.open(workdir).answers(given))  # the task merges nothing: an answer each
-    assert [(answer.get("part"), answer["asked"]) for _, answer in answers] == [(0, 0), (1, 1), (None, 0)]
-    np.testing.assert_allclose(answers[0][1]["vector"], answers[2][1]["vector"], rtol=1e-5)
-    assert np.linalg.norm(answers[1][1]["vector"]) == pytest.approx(1, rel=1e-5)
+    predictor = Predictor.open(workdir)
+    two, one = (predictor.answer({"query": json.dumps((VALUES[:n] @ TURN).tolist())}) for n in (2, 1))
+    assert [(answer["part"], answer["asked"]) for answer in two] == [(0, 0), (1, 1)]  # nothing is merged
+    assert len(one) == 1 and "part" not in one[0]
+    np.testing.assert_allclose(one[0]["vector"], two[0]["vector"], rtol=1e-5)
+    assert np.linalg.norm(two[1]["vector"]) == pytest.approx(1, rel=1e-5)
