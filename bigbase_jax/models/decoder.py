@@ -26,7 +26,7 @@ class Decoder(Transformer):
 
     Attributes:
       vocab_size: V.
-      length: the longest sequence; as many learned positions, while rotary ones go on after it.
+      length: the longest sequence; as many learned positions; rotary ones continue beyond it.
       width, depth, heads: D, blocks, heads.
       mlp_dim: of the hidden layers; None: 4 x width.
       tied: the head is the embedding, transposed (Press & Wolf 2017); otherwise it has parameters of its own.

@@ -253,8 +253,8 @@ def _mask(seen_BS: Array | None) -> Any:
 
 def sinusoids(length: int, width: int) -> np.ndarray:
     """f32[length, width]: sines of each position, then its cosines (Vaswani et al. 2017, whose layout alternates)."""
-    turn = 10_000.0 ** -(np.arange(0, width, 2, dtype=np.float64) / width)
-    angle = np.arange(length)[:, None] * turn
+    frequency = 10_000.0 ** -(np.arange(0, width, 2, dtype=np.float64) / width)
+    angle = np.arange(length)[:, None] * frequency
     return np.concatenate([np.sin(angle), np.cos(angle)], 1).astype(np.float32)
 
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any
 
 import flax.linen as nn
 import jax
@@ -48,75 +47,56 @@ def _norm(train: bool, dtype: str) -> Callable[..., nn.BatchNorm]:
     )
 
 
-def _last_scale(zero_init: bool) -> Callable[..., Any]:
-    return nn.initializers.zeros if zero_init else nn.initializers.ones
-
-
-class BasicBlock(nn.Module):
-    """Two 3x3 convolutions and a shortcut (He et al. 2015, figure 5 left).
+class ResidualBlock(nn.Module):
+    """Convolutions and a shortcut (He et al. 2015, figure 5): two of 3x3, or 1x1, 3x3 and 1x1 (a bottleneck).
 
     Attributes:
-      width: channels of the output.
-      stride: of the first convolution and of the shortcut.
+      width: channels of each convolution, but for a bottleneck's last, which has four times as many.
+      stride: of the first 3x3 convolution (torchvision's "v1.5") and of the shortcut.
+      bottleneck: which of the two it is.
       shortcut: where the shapes differ: "conv" (1x1 convolution and BatchNorm; option B) or "pad" (subsample, and pad
         the channels with zeros on both sides; option A).
+      zero_init: start the last BatchNorm's scale at zero.
     """
 
     width: int
     stride: int = 1
+    bottleneck: bool = False
     shortcut: str = "conv"
     zero_init: bool = False
     dtype: str = "float32"
-    expansion = 1
 
     @nn.compact
     def __call__(self, x_BHWC: Float[Array, "B H W C"], train: bool) -> Float[Array, "B h w D"]:
         conv, norm = functools.partial(_conv, dtype=self.dtype), _norm(train, self.dtype)
-        y = jax.nn.relu(norm(name="bn1")(conv(self.width, 3, self.stride, name="conv1")(x_BHWC)))
-        y = norm(name="bn2", scale_init=_last_scale(self.zero_init))(conv(self.width, 3, 1, name="conv2")(y))
-        if x_BHWC.shape[-1] == self.width and self.stride == 1:
+        layers = [(3, self.width), (3, self.width)]  # (kernel, channels)
+        if self.bottleneck:
+            layers = [(1, self.width), (3, self.width), (1, 4 * self.width)]
+        out, strided = layers[-1][1], [kernel for kernel, _ in layers].index(3)
+        y = x_BHWC
+        for i, (kernel, channels) in enumerate(layers):
+            last = i == len(layers) - 1
+            scale_init = nn.initializers.zeros if last and self.zero_init else nn.initializers.ones
+            y = conv(channels, kernel, self.stride if i == strided else 1, name=f"conv{i + 1}")(y)
+            y = norm(name=f"bn{i + 1}", scale_init=scale_init)(y)
+            y = y if last else jax.nn.relu(y)
+        if x_BHWC.shape[-1] == out and self.stride == 1:
             short = x_BHWC
         elif self.shortcut == "conv":
-            short = norm(name="downsample_1")(conv(self.width, 1, self.stride, name="downsample_0")(x_BHWC))
+            short = norm(name="downsample_1")(conv(out, 1, self.stride, name="downsample_0")(x_BHWC))
         else:
-            more = self.width - x_BHWC.shape[-1]
+            more = out - x_BHWC.shape[-1]
             short = x_BHWC[:, :: self.stride, :: self.stride]
             short = jnp.pad(short, ((0, 0), (0, 0), (0, 0), (more // 2, more - more // 2)))
         return jax.nn.relu(y + short)
 
 
-class Bottleneck(nn.Module):
-    """1x1, 3x3 and 1x1 convolutions and a shortcut; the stride is the 3x3's (torchvision's "v1.5").
-
-    Attributes:
-      width: channels of the 3x3 convolution; the output has four times as many.
-    """
-
-    width: int
-    stride: int = 1
-    zero_init: bool = False
-    dtype: str = "float32"
-    expansion = 4
-
-    @nn.compact
-    def __call__(self, x_BHWC: Float[Array, "B H W C"], train: bool) -> Float[Array, "B h w D"]:
-        conv, norm = functools.partial(_conv, dtype=self.dtype), _norm(train, self.dtype)
-        out = self.width * self.expansion
-        y = jax.nn.relu(norm(name="bn1")(conv(self.width, 1, 1, name="conv1")(x_BHWC)))
-        y = jax.nn.relu(norm(name="bn2")(conv(self.width, 3, self.stride, name="conv2")(y)))
-        y = norm(name="bn3", scale_init=_last_scale(self.zero_init))(conv(out, 1, 1, name="conv3")(y))
-        short = x_BHWC
-        if x_BHWC.shape[-1] != out or self.stride != 1:
-            short = norm(name="downsample_1")(conv(out, 1, self.stride, name="downsample_0")(x_BHWC))
-        return jax.nn.relu(y + short)
-
-
-LAYOUTS: dict[int, tuple[type[BasicBlock] | type[Bottleneck], tuple[int, ...]]] = {
-    18: (BasicBlock, (2, 2, 2, 2)),
-    34: (BasicBlock, (3, 4, 6, 3)),
-    50: (Bottleneck, (3, 4, 6, 3)),
-    101: (Bottleneck, (3, 4, 23, 3)),
-    152: (Bottleneck, (3, 8, 36, 3)),
+LAYOUTS = {  # depth -> whether its blocks are bottlenecks, and how many each stage has
+    18: (False, (2, 2, 2, 2)),
+    34: (False, (3, 4, 6, 3)),
+    50: (True, (3, 4, 6, 3)),
+    101: (True, (3, 4, 23, 3)),
+    152: (True, (3, 8, 36, 3)),
 }
 STEMS = ("imagenet", "cifar", "patch")
 
@@ -174,13 +154,14 @@ class ResNet(nn.Module):
         x = jax.nn.relu(norm(name="bn1")(x))
         if self.stem == "imagenet":
             x = max_pool_3x3(x)
-        block, counts = LAYOUTS[self.depth]
-        make = nn.remat(block, static_argnums=(2,)) if self.remat else block
+        make = nn.remat(ResidualBlock, static_argnums=(2,)) if self.remat else ResidualBlock
+        bottleneck, counts = LAYOUTS[self.depth]
         for stage, count in enumerate(counts):
             for i in range(count):
                 x = make(
                     self.width * 2**stage,
                     stride=2 if stage and not i else 1,
+                    bottleneck=bottleneck,
                     zero_init=self.zero_init,
                     dtype=self.dtype,
                     name=f"layer{stage + 1}_{i}",
@@ -226,7 +207,7 @@ class CifarResNet(nn.Module):
         conv, norm = functools.partial(_conv, dtype=self.dtype), _norm(train, self.dtype)
         x = x_BHWC.astype(DTYPES[self.dtype])
         x = jax.nn.relu(norm(name="bn1")(conv(self.width, 3, 1, name="conv1")(x)))
-        make = nn.remat(BasicBlock, static_argnums=(2,)) if self.remat else BasicBlock
+        make = nn.remat(ResidualBlock, static_argnums=(2,)) if self.remat else ResidualBlock
         for stage in range(3):
             for i in range((self.depth - 2) // 6):
                 x = make(

@@ -12,7 +12,7 @@ from jaxtyping import TypeCheckError
 from bigbase_jax.core import flatten
 from bigbase_jax.models.cnn import ConvNet
 from bigbase_jax.models.layers import ModelError
-from bigbase_jax.models.resnet import BasicBlock, CifarResNet, ResNet
+from bigbase_jax.models.resnet import CifarResNet, ResidualBlock, ResNet
 
 
 def abstract(model, *shape):
@@ -80,7 +80,7 @@ def test_any_size_of_picture(stem):
 
 def test_running_statistics_move_as_torchs():
     x = jax.random.normal(jax.random.key(1), (8, 6, 6, 3))
-    block = BasicBlock(3)
+    block = ResidualBlock(3)
     variables = block.init(jax.random.key(0), x, True)
     _, new = block.apply(variables, x, True, mutable=["batch_stats"])
     kernel = variables["params"]["conv1"]["kernel"]
@@ -94,7 +94,7 @@ def test_running_statistics_move_as_torchs():
 def test_zero_init_makes_blocks_start_as_the_identity():
     x = jax.random.uniform(jax.random.key(1), (2, 6, 6, 3))
     for zero_init in (False, True):
-        block = BasicBlock(3, zero_init=zero_init)
+        block = ResidualBlock(3, zero_init=zero_init)
         y = block.apply(block.init(jax.random.key(0), x, False), x, False)
         assert bool(jnp.all(y == x)) == zero_init
 

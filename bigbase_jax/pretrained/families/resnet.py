@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from bigbase_jax.build import target
 from bigbase_jax.core import UserError
-from bigbase_jax.models.resnet import LAYOUTS, BasicBlock, ResNet
+from bigbase_jax.models.resnet import LAYOUTS, ResNet
 from bigbase_jax.pretrained.families import Shapes, classes, expect, need
 from bigbase_jax.pretrained.schema import CHANNELS, HIDDEN, WIDTH, WORD, listed, only, whole
 from bigbase_jax.pretrained.table import Entry, Table, batch_norm, conv, dense
@@ -20,6 +20,7 @@ from bigbase_jax.pretrained.table import Entry, Table, batch_norm, conv, dense
 MODELS = (ResNet,)
 HEAD = r"^fc\."
 TRANSFORMERS = True
+_KINDS = {False: "basic", True: "bottleneck"}
 
 SCHEMA = {
     "num_channels": CHANNELS,
@@ -36,7 +37,7 @@ SCHEMA = {
 def from_config(config: Mapping[str, Any]) -> ConfigDict:
     """See ``Family``."""
     kind, depths = config.get("layer_type", "bottleneck"), tuple(config["depths"])
-    found = {(_kind(block), counts): depth for depth, (block, counts) in LAYOUTS.items()}
+    found = {(_KINDS[bottleneck], counts): depth for depth, (bottleneck, counts) in LAYOUTS.items()}
     if (kind, depths) not in found:
         raise UserError(
             f"config.json has {kind} layers in stages of {list(depths)}; known here are "
@@ -48,22 +49,18 @@ def from_config(config: Mapping[str, Any]) -> ConfigDict:
     return target(ResNet, num_classes=classes(config), depth=found[kind, depths], width=width)
 
 
-def _kind(block: type) -> str:
-    return "basic" if block is BasicBlock else "bottleneck"
-
-
 def to_config(model: ResNet, shapes: Shapes) -> dict[str, Any]:
     """See ``Family``."""
     need(model.stem == "imagenet", f"transformers' ResNet has the stem 'imagenet', not {model.stem!r}.")
-    block, counts = LAYOUTS[model.depth]
+    bottleneck, counts = LAYOUTS[model.depth]
     return {
         "model_type": "resnet",
         "architectures": ["ResNetForImageClassification"],
         "num_channels": shapes["params.conv1.kernel"][2],
         "embedding_size": model.width,
-        "hidden_sizes": [model.width * block.expansion * 2**stage for stage in range(4)],
+        "hidden_sizes": [model.width * (4 if bottleneck else 1) * 2**stage for stage in range(4)],
         "depths": list(counts),
-        "layer_type": _kind(block),
+        "layer_type": _KINDS[bottleneck],
         "hidden_act": "relu",
         "downsample_in_first_stage": False,
         "downsample_in_bottleneck": False,
@@ -73,8 +70,7 @@ def to_config(model: ResNet, shapes: Shapes) -> dict[str, Any]:
 
 def table(model: ResNet) -> Table:
     """See ``Family``."""
-    block, counts = LAYOUTS[model.depth]
-    convolutions = 2 if block is BasicBlock else 3
+    bottleneck, counts = LAYOUTS[model.depth]
     entries: list[Entry] = []
 
     def unit(theirs: str, conv_name: str, norm_name: str) -> None:
@@ -85,9 +81,9 @@ def table(model: ResNet) -> Table:
     for stage, count in enumerate(counts):
         for i in range(count):
             theirs, ours = f"resnet.encoder.stages.{stage}.layers.{i}", f"layer{stage + 1}_{i}"
-            if i == 0 and (stage > 0 or block.expansion > 1):
+            if i == 0 and (stage > 0 or bottleneck):
                 unit(f"{theirs}.shortcut", f"{ours}.downsample_0", f"{ours}.downsample_1")
-            for n in range(convolutions):
+            for n in range(3 if bottleneck else 2):
                 unit(f"{theirs}.layer.{n}", f"{ours}.conv{n + 1}", f"{ours}.bn{n + 1}")
     norms = [entry.theirs for entry in entries if entry.theirs.endswith(".running_var")]
     return Table(
