@@ -15,7 +15,7 @@ import shutil
 import tomllib
 
 import pytest
-from forks import Forks
+from forks import shared
 from ml_collections import ConfigDict
 
 from bigbase_jax import cli
@@ -178,7 +178,7 @@ class Terminal:
         assert "trials=20" in sweep.read_text()
         sweep.write_text(sweep.read_text().replace("trials=20", "trials=2"))
         self.folder, self.done = folder, {}
-        self.forks = Forks(folder, BIGBASE_CACHE=str(folder / "cache"))
+        self.start = functools.partial(shared().run, cwd=folder, BIGBASE_CACHE=str(folder / "cache"))
 
     def type(self, words):
         said = " ".join(words)
@@ -194,11 +194,11 @@ class Terminal:
         for path in reads(words):
             self.make(path)
         if launches(words):
-            done = self.forks.run(argv=tiny(words)[2:], **env)
+            done = self.start(*tiny(words)[2:], script="launch.py", **env)
         elif words[:2] == ("python", "-c"):
-            done = self.forks.run(code=words[2])
+            done = self.start(code=words[2])
         elif words[:2] == ("python", "-m"):
-            done = self.forks.run(code=f"import runpy; runpy.run_module({words[2]!r}, run_name='__main__')")
+            done = self.start(code=f"import runpy; runpy.run_module({words[2]!r}, run_name='__main__')")
         else:
             pytest.fail(f"this test neither runs nor lists {said!r}")
         self.done[words] = done.seconds
@@ -210,7 +210,7 @@ class Terminal:
         for path in re.findall(r"\"(runs/[\w./-]+)\"", code):
             if any((writes(words) or "") == path for page in GUIDES for words in commands(page)):
                 self.make(path)
-        done = self.forks.run(code=code)
+        done = self.start(code=code)
         assert done.status == 0, f"{code}\n{done.err[-2000:]}"
 
     def make(self, path):
@@ -226,12 +226,7 @@ class Terminal:
 
 @pytest.fixture(scope="module")
 def terminal(tmp_path_factory):
-    here = Terminal(tmp_path_factory.mktemp("docs"))
-    yield here
-    here.forks.close()
-    (here.folder / "seconds.json").write_text(
-        json.dumps({" ".join(words): seconds for words, seconds in here.done.items()}, indent=1)
-    )
+    return Terminal(tmp_path_factory.mktemp("docs"))
 
 
 # ---------------------------------------------------------------------------------------------------------- the tests

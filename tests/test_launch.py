@@ -16,6 +16,7 @@ import time
 
 import numpy as np
 import pytest
+from forks import shared
 from orbax.checkpoint import v1 as ocp
 from PIL import Image
 
@@ -71,9 +72,9 @@ def start(*args, **env):
 
 def launch(*args, status=0, **env):
     """Runs to the end; returns (the JSON of the last line on stdout or None, stdout, stderr)."""
-    process = start(*args, **env)
-    out, err = process.communicate(timeout=300)
-    assert process.returncode == status, f"{args} ended with {process.returncode}:\n{err[-3000:]}"
+    done = shared().run(*map(str, args), **env)
+    out, err = done.out, done.err
+    assert done.status == status, f"{args} ended with {done.status}:\n{err[-3000:]}"
     if status:
         assert "Traceback" not in err, err[-3000:]
         return None, out, err
