@@ -109,7 +109,7 @@ def reads(words):
     """The paths below ``runs/`` that a command needs."""
     if not launches(words):
         return re.findall(r"runs/[\w./-]+", " ".join(words))
-    named = [value(words, "--config.init_from"), value(words, "--input")]
+    named = [value(words, flag) for flag in ("--config.init_from", "--input", "--adapter")]
     if not trains(words):
         named += [word.partition("=")[2] for word in words if word.startswith("--workdir=")]
     return [path for path in named if path and path.startswith("runs/")]
