@@ -23,7 +23,7 @@ from typing import NamedTuple
 ROOT = pathlib.Path(__file__).parents[1]
 LIMIT = 300  # seconds after which a command is given up
 SLOW_TO_IMPORT = ("tensorboardX", "sklearn.metrics", "sacrebleu", "tokenizers", "safetensors.numpy")
-LATE = ("BIGBASE_", "XLA_FLAGS")  # variables that nothing reads while it is imported
+EARLY = ("JAX_", "PYTHON", "XDG_", "TF_", "LD_")  # variables that are read while something is imported
 
 
 class Done(NamedTuple):
@@ -55,11 +55,11 @@ class Forks:
     ) -> Done:
         """``script`` with these arguments, or Python code, to its end, with ``env`` beside the environment here.
 
-        Where the environment differs from that of the first command in more than ``LATE``, it is a fresh process.
+        Where the environment differs from that of the first command in one of ``EARLY``, it is a fresh process.
         """
         wanted = _environment(env)
         changed = {name for name in {*wanted, *self._env} if wanted.get(name) != self._env.get(name)}
-        if not all(name.startswith(LATE) for name in changed):
+        if any(name.startswith(EARLY) for name in changed):
             command = [sys.executable, script, *argv] if code is None else [sys.executable, "-c", code]
             done = subprocess.run(command, cwd=cwd, env=wanted, capture_output=True, text=True, timeout=LIMIT)
             return Done(done.returncode, done.stdout, done.stderr, 0.0)
