@@ -122,7 +122,7 @@ def test_after_a_hangup_what_is_said_to_the_terminal_is_no_error():
     )
     os.close(slave)
     said = b""
-    while b"ready" not in said:
+    while b"ready\r\n" not in said:  # all of the line: half a write would fail
         said += os.read(master, 100)
     os.close(master)
     assert process.wait(60) == 129

@@ -15,6 +15,7 @@ The keys are those of ``--config.KEY=VALUE``. One line lists settings: ``Sweep(m
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import itertools
@@ -27,7 +28,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from bigbase_jax.build import locate, suggest
+from bigbase_jax.build import build, suggest
 from bigbase_jax.core import Metric, UserError
 
 SAMPLERS = ("grid", "random", "tpe", "cmaes")
@@ -412,10 +413,10 @@ def judged(sweep: Sweep, config: ConfigDict) -> Sweep:
         return sweep
     evaluator, _, name = sweep.metric.rpartition("/")
     node = config.get("evaluators", {}).get(evaluator, {}) if evaluator else config.get("task", {})
-    while isinstance(node.get("task"), ConfigDict):  # of a wrapper
-        node = node.task
-    declared = getattr(locate(node.target), "metrics", {}) if "target" in node else {}
-    metric = declared.get(name, Metric("max")) if isinstance(declared, Mapping) else Metric("max")
+    declared: Mapping[str, Metric] = {}
+    with contextlib.suppress(UserError):  # what needs to know its data; a trial says so
+        declared = getattr(build(node), "metrics", {})
+    metric = declared.get(name, Metric("max"))
     if metric.better is None:
         raise UserError(f"neither more nor less {sweep.metric} is better; give the sweep mode='max' or mode='min'.")
     return dataclasses.replace(sweep, mode=metric.better)
