@@ -137,10 +137,10 @@ def build(node: Any, dataset_info: Mapping[str, Any] | None = None, _path: str =
     for key, value in items.items():
         if known is not None and key not in known:
             raise UserError(f"{_path}: {_name(fn)} has no argument {key!r}.{suggest(key, known, 'argument')}")
-        fact = value is None and key in dataset_info
-        kwargs[key] = (
-            _tuples(dataset_info[key]) if fact else build(value, dataset_info, f"{_path}.{key}")
-        )  # a fact is never a node
+        if value is None and key in dataset_info:
+            kwargs[key] = _tuples(dataset_info[key])  # which is never a node
+        else:
+            kwargs[key] = build(value, dataset_info, f"{_path}.{key}")
     if isinstance(fn, type) and issubclass(fn, nn.Module):
         _check_numbers(kwargs, _path)
     try:

@@ -392,7 +392,7 @@ class Dataset(Protocol):
     Attributes:
       splits: ``train``, and ``val`` and ``test`` where they exist.
       dataset_info: what the data knows of itself and a model may need, such as ``num_classes`` and ``class_names``; a
-        constructor argument that the config leaves at None takes the fact of the same name (see ``build``).
+        constructor argument that the config leaves at None takes the entry of the same name (see ``build``).
       description: one line that says honestly what this data is.
     """
 
