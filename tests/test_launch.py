@@ -180,6 +180,32 @@ def test_an_evaluation_that_the_disk_refuses_is_told_and_said_not_to_be_kept(fin
     assert not list(workdir.glob(".*.tmp"))
 
 
+@pytest.mark.parametrize("said", ["", "--xla_cpu_experimental_ynn_fusion_type=LIBRARY_FUSION_TYPE_DOT", "--a=1"])
+def test_what_the_user_says_of_xla_stays(monkeypatch, said):
+    monkeypatch.setenv("XLA_FLAGS", said)
+    for _ in range(2):
+        compilation.setup()
+    ours = "" if "ynn" in said else "--xla_cpu_experimental_ynn_fusion_type="
+    assert os.environ["XLA_FLAGS"].split() == [*said.split(), *ours.split()]
+
+
+def test_what_is_said_of_xla_comes_before_the_first_compilation():
+    """Importing the verbs compiles nothing, so that their flags still reach XLA, which then leaves YNNPACK alone."""
+    code = """
+from bigbase_jax import verbs
+verbs.compilation.setup()
+import jax, jax.numpy as jnp
+print("ynn" in jax.jit(lambda a, b: a @ b).lower(*[jnp.ones((512, 512))] * 2).compile().as_text())
+"""
+    for flags, found in (
+        ("", "False"),
+        ("--xla_cpu_experimental_ynn_fusion_type=LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT", "True"),
+    ):
+        env = {**os.environ, "XLA_FLAGS": flags, "JAX_DISABLE_MOST_OPTIMIZATIONS": "0", "PYTHONPATH": str(ROOT)}
+        done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
+        assert done.stdout.strip() == found
+
+
 def test_a_compilation_cache_that_fails_is_one_line(capsys):
     shown = []
     show = functools.partial(compilation._show_warning, lambda *args, **kwargs: shown.append(args), [])

@@ -1,4 +1,4 @@
-"""Compiled programs that outlast the process."""
+"""How programs are compiled, and that they outlast the process."""
 
 from __future__ import annotations
 
@@ -12,9 +12,19 @@ import jax
 
 from bigbase_jax.runtime.log import say
 
+# XLA's CPU compiler would give convolutions and products to YNNPACK. On two cores Eigen takes 0.8 to 1.0 of the time
+# for products, and 0.15 to 0.6 of it for weight gradients of convolutions.
+_YNNPACK = "--xla_cpu_experimental_ynn_fusion_type"
+
 
 def setup() -> None:
-    """What every verb needs of JAX: a compilation cache that lasts, so that the second start is fast."""
+    """What every verb needs of JAX: a compilation cache that lasts, so that the second start is fast, and XLA's flags.
+
+    Flags reach XLA only before the first compilation of a process. What the user's ``XLA_FLAGS`` say stays.
+    """
+    flags = os.environ.get("XLA_FLAGS", "")
+    if _YNNPACK not in flags:
+        os.environ["XLA_FLAGS"] = f"{flags} {_YNNPACK}=".strip()
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
         jax.config.update("jax_compilation_cache_dir", os.path.join(base, "bigbase_jax", "xla"))
