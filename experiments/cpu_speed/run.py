@@ -189,7 +189,7 @@ def cells(model, row, sides):
             return found.get("failed", "compiled")
         low, high = found["spread"]
         around = 50 * (high - low) / found["step_seconds"]
-        layout = f", {found['layout'].replace('_', ' ')}" if found["layout"] else ""
+        layout = f", {found['layout']}" if found["layout"] else ""
         return f"{1e3 * found['step_seconds']:.4g} ms ±{around:.0f} %{layout}"
 
     timed = [side for side in sides if "step_seconds" in row[side]]
@@ -200,8 +200,8 @@ def cells(model, row, sides):
     said.append(" / ".join(f"{row[side]['gigabytes']:.2f}" if side in timed else "-" for side in sides))
     others = max((row[side]["others"] for side in timed), default=0.0)
     got = min((row[side]["cores_got"] for side in timed), default=0.0)
-    quiet = got >= QUIET * cores() and others < 0.1
-    said.append(f"{got:.2f} got, {others:.2f} taken{'' if quiet or not timed else ': NOT QUIET'}")
+    quiet = got >= QUIET * cores() and others < 0.1 * cores()
+    said.append(f"{got:.2f}, others {others:.2f}{'' if quiet or not timed else ': NOT QUIET'}")
     return said
 
 

@@ -52,7 +52,7 @@ class ViT(nn.Module):
 
 
 class Bert(nn.Module):
-    def __init__(self, depth, width, heads, vocab, length, dropout, classes):
+    def __init__(self, depth, width, heads, vocab, length, dropout, classes=2):
         super().__init__()
         self.embedding, self.position = nn.Embedding(vocab, width), nn.Embedding(length, width)
         self.kind = nn.Embedding(2, width)

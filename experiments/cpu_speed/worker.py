@@ -40,7 +40,11 @@ SIZES = {  # name -> (blocks, width, heads)
     "bert_base": (12, 768, 12),
     "decoder_10m": (6, 384, 6),
 }
-RECIPES = {"classic_cnn": "catdog_cnn", "classic_cnn_32": "catdog_cnn", "photo_convnet": "catdog"}
+RECIPES = {
+    "classic_cnn": ("catdog_cnn", None),
+    "classic_cnn_32": ("catdog_cnn", None),
+    "photo_convnet": ("catdog", "data=folder,root=/"),
+}
 
 
 def dropout(name):
@@ -64,14 +68,12 @@ def data(name, tiny):
 # --------------------------------------------------------------------------------------------------------------- ours
 
 
-def ours(name, tiny):
-    """({name: step() -> loss}, what to say of them)."""
+def task_of(name, tiny=False):
+    """(task, optimizer, batch, decay of the moving average)."""
     import importlib
 
-    import jax
     import optax
 
-    from bigbase_jax import parallel
     from bigbase_jax.build import build
     from bigbase_jax.models.bert import Bert
     from bigbase_jax.models.decoder import Decoder
@@ -79,48 +81,51 @@ def ours(name, tiny):
     from bigbase_jax.models.transformer import Style
     from bigbase_jax.models.vit import ViT
     from bigbase_jax.optim import Optimizer
-    from bigbase_jax.runtime import compilation, memory
     from bigbase_jax.tasks.classification import Classification
     from bigbase_jax.tasks.language import CausalLanguageModel
     from bigbase_jax.tasks.text_classification import TextClassification
 
-    memory.keep_freed()  # as launch.py does
-    compilation.setup()  # as the verbs do
     x, label = data(name, tiny)
-    ema = None
-    optimizer = Optimizer(1e-3, optax.adamw, weight_decay=0.1, clip_norm=1.0)
-    batch = {"image": x, "label": label}
+    batch = {"image": x, "label": label, "mask": np.ones(len(x), np.float32)}
     if name in RECIPES:
-        arg = {"catdog": "data=folder,root=/", "catdog_cnn": None}[RECIPES[name]]
-        recipe = importlib.import_module(RECIPES[name]).get_config(arg)
+        module, arg = RECIPES[name]
+        recipe = importlib.import_module(module).get_config(arg)
         if tiny:
             recipe.task.model.stages = (4, 8)
-        task, optimizer = build(recipe.task, {"num_classes": 2}), build(recipe.optim)
-        ema = recipe.train.ema_decay
-    elif name in PICTURES:
+        return build(recipe.task, {"num_classes": 2}), build(recipe.optim), batch, recipe.train.ema_decay
+    optimizer = Optimizer(1e-3, optax.adamw, weight_decay=0.1, clip_norm=1.0)
+    if name in PICTURES:
         classes = PICTURES[name][2]
-        if name == "vit_ti16":
+        if name.startswith("resnet"):
+            model = ResNet(classes, depth=int(name.removeprefix("resnet")), width=8 if tiny else 64)
+        else:
             depth, width, heads = size(name, tiny)
             model = ViT(classes, variant="Ti", patch=16, depth=depth, width=width, heads=heads)
-        else:
-            model = ResNet(classes, depth=int(name.removeprefix("resnet")), width=8 if tiny else 64)
-        task = Classification(model, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
-    else:
-        depth, width, heads = size(name, tiny)
-        length = x.shape[1] - 1
-        ones = np.ones((len(x), length), np.int32)
-        words = {"vocab_size": TEXTS[name][2], "length": length, "width": width, "depth": depth, "heads": heads}
-        words["dropout"] = dropout(name)
-        if name.startswith("bert"):
-            task = TextClassification(Bert(num_classes=2, **words))
-            batch = {"tokens": x[:, 1:], "segment_ids": ones, "token_type_ids": 0 * ones, "label": label}
-        else:
-            task = CausalLanguageModel(Decoder(**words, style=Style(activation="gelu_tanh", kernel_init="normal")))
-            positions = ones * np.arange(length, dtype=np.int32)
-            batch = {"inputs": x[:, :-1], "targets": x[:, 1:], "segment_ids": ones, "positions": positions}
-            batch["bytes"] = ones
-    batch["mask"] = np.ones(len(x), np.float32)
+        return Classification(model), optimizer, batch, None
+    depth, width, heads = size(name, tiny)
+    length = x.shape[1] - 1
+    ones = np.ones((len(x), length), np.int32)
+    words = {"vocab_size": TEXTS[name][2], "length": length, "width": width, "depth": depth, "heads": heads}
+    words["dropout"] = dropout(name)
+    batch = {"segment_ids": ones, "mask": batch["mask"]}
+    if name.startswith("bert"):
+        batch |= {"tokens": x[:, 1:], "token_type_ids": 0 * ones, "label": label}
+        return TextClassification(Bert(num_classes=2, **words)), optimizer, batch, None
+    batch |= {"inputs": x[:, :-1], "targets": x[:, 1:], "bytes": ones}
+    batch["positions"] = ones * np.arange(length, dtype=np.int32)
+    return CausalLanguageModel(Decoder(**words, style=Style(activation="gelu_tanh"))), optimizer, batch, None
 
+
+def ours(name, tiny):
+    """({name: step() -> loss}, what to say of them)."""
+    import jax
+
+    from bigbase_jax import parallel
+    from bigbase_jax.runtime import compilation, memory
+
+    memory.keep_freed()  # as launch.py does
+    compilation.setup()  # as the verbs do
+    task, optimizer, batch, ema = task_of(name, tiny)
     spec = {key: jax.ShapeDtypeStruct(value.shape, value.dtype) for key, value in batch.items()}
     mesh = parallel.make_mesh(1)
     params = jax.eval_shape(task.init, jax.random.key(0), spec)["params"]
@@ -138,65 +143,65 @@ def ours(name, tiny):
         jax.block_until_ready(state)
         return float(sums["loss"].total) / float(sums["loss"].weight)
 
-    about = {
-        "parameters": sum(math.prod(p.shape) for p in jax.tree.leaves(params)),
-        "compile_seconds": seconds,
-        "version": f"JAX {jax.__version__}",
-    }
-    return {"": step}, about
+    parameters = sum(math.prod(p.shape) for p in jax.tree.leaves(params))
+    return {"": step}, {"parameters": parameters, "compile_seconds": seconds, "version": f"JAX {jax.__version__}"}
 
 
 # ------------------------------------------------------------------------------------------------------------- theirs
 
 
+def model_of(name, tiny=False):
+    """The same model in plain PyTorch."""
+    import torch_models
+
+    if name in TEXTS:
+        make = torch_models.Bert if name.startswith("bert") else torch_models.Decoder
+        length = data(name, tiny)[0].shape[1] - 1
+        return make(*size(name, tiny), vocab=TEXTS[name][2], length=length, dropout=dropout(name))
+    _, pixels, classes = PICTURES[name]
+    pixels = 32 if tiny else pixels
+    if name == "vit_ti16":
+        return torch_models.ViT(*size(name, tiny), pixels=pixels, patch=16, classes=classes)
+    if name.startswith("resnet"):
+        return torch_models.ResNet(int(name.removeprefix("resnet")), 8 if tiny else 64, classes)
+    if name == "photo_convnet":
+        return torch_models.ConvNet((4, 8) if tiny else (24, 48, 96, 192, 192), None, classes)
+    return torch_models.ConvNet((4, 8) if tiny else (64, 64, 64), (pixels, 1024), classes)
+
+
 def theirs(name, tiny, compiled=False):
-    """The same in plain PyTorch: what a user of torchvision, timm or nanoGPT runs; pictures come normalised.
+    """What a user of torchvision, timm or nanoGPT runs; pictures come normalised.
 
     Where there are convolutions, in both layouts, of which the faster is then timed.
     """
     import torch
-    import torch_models
 
     torch.manual_seed(0)
     x, label = data(name, tiny)
-    label = torch.from_numpy(label).long()
-    smoothing = 0.1 if name == "photo_convnet" else 0.0
-    layouts = ("channels_last", "contiguous") if name in PICTURES else ("",)
+    inputs, targets = (torch.from_numpy(x),), torch.from_numpy(label).long()
+    if name in PICTURES:
+        inputs = ((inputs[0].permute(0, 3, 1, 2) / 255 - 0.5) / 0.25,)
+    elif name.startswith("bert"):
+        inputs = inputs[0][:, 1:].long().contiguous(), torch.ones(len(x), x.shape[1] - 1).bool()
+    else:
+        inputs, targets = (inputs[0][:, :-1].long().contiguous(),), inputs[0][:, 1:].long().flatten()
+    layouts = {"channels last": torch.channels_last, "contiguous": torch.contiguous_format}
 
     def made(layout):
-        if name in TEXTS:
-            ids = torch.from_numpy(x).long()
-            words = {"vocab": TEXTS[name][2], "length": x.shape[1] - 1, "dropout": dropout(name)}
-            if name.startswith("bert"):
-                model = torch_models.Bert(*size(name, tiny), **words, classes=2)
-                inputs, targets = (ids[:, 1:].contiguous(), torch.ones(len(x), x.shape[1] - 1).bool()), label
-            else:
-                model = torch_models.Decoder(*size(name, tiny), **words)
-                inputs, targets = (ids[:, :-1].contiguous(),), ids[:, 1:].flatten()
-        else:
-            classes = PICTURES[name][2]
-            picture = (torch.from_numpy(x).float() / 255 - 0.5) / 0.25
-            form = getattr(torch, f"{layout}_format" if layout == "contiguous" else layout)
-            inputs, targets = (picture.permute(0, 3, 1, 2).contiguous(memory_format=form),), label
-            if name == "vit_ti16":
-                model = torch_models.ViT(*size(name, tiny), pixels=x.shape[1], patch=16, classes=classes)
-            elif name.startswith("resnet"):
-                model = torch_models.ResNet(int(name.removeprefix("resnet")), 8 if tiny else 64, classes)
-            elif name == "photo_convnet":
-                model = torch_models.ConvNet((4, 8) if tiny else (24, 48, 96, 192, 192), None, classes)
-            else:
-                model = torch_models.ConvNet((4, 8) if tiny else (64, 64, 64), (x.shape[1], 1024), classes)
-            model = model.to(memory_format=form)
-        model.train()
+        model, read = model_of(name, tiny).train(), inputs
+        if layout:
+            model = model.to(memory_format=layouts[layout])
+            read = (inputs[0].contiguous(memory_format=layouts[layout]),)
         params = list(model.parameters())
         if name.startswith("classic_cnn"):
             optimizer = torch.optim.SGD(params, lr=0.001, momentum=0.9, fused=True)
         else:
             optimizer = torch.optim.AdamW(params, lr=1e-3, weight_decay=0.05, fused=True)
-        average = [p.detach().clone() for p in params] if name == "photo_convnet" else []
+        photo = name == "photo_convnet"
+        average = [p.detach().clone() for p in params] if photo else []
 
         def loss_of():
-            return torch.nn.functional.cross_entropy(model(*inputs), targets, label_smoothing=smoothing)
+            return torch.nn.functional.cross_entropy(model(*read), targets, label_smoothing=0.1 if photo else 0.0)
 
         run = torch.compile(loss_of) if compiled else loss_of
 
@@ -215,15 +220,11 @@ def theirs(name, tiny, compiled=False):
 
     began = time.perf_counter()
     steps = {}
-    for layout in layouts:
+    for layout in layouts if name in PICTURES else ("",):
         steps[layout], parameters = made(layout)
         steps[layout]()
-    about = {
-        "parameters": parameters,
-        "compile_seconds": time.perf_counter() - began,
-        "version": f"PyTorch {torch.__version__}",
-    }
-    return steps, about
+    seconds = time.perf_counter() - began
+    return steps, {"parameters": parameters, "compile_seconds": seconds, "version": f"PyTorch {torch.__version__}"}
 
 
 SIDES = {"ours": ours, "eager": theirs, "compile": functools.partial(theirs, compiled=True)}
