@@ -7,6 +7,7 @@ whole sequence.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
 from collections.abc import Callable, Mapping
@@ -21,6 +22,7 @@ from jaxtyping import Array, Bool, Float, Float32, Int
 from bigbase_jax.models.layers import ModelError, look_up, mesh_axes, mesh_size, platform
 
 _BLOCK = 64  # queries, at least, of a block of ``_by_blocks``
+_CODES = np.array([n for n in range(2**16) if n.bit_count() == 8], np.uint16)  # none covers another (Sperner 1928)
 UNSEEN = -0.7 * float(jnp.finfo(jnp.float32).max)  # as jax.nn.dot_product_attention: finite, so no row becomes NaN
 
 
@@ -34,6 +36,7 @@ def attention(
     *,
     bias: Float32[Array, "_ H L S"] | None = None,
     window: int | Int[Array, ""] | None = None,
+    segment_ids: Int[Array, "B L"] | None = None,
 ) -> Float[Array, "B L H K"]:
     """Scaled dot-product attention (Vaswani et al. 2017), softmax in float32; on GPUs cuDNN's where it can.
 
@@ -50,6 +53,8 @@ def attention(
       sequence_attention: "ring" or "all_gather". The ring has no forward-mode derivative.
       bias: added to the scores.
       window: how many positions a causal query sees, its own included; None: all. An array costs as much as a mask.
+      segment_ids: a query sees the keys of its own segment only; from 0 to 12,869. Where cuDNN runs they need no mask
+        [B, 1, L, L]; elsewhere they become one.
 
     Raises:
       ModelError: the length does not divide over its devices, or there is no such ``sequence_attention``.
@@ -60,7 +65,8 @@ def attention(
     if window is not None and not (whole and isinstance(window, int)):
         mask, window = near(mask, jnp.arange(q_BLHK.shape[1])[None], k_BSGK.shape[1], window), None
     if whole:
-        return _whole(q_BLHK, k_BSGK, v_BSGK, mask, bias, is_causal, window)
+        return _whole(q_BLHK, k_BSGK, v_BSGK, mask, bias, is_causal, window, segment_ids)
+    mask = _same_segment(mask, segment_ids)
     shared = q_BLHK.shape[2] // k_BSGK.shape[2]
     k_BLHK, v_BLHK = (jnp.repeat(x, shared, 2) for x in (k_BSGK, v_BSGK))
     B, L, H, _ = q_BLHK.shape
@@ -94,27 +100,54 @@ def near(
     return near_B1LS if mask is None else mask & near_B1LS
 
 
-def _whole(q: Array, k: Array, v: Array, mask: Any, bias: Any, is_causal: bool, window: int | None) -> Array:
+def _same_segment(mask: Bool[Array, "B _ _ S"] | None, segments_BL: Int[Array, "B L"] | None) -> Any:
+    """The mask without those keys that are of another segment than the query."""
+    if segments_BL is None:
+        return mask
+    same_B1LL = (segments_BL[:, :, None] == segments_BL[:, None, :])[:, None]
+    return same_B1LL if mask is None else mask & same_B1LL
+
+
+def _whole(
+    q: Array, k: Array, v: Array, mask: Any, bias: Any, is_causal: bool, window: int | None, segments_BL: Array | None
+) -> Array:
     """Attention where a device holds whole sequences, or the compiler sees to it."""
     if platform() == "cpu":
-        return _by_blocks(q, k, v, mask, bias, is_causal, window)
+        return _by_blocks(q, k, v, _same_segment(mask, segments_BL), bias, is_causal, window)
     size = None if window is None else (window - 1, 0)
-    words = {"mask": mask, "bias": bias, "is_causal": is_causal, "local_window_size": size}
+    attend = functools.partial(jax.nn.dot_product_attention, bias=bias, is_causal=is_causal, local_window_size=size)
+    if platform() == "gpu" and q.dtype != jnp.float32:  # cuDNN's takes half precision only
+        flash = functools.partial(attend, implementation="cudnn")
+        ways = [lambda: flash(q, k, v, mask=_same_segment(mask, segments_BL))]
+        if segments_BL is not None:
+            ways.insert(0, lambda: within_segments(functools.partial(flash, mask=mask), segments_BL, q, k, v))
+        for way in ways:
+            with contextlib.suppress(ValueError, RuntimeError, NotImplementedError):  # shapes, a version or a device
+                return way()
+    return attend(q, k, v, mask=_same_segment(mask, segments_BL))
 
-    def plain(q: Array, k: Array, v: Array) -> Array:
-        return jax.nn.dot_product_attention(q, k, v, **words)
 
-    if jax.default_backend() != "gpu" or q.dtype == jnp.float32:  # cuDNN's takes half precision only
-        return plain(q, k, v)
+def within_segments(
+    attend: Callable[..., Array], segments_BL: Int[Array, "B L"], q_BLHK: Array, k_BLGK: Array, v_BLGK: Array
+) -> Array:
+    """``attend`` without a mask for it, where each query sees the keys of its own segment only.
 
-    def flash(q: Array, k: Array, v: Array) -> Array:
-        return jax.nn.dot_product_attention(q, k, v, **words, implementation="cudnn")
+    Keys have 16 more entries, half of which are 2^10, by which they code their segment; queries have -2^10 where their
+    own segment's code has 0. As no code covers another, these entries add 0 to a score within a segment, exactly, and
+    at most -2^20 otherwise, before ``scale``.
 
-    try:
-        jax.eval_shape(flash, q, k, v)
-    except (ValueError, RuntimeError, NotImplementedError):  # shapes, a version or a device that it does not take
-        return plain(q, k, v)
-    return jax.lax.platform_dependent(q, k, v, cuda=flash, default=plain)
+    What cuDNN has for packed sequences needs a bound M on the segments of a sequence, and keeps [B x M, H, L] float32
+    for the gradient; of a mask, it writes the gradient, [B, 1, L, L], too.
+    """
+    code_BLC = jnp.asarray(_CODES)[segments_BL][..., None] >> jnp.arange(16, dtype=_CODES.dtype) & 1
+
+    def beside(x_BLHK: Array, more_BLC: Array) -> Array:
+        more_BLHC = jnp.broadcast_to(more_BLC.astype(x_BLHK.dtype)[:, :, None], (*x_BLHK.shape[:3], 16))
+        return jnp.concatenate([x_BLHK, more_BLHC], -1)
+
+    q_BLHC, k_BLGC = beside(q_BLHK, -1024.0 * (1 - code_BLC)), beside(k_BLGK, 1024.0 * code_BLC)
+    K = q_BLHK.shape[-1]
+    return attend(q_BLHC, k_BLGC, beside(v_BLGK, 0 * code_BLC), scale=K**-0.5)[..., :K]
 
 
 def _by_blocks(

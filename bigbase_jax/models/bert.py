@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Float32, Int
 
 from bigbase_jax.models.layers import ACTIVATIONS, DTYPES, ModelError, classes, constrain, look_up
-from bigbase_jax.models.transformer import KERNEL_INITS, Style, Transformer, same_segment
+from bigbase_jax.models.transformer import KERNEL_INITS, Context, Style, Transformer
 
 _init = nn.initializers.normal(0.02)  # BERT's, of all tables
 BERT = Style(post_norm=True, epsilon=1e-12, kernel_init="normal")
@@ -143,7 +143,7 @@ class Bert(Transformer):
         type_BL = jnp.zeros((1, 1), jnp.int32) if types_BL is None or self.type_vocab_size == 1 else types_BL
         x_BLD = self.embedding[tokens_BL] + self.position[at_BL] + self.type[type_BL]
         x_BLD = self.norm(constrain(x_BLD.astype(dtype), "batch", "length", "width"))
-        return self.encoder(x_BLD, same_segment(segments_BL), train=train)
+        return self.encoder(x_BLD, train=train, context=Context(segment_ids=segments_BL))
 
     def pool(self, y_BLD: Float[Array, "B L D"]) -> Float[Array, "B D"]:
         """The first token through a layer and tanh."""

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Float32, Int
 
 from bigbase_jax.models.layers import DTYPES, ModelError, constrain, look_up
 from bigbase_jax.models.rope import frequencies, rotation
-from bigbase_jax.models.transformer import Context, Transformer, same_segment
+from bigbase_jax.models.transformer import Context, Transformer
 
 _init = nn.initializers.normal(0.02)  # GPT-2's, of embeddings, positions and a free head
 
@@ -94,7 +94,7 @@ class Decoder(Transformer):
         if self.positions == "learned" and (self.length or 0) < L:
             raise ModelError(f"a sequence of {L} tokens is longer than the {self.length} positions of the model.")
         x_BLD, context = self._embed(tokens_BL, jnp.arange(L)[None] if positions_BL is None else positions_BL)
-        return self.encoder(x_BLD, same_segment(segments_BL), train=train, context=context)
+        return self.encoder(x_BLD, train=train, context=context._replace(segment_ids=segments_BL))
 
     def decode(self, tokens_BL: Int[Array, "B L"], position_B: Int[Array, " B"]) -> Float[Array, "B L D"]:
         """``hidden`` of the next tokens of sequences whose earlier ones are in the variable collection "cache".

@@ -137,6 +137,7 @@ class Context(NamedTuple):
       position_B: that of the sequence's first token, and its place in the cache; None: 0. Read only where there is a
         cache.
       window: i32[], in place of the style's, for a program that all blocks of a stack share.
+      segment_ids: self-attention stays within a segment; unread where there is a cache. None: there is one.
     """
 
     rotation: Float32[Array, "_ L 2 k"] | None = None
@@ -145,6 +146,7 @@ class Context(NamedTuple):
     memory_mask: Bool[Array, "B 1 1 S"] | None = None
     position_B: Int[Array, " B"] | None = None
     window: Int[Array, ""] | None = None
+    segment_ids: Int[Array, "B L"] | None = None
 
 
 class Attention(nn.Module):
@@ -219,6 +221,7 @@ class Attention(nn.Module):
             self.sequence_attention,
             bias=None if cross else context.bias,
             window=None if cached else window,
+            segment_ids=None if cached or cross else context.segment_ids,
         )
         out = nn.DenseGeneral(
             D, axis=(-2, -1), dtype=dtype, kernel_init=kernel_init, use_bias=style.out_bias, name="out"
@@ -509,11 +512,6 @@ class Encoder(Transformer):
             return pipeline(apply, layers, x_BLD, extra, self.pipeline_microbatches, axes)
         x_BLD, _ = jax.lax.scan(lambda x_BLD, layer: (apply(layer, x_BLD, extra, 0), None), x_BLD, layers)
         return x_BLD
-
-
-def same_segment(segments_BL: Int[Array, "B L"] | None) -> Bool[Array, "B 1 L L"] | None:
-    """The mask with which a token sees those of its own segment only; None: all."""
-    return None if segments_BL is None else (segments_BL[:, :, None] == segments_BL[:, None, :])[:, None]
 
 
 def stack_blocks(params: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Attention over a spread sequence, against jax.nn.dot_product_attention on one device: values, gradients, masks."""
 
 import functools
+import importlib
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +9,9 @@ import numpy as np
 import pytest
 from meshes import assert_same, spread
 
-from bigbase_jax.models.attention import attention
+from bigbase_jax.models.attention import _CODES, attention, within_segments
+from bigbase_jax.models.bert import Bert
+from bigbase_jax.models.decoder import Decoder
 from bigbase_jax.models.layers import ModelError
 
 B, L, H, K = 4, 16, 4, 8
@@ -166,11 +169,128 @@ def test_on_a_cpu_attention_by_blocks_is_that_of_jax(heads, words, masked):
         np.testing.assert_allclose(a, b, atol=1e-5)
 
 
-def test_where_cudnn_does_not_take_the_shapes_the_plain_program_runs(monkeypatch):
+def segments(length=L):
+    """[B, length]: in pieces of different lengths, with padding (0) at the end of all but the first; one piece returns,
+    and one has the greatest number."""
+    ends = jnp.array([[0, 0, 0, length], [3, 5, 11, 14], [1, 2, 6, 7], [2, 6, 9, 12]])
+    number = jnp.sum(jnp.arange(length)[None, :, None] >= ends[:, None], -1)
+    return jnp.take_along_axis(
+        jnp.array([[1, 1, 1, 1, 0], [1, 2, 3, 4, 0], [7, 2, 7, 3, 0], [1, 2, 12_869, 3, 0]]), number, 1
+    )
+
+
+def masked_by(segment_ids):
+    return (segment_ids[:, :, None] == segment_ids[:, None, :])[:, None]
+
+
+@pytest.mark.parametrize("words", [{}, {"is_causal": True, "local_window_size": (5, 0)}], ids=str)
+def test_codes_of_segments_give_the_value_and_gradient_of_their_mask(words):
+    attend = functools.partial(jax.nn.dot_product_attention, **words)
+    for dtype, heads in ((jnp.float32, H), (jnp.bfloat16, 2)):
+        q, k, v, weight = inputs(dtype)
+        x = 30 * q, k[:, :, :heads], v[:, :, :heads], weight  # scores far apart
+        mask = masked_by(segments())
+        masked = value_and_grads(lambda q, k, v, m: attend(q, k, v, mask=m), x, mask)
+        coded = value_and_grads(lambda q, k, v, _: within_segments(attend, segments(), q, k, v), x, None)
+        plain = value_and_grads(lambda q, k, v, _: attend(q, k, v), x, None)
+        assert np.abs(np.float32(masked[0]) - np.float32(plain[0])).max() > 0.1
+        assert coded[0].dtype == dtype
+        for a, b in zip(jax.tree.leaves(coded), jax.tree.leaves(masked), strict=True):
+            np.testing.assert_allclose(np.float32(a), np.float32(b), atol=1e-5)
+
+
+def test_no_code_covers_another():
+    assert {int(n).bit_count() for n in _CODES} == {8}  # of as many, a different one leaves out some
+    assert len(np.unique(_CODES)) == 12_870
+
+
+@pytest.fixture
+def as_on_a_gpu(monkeypatch):
+    """As if this were an H100 with cuDNN, up to the lowered program."""
+    cudnn = importlib.import_module("jax._src.cudnn.fused_attention_stablehlo")
+    monkeypatch.setattr("bigbase_jax.models.attention.platform", lambda: "gpu")
+    monkeypatch.setattr(cudnn, "check_cudnn_version", lambda: 91000)
+    monkeypatch.setattr(cudnn, "check_compute_capability", lambda capability: capability <= "9.0")
+    monkeypatch.setattr(cudnn, "is_cuda_compute_capability_equal", lambda capability: False)
+
+
+LONG = 44  # no other size of a program is as long
+
+
+def cuda_text(step, *args):
+    return jax.jit(step).trace(*args).lower(lowering_platforms=("cuda",)).as_text()
+
+
+@pytest.mark.parametrize("words", [{}, {"is_causal": True, "window": 5}])
+def test_on_a_gpu_segments_make_no_array_of_all_pairs(as_on_a_gpu, words):
+    x, ids = (jnp.zeros((B, LONG, H, K), jnp.bfloat16),) * 4, segments(LONG)
+    attend = functools.partial(attention, **words)
+    text = cuda_text(lambda x, s: value_and_grads(lambda q, k, v, s: attend(q, k, v, segment_ids=s), x, s), x, ids)
+    assert "fmhaSoftmax(" in text and "fmhaSoftmaxBackward(" in text
+    assert f"{LONG}x{LONG}" not in text
+    masked = cuda_text(functools.partial(value_and_grads, attend), x, masked_by(ids))
+    assert "fmhaScaleBiasSoftmaxBackward(" in masked
+    assert f"tensor<{B}x1x{LONG}x{LONG}xi1>" in masked and f"tensor<{B}x1x{LONG}x{LONG}xbf16>" in masked
+
+
+def test_on_a_gpu_heads_that_have_no_room_for_codes_are_masked(as_on_a_gpu):
+    x = tuple(jnp.zeros((B, L, 2, 248), jnp.bfloat16) for _ in range(3))
+    text = cuda_text(lambda q, k, v: attention(q, k, v, segment_ids=segments()), *x)
+    assert "fmhaScaleBiasSoftmax(" in text
+
+
+@pytest.mark.parametrize("model", ["decoder", "stacked", "bert"])
+def test_on_a_gpu_no_model_makes_an_array_of_all_pairs(as_on_a_gpu, model):
+    words = {"vocab_size": 11, "length": LONG, "width": 16, "depth": 2, "heads": 2, "mlp_dim": 8, "dtype": "bfloat16"}
+    model = Bert(**words) if model == "bert" else Decoder(**words, scan=model == "stacked", remat=model == "stacked")
+    tokens = jnp.zeros((B, LONG), jnp.int32)
+    params = jax.eval_shape(model.init, jax.random.key(0), tokens)
+
+    def loss(params, segment_ids):
+        return jnp.sum(model.apply(params, tokens, segment_ids, method="hidden").astype(jnp.float32))
+
+    text = cuda_text(jax.grad(loss), params, segments(LONG))
+    assert "fmhaSoftmaxBackward(" in text
+    assert f"{LONG}x{LONG}" not in text
+
+
+def test_where_cudnn_does_not_take_the_shapes_the_plain_program_runs(as_on_a_gpu, monkeypatch):
+    def refuse(capability):
+        raise NotImplementedError
+
+    cudnn = importlib.import_module("jax._src.cudnn.fused_attention_stablehlo")
+    monkeypatch.setattr(cudnn, "is_cuda_compute_capability_equal", refuse)
     x = inputs(jnp.bfloat16)[:3]
-    plain = jax.nn.dot_product_attention(*x, is_causal=True)
-    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")  # there is none: cuDNN's refuses to be traced
-    np.testing.assert_array_equal(attention(*x, is_causal=True), plain)
+    plain = jax.nn.dot_product_attention(*x, is_causal=True, mask=masked_by(segments()))
+    np.testing.assert_array_equal(attention(*x, is_causal=True, segment_ids=segments()), plain)
+
+
+def test_segments_on_this_device_in_half_precision_are_as_near_to_float32_as_their_mask():
+    keys, ids = jax.random.split(jax.random.key(2), 4), segments(128)
+    x = tuple(jax.random.normal(key, (B, 128, n, 64), jnp.bfloat16) for key, n in zip(keys, (H, 2, 2, H), strict=True))
+
+    def grads(attend, x):
+        return jax.device_get(jax.jit(lambda x: value_and_grads(lambda q, k, v, _: attend(q, k, v), x, None))(x))
+
+    plain = functools.partial(jax.nn.dot_product_attention, is_causal=True)
+    exact = grads(functools.partial(plain, mask=masked_by(ids)), tuple(a.astype(jnp.float32) for a in x))
+    half = grads(functools.partial(plain, mask=masked_by(ids)), x)
+    ours = grads(functools.partial(attention, is_causal=True, segment_ids=ids), x)
+    assert np.abs(np.float32(half[0]) - np.float32(grads(plain, x)[0])).max() > 0.1
+    for a, b, c in zip(*map(jax.tree.leaves, (ours, half, exact)), strict=True):
+        error, expected = (np.abs(np.float32(y) - c).max() for y in (a, b))
+        assert 0 < error < 2 * expected
+
+
+@pytest.mark.parametrize("how", ["ring", "all_gather"])
+def test_segments_over_a_spread_sequence_and_on_one_device_are_their_mask(how):
+    attend = functools.partial(attention, is_causal=True, sequence_attention=how)
+    x, mask = inputs(), masked_by(segments())
+    masked = jax.device_get(value_and_grads(attend, x, mask))
+    by_segments = lambda q, k, v, s: attend(q, k, v, segment_ids=s)  # noqa: E731
+    assert np.abs(masked[0] - reference("none", True)[0]).max() > 0.1
+    assert_same(jax.device_get(value_and_grads(by_segments, x, segments())), masked)
+    assert_same(run(by_segments, x, segments(), sequence=2, data=2, tensor=2)[0], masked)
 
 
 def test_mistakes_are_told():
