@@ -1,4 +1,4 @@
-"""Runs both sides alternately on one machine and prints medians and ratios as a table and one JSON line.
+"""Runs both input pipelines alternately on one machine and prints medians and ratios as a table and one JSON line.
 
 python compare.py --data=DIR --torch_python=PYTHON_WITH_TORCH [--rounds=3]
 """
@@ -24,20 +24,18 @@ if __name__ == "__main__":
     parser.add_argument("--torch_python", default=sys.executable)
     parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
-    sides = {"torch": (args.torch_python, "torch_cnn.py"), "ours": (sys.executable, "ours.py")}
+    sides = {
+        "torch": (args.torch_python, "torch_cnn.py", "--what=pipeline", "--workers=0", "--threads=1"),
+        "ours": (sys.executable, "ours.py", "--workers=1"),
+    }
     found = {}
     for _ in range(args.rounds):
         for side, command in sides.items():
-            for batch in (4, 32):
-                got = measure(*command, "--what=step", f"--batch={batch}", "--steps=7")
-                found.setdefault(f"step, batch {batch} (s)", {}).setdefault(side, []).append(got["step_seconds"])
-            one = ["--workers=1"] if side == "ours" else ["--workers=0", "--threads=1"]
-            rates = measure(*command, "--what=pipeline", f"--data={args.data}", *one)["images_per_second"]
+            rates = measure(*command, f"--data={args.data}")["images_per_second"]
             found.setdefault("pipeline, first epoch (images/s, one core)", {}).setdefault(side, []).append(rates[0])
             found.setdefault("pipeline, later epochs (images/s, one core)", {}).setdefault(side, []).append(rates[-1])
     print("| what | PyTorch | bigbase_jax | ratio |\n| --- | --- | --- | --- |")
     for what, both in found.items():
         torch, ours = (statistics.median(both[side]) for side in ("torch", "ours"))
-        ratio = torch / ours if "(s)" in what else ours / torch
-        print(f"| {what} | {torch:.4g} | {ours:.4g} | {ratio:.2f}x |")
+        print(f"| {what} | {torch:.4g} | {ours:.4g} | {ours / torch:.2f}x |")
     print(json.dumps(found))

@@ -1,7 +1,6 @@
-"""The other side of the comparison: this project's own step and pipeline, from the recipe as it stands. One JSON line.
+"""The other side of the comparison: this project's own pipeline, from the recipe as it stands. One JSON line.
 
-python ours.py --what=step --batch=4
-python ours.py --what=pipeline --data=DIR [--workers=1]
+python ours.py --data=DIR [--workers=1]
 """
 
 import argparse
@@ -18,32 +17,7 @@ sys.path.insert(0, str(ROOT / "configs"))
 
 import catdog_cnn  # noqa: E402
 
-from bigbase_jax import parallel  # noqa: E402
 from bigbase_jax.build import build  # noqa: E402
-
-
-def step(batch_size, steps):
-    config = catdog_cnn.get_config()
-    task = build(config.task, {"num_classes": 2})
-    tx = build(config.optim)
-    mesh = parallel.make_mesh()
-    batch = {
-        "image": jax.random.randint(jax.random.key(0), (batch_size, 224, 224, 3), 0, 256).astype("uint8"),
-        "label": jax.random.randint(jax.random.key(1), (batch_size,), 0, 2),
-        "mask": jax.numpy.ones(batch_size),
-    }
-    batch = parallel.put(jax.device_get(batch), mesh)
-    tx = tx.transform(jax.eval_shape(task.init, jax.random.key(0), batch)["params"], 1000)
-    program = parallel.program(task, tx, jax.eval_shape(lambda x: x, batch), mesh)
-    state, compiled = program.init(batch), program.step
-    seconds = []
-    for _ in range(steps + 2):
-        began = time.perf_counter()
-        state, sums = compiled(state, batch)
-        float(sums["loss"].total)
-        jax.block_until_ready(state)
-        seconds.append(time.perf_counter() - began)
-    return {"step_seconds": sorted(seconds[2:])[steps // 2]}
 
 
 def pipeline(root, workers):
@@ -70,11 +44,8 @@ def pipeline(root, workers):
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
-    parser.add_argument("--what", choices=["step", "pipeline"], required=True)
-    parser.add_argument("--batch", type=int, default=4)
-    parser.add_argument("--steps", type=int, default=9)
-    parser.add_argument("--data")
+    parser.add_argument("--data", required=True)
     parser.add_argument("--workers", type=int, default=1)
     args = parser.parse_args()
-    found = step(args.batch, args.steps) if args.what == "step" else pipeline(args.data, args.workers)
+    found = pipeline(args.data, args.workers)
     print(json.dumps({"jax": jax.__version__, **found}))

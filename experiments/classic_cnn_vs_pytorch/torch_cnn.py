@@ -1,6 +1,5 @@
 """The classic CNN as a PyTorch user writes it: Dataset, DataLoader, Pillow, fp32. Prints one JSON line.
 
-python torch_cnn.py --what=step --batch=4
 python torch_cnn.py --what=pipeline --data=DIR [--workers=0]
 python torch_cnn.py --what=job --data=DIR --epochs=1
 """
@@ -53,18 +52,6 @@ def train_step(model, optimizer, x, y):
     return loss.item()
 
 
-def step(batch, steps):
-    model = network()
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.001, momentum=0.9)
-    x, y = torch.rand(batch, 3, 224, 224), torch.randint(0, 2, (batch,))
-    seconds = []
-    for _ in range(steps + 2):
-        began = time.perf_counter()
-        train_step(model, optimizer, x, y)
-        seconds.append(time.perf_counter() - began)
-    return {"step_seconds": sorted(seconds[2:])[steps // 2]}
-
-
 def pipeline(root, workers, epochs=2):
     loader = DataLoader(Photos(root, "train"), 4, shuffle=True, num_workers=workers, persistent_workers=workers > 0)
     rates = []
@@ -107,9 +94,7 @@ def job(root, epochs, workers):
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
-    parser.add_argument("--what", choices=["step", "pipeline", "job"], required=True)
-    parser.add_argument("--batch", type=int, default=4)
-    parser.add_argument("--steps", type=int, default=9)
+    parser.add_argument("--what", choices=["pipeline", "job"], required=True)
     parser.add_argument("--data")
     parser.add_argument("--epochs", type=int, default=1)
     parser.add_argument("--workers", type=int, default=0)
@@ -118,7 +103,6 @@ if __name__ == "__main__":
     if args.threads:
         torch.set_num_threads(args.threads)
     found = {
-        "step": lambda: step(args.batch, args.steps),
         "pipeline": lambda: pipeline(args.data, args.workers),
         "job": lambda: job(args.data, args.epochs, args.workers),
     }[args.what]()
