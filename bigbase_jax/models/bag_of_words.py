@@ -8,6 +8,7 @@ from __future__ import annotations
 import flax.linen as nn
 from jaxtyping import Array, Float, Int
 
+from bigbase_jax.models.dropout import Dropout
 from bigbase_jax.models.layers import DTYPES, ModelError, constrain
 
 
@@ -43,4 +44,4 @@ class BagOfWords(nn.Module):
             raise ModelError(f"the model's vocab_size is {self.vocab_size}; give it, or data that knows it.")
         table_VD = self.param("embedding", nn.initializers.normal(0.1), (self.vocab_size, self.width))
         x_BLD = constrain(table_VD[tokens_BL].astype(DTYPES[self.dtype]), "batch", "length", "width")
-        return nn.Dropout(self.dropout, broadcast_dims=(2,), deterministic=not train)(x_BLD)
+        return Dropout(self.dropout, broadcast_dims=(2,), deterministic=not train)(x_BLD)

@@ -11,6 +11,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Float32, Int
 
+from bigbase_jax.models.dropout import Dropout
 from bigbase_jax.models.layers import ACTIVATIONS, DTYPES, ModelError, classes, constrain, look_up
 from bigbase_jax.models.transformer import KERNEL_INITS, Context, Style, Transformer
 
@@ -203,7 +204,7 @@ class ClassHead(nn.Module):
     @nn.compact
     def __call__(self, y_BD: Float[Array, "B D"], train: bool = False) -> Float32[Array, "B K"]:
         init = KERNEL_INITS[self.kernel_init]
-        drop = nn.Dropout(self.dropout, deterministic=not train)
+        drop = Dropout(self.dropout, deterministic=not train)
         if self.hidden:
             dense = nn.Dense(y_BD.shape[-1], dtype=DTYPES[self.dtype], kernel_init=init, name="dense")
             y_BD = jnp.tanh(dense(drop(y_BD)))

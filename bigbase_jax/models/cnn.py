@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Float32
 
+from bigbase_jax.models.dropout import Dropout
 from bigbase_jax.models.layers import DTYPES, INITS, ModelError, classes, look_up, max_pool_2x2
 
 
@@ -99,6 +100,6 @@ class ConvNet(nn.Module):
         x_BD = x.reshape(B, -1) if self.pool == "flatten" else jnp.mean(x, (1, 2))
         if self.dense:
             x_BD = jax.nn.relu(nn.Dense(self.dense, dtype=dtype, kernel_init=kernel_init, name="dense")(x_BD))
-        x_BD = nn.Dropout(self.dropout, deterministic=not train)(x_BD)
+        x_BD = Dropout(self.dropout, deterministic=not train)(x_BD)
         head = nn.Dense(classes(self.num_classes), dtype=jnp.float32, kernel_init=kernel_init, name="head")
         return head(x_BD.astype(jnp.float32))

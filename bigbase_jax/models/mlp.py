@@ -9,6 +9,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Float32
 
+from bigbase_jax.models.dropout import Dropout
 from bigbase_jax.models.layers import ACTIVATIONS, DTYPES, INITS, classes, look_up
 
 AUTO = {"sigmoid": "glorot_sigmoid", "tanh": "glorot", "relu": "he", "gelu": "he", "silu": "he"}
@@ -51,6 +52,6 @@ class MLP(nn.Module):
         for i, width in enumerate(self.hidden):
             x_BD = nn.Dense(width, dtype=dtype, kernel_init=kernel_init, name=f"dense_{i}")(x_BD)
             x_BD = ACTIVATIONS[self.activation](x_BD)
-            x_BD = nn.Dropout(self.dropout, deterministic=not train)(x_BD)
+            x_BD = Dropout(self.dropout, deterministic=not train)(x_BD)
         head = nn.Dense(classes(self.num_classes), dtype=jnp.float32, kernel_init=kernel_init, name="head")
         return head(x_BD.astype(jnp.float32))

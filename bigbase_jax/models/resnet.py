@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Float32
 
+from bigbase_jax.models.dropout import Dropout
 from bigbase_jax.models.layers import DTYPES, ModelError, classes, look_up, max_pool_3x3
 
 conv_init = nn.initializers.variance_scaling(2.0, "fan_out", "normal")  # He et al. 2015b
@@ -167,7 +168,7 @@ class ResNet(nn.Module):
                     name=f"layer{stage + 1}_{i}",
                 )(x, train)
         x_BC = jnp.mean(x, (1, 2), dtype=jnp.float32)
-        x_BC = nn.Dropout(self.dropout, deterministic=not train)(x_BC)
+        x_BC = Dropout(self.dropout, deterministic=not train)(x_BC)
         return nn.Dense(classes(self.num_classes), kernel_init=head_init, name="fc")(x_BC)
 
 
@@ -219,5 +220,5 @@ class CifarResNet(nn.Module):
                     name=f"layer{stage + 1}_{i}",
                 )(x, train)
         x_BC = jnp.mean(x, (1, 2), dtype=jnp.float32)
-        x_BC = nn.Dropout(self.dropout, deterministic=not train)(x_BC)
+        x_BC = Dropout(self.dropout, deterministic=not train)(x_BC)
         return nn.Dense(classes(self.num_classes), kernel_init=head_init, name="linear")(x_BC)

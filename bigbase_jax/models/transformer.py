@@ -21,6 +21,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Float32, Int
 
 from bigbase_jax.models.attention import SEQUENCE_ATTENTION, attention, near
+from bigbase_jax.models.dropout import Dropout
 from bigbase_jax.models.layers import (
     ACTIVATIONS,
     DTYPES,
@@ -291,7 +292,7 @@ class FeedForward(nn.Module):
             h_BLM = activation(gate_BLM) * h_BLM
         else:
             h_BLM = activation(h_BLM)
-        h_BLM = nn.Dropout(self.dropout, deterministic=not train)(h_BLM)
+        h_BLM = Dropout(self.dropout, deterministic=not train)(h_BLM)
         return constrain(dense(D, "down")(h_BLM), "batch", "length", "width")
 
 
@@ -332,9 +333,9 @@ class Block(nn.Module):
         style, dtype = self.style, DTYPES[self.dtype]
 
         def drop(y_BLD: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
-            y_BLD = nn.Dropout(self.dropout, deterministic=not train)(y_BLD)
+            y_BLD = Dropout(self.dropout, deterministic=not train)(y_BLD)
             if drop_path is None:
-                return nn.Dropout(self.drop_path, broadcast_dims=(1, 2), deterministic=not train)(y_BLD)
+                return Dropout(self.drop_path, broadcast_dims=(1, 2), deterministic=not train)(y_BLD)
             if not train:
                 return y_BLD
             keep_B11 = jax.random.bernoulli(self.make_rng("dropout"), 1 - drop_path, (len(y_BLD), 1, 1))
@@ -463,7 +464,7 @@ class Encoder(Transformer):
                 f"the mesh spreads layers over {mesh_size('layers')} devices, but the blocks are not stacked; set scan."
             )
         x_BLD = constrain(x_BLD, "batch", "length", "width")
-        x_BLD = nn.Dropout(self.dropout, deterministic=not train)(x_BLD.astype(DTYPES[self.dtype]))
+        x_BLD = Dropout(self.dropout, deterministic=not train)(x_BLD.astype(DTYPES[self.dtype]))
         x_BLD = (self._stacked if self.scan else self._unrolled)(x_BLD, mask, train, context)
         return x_BLD if self.style.post_norm else self.style.normaliser(self.dtype, "norm")(x_BLD)
 

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from bigbase_jax.core import Batch, UserError, Variables
+from bigbase_jax.models.dropout import Dropout
 from bigbase_jax.tasks.errors import model_errors
 from bigbase_jax.text.tokenizer import load
 
@@ -90,7 +91,7 @@ def one_text(batch: Batch) -> Batch:
 def head_logits(outputs: int, variables: Variables, y: jax.Array, dropout: float, key: jax.Array | None) -> jax.Array:
     """f32[..., K]: what the head makes of f32[..., D]; without a key for dropout, as for inference."""
     rngs = {} if key is None else {"dropout": key}
-    y = nn.Dropout(dropout, deterministic=key is None).apply({}, y, rngs=rngs)  # type: ignore[assignment]
+    y = Dropout(dropout, deterministic=key is None).apply({}, y, rngs=rngs)  # type: ignore[assignment]
     found: Any = _head(outputs).apply({"params": variables["params"]["head"]}, y)
     return found
 

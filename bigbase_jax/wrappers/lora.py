@@ -24,6 +24,7 @@ import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from bigbase_jax.core import Batch, Loss, UserError, Variables
+from bigbase_jax.models.dropout import dropout
 from bigbase_jax.parallel import FROZEN
 from bigbase_jax.wrappers.wrapper import Path, Wrapper, check_regex, some_paths
 
@@ -180,8 +181,7 @@ class LoRA(Wrapper):
             return layer.clone(parent=None).apply({"params": own}, *args, **kwargs)
         y, x = call(*args, **kwargs), args[0] if args else kwargs["inputs"]
         if KEY in leaves:
-            keep = jax.random.bernoulli(leaves[KEY], 1 - self.dropout, x.shape)
-            x = jnp.where(keep, x / (1 - self.dropout), 0)
+            x = dropout(leaves[KEY], x, self.dropout)
         thin: Any = layer.clone(parent=None, features=self.rank, use_bias=False)
         h = thin.apply({"params": {KERNEL: leaves[A]}}, x) * self.scale
         more = jnp.tensordot(h, leaves[B].astype(h.dtype), 1, precision=layer.precision)
