@@ -21,8 +21,10 @@ import json
 import os
 import sys
 
-from bigbase_jax.runtime import signals
+from bigbase_jax.runtime import memory, signals
 
+if __name__ == "__main__":
+    memory.start_anew()
 signals.leave_on_interrupt()  # the imports take seconds
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # XLA's notes to its own developers; what fails is raised
 if "--mode=doctor" in sys.argv:  # before the other imports: it also has to run where these fail
@@ -36,7 +38,7 @@ from ml_collections import config_flags
 from bigbase_jax import cli
 from bigbase_jax.build import suggest
 from bigbase_jax.core import UserError
-from bigbase_jax.runtime import distributed, memory
+from bigbase_jax.runtime import distributed
 
 MODES = ("train", "eval", "predict", "embed", "generate", "report", "compare", "export", "plan", "doctor")
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The recipe: configs/NAME.py[:argument,...].")
@@ -60,7 +62,6 @@ def main(_: list[str]) -> int:
     if mode not in MODES:
         raise UserError(f"there is no --mode={mode}.{suggest(mode, MODES, 'mode')}")
     workdir = cli.only("workdir", _WORKDIR.value, mode) if mode != "compare" else ""
-    memory.keep_freed()
     if mode in ("train", "plan") and _CONFIG.value is None:
         raise UserError("--config is missing; try --config=configs/catdog.py.")
     if mode in ("eval", "predict", "embed", "generate", "report", "export") and not workdir:

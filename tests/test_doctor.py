@@ -98,6 +98,27 @@ def test_nothing_is_wrong_with_a_healthy_machine(tmp_path, base, files):
     assert wrong(found) == [] and [check.name for check in found] == ["packages", "devices", "disk"]
 
 
+PAGES = "sys/kernel/mm/transparent_hugepage/enabled"
+MADVISE = "always [madvise] never"
+
+
+@pytest.mark.parametrize(
+    ("setting", "env", "expected"),
+    [
+        (MADVISE, {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1:glibc.malloc.top_pad=1"}, ("ok", "")),
+        ("[always] madvise never", {}, ("ok", "")),
+        (MADVISE, {"GLIBC_TUNABLES": ""}, ("note", "unset GLIBC_TUNABLES")),
+        (MADVISE, {"MALLOC_ARENA_MAX": "1"}, ("note", "unset MALLOC_ARENA_MAX")),
+        ("always madvise [never]", {}, ("note", f"echo madvise | sudo tee /{PAGES}")),
+        (MADVISE, {}, None),  # the doctor alone, which is no command that starts anew
+    ],
+)
+def test_huge_pages_are_on_or_it_says_why_not(tmp_path, setting, env, expected):
+    found = judged(tmp_path, PLAIN, {**NO_GPU, PAGES: setting}, env=env)
+    assert next(((c.status, c.fix) for c in found if c.name == "huge pages"), None) == expected
+    assert "huge pages" not in [c.name for c in judged(tmp_path, HEALTHY, {PAGES: setting}, env=env)]
+
+
 # ------------------------------------------------------------------------------------------------------------ packages
 
 PLUGIN = "pip install -e '.[cuda12]'"

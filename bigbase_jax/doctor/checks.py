@@ -176,6 +176,8 @@ def check_host(m: Machine) -> Iterator[Check]:
     free = min(int(sizes.get("MemAvailable", 1 << 40)) * 1024, int(limit) if limit.isdigit() else 1 << 60)
     if free < 2e9:
         yield Check("memory", WARNING, f"{free / 1e9:.2g} GB of memory is available", "ps aux --sort=-rss | head")
+    if m.stages.get("devices", {}).get("backend") == "cpu":
+        yield from huge_pages(m)
     stage = m.stages.get("host", {"error": "the child process ended too early"})
     elsewhere = "python launch.py --workdir=DIR  # on another disk"
     if "error" in stage:
@@ -202,6 +204,22 @@ def check_host(m: Machine) -> Iterator[Check]:
         yield Check("memory", WARNING, text, fix)
     if 0 <= stage["open_files"] < 1024:
         yield Check("open files", WARNING, f"only {stage['open_files']} files may be open at once", "ulimit -n 4096")
+
+
+def huge_pages(m: Machine) -> Iterator[Check]:
+    """Whether a step's temporary arrays come in pages of 2 MiB, as ``runtime.memory`` asks for."""
+    path = "sys/kernel/mm/transparent_hugepage/enabled"
+    allowed = re.findall(r"\[(\w+)\]", m.text(path))  # such as "always [madvise] never"
+    said = [name for name in sorted(m.env) if name == "LD_PRELOAD" or name.startswith(("GLIBC_TUNABLES", "MALLOC_"))]
+    slow = "steps on the CPU may take 1.2x as long"
+    if allowed == ["never"]:
+        text = f"/{path} says never: without huge pages, {slow}"
+        yield Check("huge pages", NOTE, text, f"echo madvise | sudo tee /{path}")
+    elif allowed == ["always"] or "glibc.malloc.hugetlb=1" in m.env.get("GLIBC_TUNABLES", ""):
+        yield Check("huge pages", OK, "large arrays lie in pages of 2 MiB; GLIBC_TUNABLES= (empty) turns this off")
+    elif allowed and said:
+        text = f"{' and '.join(said)} set how memory is handed out, not in huge pages: {slow}"
+        yield Check("huge pages", NOTE, text, f"unset {' '.join(said)}")
 
 
 def judge(machine: Machine) -> list[Check]:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-import ctypes
+import contextlib
 import os
 import pathlib
 import sys
 
-# mallopt(3): the names' numbers are glibc's, and part of its interface.
-_MMAP_THRESHOLD, _TOP_PAD, _TRIM_THRESHOLD = -3, -2, -1
 _ACCELERATORS = ("nvidia0", "kfd", "accel*", "vfio/[0-9]*")
-_LARGE = 32 * 2**20  # the most that glibc takes; larger blocks would also leave gaps that nothing fits
-_PAD = 64 * 2**20
+VARIABLE = "GLIBC_TUNABLES"
+TUNABLES = {
+    "hugetlb": 1,  # pages of 2 MiB where the system lets programs ask for them; from glibc 2.35 on
+    "mmap_threshold": 32 * 2**20,  # larger blocks would also leave gaps that nothing fits
+    "top_pad": 64 * 2**20,
+    "trim_threshold": 2**31 - 1,
+}
+"""Of ``glibc.malloc``: https://sourceware.org/glibc/manual/latest/html_node/Memory-Allocation-Tunables.html."""
 
 
 def has_accelerators() -> bool:
@@ -19,25 +23,39 @@ def has_accelerators() -> bool:
     return any(next(pathlib.Path("/dev").glob(pattern), None) for pattern in _ACCELERATORS)
 
 
-def keep_freed() -> bool:
-    """Lets this process keep the memory that it frees in blocks of up to 32 MiB, on a machine without accelerators.
+def start_anew() -> None:
+    """Replaces this process by the same command under ``TUNABLES``, which glibc reads at the start of a process only.
 
-    XLA's CPU backend asks for the temporary buffers of a step anew at every step. glibc returns what is large to the
-    system and has every page of it cleared when it is touched again, which takes a third of a small model's step
-    (``experiments/char_lm``). Nothing is changed where the environment says how to allocate (``MALLOC_...``), or where
-    the C library is another.
+    XLA's CPU backend asks for the temporary buffers of a step anew at every step, and the system clears each page of
+    them when it is touched: 170,000 pages of 4 KiB in the step of a small BERT. With large pages, and small blocks
+    kept, steps take 0.84 to 0.9 of the time and no more memory. Keeping large blocks as well takes twice the memory.
 
-    Returns:
-      Whether it was changed.
+    To be called before anything is imported or opened. The number of the process, its files and its ignored signals
+    stay, and processes that it starts inherit the variable.
+
+    Nothing happens where the environment says how to allocate: ``GLIBC_TUNABLES= python launch.py ...`` turns this off.
+    Nor where there are accelerators, where the C library is another, or where this process is not that of the command
+    alone, but of a test, a debugger or a notebook.
     """
-    if any(name.startswith("MALLOC_") for name in os.environ) or not sys.platform.startswith("linux"):
-        return False
-    if has_accelerators():
-        return False
+    said = any(name.startswith((VARIABLE, "MALLOC_", "LD_PRELOAD")) for name in os.environ)
+    if said or not _is_alone() or not _is_glibc() or has_accelerators():
+        return
+    tunables = ":".join(f"glibc.malloc.{name}={value}" for name, value in TUNABLES.items())
+    with contextlib.suppress(OSError):
+        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], {**os.environ, VARIABLE: tunables})
+
+
+def _is_alone() -> bool:
+    """Whether this process was started as ``python [options] SCRIPT ARGUMENTS`` and does nothing else."""
+    options, words = sys.orig_argv[1 : -len(sys.argv)], sys.orig_argv[-len(sys.argv) :]
+    only_options = all(
+        word.startswith("-") or before in ("-X", "-W") for before, word in zip(sys.orig_argv, options, strict=False)
+    )
+    return words == sys.argv and only_options and sys.gettrace() is None and "jax" not in sys.modules
+
+
+def _is_glibc() -> bool:
     try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (AttributeError, OSError):  # musl
+        return (os.confstr("CS_GNU_LIBC_VERSION") or "").startswith("glibc")
+    except (AttributeError, OSError, ValueError):
         return False
-    limits = ((_MMAP_THRESHOLD, _LARGE), (_TOP_PAD, _PAD), (_TRIM_THRESHOLD, 2**31 - 1))
-    changed = [mallopt(name, value) == 1 for name, value in limits]
-    return all(changed)

@@ -121,9 +121,8 @@ def ours(name, tiny):
     import jax
 
     from bigbase_jax import parallel
-    from bigbase_jax.runtime import compilation, memory
+    from bigbase_jax.runtime import compilation
 
-    memory.keep_freed()  # as launch.py does
     compilation.setup()  # as the verbs do
     task, optimizer, batch, ema = task_of(name, tiny)
     spec = {key: jax.ShapeDtypeStruct(value.shape, value.dtype) for key, value in batch.items()}
@@ -273,6 +272,10 @@ def peak_gigabytes():
 
 if __name__ == "__main__":
     side, which, *more = sys.argv[1:]
+    if side == "ours":
+        from bigbase_jax.runtime import memory
+
+        memory.start_anew()  # as launch.py does
     steps, about = SIDES[side](which, "--tiny" in more)
     for _ in range(1 if "--tiny" in more else 2):
         losses = [step() for step in steps.values()]

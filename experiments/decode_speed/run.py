@@ -12,6 +12,11 @@ import os
 import tempfile
 import time
 
+from bigbase_jax.runtime import memory
+
+if __name__ == "__main__":
+    memory.start_anew()  # as launch.py does
+
 import jax
 import numpy as np
 import torch
@@ -20,7 +25,6 @@ import transformers
 from bigbase_jax.decoding.sampling import SamplingParams
 from bigbase_jax.inference.generation import Engine
 from bigbase_jax.pretrained import load
-from bigbase_jax.runtime import memory
 
 PROMPT = 16
 
@@ -32,7 +36,6 @@ def main() -> None:
     parser.add_argument("--new", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
-    memory.keep_freed()  # as launch.py does
     torch.set_num_threads(2)
     transformers.logging.set_verbosity_error()
     for shape in args.shapes.split(","):
