@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Float32
 
 from bigbase_jax.models.dropout import Dropout
-from bigbase_jax.models.layers import DTYPES, INITS, ModelError, classes, look_up, max_pool_2x2
+from bigbase_jax.models.layers import DTYPES, INITS, Conv, ModelError, classes, look_up, max_pool_2x2
 
 
 class Stage(nn.Module):
@@ -29,7 +29,7 @@ class Stage(nn.Module):
         x = x_BHWC
         for i in range(self.depth):
             x = jax.nn.relu(x) if i else x
-            x = nn.Conv(
+            x = Conv(
                 self.features,
                 (3, 3),
                 use_bias=not self.norm,

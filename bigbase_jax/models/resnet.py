@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Float32
 
 from bigbase_jax.models.dropout import Dropout
-from bigbase_jax.models.layers import DTYPES, ModelError, classes, look_up, max_pool_3x3
+from bigbase_jax.models.layers import DTYPES, Conv, ModelError, classes, look_up, max_pool_3x3
 
 conv_init = nn.initializers.variance_scaling(2.0, "fan_out", "normal")  # He et al. 2015b
 head_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")  # of torch's Linear
@@ -26,7 +26,7 @@ head_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")  # of t
 
 def _conv(features: int, kernel: int, stride: int, dtype: str, name: str) -> nn.Conv:
     pad = (kernel - 1) // 2
-    return nn.Conv(
+    return Conv(
         features,
         (kernel, kernel),
         strides=stride,
@@ -145,7 +145,7 @@ class ResNet(nn.Module):
         if self.stem == "patch":
             if min(x.shape[1:3]) < 4:
                 raise ModelError(f"a picture of {x.shape[1]}x{x.shape[2]} holds no patch of 4x4; use stem='cifar'.")
-            x = nn.Conv(
+            x = Conv(
                 self.width, (4, 4), 4, "VALID", use_bias=False, dtype=x.dtype, kernel_init=conv_init, name="conv1"
             )(x)
         elif self.stem == "cifar":

@@ -1,4 +1,4 @@
-"""Pools against ``reduce_window``, perceptron and classic CNN: shapes, sizes, dtypes, errors."""
+"""Convolution against ``nn.Conv``, pools against ``reduce_window``, perceptron and classic CNN."""
 
 import flax.linen as nn
 import jax
@@ -6,8 +6,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from bigbase_jax.models import layers
 from bigbase_jax.models.cnn import ConvNet
-from bigbase_jax.models.layers import ModelError, max_pool_2x2, max_pool_3x3
+from bigbase_jax.models.layers import Conv, ModelError, max_pool_2x2, max_pool_3x3
 from bigbase_jax.models.mlp import MLP
 
 
@@ -15,6 +16,89 @@ def count(model, *shape):
     """Number of parameters, without computing them."""
     variables = jax.eval_shape(model.init, jax.random.key(0), jax.ShapeDtypeStruct((1, *shape), jnp.float32))
     return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(variables["params"]))
+
+
+def convolved(make, x, words, wrap=lambda f: f):
+    """What ``make``'s convolution gives, and its first and second derivatives after both arguments."""
+    module = make(5, **words)
+    kernel = jax.random.normal(jax.random.key(1), (*words["kernel_size"], x.shape[-1], 5)) / 3
+
+    def bent(x, kernel):
+        return jnp.sum(jnp.sin(wrap(lambda x: module.apply({"params": {"kernel": kernel}}, x))(x)))
+
+    def slope(x, kernel):
+        return sum(jnp.sum(jnp.cos(g)) for g in jax.grad(bent, (0, 1))(x, kernel))
+
+    program = jax.jit(lambda x, k: (bent(x, k), *jax.grad(bent, (0, 1))(x, k), *jax.grad(slope, (0, 1))(x, k)))
+    return program(x, kernel), program.lower(x, kernel).as_text()
+
+
+SMALL = {"kernel_size": (3, 3), "padding": ((1, 1), (1, 1)), "use_bias": False}
+
+
+@pytest.mark.parametrize(
+    ("size", "changed", "products"),
+    [
+        ((2, 2), {}, True),
+        ((3, 2), {"strides": 2}, True),
+        ((4, 4), {"strides": 2}, True),  # only its gradient is smaller than the kernel
+        ((2, 3), {"kernel_size": (3, 2), "padding": ((2, 0), (0, 1)), "strides": (1, 2)}, True),
+        ((2, 2), {"padding": "SAME"}, True),
+        ((4, 4), {"padding": "VALID"}, True),
+        ((4, 3), {"padding": ((-1, 1), (1, 2))}, True),
+        ((2, 2), {"dtype": jnp.bfloat16}, True),
+        ((3, 3), {}, False),
+        ((2, 2), {"kernel_size": (1, 1)}, False),
+        ((5, 5), {"kernel_dilation": 2, "strides": 2}, False),
+        ((2, 2), {"input_dilation": 2}, False),
+    ],
+)
+def test_convolution_is_that_of_flax(size, changed, products):
+    words = {**SMALL, **changed}
+    if words["kernel_size"] == (1, 1):
+        words["padding"] = "VALID"
+    x = jax.random.normal(jax.random.key(0), (2, *size, 4))
+    (ours, text), (theirs, theirs_text) = convolved(Conv, x, words), convolved(nn.Conv, x, words)
+    assert "stablehlo.convolution" in theirs_text
+    assert ("stablehlo.convolution" not in text) == products
+    tolerance = 2e-2 if "dtype" in changed else 1e-5
+    for a, b in zip(ours, theirs, strict=True):
+        assert float(jnp.linalg.norm(b)) > 0.1
+        np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance * float(jnp.max(jnp.abs(b))))
+
+
+def test_grouped_convolution_is_left_to_xla():
+    x = jnp.ones((1, 2, 2, 4))
+    module = Conv(4, (3, 3), feature_group_count=2)
+    variables = module.init(jax.random.key(0), x)
+    assert "stablehlo.convolution" in jax.jit(module.apply).lower(variables, x).as_text()
+    theirs = nn.Conv(4, (3, 3), feature_group_count=2).apply(variables, x)
+    np.testing.assert_allclose(module.apply(variables, x), theirs, atol=1e-6)
+
+
+@pytest.mark.parametrize("how", ["vmap", "remat", "shard_map"])
+def test_convolution_goes_through_transformations(how):
+    mesh = jax.make_mesh((2,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    rows = jax.sharding.PartitionSpec("data")
+    wrap = {
+        "vmap": lambda f: lambda x: jax.vmap(f)(x[:, None])[:, 0],
+        "remat": jax.checkpoint,
+        "shard_map": lambda f: jax.shard_map(f, mesh=mesh, in_specs=rows, out_specs=rows),
+    }[how]
+    x = jax.random.normal(jax.random.key(0), (2, 2, 2, 4))
+    ours, text = convolved(Conv, x, SMALL, wrap)
+    theirs, _ = convolved(nn.Conv, x, SMALL)
+    assert "stablehlo.convolution" not in text
+    for a, b in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5 * float(jnp.max(jnp.abs(b))))
+
+
+@pytest.mark.parametrize("platform", ["gpu", "tpu"])
+def test_accelerators_get_the_program_that_they_got(monkeypatch, platform):
+    x = jnp.ones((2, 2, 2, 4))
+    assert convolved(Conv, x, SMALL)[1] != convolved(nn.Conv, x, SMALL)[1]
+    monkeypatch.setattr(layers, "platform", lambda: platform)
+    assert convolved(Conv, x, SMALL)[1] == convolved(nn.Conv, x, SMALL)[1]
 
 
 def pool_2x2_reference(x):
