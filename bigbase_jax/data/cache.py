@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
+import importlib.metadata
 import inspect
 import json
 import mmap
@@ -28,7 +29,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
-import PIL
 
 from bigbase_jax.core import Batch, Example, Source, Transform
 
@@ -468,7 +468,8 @@ def default_root(cache_dir: str | None) -> pathlib.Path:
 
 def key_of(fingerprint: str, split: str, source: Source, transforms: Sequence[Transform] = ()) -> str:
     """A digest of what decoded examples depend on: the data, the decoder's and the transforms' code and arguments."""
-    parts = [FORMAT, PIL.__version__, np.__version__.split(".")[0], fingerprint, split, _code(source)]
+    decoders = [importlib.metadata.version(package) for package in ("pillow", "simplejpeg")]
+    parts = [FORMAT, *decoders, np.__version__.split(".")[0], fingerprint, split, _code(source)]
     parts += [(repr(t), _code(t)) for t in transforms]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:24]
 

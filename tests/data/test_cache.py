@@ -3,6 +3,7 @@
 import concurrent.futures
 import dataclasses
 import errno
+import importlib.metadata
 import itertools
 import json
 import os
@@ -158,6 +159,13 @@ def test_a_changed_argument_makes_a_new_cache(prepare):
     prepare()
     other, source = prepare(train_transforms=(Resize(20), RandomCrop(16)))
     assert source.reads >= 9 and next(other.train_batches(0))["image"].shape == (4, 16, 16, 3)
+
+
+@pytest.mark.parametrize("package", ["pillow", "simplejpeg"])
+def test_another_decoder_is_another_key(photos, monkeypatch, package):
+    ours, version = caches.key_of("a", "train", Files(photos)), importlib.metadata.version
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: "0" if name == package else version(name))
+    assert caches.key_of("a", "train", Files(photos)) != ours
 
 
 def test_the_key_depends_on_everything(photos):

@@ -18,7 +18,7 @@ from bigbase_jax.core import Dataset, Source, UserError
 from bigbase_jax.data.files import Limits
 from bigbase_jax.data.sources.image.folder import ImageFolder
 from bigbase_jax.data.sources.image.idx import Idx, read_idx
-from bigbase_jax.data.sources.image.image import decode
+from bigbase_jax.data.sources.image.image import _whole_jpeg, decode
 from bigbase_jax.data.sources.image.npz import Npz
 from bigbase_jax.data.sources.splits import stratified, to_split_off
 
@@ -86,6 +86,44 @@ def test_exif_orientation(orientation):
         x_HWC = decode(_encode(stored, kind, exif=exif, **options))
         assert x_HWC.shape == (24, 32, 3)
         assert np.abs(x_HWC.astype(int) - np.asarray(upright)).max() <= 8, kind
+
+
+@pytest.mark.parametrize("size", [(1, 1), (7, 9), (16, 16), (33, 17), (50, 121)])
+@pytest.mark.parametrize(
+    ("mode", "options"),
+    [
+        *(("RGB", {"subsampling": subsampling}) for subsampling in ("4:4:4", "4:2:2", "4:2:0")),
+        ("RGB", {"progressive": True}),
+        ("RGB", {"optimize": True, "restart_marker_rows": 1}),
+        ("RGB", {"quality": 3}),
+        ("RGB", {"keep_rgb": True}),
+        ("L", {}),
+        ("L", {"progressive": True}),
+    ],
+)
+def test_a_jpeg_has_the_bits_of_pillow(mode, options, size):
+    pixels = np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8)
+    data = _encode(Image.fromarray(pixels).convert(mode), "JPEG", **options)
+    with Image.open(io.BytesIO(data)) as image:
+        fast = _whole_jpeg(data, image)
+        reference = np.asarray(image.convert("RGB"))
+    assert fast is not None
+    np.testing.assert_array_equal(fast, reference)
+    np.testing.assert_array_equal(decode(data), reference)
+
+
+def test_what_is_left_to_pillow():
+    small, large, pixels = (Image.fromarray(_gradient(*size)) for size in ((8, 8), (64, 64), (30, 40)))
+    small, large, whole = (_encode(image, "JPEG") for image in (small, large, pixels))
+    for data, other in ((large, small), (small, large), (whole[:-200], whole), (whole[:300], whole), (b"", whole)):
+        with Image.open(io.BytesIO(other)) as header:  # more or less than the header says
+            assert _whole_jpeg(data, header) is None
+    cmyk = _encode(pixels.convert("CMYK"), "JPEG", quality=98)
+    with Image.open(io.BytesIO(cmyk)) as header:
+        assert _whole_jpeg(cmyk, header) is None
+    assert np.abs(decode(cmyk).astype(int) - _gradient(30, 40)).max() < 12
+    mpo = _encode(pixels, "MPO", save_all=True, append_images=[Image.new("RGB", (9, 9))])
+    assert decode(mpo).shape == (30, 40, 3)
 
 
 def test_broken_exif_does_not_break_the_picture():
@@ -438,6 +476,8 @@ def test_draft_size_of_a_folder(tmp_path):
         Image.fromarray(_gradient(400, 640)).save(tmp_path / name / "a.jpg")
     data = ImageFolder(str(tmp_path), draft_size=50)
     assert data.splits["train"][0]["image"].shape == (50, 80, 3)
+    (answered,) = data.codec({"draft_size": 50}, {}).decode(str(tmp_path / "cat" / "a.jpg"))
+    assert answered["image"].shape == (50, 80, 3)  # a prediction decodes as the training did
     with pytest.raises(UserError, match="draft_size is 0"):
         ImageFolder(str(tmp_path), draft_size=0)
 
