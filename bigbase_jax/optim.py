@@ -1,5 +1,9 @@
 """Optimizers from a config: optax's own algorithms and schedules, named by import path.
 
+Muon (``optax.contrib.muon``) orthogonalises kernels as the matrices that they are, and leaves all else to Adam (see
+``matrices``). Its updates are as large as AdamW's, whose learning rates it takes (``consistent_rms=0.2``, Liu et al.
+2025), where nothing else is said.
+
 The chain is: clip by global norm -> (weight decay, for algorithms without their own) -> the algorithm at the schedule's
 rate -> one rate per parameter group. Frozen parameters keep no optimizer state.
 
@@ -20,6 +24,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from optax.contrib import MuonDimensionNumbers
 from optax.schedules import StatefulSchedule
 
 from bigbase_jax.core import PyTree, UserError, flatten
@@ -132,6 +137,11 @@ class Optimizer:
         kwargs: dict[str, Any] = {"learning_rate": rate}
         decay = []
         own = self._own_decay()
+        if "muon_weight_dimension_numbers" in takes and weight_decay is not None:
+            defaults: dict[str, Any] = {"muon_weight_dimension_numbers": matrices, "consistent_rms": 0.2}
+            kwargs = {**defaults, **getattr(self.algorithm, "keywords", {}), **kwargs}
+            decay = [optax.add_decayed_weights(-rate * weight_decay, mask)]  # Muon's own leaves out what is Adam's
+            return optax.chain(self.algorithm(**kwargs), *decay)
         if own is not None:
             kwargs[own] = weight_decay
             kwargs.update({n: mask for n in ("mask", "weight_decay_mask") if n in takes})
@@ -190,6 +200,28 @@ def _fill(fn: Callable[..., Any], values: Mapping[tuple[str, ...], Any]) -> dict
 def _matches(params: PyTree, pattern: str) -> PyTree:
     names = flatten(params)
     return jax.tree.unflatten(jax.tree.structure(params), [bool(_search(pattern, name)) for name in names])
+
+
+def matrices(params: PyTree) -> PyTree:
+    """For each parameter, which of its axes Muon takes for the rows and the columns of a matrix; None: it is Adam's.
+
+    Kernels have all but their last axis for rows: convolutions [h, w, I, O] are [hwI, O]. Queries, keys and values
+    [D, H, K] are [D, HK], all heads in one, as in Jordan et al. 2024; outputs [H, K, D] are [HK, D]. The layers of a
+    stack are matrices of their own. Embeddings, heads, kernels of one channel in (depthwise ones), biases and scales
+    are Adam's.
+    """
+    names = flatten(params)
+    return jax.tree.unflatten(jax.tree.structure(params), [_matrix(*item) for item in names.items()])
+
+
+def _matrix(name: str, x: Any) -> MuonDimensionNumbers | None:
+    axes = range(bool(re.search(r"(^|\.)blocks\.", name)), x.ndim)
+    if not name.endswith("kernel") or len(axes) < 2 or re.search(r"(^|\.)(embedding|head|fc|next)\.", name):
+        return None
+    if len(axes) == 4 and x.shape[-2] == 1:
+        return None
+    split = 1 if re.search(r"attention\.(query|key|value)\.", name) else -1
+    return MuonDimensionNumbers(tuple(axes[:split]), tuple(axes[split:]))
 
 
 def _search(pattern: str, name: str) -> re.Match[str] | None:

@@ -11,8 +11,11 @@ import toys
 
 from bigbase_jax import parallel
 from bigbase_jax.build import build, deferred, target
-from bigbase_jax.core import UserError
-from bigbase_jax.optim import Optimizer
+from bigbase_jax.core import UserError, flatten
+from bigbase_jax.models.decoder import Decoder
+from bigbase_jax.optim import Optimizer, _matches
+from bigbase_jax.runtime.checkpoint import Checkpoints
+from bigbase_jax.tasks.language import CausalLanguageModel
 
 PARAMS = {
     "conv1": {"kernel": jnp.full((2, 3), 2.0), "bias": jnp.full((3,), 2.0)},
@@ -231,3 +234,107 @@ def test_steps_leave_the_numbers_of_the_next_start_alone():
     assert dict(first.opt_state.hyperparams) == pytest.approx(
         {"learning_rate": 0.1, "weight_decay": 0.2, "clip_norm": 0.3}
     )
+
+
+# --------------------------------------------------------------------------------------------------------- Muon
+
+MUON = functools.partial(optax.contrib.muon, beta=0.9)
+MATRICES = {  # parameter -> its shape; [matrices, rows, columns]
+    "encoder.blocks.attention.query.kernel": ((2, 6, 2, 4), (2, 6, 8)),
+    "encoder.blocks.attention.out.kernel": ((2, 2, 4, 6), (2, 8, 6)),
+    "encoder.blocks.mlp.up.kernel": ((2, 6, 9), (2, 6, 9)),
+    "decoder.block_0.cross_attention.value.kernel": ((6, 2, 4), (1, 6, 8)),
+    "decoder.block_0.cross_attention.out.kernel": ((2, 4, 6), (1, 8, 6)),
+    "layer1_0.conv1.kernel": ((3, 3, 4, 8), (1, 36, 8)),
+    "pooler.kernel": ((6, 6), (1, 6, 6)),
+}
+ADAMS = {
+    "text.embedding": (7, 6),
+    "text.head": (6, 7),
+    "embedding.kernel": (4, 4, 3, 6),
+    "depthwise.kernel": (3, 3, 1, 8),
+    "head.out.kernel": (6, 2),
+    "fc.kernel": (6, 2),
+    "encoder.blocks.norm1.scale": (2, 6),
+    "encoder.blocks.attention.query.bias": (2, 2, 4),
+    "cls": (1, 1, 6),
+}
+
+
+def nested(flat):
+    tree = {}
+    for name, value in flat.items():
+        node = tree
+        for part in name.split(".")[:-1]:
+            node = node.setdefault(part, {})
+        node[name.split(".")[-1]] = value
+    return tree
+
+
+def newton_schulz(g_IO):
+    """Jordan et al. 2024, after whom near orthogonal is good enough."""
+    x = g_IO / np.linalg.norm(g_IO)
+    for _ in range(5):
+        a = x @ x.T
+        x = 3.4445 * x + (-4.7750 * a + 2.0315 * a @ a) @ x
+    return x
+
+
+def test_muon_orthogonalises_kernels_as_the_matrices_that_they_are_and_adam_has_the_rest():
+    rng = np.random.default_rng(0)
+    shapes = {name: shape for name, (shape, _) in MATRICES.items()} | ADAMS
+    params, grads = (nested({n: rng.normal(size=s).astype(np.float32) for n, s in shapes.items()}) for _ in range(2))
+    tx = Optimizer(0.1, MUON, weight_decay=0.3, decay_mask="kernel$|head$").transform(params, 10)
+    updates = flatten(tx.update(grads, tx.init(params), params)[0])
+    mask = functools.partial(_matches, pattern="kernel$|head$")
+    adam = optax.adamw(0.1, nesterov=True, weight_decay=0.3, mask=mask)
+    by_adam, params, flat = flatten(adam.update(grads, adam.init(params), params)[0]), flatten(params), flatten(grads)
+    assert set(flat) == set(shapes)
+    for name in ADAMS:
+        np.testing.assert_allclose(updates[name], by_adam[name], rtol=1e-4, atol=1e-6)
+    for name, (shape, (n, rows, columns)) in MATRICES.items():
+        g_nIO = flat[name].reshape(n, rows, columns)
+        orthogonal = 0.2 * max(columns, rows) ** 0.5 * np.stack([newton_schulz(g_IO) for g_IO in g_nIO]).reshape(shape)
+        np.testing.assert_allclose(updates[name], -0.1 * (orthogonal + 0.3 * params[name]), atol=1e-4)
+        assert np.abs(updates[name] - by_adam[name]).max() > 1e-2
+
+
+def test_muon_over_devices_with_accumulation_an_average_and_stacked_blocks_is_that_of_one(tmp_path):
+    model = Decoder(vocab_size=11, length=8, width=16, depth=2, heads=2, scan=True, tied=False)
+    tokens = np.random.default_rng(0).integers(0, 11, (8, 9), np.int32)
+    ones = np.ones((8, 8), np.int32)
+    batch = {"inputs": tokens[:, :-1], "targets": tokens[:, 1:], "segment_ids": ones, "bytes": ones}
+    batch |= {"positions": ones * np.arange(8, dtype=np.int32), "mask": np.ones(8, np.float32)}
+    spec = {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in batch.items()}
+    task = CausalLanguageModel(model)
+    params = jax.eval_shape(task.init, jax.random.key(0), spec)["params"]
+
+    def trained(algorithm, devices, **how):
+        mesh = parallel.make_mesh(devices, parallel.MeshShape(fsdp=devices))
+        tx = Optimizer(0.02, algorithm, weight_decay=0.1, clip_norm=1.0).transform(params, 10)
+        program = parallel.program(task, tx, spec, mesh, seed=1, microbatches=2, ema_decay=0.9, **how)
+        state, losses = program.init(parallel.put(batch, mesh)), []
+        for _ in range(4):
+            state, sums = program.step(state, parallel.put(batch, mesh))
+            losses.append(float(sums["loss"].mean()))
+        return losses, state
+
+    one, _ = trained(optax.contrib.muon, 1)
+    losses, state = trained(optax.contrib.muon, 2, sharding=("fsdp:16",))
+    np.testing.assert_allclose(losses, one, rtol=1e-4)
+    assert losses[-1] < losses[0]
+    other, _ = trained(optax.adamw, 1)
+    assert abs(other[-1] - one[-1]) > 1e-3
+    spread = {name: x.sharding.spec for name, x in flatten(state.params).items()}
+    slots = {name: x for name, x in flatten(state.opt_state).items() if ".mu." in name}
+    for name, spec_of in spread.items():
+        (slot,) = (x for path, x in slots.items() if path.endswith(f".mu.{name}"))
+        assert slot.sharding.spec == spec_of
+        by_muon = name.startswith("encoder.blocks") and name.endswith("kernel")
+        assert any(path.endswith(f".mu.{name}") and ".muon." in path for path in slots) == by_muon
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(4, state, {})
+    checkpoints.close()
+    abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
+    kept = Checkpoints(tmp_path, read_only=True).restore(abstract, 4)
+    jax.tree.map(np.testing.assert_array_equal, kept.opt_state, state.opt_state)
