@@ -116,8 +116,8 @@ def task_of(name, tiny=False):
     return CausalLanguageModel(Decoder(**words, style=Style(activation="gelu_tanh"))), optimizer, batch, None
 
 
-def ours(name, tiny):
-    """({name: step() -> loss}, what to say of them)."""
+def compiled_of(name, tiny=False):
+    """(the compiled step, its state, the batch), as training has them."""
     import jax
 
     from bigbase_jax import parallel
@@ -127,22 +127,28 @@ def ours(name, tiny):
     task, optimizer, batch, ema = task_of(name, tiny)
     spec = {key: jax.ShapeDtypeStruct(value.shape, value.dtype) for key, value in batch.items()}
     mesh = parallel.make_mesh(1)
-    params = jax.eval_shape(task.init, jax.random.key(0), spec)["params"]
-    tx = optimizer.transform(params, 1000)
+    tx = optimizer.transform(jax.eval_shape(task.init, jax.random.key(0), spec)["params"], 1000)
     program = parallel.program(task, tx, spec, mesh, numbers=optimizer.numbers(1000), ema_decay=ema)
     placed = parallel.put(batch, mesh)
-    began = time.perf_counter()
     state = program.init(placed)
-    compiled = parallel.Steps(program, [spec], mesh)
+    return program.step.lower(program.state, parallel.placed_batch(spec, mesh)).compile(), state, placed
+
+
+def ours(name, tiny):
+    """({name: step() -> loss}, what to say of them)."""
+    import jax
+
+    began = time.perf_counter()
+    compiled, state, batch = compiled_of(name, tiny)
     seconds = time.perf_counter() - began
 
     def step():
         nonlocal state
-        state, sums = compiled(state, placed)
+        state, sums = compiled(state, batch)
         jax.block_until_ready(state)
         return float(sums["loss"].total) / float(sums["loss"].weight)
 
-    parameters = sum(math.prod(p.shape) for p in jax.tree.leaves(params))
+    parameters = sum(math.prod(p.shape) for p in jax.tree.leaves(state.params))
     return {"": step}, {"parameters": parameters, "compile_seconds": seconds, "version": f"JAX {jax.__version__}"}
 
 
