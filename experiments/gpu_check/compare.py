@@ -1,85 +1,138 @@
 """Training steps here against PyTorch's on one GPU: both sides of a model compile together and are timed in turn.
 
-python compare.py [--models=resnet50,vit_b16,...] [--rounds=3] [--tiny] [--output=results.json]
+python compare.py [--models=resnet50,vit_b16,...] [--rounds=3] [--limit=260] [--tiny] [--output=results.json]
 """
 
 import argparse
 import json
 import pathlib
+import queue
 import statistics
 import subprocess
 import sys
+import threading
+import time
 
 from worker import BATCH, LENGTH, LLAMA
 
-parser = argparse.ArgumentParser()
-parser.add_argument("--models", default=",".join(BATCH))
-parser.add_argument("--rounds", type=int, default=3)
-parser.add_argument("--tiny", action="store_true")
-parser.add_argument("--output", default="results.json")
-args = parser.parse_args()
-
-GFLOP = {
-    "resnet50": 4.09,
-    "vit_b16": 17.6,
-}  # multiply-adds of a forward pass of one picture of 224 pixels, as published
+SIDES = ("ours", "theirs")
+MULTIPLY_ADDS = {"resnet50": 4.09e9, "vit_b16": 17.6e9}  # of one picture of 224 pixels, forward, as published
 ATTENTION = {"bert_base": (12, 768), "gpt2_124m": (12, 768), "llama_350m": (LLAMA["depth"], LLAMA["width"])}
 
 
-def flops(model, parameters):
-    """Of a training step, as papers count: 6 a parameter and token, 12 a layer, width, length and token (PaLM, B)."""
-    if model in GFLOP:
-        return 6 * GFLOP[model] * 1e9 * BATCH[model]
+def flops(model, multiplied, batch, length, depth=None):
+    """Of a training step, as papers count: 6 a token and parameter that it is multiplied with, tables that are looked
+    up left out; and 12 a layer, width, length and token, also where a causal half is not computed (PaLM, B)."""
+    if model in MULTIPLY_ADDS:
+        return 6 * MULTIPLY_ADDS[model] * batch
     layers, width = ATTENTION[model]
-    return (6 * parameters + 12 * layers * width * LENGTH[model]) * LENGTH[model] * BATCH[model]
+    return (6 * multiplied + 12 * (depth or layers) * width * length) * length * batch
 
 
-def answer(process):
-    """The next JSON line of a side, or None where it ended without one."""
-    for line in process.stdout:
-        if line.startswith("{"):
-            return json.loads(line)
-    return None
+class Side:
+    """A worker, and what it has answered."""
 
-
-results = {}
-here = str(pathlib.Path(__file__).parent)
-for model in args.models.split(","):
-    words = [model, *["--tiny"] * args.tiny]
-    sides = {
-        side: subprocess.Popen(
-            [sys.executable, f"{here}/worker.py", side, *words],
+    def __init__(self, side, words, log):
+        self.log = log
+        self._process = subprocess.Popen(
+            [sys.executable, str(pathlib.Path(__file__).parent / "worker.py"), side, *words],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=open(f"{args.output}.{model}.{side}.log", "w"),  # noqa: SIM115
+            stderr=open(log, "w"),  # noqa: SIM115
             text=True,
         )
-        for side in ("ours", "theirs")
-    }
-    row = {side: (answer(process) or {}).get("ready") for side, process in sides.items()}
-    seconds = {side: [] for side in sides if row[side]}
-    for _ in range(args.rounds):
-        for side in seconds:
-            sides[side].stdin.write("\n")
-            sides[side].stdin.flush()
-            seconds[side] += (answer(sides[side]) or {"seconds": []})["seconds"]
-    for process in sides.values():
-        process.communicate()
-    for side in seconds:
-        row[side]["step_seconds"] = statistics.median(seconds[side])
-    results[model] = row
-    pathlib.Path(args.output).write_text(json.dumps(results, indent=1))
+        self._answers = queue.Queue()
+        threading.Thread(target=self._listen, daemon=True).start()
 
-    said = [f"{model:11}"]
-    for side in sides:
-        if row[side] is None:
-            said.append(f"{side}: failed, see {args.output}.{model}.{side}.log")
+    def _listen(self):
+        for line in self._process.stdout:
+            if line.startswith("{"):
+                self._answers.put(json.loads(line))
+        self._answers.put({"missing": f"it ended; see {self.log}"})
+
+    def answer(self, deadline):
+        try:
+            return self._answers.get(timeout=max(0.0, deadline - time.monotonic()))
+        except queue.Empty:
+            return {"missing": f"it took too long; see {self.log}"}
+
+    def measure(self, deadline):
+        try:
+            self._process.stdin.write("\n")
+            self._process.stdin.flush()
+        except OSError:
+            pass  # it has ended, which its last answer says
+        return self.answer(deadline)
+
+    def stop(self):
+        self._process.kill()
+        self._process.wait()
+
+
+def measured(model, args, deadline):
+    """{side: what it is and how long its steps take, or why there is nothing}."""
+    words = [model, *["--tiny"] * args.tiny]
+    workers = {side: Side(side, words, f"{args.output}.{model}.{side}.log") for side in SIDES}
+    try:
+        row = {}
+        for side, worker in workers.items():
+            said = worker.answer(deadline)
+            row[side] = said.get("ready", said) | {"step_seconds": []}
+        for _ in range(args.rounds):
+            for side, worker in workers.items():
+                if "missing" not in row[side]:
+                    said = worker.measure(deadline)
+                    row[side]["step_seconds"] += said.pop("seconds", [])
+                    row[side] |= said
+    finally:
+        for worker in workers.values():
+            worker.stop()
+    for side in SIDES:
+        steps = row[side]["step_seconds"]
+        row[side]["step_seconds"] = statistics.median(steps) if steps else None
+    return row
+
+
+def cells(model, row):
+    """What the table says of each side, and of both."""
+    step = {side: row[side]["step_seconds"] for side in SIDES}
+    said = []
+    for side in SIDES:
+        if step[side] is None:
+            said.append(f"{side}: {row[side]['missing']}")
             continue
-        step = row[side]["step_seconds"]
-        rate = BATCH[model] * LENGTH.get(model, 1) / step
-        said.append(f"{side} {1e3 * step:.1f} ms, {rate:,.0f}/s, {row[side]['gigabytes'] or 0:.1f} GB")
-        if side == "ours" and row[side]["peak_flops"]:
-            said.append(f"MFU {100 * flops(model, row[side]['parameters']) / step / row[side]['peak_flops']:.0f} %")
-    if all(row.values()):
-        said.append(f"{row['theirs']['step_seconds'] / row['ours']['step_seconds']:.2f}x")
-    print("  ".join(said), flush=True)
+        batch, length = (x.get(model, 1) for x in (BATCH, LENGTH))
+        words = [f"{1e3 * step[side]:.1f} ms", f"{batch * length / step[side]:,.0f}/s"]
+        if "shape" in row["ours"]:
+            row["flops"] = flops(model, row["ours"]["multiplied"], **row["ours"]["shape"])
+        if row["ours"].get("peak_flops"):
+            row[side]["mfu"] = row["flops"] / step[side] / row["ours"]["peak_flops"]
+            words.append(f"MFU {100 * row[side]['mfu']:.0f} %")
+        if row[side].get("peak_gigabytes"):
+            words.append(f"{row[side]['peak_gigabytes']:.1f} GB")
+        said.append(f"{side} {', '.join(words)} ({row[side]['with']})")
+    if all(step.values()):
+        row["ratio"] = step["theirs"] / step["ours"]
+        said.append(f"{row['ratio']:.2f}x")
+    return said
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--models", default=",".join(BATCH))
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--limit", type=float, default=260.0, help="seconds for all models")
+    parser.add_argument("--tiny", action="store_true")
+    parser.add_argument("--output", default="results.json")
+    args = parser.parse_args()
+    results, models, end = {}, args.models.split(","), time.monotonic() + args.limit
+    for n, model in enumerate(models):
+        now = time.monotonic()  # what a model does not need is for those after it
+        row = measured(model, args, now + (end - now) / (len(models) - n) * (1.5 if n + 1 < len(models) else 1))
+        print("  ".join([f"{model:11}", *cells(model, row)]), flush=True)
+        results[model] = row
+        pathlib.Path(args.output).write_text(json.dumps(results, indent=1))
+
+
+if __name__ == "__main__":
+    main()

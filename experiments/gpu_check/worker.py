@@ -2,11 +2,15 @@
 
 python worker.py ours|theirs MODEL [--tiny]
 
-Prints {"ready": ...} once compiled and warmed up; then, for each line read from stdin, {"seconds": [...]}, one number a
-step. ``compare.py`` starts the two sides of a row together and times them in turn.
+Prints {"ready": ...} once compiled and warmed up, or {"missing": ...} where a package is; then, for each line read from
+stdin, {"seconds": [...], "peak_gigabytes": ...}: one number a step, and the most that the side's allocator has given
+out so far. ``compare.py`` starts the two sides of a row together and times them in turn.
 """
 
+import importlib
 import json
+import pathlib
+import re
 import sys
 import time
 
@@ -33,11 +37,12 @@ def data(name, tiny):
 
 
 def ours(name, tiny):
-    """(step() -> None, what to say of it)."""
+    """(step() -> None, peak bytes() -> number or None, what to say of it)."""
     import jax
     import optax
 
     from bigbase_jax import parallel
+    from bigbase_jax.core import flatten
     from bigbase_jax.models.bert import Bert
     from bigbase_jax.models.decoder import Decoder
     from bigbase_jax.models.resnet import ResNet
@@ -89,7 +94,8 @@ def ours(name, tiny):
     placed = parallel.put(batch, mesh)
     state = program.init(placed)
     began = time.perf_counter()
-    compiled = program.step.lower(program.state, parallel.placed_batch(spec, mesh)).compile()
+    lowered = program.step.lower(program.state, parallel.placed_batch(spec, mesh))
+    compiled = lowered.compile()
     seconds = time.perf_counter() - began
 
     def step():
@@ -97,65 +103,90 @@ def ours(name, tiny):
         state, sums = compiled(state, placed)
         jax.block_until_ready((state, sums))
 
-    stats = jax.devices()[0].memory_stats() or {}
+    looked_up = r"(^|\.)(position|type|embedding)$" if name != "gpt2_124m" else r"(^|\.)position$"  # its head is tied
+    sizes = {path: p.size for path, p in flatten(params).items()}
     memory = compiled.memory_analysis()
-    return step, {
-        "parameters": sum(p.size for p in jax.tree.leaves(params)),
-        "compile_seconds": seconds,
-        "gigabytes": (memory.argument_size_in_bytes + memory.temp_size_in_bytes) / 1e9 if memory else None,
-        "cudnn_attention": "cudnn$fmha" in compiled.as_text() or "fmha" in compiled.as_text().lower(),
-        "peak_flops": peak_flops(),
-        "device": jax.devices()[0].device_kind,
-        "limit": stats.get("bytes_limit"),
-        "version": f"jax {jax.__version__}",
-    }
+
+    def peak():
+        return (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
+
+    return (
+        step,
+        peak,
+        {
+            "parameters": sum(sizes.values()),
+            "multiplied": sum(size for path, size in sizes.items() if not re.search(looked_up, path)),
+            "compile_seconds": seconds,
+            "planned_gigabytes": (memory.argument_size_in_bytes + memory.temp_size_in_bytes) / 1e9 if memory else None,
+            "cudnn_attention": "fmha" in lowered.as_text(),
+            "xla_flops": parallel.flops(lowered),
+            "shape": {"batch": len(x), "length": length if name in LENGTH else None, **depth},
+            "peak_flops": peak_flops(),
+            "device": jax.devices()[0].device_kind,
+            "with": f"jax {jax.__version__}",
+        },
+    )
 
 
 # ------------------------------------------------------------------------------------------------------------- theirs
 
 
+def optional(package):
+    """The package, or None where it is not installed: what stands in for it is plain PyTorch."""
+    try:
+        return importlib.import_module(package)
+    except ImportError:
+        return None
+
+
 def theirs(name, tiny):
     """The same of torchvision, timm and transformers under ``torch.compile``, in bfloat16 by autocast."""
     import torch
-    import transformers
+
+    sys.path.append(str(pathlib.Path(__file__).parents[1] / "cpu_speed"))
+    import torch_models
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     x, label = data(name, tiny)
-    length = x.shape[1] - 1
-    layers = {"num_hidden_layers": 2} if tiny else {}
+    length, depth = x.shape[1] - 1, 2 if tiny else LLAMA["depth"] if name == "llama_350m" else 12
+    package = {"resnet50": "torchvision", "vit_b16": "timm"}.get(name, "transformers")
+    library = optional(package)
     if name == "resnet50":
-        import torchvision
-
-        model = torchvision.models.resnet50()
+        model = library.models.resnet50() if library else torch_models.ResNet(50, 64, 1000)
     elif name == "vit_b16":
-        import timm
-
-        model = timm.create_model(
-            "vit_base_patch16_224", img_size=x.shape[1], dynamic_img_size=False, **{"depth": 2} if tiny else {}
-        )
-    elif name == "bert_base":
+        size = {"img_size": x.shape[1], "depth": depth}
+        model = torch_models.ViT(depth, 768, 12, x.shape[1], 16, 1000)
+        if library:
+            model = library.create_model("vit_base_patch16_224", **size)
+    elif name == "bert_base" and library:
         off = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
-        model = transformers.BertForSequenceClassification(transformers.BertConfig(num_labels=2, **off, **layers))
-    elif name == "gpt2_124m":
+        config = library.BertConfig(num_labels=2, num_hidden_layers=depth, **off)
+        model = library.BertForSequenceClassification(config)
+    elif name == "bert_base":
+        model = torch_models.Bert(depth, 768, 12, VOCAB[name], length, 0.0, 2)
+    elif name == "gpt2_124m" and library:
         off = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0)
-        model = transformers.GPT2LMHeadModel(
-            transformers.GPT2Config(n_positions=length, n_layer=2 if tiny else 12, **off)
-        )
-    else:
-        config = transformers.LlamaConfig(
+        model = library.GPT2LMHeadModel(library.GPT2Config(n_positions=length, n_layer=depth, **off))
+    elif name == "gpt2_124m":
+        model = torch_models.Decoder(depth, 768, 12, VOCAB[name], length, 0.0)
+    elif library:
+        config = library.LlamaConfig(
             vocab_size=VOCAB[name],
             hidden_size=LLAMA["width"],
             intermediate_size=LLAMA["mlp_dim"],
-            num_hidden_layers=2 if tiny else LLAMA["depth"],
+            num_hidden_layers=depth,
             num_attention_heads=LLAMA["heads"],
             max_position_embeddings=length,
         )
-        model = transformers.LlamaForCausalLM(config)
+        model = library.LlamaForCausalLM(config)
+    else:
+        raise ModuleNotFoundError("No module named 'transformers', and no Llama stands in for its")
     model = model.to(device).train()
     ids, target = torch.from_numpy(x).to(device), torch.from_numpy(label).long().to(device)
     if name in LENGTH:
         inputs, targets = ids[:, :-1].long().contiguous(), ids[:, 1:].long().contiguous()
+        real = torch.ones_like(targets, dtype=torch.bool)
     else:
         model = model.to(memory_format=torch.channels_last)
         inputs = ids.permute(0, 3, 1, 2)
@@ -164,9 +195,10 @@ def theirs(name, tiny):
         if name not in LENGTH:
             return torch.nn.functional.cross_entropy(model((inputs.float() - 127.5) / 127.5).float(), target)
         if name == "bert_base":
-            return torch.nn.functional.cross_entropy(model(input_ids=targets).logits.float(), target)
-        logits = model(input_ids=inputs, use_cache=False).logits
-        return torch.nn.functional.cross_entropy(logits.float().flatten(0, 1), targets.flatten())
+            logits = model(input_ids=targets).logits if library else model(targets, real)
+            return torch.nn.functional.cross_entropy(logits.float(), target)
+        logits = model(input_ids=inputs, use_cache=False).logits.flatten(0, 1) if library else model(inputs)
+        return torch.nn.functional.cross_entropy(logits.float(), targets.flatten())
 
     run = torch.compile(loss_of) if device == "cuda" else loss_of
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0.1, fused=device == "cuda")
@@ -181,26 +213,36 @@ def theirs(name, tiny):
         if device == "cuda":
             torch.cuda.synchronize()
 
+    def peak():
+        return torch.cuda.max_memory_allocated() if device == "cuda" else None
+
     began = time.perf_counter()
     step()
-    return step, {
-        "parameters": sum(p.numel() for p in model.parameters()),
-        "compile_seconds": time.perf_counter() - began,
-        "gigabytes": torch.cuda.max_memory_allocated() / 1e9 if device == "cuda" else None,
-        "version": f"torch {torch.__version__}, transformers {transformers.__version__}",
-    }
+    return (
+        step,
+        peak,
+        {
+            "parameters": sum(p.numel() for p in model.parameters()),
+            "compile_seconds": time.perf_counter() - began,
+            "with": f"torch {torch.__version__}, {f'{package} {library.__version__}' if library else 'plain PyTorch'}",
+        },
+    )
 
 
 if __name__ == "__main__":
     side, which, *more = sys.argv[1:]
-    step, dataset_info = {"ours": ours, "theirs": theirs}[side](which, "--tiny" in more)
+    try:
+        step, peak, facts = {"ours": ours, "theirs": theirs}[side](which, "--tiny" in more)
+    except ImportError as error:
+        sys.exit(print(json.dumps({"missing": str(error)}), flush=True))
     for _ in range(1 if "--tiny" in more else WARM):
         step()
-    print(json.dumps({"ready": dataset_info}), flush=True)
+    print(json.dumps({"ready": facts}), flush=True)
     for _ in sys.stdin:
         seconds = []
         for _ in range(2 if "--tiny" in more else STEPS):
             began = time.perf_counter()
             step()
             seconds.append(time.perf_counter() - began)
-        print(json.dumps({"seconds": seconds}), flush=True)
+        gigabytes = None if peak() is None else peak() / 1e9
+        print(json.dumps({"seconds": seconds, "peak_gigabytes": gigabytes}), flush=True)
