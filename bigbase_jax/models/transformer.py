@@ -31,6 +31,7 @@ from bigbase_jax.models.layers import (
     mesh_axes,
     mesh_size,
     platform,
+    product,
 )
 from bigbase_jax.models.pipeline import check_stages, pipeline
 from bigbase_jax.models.rope import rotate
@@ -182,13 +183,11 @@ class Attention(nn.Module):
         """``mask`` is True where the query (third axis) may see the key (last axis); unread by cross-attention."""
         style, D, dtype = self.style, x_BLD.shape[-1], DTYPES[self.dtype]
         kernel_init = KERNEL_INITS[style.kernel_init]
+        dense = functools.partial(nn.DenseGeneral, dtype=dtype, kernel_init=kernel_init, dot_general=product)
         G, K = style.sizes(D, self.heads)
 
         def project(name: str, heads: int, x: Float[Array, "B _ D"]) -> Float[Array, "B _ _ K"]:
-            dense = nn.DenseGeneral(
-                (heads, K), dtype=dtype, kernel_init=kernel_init, use_bias=style.qkv_bias, name=name
-            )
-            y = dense(x)
+            y = dense((heads, K), use_bias=style.qkv_bias, name=name)(x)
             if style.qk_norm and name != "value":
                 y = nn.RMSNorm(epsilon=style.epsilon, dtype=dtype, name=f"{name}_norm")(y)
             if context.rotation is not None and name != "value" and not cross:
@@ -224,9 +223,7 @@ class Attention(nn.Module):
             window=None if cached else window,
             segment_ids=None if cached or cross else context.segment_ids,
         )
-        out = nn.DenseGeneral(
-            D, axis=(-2, -1), dtype=dtype, kernel_init=kernel_init, use_bias=style.out_bias, name="out"
-        )
+        out = dense(D, axis=(-2, -1), use_bias=style.out_bias, name="out")
         return constrain(out(_spread(y_BLHK)), "batch", "length", "width")
 
     def _keep(self, name: str, new_BLGK: Array, position_B: Array | None) -> Array:
@@ -282,6 +279,7 @@ class FeedForward(nn.Module):
                 kernel_init=KERNEL_INITS[style.kernel_init],
                 bias_init=nn.initializers.normal(1e-6),
                 use_bias=style.mlp_bias,
+                dot_general=product,
                 name=name,
             )
 

@@ -1,4 +1,6 @@
-"""Convolution against ``nn.Conv``, pools against ``reduce_window``, perceptron and classic CNN."""
+"""Convolution, products and GELU against Flax and JAX, pools against ``reduce_window``, perceptron, classic CNN."""
+
+import functools
 
 import flax.linen as nn
 import jax
@@ -8,7 +10,7 @@ import pytest
 
 from bigbase_jax.models import layers
 from bigbase_jax.models.cnn import ConvNet
-from bigbase_jax.models.layers import Conv, ModelError, max_pool_2x2, max_pool_3x3
+from bigbase_jax.models.layers import ACTIVATIONS, Conv, ModelError, max_pool_2x2, max_pool_3x3, product
 from bigbase_jax.models.mlp import MLP
 
 
@@ -99,6 +101,45 @@ def test_accelerators_get_the_program_that_they_got(monkeypatch, platform):
     assert convolved(Conv, x, SMALL)[1] != convolved(nn.Conv, x, SMALL)[1]
     monkeypatch.setattr(layers, "platform", lambda: platform)
     assert convolved(Conv, x, SMALL)[1] == convolved(nn.Conv, x, SMALL)[1]
+
+
+@pytest.mark.parametrize(
+    ("features", "axis", "shape"),
+    [((3, 4), (-1,), (2, 5, 6)), ((7,), (-2, -1), (2, 5, 3, 4)), ((7,), (-1,), (2, 1, 5, 6)), ((7,), (-1,), (6,))],
+)
+def test_a_product_of_two_matrices_is_that_of_more_axes(features, axis, shape, monkeypatch):
+    x = jax.random.normal(jax.random.key(0), shape)
+    reference = nn.DenseGeneral(features, axis=axis)
+    ours = reference.clone(dot_general=product)
+    params = jax.jit(reference.init)(jax.random.key(1), x)
+
+    def step(dense):
+        return jax.jit(jax.value_and_grad(lambda params, x: jnp.sum(jnp.sin(dense.apply(params, x))), (0, 1)))
+
+    def text(dense):
+        return step(dense).lower(params, x).as_text()
+
+    assert text(ours) != text(reference)  # so the two are computed differently
+    for a, b in zip(*(jax.tree.leaves(step(dense)(params, x)) for dense in (ours, reference)), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+    monkeypatch.setattr(layers, "platform", lambda: "gpu")
+    jax.clear_caches()
+    assert text(ours) == text(reference)
+
+
+def test_gelu_and_its_derivatives_are_jax_s(monkeypatch):
+    x = jnp.linspace(-12, 12, 4001)
+    reference, ours = functools.partial(jax.nn.gelu, approximate=False), ACTIVATIONS["gelu"]
+
+    def text(f):
+        return jax.jit(lambda x: f(x)).lower(x).as_text()
+
+    assert text(ours) != text(reference)
+    for _ in range(3):
+        np.testing.assert_allclose(jax.vmap(ours)(x), jax.vmap(reference)(x), atol=1e-6)
+        ours, reference = jax.grad(ours), jax.grad(reference)
+    monkeypatch.setattr(layers, "platform", lambda: "tpu")
+    assert text(ACTIVATIONS["gelu"]) == text(functools.partial(jax.nn.gelu, approximate=False))
 
 
 def pool_2x2_reference(x):
