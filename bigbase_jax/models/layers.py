@@ -168,6 +168,39 @@ def product(x: Array, kernel: Array, dimensions: Any, precision: Any = None, **k
     return jax.lax.dot_general(x, kernel, dimensions, precision, **kwargs)
 
 
+class BatchNorm(nn.BatchNorm):
+    """``nn.BatchNorm`` of pictures (Ioffe & Szegedy 2015), whose sums take a third of the time on a CPU.
+
+    XLA's CPU compiler sums over examples, rows and columns at once number by number. Here rows of W x C numbers are
+    added up first, with vector instructions; what a channel has one of is laid out as such a row, so that gradients are
+    summed in this way too. GPUs and TPUs, and evaluation, run the program of ``nn.BatchNorm``.
+    """
+
+    @nn.compact
+    def __call__(self, x_BHWC: Float[Array, "B H W C"]) -> Float[Array, "B H W C"]:
+        if self.use_running_average or platform() != "cpu":
+            return super().__call__(x_BHWC)
+        B, H, W, C = x_BHWC.shape
+        past_mean = self.variable("batch_stats", "mean", jnp.zeros, (C,))
+        past_var = self.variable("batch_stats", "var", jnp.ones, (C,))
+        scale_C = self.param("scale", self.scale_init, (C,), self.param_dtype)
+        bias_C = self.param("bias", self.bias_init, (C,), self.param_dtype)
+
+        def row(x_C: Any) -> Any:
+            return jnp.broadcast_to(x_C, (W, C)).reshape(-1)
+
+        x = x_BHWC.astype(jnp.float32).reshape(B * H, W * C)
+        means = [jnp.sum(jnp.sum(y, 0).reshape(W, C), 0) / (B * H * W) for y in (x, x * x)]
+        if self.axis_name is not None and not self.is_initializing():
+            means = jax.lax.pmean(means, self.axis_name)
+        mean_C, var_C = means[0], jnp.maximum(0.0, means[1] - means[0] ** 2)
+        if not self.is_initializing():
+            past_mean.value = self.momentum * past_mean.value + (1 - self.momentum) * mean_C
+            past_var.value = self.momentum * past_var.value + (1 - self.momentum) * var_C
+        x = (x - row(mean_C)) * row(jax.lax.rsqrt(var_C + self.epsilon) * scale_C) + row(bias_C)
+        return x.astype(self.dtype or x_BHWC.dtype).reshape(x_BHWC.shape)
+
+
 def max_pool_2x2(x_BHWC: Float[Array, "B H W C"]) -> Float[Array, "B h w C"]:
     """2x2 maxima at stride 2; an odd last row or column is left out, as torch's ``MaxPool2d(2)`` does.
 

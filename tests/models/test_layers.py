@@ -98,9 +98,18 @@ def test_convolution_goes_through_transformations(how):
 @pytest.mark.parametrize("platform", ["gpu", "tpu"])
 def test_accelerators_get_the_program_that_they_got(monkeypatch, platform):
     x = jnp.ones((2, 2, 2, 4))
-    assert convolved(Conv, x, SMALL)[1] != convolved(nn.Conv, x, SMALL)[1]
+
+    def programs():
+        def normalised(make):
+            module = make(use_running_average=False)
+            return jax.jit(lambda x: module.init_with_output(jax.random.key(0), x)).lower(x).as_text()
+
+        convolutions = [convolved(make, x, SMALL)[1] for make in (Conv, nn.Conv)]
+        return zip(convolutions, map(normalised, (layers.BatchNorm, nn.BatchNorm)), strict=True)
+
+    assert all(a != b for a, b in zip(*programs(), strict=True))
     monkeypatch.setattr(layers, "platform", lambda: platform)
-    assert convolved(Conv, x, SMALL)[1] == convolved(nn.Conv, x, SMALL)[1]
+    assert all(a == b for a, b in zip(*programs(), strict=True))
 
 
 @pytest.mark.parametrize(
@@ -140,6 +149,38 @@ def test_gelu_and_its_derivatives_are_jax_s(monkeypatch):
         ours, reference = jax.grad(ours), jax.grad(reference)
     monkeypatch.setattr(layers, "platform", lambda: "tpu")
     assert text(ACTIVATIONS["gelu"]) == text(functools.partial(jax.nn.gelu, approximate=False))
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("shape", [(3, 4, 5, 6), (1, 1, 1, 3)])
+def test_batchnorm_is_that_of_flax(shape, dtype):
+    x = (3 * jax.random.normal(jax.random.key(0), shape) + 2).astype(dtype)
+    weight = jax.random.normal(jax.random.key(1), shape)
+
+    def results(make, train):
+        module = make(use_running_average=not train, momentum=0.9, dtype=dtype, scale_init=nn.initializers.normal(1.0))
+        variables = module.init(jax.random.key(2), x)
+        assert variables["batch_stats"]["mean"].sum() == 0
+
+        def loss(params, x):
+            y, new = module.apply({**variables, "params": params}, x, mutable=["batch_stats"])
+            return jnp.sum(weight * y), (y, new)
+
+        program = jax.jit(jax.value_and_grad(loss, (0, 1), has_aux=True))
+        return (variables, *program(variables["params"], x)), program.lower(variables["params"], x).as_text()
+
+    for train in (True, False):
+        (ours, text), (theirs, theirs_text) = results(layers.BatchNorm, train), results(nn.BatchNorm, train)
+        assert (text == theirs_text) != train
+        tolerance = 1e-5 if dtype == jnp.float32 else 3e-2
+        assert jax.tree.structure(ours) == jax.tree.structure(theirs)
+        for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+            np.testing.assert_allclose(
+                a.astype(jnp.float32),
+                b.astype(jnp.float32),
+                rtol=tolerance,
+                atol=tolerance * float(jnp.max(jnp.abs(b))),
+            )
 
 
 def pool_2x2_reference(x):
