@@ -173,13 +173,16 @@ class BatchNorm(nn.BatchNorm):
 
     XLA's CPU compiler sums over examples, rows and columns at once number by number. Here rows of W x C numbers are
     added up first, with vector instructions; what a channel has one of is laid out as such a row, so that gradients are
-    summed in this way too. GPUs and TPUs, and evaluation, run the program of ``nn.BatchNorm``.
+    summed in this way too. GPUs and TPUs, evaluation, and batches that the compiler spreads, run ``nn.BatchNorm``.
     """
 
     @nn.compact
-    def __call__(self, x_BHWC: Float[Array, "B H W C"]) -> Float[Array, "B H W C"]:
-        if self.use_running_average or platform() != "cpu":
-            return super().__call__(x_BHWC)
+    def __call__(
+        self, x_BHWC: Float[Array, "B H W C"], use_running_average: bool | None = None, *, mask: Any = None
+    ) -> Float[Array, "B H W C"]:
+        past = nn.merge_param("use_running_average", self.use_running_average, use_running_average)
+        if past or mask is not None or platform() != "cpu" or mesh_axes("batch"):
+            return super().__call__(x_BHWC, use_running_average, mask=mask)
         B, H, W, C = x_BHWC.shape
         past_mean = self.variable("batch_stats", "mean", jnp.zeros, (C,))
         past_var = self.variable("batch_stats", "var", jnp.ones, (C,))
