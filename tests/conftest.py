@@ -10,11 +10,7 @@ import pathlib
 import tempfile
 from collections.abc import Iterator
 
-_FLAGS = (
-    "--xla_force_host_platform_device_count=8",
-    "--xla_cpu_experimental_ynn_fusion_type=",
-)  # the second as users have
-os.environ["XLA_FLAGS"] = " ".join((os.environ.get("XLA_FLAGS", ""), *_FLAGS))
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 _CACHE = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache") / "bigbase_jax" / "tests"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_CACHE))
@@ -28,6 +24,10 @@ import pytest  # noqa: E402
 from jaxtyping import install_import_hook  # noqa: E402
 
 install_import_hook("bigbase_jax.models", "beartype.beartype")
+
+from bigbase_jax.runtime import compilation  # noqa: E402
+
+compilation.setup()  # the flags that users' programs are compiled with
 
 
 @pytest.fixture(scope="session")

@@ -12,9 +12,10 @@ import jax
 
 from bigbase_jax.runtime.log import say
 
-# XLA's CPU compiler would give convolutions and products to YNNPACK. On two cores Eigen takes 0.8 to 1.0 of the time
-# for products, and 0.15 to 0.6 of it for weight gradients of convolutions.
+# What XLA's CPU compiler gives to YNNPACK. Its sums take a twentieth off a step's time, ResNet-18's a fifth; of
+# convolutions' weight gradients Eigen takes 0.15 to 0.6 of its time (``experiments/cpu_speed``).
 _YNNPACK = "--xla_cpu_experimental_ynn_fusion_type"
+_USED = "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT,LIBRARY_FUSION_TYPE_REDUCE"
 
 
 def setup() -> None:
@@ -24,7 +25,7 @@ def setup() -> None:
     """
     flags = os.environ.get("XLA_FLAGS", "")
     if _YNNPACK not in flags:
-        os.environ["XLA_FLAGS"] = f"{flags} {_YNNPACK}=".strip()
+        os.environ["XLA_FLAGS"] = f"{flags} {_YNNPACK}={_USED}".strip()
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
         jax.config.update("jax_compilation_cache_dir", os.path.join(base, "bigbase_jax", "xla"))
