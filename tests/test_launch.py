@@ -197,11 +197,11 @@ verbs.compilation.setup()
 import jax, jax.numpy as jnp
 form = {"dimension_numbers": ("NHWC", "HWIO", "NHWC")}
 convolve = lambda x, k: jax.lax.conv_general_dilated(x, k, (1, 1), "SAME", **form)
-for f, *shapes in (convolve, (4, 32, 32, 16), (3, 3, 16, 16)), (jnp.sum, (512, 512)):
+for f, *shapes in (convolve, (4, 32, 32, 32), (3, 3, 32, 32)), (jnp.sum, (512, 512)):
     print("ynn" in jax.jit(f).lower(*map(jnp.ones, shapes)).compile().as_text())
 """
-    flag = "--xla_cpu_experimental_ynn_fusion_type=LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT"
-    for flags, found in (("", ["False", "True"]), (flag, ["False", "False"])):
+    flag = "--xla_cpu_experimental_ynn_fusion_type=LIBRARY_FUSION_TYPE_INDIVIDUAL_CONVOLUTION"
+    for flags, found in (("", ["False", "True"]), (flag, ["True", "False"])):
         env = {**os.environ, "XLA_FLAGS": flags, "JAX_DISABLE_MOST_OPTIMIZATIONS": "0", "PYTHONPATH": str(ROOT)}
         done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
         assert done.stdout.split() == found

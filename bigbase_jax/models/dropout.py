@@ -48,7 +48,7 @@ def dropout(key: jax.Array, x: Any, rate: float, broadcast_dims: Sequence[int] =
 
 
 def random_bits(key: jax.Array, shape: Sequence[int]) -> UInt32[Array, "*S"]:
-    """32 random bits per element, by 13 rounds of Threefry-2x32: the fewest that are known to pass BigCrush.
+    """32 random bits per element, by 13 rounds of Threefry-2x32, those of the reduced variant of its library Random123.
 
     ``jax.random.bits`` takes 20 rounds, and on CPUs a loop over them that reads and writes the whole array in each:
     3 to 10 times the time of these, which become one pass over nothing but what is dropped. Salmon et al. 2011,
