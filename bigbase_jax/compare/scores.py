@@ -9,6 +9,7 @@ import dataclasses
 import hashlib
 import pathlib
 import zipfile
+from collections.abc import Mapping
 
 import numpy as np
 from scipy import sparse
@@ -168,7 +169,7 @@ def read(run: Run, split: str) -> Scored | str:
         if any(len(x) != number for x in arrays.values()):
             raise ValueError("its arrays are not of the same examples")
         order_N = np.argsort(index_N, kind="stable")
-        scores, labels = _scores({name: x[order_N] for name, x in arrays.items()})
+        scores, labels = of_arrays({name: x[order_N] for name, x in arrays.items()})
     except _BROKEN as error:
         return f"{path} cannot be read ({error})."
     if not scores:
@@ -188,7 +189,8 @@ def read(run: Run, split: str) -> Scored | str:
 _READ = ("probabilities", "label", "log_probability", "target", "bytes", "correct", "index")
 
 
-def _scores(arrays: dict[str, np.ndarray]) -> tuple[dict[str, Score], np.ndarray]:
+def of_arrays(arrays: Mapping[str, np.ndarray]) -> tuple[dict[str, Score], np.ndarray]:
+    """The scores of what an evaluation keeps of each example (see ``read``), and what was to be predicted."""
     if "probabilities" in arrays and "label" in arrays:
         p_NK, label = np.asarray(arrays["probabilities"], np.float64), arrays["label"]
         if p_NK.ndim != 2 or label.ndim > 2:

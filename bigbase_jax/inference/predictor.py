@@ -66,6 +66,7 @@ class Predictor:
       mesh: what the variables are spread over.
       rows: inputs that are answered at once, and examples of a batch; where they are fewer, a power of two is enough.
       trim: what takes from a batch what need not be computed, such as padding.
+      compute: what computes ``Task.predict`` in another engine; None: JAX does.
     """
 
     task: Task
@@ -79,6 +80,7 @@ class Predictor:
     mesh: Any = None
     rows: int = ROWS
     trim: Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]] | None = None
+    compute: Compute | None = None
 
     @classmethod
     def open(
@@ -120,8 +122,9 @@ class Predictor:
         return self.read()
 
     @functools.cached_property
-    def _compiled(self) -> Compute:
-        return jax.jit(self.task.predict)
+    def program(self) -> Compute:
+        """What computes ``Task.predict``."""
+        return self.compute or jax.jit(self.task.predict)
 
     def examples(self, given: bytes | str | Mapping[str, Any]) -> list[Example]:
         """What the model reads of a file, its bytes or a row by entry: one example or several, in order. They have what
@@ -153,7 +156,7 @@ class Predictor:
         Args:
           compute: what to compute of the examples; None: ``Task.predict``.
         """
-        compiled = self._compiled if compute is None else jax.jit(compute)
+        compiled = self.program if compute is None else jax.jit(compute)
         waiting, rows = iter(inputs), 0
         while some := list(itertools.islice(waiting, self.rows)):
             read: list[list[Example] | UserError] = []
@@ -191,7 +194,7 @@ class Predictor:
           UserError: it cannot be read.
         """
         examples = self.examples(given)
-        computed = self._computed(self._compiled, examples, self._rows(len(examples)))
+        computed = self._computed(self.program, examples, self._rows(len(examples)))
         return self._said(list(zip(examples, computed, strict=True)))
 
     def _said(self, found: Sequence[tuple[Example, Output]]) -> list[dict[str, Any]]:

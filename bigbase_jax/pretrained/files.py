@@ -7,11 +7,11 @@ somebody takes a slice.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
 import pathlib
-import shutil
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping
@@ -21,10 +21,9 @@ import ml_dtypes
 import numpy as np
 
 from bigbase_jax.core import UserError
-from bigbase_jax.runtime.checkpoint import disk_error
+from bigbase_jax.runtime import whole
 from bigbase_jax.runtime.limits import MOST_HEADER, MOST_UNPACKED, limit, too_much
 from bigbase_jax.runtime.untrusted import open_regular, parse_json, read_object
-from bigbase_jax.runtime.whole import partial
 
 CONFIG = "config.json"
 SINGLE = "model.safetensors"
@@ -178,46 +177,23 @@ def read_npz(path: pathlib.Path) -> dict[str, np.ndarray]:
 # -------------------------------------------------------------------------------------------------------------- writing
 
 
-class Whole:
-    """A folder that appears when it is whole: ``with Whole(path) as partial:`` writes into ``partial``.
+@contextlib.contextmanager
+def whole_model(path: str | os.PathLike) -> Iterator[pathlib.Path]:
+    """``whole.folder`` for a model, which may be in the place of another one.
 
     Raises:
-      UserError: ``path`` holds something that is not such a folder, or the disk refuses.
+      UserError: ``path`` holds something that is no such folder, or the disk refuses.
     """
-
-    def __init__(self, path: str | os.PathLike):
-        self.path = pathlib.Path(os.path.abspath(os.path.expanduser(path)))
-        self._partial = partial(self.path)
-        foreign = [] if not self.path.is_dir() else [p.name for p in self.path.iterdir() if not _is_ours(p)]
-        if foreign or self.path.is_file():
-            holds = f"holds {some(sorted(foreign))}" if foreign else "is a file"
-            raise UserError(f"{self.path} {holds}, which would be lost; choose another folder for the model.")
-
-    def __enter__(self) -> pathlib.Path:
-        try:
-            shutil.rmtree(self._partial, ignore_errors=True)
-            self._partial.mkdir(parents=True)
-        except OSError as error:
-            raise UserError(f"cannot write {self.path}: {disk_error(error) or error}.") from error
-        return self._partial
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        try:
-            if error is None:
-                before = self._partial.with_suffix(".old")
-                if self.path.is_dir():
-                    os.replace(self.path, before)
-                os.replace(self._partial, self.path)
-                shutil.rmtree(before, ignore_errors=True)
-                return
-        except OSError as failed:
-            error = failed
-        shutil.rmtree(self._partial, ignore_errors=True)
-        if isinstance(error, OSError):
-            raise UserError(f"cannot write {self.path}: {disk_error(error) or error}.") from error
+    place = pathlib.Path(os.path.abspath(os.path.expanduser(path)))
+    foreign = [] if not place.is_dir() else [p.name for p in place.iterdir() if not is_ours(p)]
+    if foreign or place.is_file():
+        holds = f"holds {some(sorted(foreign))}" if foreign else "is a file"
+        raise UserError(f"{place} {holds}, which would be lost; choose another folder for the model.")
+    with whole.folder(place) as partial:
+        yield partial
 
 
-def _is_ours(path: pathlib.Path) -> bool:
+def is_ours(path: pathlib.Path) -> bool:
     """Whether ``save`` may have written it."""
     names = (CONFIG, INDEX, GENERATION, PREPROCESSOR, *TOKENIZER)
     return path.is_file() and (path.name in names or (path.name.startswith("model") and path.suffix == ".safetensors"))

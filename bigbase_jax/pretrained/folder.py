@@ -157,7 +157,7 @@ def save(
         entry = of_name[name]
         return entry.write([weights.fetched(flat, path) for path in entry.paths], table.sizes)
 
-    with files.Whole(path) as partial:
+    with files.whole_model(path) as partial:
         files.write_json(partial / files.CONFIG, {**config, "dtype": "float32", **(about or {})})
         files.write_tensors(partial, specs, tensor, max_shard_bytes)
         if tokenizer is not None:

@@ -41,6 +41,32 @@ def written(path: pathlib.Path) -> Iterator[BinaryIO]:
         raise
 
 
+@contextlib.contextmanager
+def folder(path: pathlib.Path) -> Iterator[pathlib.Path]:
+    """A folder to write into, which takes the place of ``path``, a folder or nothing, once the block has ended well.
+
+    Raises:
+      UserError: the disk refuses; ``path`` is as it was.
+    """
+    unfinished = partial(path)
+    before = unfinished.with_suffix(".old")
+    try:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        unfinished.mkdir(parents=True)
+        yield unfinished
+        if path.is_dir():
+            os.replace(path, before)
+        os.replace(unfinished, path)
+        shutil.rmtree(before, ignore_errors=True)
+    except BaseException as error:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        if before.is_dir() and not path.exists():
+            os.replace(before, path)
+        if isinstance(error, OSError):
+            raise UserError(f"cannot write {path}: {error.strerror or error}.") from error
+        raise
+
+
 def partial(path: pathlib.Path) -> pathlib.Path:
     """The name under which this process may write ``path``, a file or a folder, until it is whole."""
     clean(path.parent, path.name)

@@ -132,16 +132,16 @@ def test_torchs_own_format_is_refused_with_what_to_do(tmp_path):
 
 def test_a_folder_appears_when_it_is_whole(tmp_path):
     out = tmp_path / "deep" / "out"
-    with files.Whole(out) as partial:
+    with files.whole_model(out) as partial:
         files.write_json(partial / "config.json", {"a": 1})
         assert not out.exists()
     assert json.loads((out / "config.json").read_text()) == {"a": 1}
 
-    with pytest.raises(RuntimeError), files.Whole(out) as partial:
+    with pytest.raises(RuntimeError), files.whole_model(out) as partial:
         files.write_json(partial / "config.json", {"a": 2})
         raise RuntimeError
     assert json.loads((out / "config.json").read_text()) == {"a": 1}  # what was there stays
-    with files.Whole(out) as partial:
+    with files.whole_model(out) as partial:
         files.write_json(partial / "tokenizer.json", {})
     assert [p.name for p in out.iterdir()] == ["tokenizer.json"]  # replaced as a whole
     assert [p.name for p in out.parent.iterdir()] == ["out"]  # and nothing is left beside it
@@ -150,9 +150,9 @@ def test_a_folder_appears_when_it_is_whole(tmp_path):
 def test_nothing_foreign_is_replaced(tmp_path):
     (tmp_path / "thesis.tex").write_text("years of work")
     with pytest.raises(UserError, match=r"holds thesis\.tex, which would be lost"):
-        files.Whole(tmp_path)
+        files.whole_model(tmp_path).__enter__()
     with pytest.raises(UserError, match="is a file"):
-        files.Whole(tmp_path / "thesis.tex")
-    with pytest.raises(UserError, match="cannot write"), files.Whole(tmp_path / "thesis.tex" / "below"):
+        files.whole_model(tmp_path / "thesis.tex").__enter__()
+    with pytest.raises(UserError, match="cannot write"), files.whole_model(tmp_path / "thesis.tex" / "below"):
         pass
     assert (tmp_path / "thesis.tex").read_text() == "years of work"
