@@ -8,6 +8,7 @@ python launch.py --mode=embed --workdir=runs/bert --input=texts.csv --output=vec
 python launch.py --mode=generate --workdir=runs/lm --prompt="Once" --sample=temperature=0.8,top_k=50 --adapter=DIR
 python launch.py --mode=report --workdir=runs/catdog
 python launch.py --mode=compare --workdir=runs/a --workdir=runs/b    or a sweep's folder: what differs
+python launch.py --mode=compress --workdir=runs/bert --prune=heads=0.25,mlp=0.5    a smaller run beside it
 python launch.py --mode=export --workdir=runs/lm --to=safetensors    a folder that transformers loads
 python launch.py --mode=plan --config=configs/catdog.py --topology=v5e:4x4    does it fit, what does it cost
 python launch.py --mode=doctor                                    what is wrong with this machine
@@ -40,7 +41,7 @@ from bigbase_jax.build import suggest
 from bigbase_jax.core import UserError
 from bigbase_jax.runtime import distributed
 
-MODES = ("train", "eval", "predict", "embed", "generate", "report", "compare", "export", "plan", "doctor")
+MODES = ("train", "eval", "predict", "embed", "generate", "report", "compare", "compress", "export", "plan", "doctor")
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The recipe: configs/NAME.py[:argument,...].")
 _MODE = flags.DEFINE_string("mode", "train", f"What to do: {', '.join(MODES)}.")
 _WORKDIR = flags.DEFINE_multi_string("workdir", None, "The run folder; default: runs/ and the recipe's name.")
@@ -64,13 +65,12 @@ def main(_: list[str]) -> int:
     workdir = cli.only("workdir", _WORKDIR.value, mode) if mode != "compare" else ""
     if mode in ("train", "plan") and _CONFIG.value is None:
         raise UserError("--config is missing; try --config=configs/catdog.py.")
-    if mode in ("eval", "predict", "embed", "generate", "report", "export") and not workdir:
+    if mode in ("eval", "predict", "embed", "generate", "report", "compress", "export") and not workdir:
         raise UserError(f"--mode={mode} needs --workdir: the folder of the run.")
     if mode == "train" and (sweep := cli.sweeping()):
         from bigbase_jax.sweep import command
 
         return command.run(_CONFIG.value, workdir=workdir, lost_after=_LOST_AFTER.value, **sweep)
-
     several = mode in ("train", "eval")  # the others are one process's work, on a cluster too
     if _SPAWN.value is not None and not several:
         raise UserError(f"--mode={mode} is the work of one process; leave out --spawn.")
@@ -93,8 +93,7 @@ def _verb(mode: str, workdir: str) -> int:
     elif mode in ("predict", "embed"):
         if _INPUT.value is None:
             raise UserError(f"--mode={mode} needs --input: a file, a folder or a quoted pattern.")
-        verb = verbs.predict if mode == "predict" else verbs.embed
-        return verb(workdir, _INPUT.value, _STEP.value, _OUTPUT.value, **words)
+        return getattr(verbs, mode)(workdir, _INPUT.value, _STEP.value, _OUTPUT.value, **words)
     elif mode == "generate":
         return verbs.generate(workdir, pattern=_INPUT.value, step=_STEP.value, **words)
     elif mode == "compare":
@@ -103,6 +102,10 @@ def _verb(mode: str, workdir: str) -> int:
         from bigbase_jax.plan import plan
 
         result = plan.run(_CONFIG.value, **words)
+    elif mode == "compress":
+        from bigbase_jax.compress import command as compression
+
+        result = compression.compress(workdir, _OUTPUT.value, _STEP.value, **words)
     elif mode == "export":
         result = verbs.export(workdir, _TO.value, _OUTPUT.value, _STEP.value)
     else:

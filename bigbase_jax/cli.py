@@ -40,11 +40,16 @@ _TRUST = flags.DEFINE_multi_string(
     "trust", None, "A package whose code the configs of folders may name, beside ours; may be given several times."
 )
 _INDEX = flags.DEFINE_integer("sweep_index", None, "sweep: run this trial alone, as one of an array of jobs.")
+_PRUNE = flags.DEFINE_string(
+    "prune", None, "compress: heads=0.25,mlp=0.5,layers=0.5 or channels=0.5 for less; 0.8 or 2:4 for zeros."
+)
+_CALIBRATE = flags.DEFINE_integer("calibrate", 256, "compress: examples of the training data to measure the model on.")
 _WORDS: Mapping[str, Mapping[str, Any]] = {
     "predict": {"adapter": _ADAPTER},
     "generate": {"prompts": _PROMPT, "sample": _SAMPLE, "stop": _STOP, "chat": _CHAT, "adapter": _ADAPTER},
     "plan": {"topology_name": _TOPOLOGY, "price": _PRICE, "search": _SEARCH},
     "compare": {"storage": _STORAGE},
+    "compress": {"prune": _PRUNE, "calibrate": _CALIBRATE},
 }
 
 
@@ -52,10 +57,14 @@ def words(mode: str) -> dict[str, Any]:
     """What the command line says of those arguments that a verb alone has.
 
     Raises:
-      UserError: an adapter for a verb that takes none.
+      UserError: a flag of another verb.
     """
-    if _ADAPTER.value is not None and "adapter" not in _WORDS.get(mode, {}):
-        raise UserError(f"--mode={mode} takes no --adapter; predict and generate do, and --config.init_from=ADAPTER.")
+    for flag in {flag.name: flag for own in _WORDS.values() for flag in own.values()}.values():
+        takers = [verb for verb, own in _WORDS.items() if any(flag is x for x in own.values())]
+        if flag.present and mode not in takers and flag is not _STORAGE:  # which is a sweep's as well
+            more = ", and --config.init_from=ADAPTER" if flag is _ADAPTER else ""
+            do = f"{takers[0]} does" if len(takers) == 1 else f"{' and '.join(takers)} do"
+            raise UserError(f"--mode={mode} takes no --{flag.name}; {do}{more}.")
     return {name: flag.value for name, flag in _WORDS.get(mode, {}).items()}
 
 

@@ -346,7 +346,7 @@ class Prepared:
 
         return batch, len(rows)
 
-    def eval_batches(self, split: str, shard: tuple[int, int] = (0, 1)) -> Batches:
+    def eval_batches(self, split: str, shard: tuple[int, int] = (0, 1), limit: int | None = None) -> Batches:
         """A split once, with the evaluation transforms; in order and with batches of one shape, but for ``buckets``.
 
         The last batch is padded by repeating an example, with ``mask`` 0. With several hosts each gets its rows of
@@ -355,6 +355,7 @@ class Prepared:
         Args:
           split: name of the split.
           shard: (i, n): this is host i of n.
+          limit: take so many examples, spread evenly over the split; None: all.
 
         Returns:
           An iterator of batches with the entries that ``train_batches`` describes; ``len()`` of it is their number.
@@ -367,10 +368,13 @@ class Prepared:
         batch_size = self.eval_batch_size
         rows = _rows_of_host(batch_size, shard, named)
         part = self._part(split)
-        n = len(part.kept)
         chain = part.chain(data.eval_transforms, data.seed, _EVAL)
-        cut_N = part.cut_N
-        order_N = np.arange(n) if cut_N is None else np.argsort(cut_N, kind="stable")
+        cut_N, order_N = part.cut_N, np.arange(len(part.kept))
+        if limit is not None and limit < len(order_N):
+            order_N = order_N[np.arange(limit) * len(order_N) // limit]
+        if cut_N is not None:
+            order_N = order_N[np.argsort(cut_N[order_N], kind="stable")]
+        n = len(order_N)
 
         def batch(k: int, pool: concurrent.futures.Executor | None, chunks: int) -> dict[str, np.ndarray]:
             mine = order_N[k * batch_size + rows.start : k * batch_size + rows.stop]

@@ -215,13 +215,13 @@ def _note(layers: list[_Layer], call: Callable[..., Any], args: Any, kwargs: Any
     y, layer = call(*args, **kwargs), context.module
     if isinstance(layer, _LAYERS) and context.method_name == "__call__" and layer.has_variable("params", KERNEL):
         shape: tuple[int, ...] = tuple(layer.get_variable("params", KERNEL).shape)
-        lead, inputs = _axes(layer, len(shape), *args[1:], **kwargs)
+        lead, inputs = kernel_axes(layer, len(shape), *args[1:], **kwargs)
         scope: Any = layer.scope
         layers.append(_Layer(tuple(layer.path), shape, lead, inputs, _is_summed(layer), bool(scope.root.path)))
     return y
 
 
-def _axes(layer: Any, ndim: int, einsum_str: str | None = None, **_: Any) -> tuple[int, int | None]:
+def kernel_axes(layer: Any, ndim: int, einsum_str: str | None = None, **_: Any) -> tuple[int, int | None]:
     """How many of a kernel's axes come before its inputs, and before its outputs (None: they are mixed)."""
     if isinstance(layer, nn.Einsum):
         left, kernel, out = re.split(",|->", (einsum_str or layer.einsum_str or "").replace(" ", ""))

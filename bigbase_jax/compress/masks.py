@@ -1,0 +1,123 @@
+"""Zeros in the kernels of a model: unstructured, or N of every M (Mishra et al. 2021), by magnitude or by Wanda.
+
+The result has the parent's shapes and its program. XLA multiplies zeros as it does any number, so they save no time;
+they are for research, for storage that compresses, and for engines that have kernels for them.
+
+Axes: I inputs of a layer and O outputs, each of all its axes.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from bigbase_jax.build import suggest
+from bigbase_jax.compress.compressed import Batches, Compressed, Unrolled
+from bigbase_jax.core import UserError
+from bigbase_jax.runtime.log import say
+from bigbase_jax.wrappers.lora import kernel_axes
+from bigbase_jax.wrappers.wrapper import Path, check_regex, some_paths
+
+SCORES = ("magnitude",)
+
+
+def prune(
+    found: Compressed, model: Unrolled, amount: str, score: str, targets: str | None, batches: Batches
+) -> Compressed:
+    """Sets the kernels' least numbers to zero, the same share of each kernel.
+
+    Args:
+      amount: the share, as "0.8"; or "N:M": of M inputs in a row, each output keeps N.
+      score: "magnitude"; or "wanda" (Sun et al. 2023): times the norm of the input, compared within each output.
+      targets: a regex over paths of parameters, searched for; None: all kernels (of N:M, those whose inputs M divides).
+      batches: gives what Wanda reads.
+
+    Raises:
+      UserError: a number out of range, an unknown score, or targets that match no kernel or one that cannot be pruned.
+    """
+    share, pattern = _amount(amount)
+    if score not in SCORES:
+        raise UserError(f"--prune has no score={score} for masks.{suggest(score, SCORES, 'score')}")
+    check_regex("--prune's targets", targets or "")
+    layers = layers_of(model)
+    chosen = {path: inputs for path, inputs in layers.items() if re.search(targets or "", ".".join(path))}
+    if not chosen:
+        raise UserError(f"--prune's targets={targets} match no kernel; there are {some_paths(layers)}.")
+    params = dict(flatten_dict(model.variables["params"]))
+    if pattern is not None and (unfit := [p for p, n in chosen.items() if _row(params[p].shape, n) % pattern[1]]):
+        if targets is not None or len(unfit) == len(chosen):
+            raise UserError(
+                f"--prune={amount} needs inputs that {pattern[1]} divides, and these have others: {some_paths(unfit)}."
+            )
+        say(f"prune: left whole, as {pattern[1]} does not divide their inputs: {some_paths(unfit)}")
+        chosen = {path: inputs for path, inputs in chosen.items() if path not in unfit}
+    for path, inputs in chosen.items():
+        kernel = np.array(params[path])
+        score_OI = np.abs(kernel.reshape(-1, int(np.prod(kernel.shape[inputs:])))).T
+        groups = score_OI.reshape(-1) if pattern is None else score_OI.reshape(-1, pattern[1])
+        keep_OI = largest(groups, round(share * groups.shape[-1])).reshape(score_OI.shape)
+        params[path] = kernel * keep_OI.T.reshape(kernel.shape)
+    pruned = sum(int((params[path] == 0).sum()) for path in chosen)
+    about = {"prune": amount, "score": score, "kernels": len(chosen), "zeros": pruned, "of": _size(params)}
+    say(f"prune: {pruned:,} zeros in {len(chosen)} kernels, of {_size(params):,} parameters")
+    variables = model.rolled({**model.variables, "params": unflatten_dict(params)})
+    found.config.compression = {"masked": True}
+    return found._replace(variables=variables, about={**found.about, **about})
+
+
+def layers_of(model: Unrolled) -> dict[Path, int]:
+    """The path of every layer's kernel, and how many of its axes are inputs; they are the first ones."""
+    layers: dict[Path, int] = {}
+
+    def note(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
+        y, layer = call(*args, **kwargs), context.module
+        if context.method_name == "__call__" and isinstance(layer, nn.Dense | nn.DenseGeneral | nn.Conv):
+            lead, inputs = kernel_axes(layer, layer.get_variable("params", "kernel").ndim)
+            if not lead and inputs is not None:
+                layers[(*layer.path, "kernel")] = inputs
+        return y
+
+    with nn.intercept_methods(note):
+        jax.eval_shape(model.task.init, jax.random.key(0), dict(model.spec))
+    return layers
+
+
+def largest(score: np.ndarray, less: int) -> np.ndarray:
+    """bool: False at the ``less`` smallest along the last axis."""
+    keep = np.ones(score.shape, bool)
+    if less:
+        np.put_along_axis(keep, np.argpartition(score, less - 1, axis=-1)[..., :less], False, axis=-1)
+    return keep
+
+
+def _row(shape: tuple[int, ...], inputs: int) -> int:
+    """How many inputs lie in a row: the channels of a convolution, all inputs of another layer."""
+    return shape[inputs - 1] if inputs > 2 else int(np.prod(shape[:inputs]))
+
+
+def _amount(amount: str) -> tuple[float, tuple[int, int] | None]:
+    """The share of zeros, and (N, M)."""
+    if fits := re.fullmatch(r"(\d{1,4}):(\d{1,4})", amount):
+        n, m = int(fits[1]), int(fits[2])
+        if not 0 < n < m:
+            raise UserError(f"--prune={amount} keeps {n} of every {m} inputs; N is at least 1 and below M, as in 2:4.")
+        return (m - n) / m, (n, m)
+    try:
+        share = float(amount)
+    except ValueError as error:
+        raise UserError(
+            f"--prune={amount} is none of heads=SHARE,mlp=SHARE,layers=SHARE, channels=SHARE, SHARE and N:M."
+        ) from error
+    if not 0 < share < 1:
+        raise UserError(f"--prune={amount} is a share of zeros, above 0 and below 1, such as 0.8.")
+    return share, None
+
+
+def _size(params: Mapping[Path, Any]) -> int:
+    return sum(x.size for x in params.values())
