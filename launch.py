@@ -48,7 +48,7 @@ _WORKDIR = flags.DEFINE_multi_string("workdir", None, "The run folder; default: 
 _STEP = flags.DEFINE_integer("step", None, "eval, predict, embed, generate, export: which; default: the best one.")
 _SPLIT = flags.DEFINE_string("split", None, "eval, compare: the split; default: test, or else val.")
 _INPUT = flags.DEFINE_string("input", None, "predict, embed: files or tables, a path or pattern; generate: prompts.")
-_TO = flags.DEFINE_string("to", "safetensors", "export: what to write: safetensors, adapter.")
+_TO = flags.DEFINE_string("to", "safetensors", "export: stablehlo, safetensors, adapter.")
 _OUTPUT = flags.DEFINE_string("output", None, "predict: .csv, .tsv, .jsonl, .parquet; embed: .npy; export: a folder.")
 _COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, where a cluster does not say it.")
 _PROCESSES = flags.DEFINE_integer("num_processes", None, "How many processes run this command; 1 is this one alone.")
@@ -107,7 +107,7 @@ def _verb(mode: str, workdir: str) -> int:
 
         result = compression.compress(workdir, _OUTPUT.value, _STEP.value, **words)
     elif mode == "export":
-        result = verbs.export(workdir, _TO.value, _OUTPUT.value, _STEP.value)
+        result = verbs.export(workdir, _TO.value, _OUTPUT.value, _STEP.value, **words)
     else:
         result = verbs.report(workdir)
     print(json.dumps(result, ensure_ascii=False), flush=True)

@@ -44,12 +44,18 @@ _PRUNE = flags.DEFINE_string(
     "prune", None, "compress: heads=0.25,mlp=0.5,layers=0.5 or channels=0.5 for less; 0.8 or 2:4 for zeros."
 )
 _CALIBRATE = flags.DEFINE_integer("calibrate", 256, "compress: examples of the training data to measure the model on.")
+_PLATFORMS = flags.DEFINE_list("platforms", None, "export: of StableHLO: cpu, cuda, rocm, tpu; default: the one here.")
+_QUANTIZE = flags.DEFINE_string("quantize", None, "export: to int8, where the format can.")
+_ALLOW_DROP = flags.DEFINE_float(
+    "allow_drop", 0.5, "export: how many percent of the answers may differ from the run's."
+)
 _WORDS: Mapping[str, Mapping[str, Any]] = {
     "predict": {"adapter": _ADAPTER},
     "generate": {"prompts": _PROMPT, "sample": _SAMPLE, "stop": _STOP, "chat": _CHAT, "adapter": _ADAPTER},
     "plan": {"topology_name": _TOPOLOGY, "price": _PRICE, "search": _SEARCH},
     "compare": {"storage": _STORAGE},
     "compress": {"prune": _PRUNE, "calibrate": _CALIBRATE},
+    "export": {"platforms": _PLATFORMS, "quantize": _QUANTIZE, "allow_drop": _ALLOW_DROP},
 }
 
 

@@ -8,7 +8,7 @@ import json
 import os
 import pathlib
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TextIO
 
 import jax
@@ -22,6 +22,7 @@ from bigbase_jax.build import build, suggest
 from bigbase_jax.compare.runs import task_of
 from bigbase_jax.core import Evaluator, UserError
 from bigbase_jax.evaluate import Split, evaluators
+from bigbase_jax.export.command import export as export
 from bigbase_jax.inference import answers, generation, inputs
 from bigbase_jax.inference.predictor import Predictor
 from bigbase_jax.pages import comparison as comparison_page
@@ -30,8 +31,6 @@ from bigbase_jax.pages.figures import Pictures
 from bigbase_jax.runtime import compilation, distributed, whole
 from bigbase_jax.runtime.log import Diverged, say
 from bigbase_jax.runtime.rundir import RunDir
-from bigbase_jax.wrappers.adapter import save_adapter
-from bigbase_jax.wrappers.wrapper import Wrapper
 
 Add = Callable[[inputs.Input, dict[str, Any]], None]
 """Takes an input and its answer."""
@@ -236,45 +235,6 @@ def _answer(
     if not number:
         raise UserError(f"--input={pattern} holds no row and no text to answer.")
     return number, failed
-
-
-def export(workdir: str, to: str = "safetensors", output: str | None = None, step: int | None = None) -> dict[str, Any]:
-    """Writes a run's model for others to use; returns the folder and its files.
-
-    Args:
-      to: of ``FORMATS``: "safetensors", a folder that transformers loads, or "adapter", what was trained of a model
-        beside its base.
-      output: the folder; None: ``export/TO`` in the run's.
-
-    Raises:
-      UserError: an unknown word, or a model that cannot be written so.
-    """
-    if to not in FORMATS:
-        raise UserError(f"there is no --to={to}.{suggest(to, FORMATS, 'format')}")
-    compilation.setup()
-    run = RunDir(workdir)
-    run.config()
-    predictor = Predictor.open(workdir, step)
-    folder = pathlib.Path(output or run.path / "export" / to)
-    return {"export": str(folder), "to": to, "step": predictor.step, "files": FORMATS[to](predictor, run, folder)}
-
-
-def _safetensors(predictor: Predictor, run: RunDir, folder: pathlib.Path) -> list[str]:
-    return pretrained.export(run, run.config(), predictor.task, predictor.variables, folder)
-
-
-def _adapter(predictor: Predictor, run: RunDir, folder: pathlib.Path) -> list[str]:
-    wrapper = next((t for t in pretrained.chain(predictor.task) if isinstance(t, Wrapper)), None)
-    if wrapper is None:
-        raise UserError(f"the run in {run.path} trained all of its model; there is no adapter to write.")
-    return save_adapter(folder, wrapper, predictor.variables, run.config().get("init_from"))
-
-
-FORMATS: Mapping[str, Callable[[Predictor, RunDir, pathlib.Path], list[str]]] = {
-    "safetensors": _safetensors,
-    "adapter": _adapter,
-}
-"""``--to`` -> what writes a model to a folder, and returns the names of its files."""
 
 
 def report(workdir: str) -> dict[str, Any]:

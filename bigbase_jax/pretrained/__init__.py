@@ -5,7 +5,7 @@ A run begins from one with ``--config.init_from=DIR`` (``start``), and one is wr
 family of models, see ``families``.
 """
 
-from bigbase_jax.pretrained.export import export
+from bigbase_jax.pretrained.export import export, write_tokenizer
 from bigbase_jax.pretrained.folder import load, save
 from bigbase_jax.pretrained.provenance import (
     data_of,
@@ -31,4 +31,5 @@ __all__ = [
     "recorded_origin",
     "resolve",
     "save",
+    "write_tokenizer",
 ]

@@ -9,7 +9,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from bigbase_jax.core import Task, Variables
-from bigbase_jax.pretrained.folder import save
+from bigbase_jax.pretrained.folder import save, save_tokenizer
 from bigbase_jax.pretrained.provenance import recorded_origin
 from bigbase_jax.pretrained.start import is_run, merged, model_of
 from bigbase_jax.pretrained.tokenizers import ids
@@ -35,12 +35,24 @@ def export(run: RunDir, config: ConfigDict, task: Task, variables: Variables, ou
     if known.get("class_names"):
         about["id2label"] = {str(i): name for i, name in enumerate(known["class_names"])}
         about["label2id"] = {name: i for i, name in enumerate(known["class_names"])}
-    tokenizer: Any = None
+    tokenizer = _tokenizer(run, config)
     if known.get("tokenizer"):
-        tokenizer = load_tokenizer(known["tokenizer"])
-        about |= ids(tokenizer)
-        began = recorded_origin(run) or config.get("init_from")
-        folder = pathlib.Path(os.path.expanduser(began or ""))
-        if began and any((folder / name).is_file() for name in _PUBLISHED) and not is_run(began):
-            tokenizer = began
+        about |= ids(load_tokenizer(known["tokenizer"]))
     return save(output, model, merged(task, variables), tokenizer, about=about)
+
+
+def write_tokenizer(folder: pathlib.Path, run: RunDir, config: ConfigDict) -> None:
+    """Writes the files of a run's tokenizer, as ``export``; none where it has none."""
+    if (tokenizer := _tokenizer(run, config)) is not None:
+        save_tokenizer(folder, tokenizer)
+
+
+def _tokenizer(run: RunDir, config: ConfigDict) -> Any:
+    """A run's tokenizer, or the folder that it began from, where that still has it; None: it has none."""
+    if not (state := dataset_info(run).get("tokenizer")):
+        return None
+    began = recorded_origin(run) or config.get("init_from")
+    folder = pathlib.Path(os.path.expanduser(began or ""))
+    if began and any((folder / name).is_file() for name in _PUBLISHED) and not is_run(began):
+        return began
+    return load_tokenizer(state)

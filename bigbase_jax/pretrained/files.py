@@ -58,7 +58,7 @@ DTYPES: Mapping[str, Any] = {
     "U8": np.uint8,
     "BOOL": np.bool_,
 }
-_NAMES = {np.dtype(dtype): name for name, dtype in DTYPES.items()}
+STORED = {np.dtype(dtype): name for name, dtype in DTYPES.items()}
 _TORCH = ("pytorch_model.bin", "pytorch_model.bin.index.json", "model.pt", "model.pth")
 
 
@@ -229,7 +229,7 @@ def write_tensors(
         filled += size[name]
     of_shard = dict(_named(shards))
     for file, names in of_shard.items():
-        _write_safetensors(folder / file, {name: specs[name] for name in names}, tensor)
+        write_safetensors(folder / file, {name: specs[name] for name in names}, tensor)
     if len(shards) > 1:
         place = {name: file for file, names in of_shard.items() for name in names}
         write_json(folder / INDEX, {"metadata": {"total_size": sum(size.values())}, "weight_map": place})
@@ -240,14 +240,15 @@ def _named(shards: list[list[str]]) -> Iterator[tuple[str, list[str]]]:
         yield (SINGLE if len(shards) == 1 else f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors"), names
 
 
-def _write_safetensors(
+def write_safetensors(
     path: pathlib.Path, specs: Mapping[str, tuple[tuple[int, ...], Any]], tensor: Callable[[str], np.ndarray]
 ) -> None:
+    """Writes one file; see ``write_tensors``."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
     for name, (shape, dtype) in specs.items():
         first, end = end, end + math.prod(shape) * np.dtype(dtype).itemsize
-        header[name] = {"dtype": _NAMES[np.dtype(dtype)], "shape": list(shape), "data_offsets": [first, end]}
+        header[name] = {"dtype": STORED[np.dtype(dtype)], "shape": list(shape), "data_offsets": [first, end]}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # so that the tensors are aligned
     with open(path, "wb") as file:

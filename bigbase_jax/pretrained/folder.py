@@ -161,14 +161,15 @@ def save(
         files.write_json(partial / files.CONFIG, {**config, "dtype": "float32", **(about or {})})
         files.write_tensors(partial, specs, tensor, max_shard_bytes)
         if tokenizer is not None:
-            _write_tokenizer(partial, tokenizer)
+            save_tokenizer(partial, tokenizer)
         names = sorted(p.name for p in partial.iterdir())
     if not family.TRANSFORMERS:
-        say(f"{path} holds the weights under their published names; transformers has no such model")
+        say("the weights are under their published names; transformers has no such model")
     return names
 
 
-def _write_tokenizer(folder: pathlib.Path, tokenizer: Any) -> None:
+def save_tokenizer(folder: pathlib.Path, tokenizer: Any) -> None:
+    """Writes a tokenizer's files; see ``save``."""
     if isinstance(tokenizer, (str, os.PathLike)):
         for name in (*files.TOKENIZER, files.GENERATION):
             if source := file_in(os.path.expanduser(tokenizer), name):

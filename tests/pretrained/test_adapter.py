@@ -39,7 +39,7 @@ def test_an_adapter_on_its_base_is_the_run_and_a_run_goes_on_from_it(tmp_path, m
     base = trained(language(tmp_path), tmp_path / "base")
     run = trained(language(tmp_path, base, lora=True), tmp_path / "run", learning_rate=3.0)
     found = verbs.export(run, "adapter", str(tmp_path / "adapter"))
-    assert found["files"] == ["adapter_config.json", "adapter_model.safetensors"]
+    assert found["files"] == ["adapter_config.json", "adapter_model.safetensors", "manifest.json"]
     adapter = found["export"]
     of_run, of_base = Predictor.open(run), Predictor.open(base)
     assert not same(of_run, of_base)

@@ -1,0 +1,136 @@
+"""``--mode=export``: a run's model for others to use, in a folder that appears when it is whole and proven."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from bigbase_jax import pretrained
+from bigbase_jax.build import suggest
+from bigbase_jax.core import UserError
+from bigbase_jax.export import manifest, proof, stablehlo
+from bigbase_jax.inference.predictor import Compute, Predictor
+from bigbase_jax.pretrained.files import is_ours, some
+from bigbase_jax.pretrained.start import chain
+from bigbase_jax.runtime import compilation, whole
+from bigbase_jax.runtime.log import say
+from bigbase_jax.runtime.rundir import RunDir
+from bigbase_jax.wrappers import adapter
+from bigbase_jax.wrappers.wrapper import Wrapper
+
+ALLOW_DROP = 0.5
+"""Percent of the answers that may differ."""
+
+
+class Format(NamedTuple):
+    """What ``--to`` may name.
+
+    Attributes:
+      write: takes a predictor, a folder and ``words``; returns what the manifest says beside what it always says.
+      words: those of ``--platforms`` and ``--quantize`` that it takes.
+      opened: gives what computes ``Task.predict`` as the folder has it, for the proof; None: there is no such thing.
+    """
+
+    write: Callable[..., Mapping[str, Any]]
+    words: tuple[str, ...] = ()
+    opened: Callable[[pathlib.Path], Compute] | None = None
+
+
+def export(
+    workdir: str,
+    to: str = "safetensors",
+    output: str | None = None,
+    step: int | None = None,
+    platforms: Sequence[str] | None = None,
+    quantize: str | None = None,
+    allow_drop: float = ALLOW_DROP,
+) -> dict[str, Any]:
+    """Writes a run's model for others to use, with ``manifest.json`` and where it computes, ``proof.json``; returns the
+    folder, its files and the proof in short.
+
+    Args:
+      to: of ``FORMATS``: "stablehlo", programs of ``jax.export``; "safetensors", a folder that transformers loads; or
+        "adapter", what was trained of a model beside its base.
+      output: the folder, where an earlier export is replaced; None: ``export/TO`` in the run's.
+      step: see ``restored.restore``.
+      platforms: see ``stablehlo.write``.
+      quantize: a scheme of the format.
+      allow_drop: see ``proof.prove``.
+
+    Raises:
+      UserError: an unknown word, a model that cannot be written so, an ``output`` that holds something else, a model
+        that answers otherwise than the run, or the disk refuses. Nothing is left then.
+    """
+    if to not in FORMATS:
+        raise UserError(f"there is no --to={to}.{suggest(to, FORMATS, 'format')}")
+    words = {name: value for name, value in (("platforms", platforms), ("quantize", quantize)) if value is not None}
+    for name in words:
+        if name not in FORMATS[to].words:
+            takes = " or ".join(f"--to={other}" for other, form in FORMATS.items() if name in form.words)
+            raise UserError(f"--to={to} takes no --{name}; {takes or 'no format'} does.")
+    compilation.setup()
+    run = RunDir(workdir)
+    run.config()
+    folder = pathlib.Path(output or run.path / "export" / to).expanduser().absolute()
+    _refuse_foreign(folder)
+    predictor = Predictor.open(workdir, step)
+    result: dict[str, Any] = {"export": str(output or run.path / "export" / to), "to": to, "step": predictor.step}
+    with whole.folder(folder) as partial:
+        about = FORMATS[to].write(predictor, partial, **words)
+        manifest.write(partial, to, predictor, about)
+        if (opened := FORMATS[to].opened) is not None:
+            after = dataclasses.replace(predictor, compute=opened(partial))
+            result["proof"] = proof.summary(proof.prove(predictor, after, partial, allow_drop))
+        result["files"] = sorted(path.name for path in partial.iterdir())
+    say(f"export: {result['export']}")
+    return result
+
+
+def _refuse_foreign(folder: pathlib.Path) -> None:
+    """Raises UserError where the folder, which would be replaced, holds anything that is no export's."""
+    if folder.is_dir():
+        try:
+            ours = {manifest.FILE, proof.FILE, *manifest.read_object(folder / manifest.FILE)["files"]}
+        except (UserError, OSError, KeyError, TypeError):  # of an earlier version
+            ours = {adapter.CONFIG, adapter.WEIGHTS}
+        foreign = sorted(path.name for path in folder.iterdir() if path.name not in ours and not is_ours(path))
+        if not foreign:
+            return
+        holds = f"holds {some(foreign)}"
+    elif folder.exists():
+        holds = "is a file"
+    else:
+        return
+    raise UserError(f"{folder} {holds}, which would be lost; choose another folder for the model.")
+
+
+def _safetensors(predictor: Predictor, folder: pathlib.Path) -> dict[str, Any]:
+    assert predictor.run is not None and predictor.config is not None
+    pretrained.export(predictor.run, predictor.config, predictor.task, predictor.variables, folder)
+    return {}
+
+
+def _adapter(predictor: Predictor, folder: pathlib.Path) -> dict[str, Any]:
+    assert predictor.run is not None and predictor.config is not None
+    wrapper = next((t for t in chain(predictor.task) if isinstance(t, Wrapper)), None)
+    if wrapper is None:
+        raise UserError(f"the run in {predictor.run.path} trained all of its model; there is no adapter to write.")
+    adapter.save_adapter(folder, wrapper, predictor.variables, predictor.config.get("init_from"))
+    return {}
+
+
+def _stablehlo(predictor: Predictor, folder: pathlib.Path, platforms: Sequence[str] | None = None) -> dict[str, Any]:
+    about = stablehlo.write(predictor, folder, platforms)
+    assert predictor.run is not None and predictor.config is not None
+    pretrained.write_tokenizer(folder, predictor.run, predictor.config)
+    return about
+
+
+FORMATS: Mapping[str, Format] = {
+    "stablehlo": Format(_stablehlo, ("platforms",), stablehlo.opened),
+    "safetensors": Format(_safetensors),
+    "adapter": Format(_adapter),
+}
+"""What ``--to`` may name."""

@@ -1,0 +1,110 @@
+"""``manifest.json``: what an exported folder holds, what its model reads and gives, and what may read it."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import pathlib
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+
+from bigbase_jax.core import UserError
+from bigbase_jax.inference.predictor import Predictor
+from bigbase_jax.pretrained.start import model_of
+from bigbase_jax.runtime.rundir import as_json
+from bigbase_jax.runtime.untrusted import open_regular, read_object
+
+FILE = "manifest.json"
+FORMAT, VERSION = "bigbase_jax export", 1
+_PACKAGES = ("bigbase_jax", "jax", "jaxlib", "flax", "numpy", "onnx", "onnxruntime", "jax2onnx")
+
+
+def write(folder: pathlib.Path, to: str, predictor: Predictor, about: Mapping[str, Any]) -> None:
+    """Describes what is in a folder, which gets the file.
+
+    Args:
+      to: the format.
+      about: more of it, by key: ``inputs`` with their symbolic axes, ``compatibility``, ...
+    """
+    task, model = model_of(predictor.task)
+    known = predictor.dataset_info
+    assert predictor.config is not None
+    files = {path.name: path for path in sorted(folder.iterdir())}
+    spec = {name: jax.ShapeDtypeStruct((1, *x.shape), x.dtype) for name, x in predictor.spec.items()}
+    outputs = jax.eval_shape(predictor.task.predict, predictor.variables, spec)
+    found = {
+        "format": FORMAT,
+        "version": VERSION,
+        "to": to,
+        "versions": {name: importlib.metadata.version(name) for name in _PACKAGES if name in sys.modules},
+        "model": {
+            "task": type(task).__name__,
+            "model": type(model).__name__,
+            "step": predictor.step,
+            "parameters": sum(x.size for x in jax.tree.leaves(predictor.variables)),
+        },
+        "inputs": {name: described(x) for name, x in spec.items()},
+        "outputs": {name: described(x) for name, x in outputs.items()},
+        "preprocessing": [
+            {"name": step.pop("target").rpartition(":")[2], **step}
+            for step in as_json(predictor.config.data)["eval_transforms"]
+        ],
+        "class_names": known.get("class_names"),
+        "dataset_info": {k: v for k, v in known.items() if k not in ("tokenizer", "chat_template", "class_names")},
+        **about,
+        "files": {name: {"bytes": path.stat().st_size, "sha256": digest(path)} for name, path in files.items()},
+    }
+    (folder / FILE).write_text(json.dumps(found, indent=2, ensure_ascii=False, default=list) + "\n", encoding="utf-8")
+
+
+def described(x: Any) -> dict[str, Any]:
+    """An array's shape, whose first axis is of any size and others are numbers or names, and dtype."""
+    return {"shape": ["batch", *(n if isinstance(n, int) else str(n) for n in x.shape[1:])], "dtype": str(x.dtype)}
+
+
+def read(folder: pathlib.Path, to: str) -> dict[str, Any]:
+    """The manifest of a folder whose files are those that it names, whole.
+
+    Raises:
+      UserError: there is none, it is of another format or of a newer version, or a file is missing or not whole.
+    """
+    try:
+        found = read_object(folder / FILE)
+    except FileNotFoundError as error:
+        raise UserError(
+            f"{folder} holds no exported model: it has no {FILE}; --mode=export --to={to} makes it."
+        ) from error
+    if found.get("format") != FORMAT or found.get("to") != to:
+        raise UserError(f"{folder / FILE} is of {str(found.get('to', found.get('format')))[:40]!r}, not of {to!r}.")
+    if not isinstance(version := found.get("version"), int) or version > VERSION:
+        raise UserError(
+            f"{folder} is of version {str(version)[:20]} of this format, and this program reads up to {VERSION}: it was"
+            " written by a newer one; update bigbase_jax, or export the run again."
+        )
+    try:
+        named = {str(name): (int(about["bytes"]), str(about["sha256"])) for name, about in found["files"].items()}
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{folder / FILE} does not say which files there are ({error}).") from error
+    for name, (size, sha256) in named.items():
+        path = folder / name
+        try:
+            with open_regular(path, folder) as file:
+                there = os.fstat(file.fileno()).st_size
+                whole = there == size and hashlib.file_digest(file, "sha256").hexdigest() == sha256  # type: ignore[arg-type]
+        except OSError as error:
+            raise UserError(f"{path} cannot be read ({error.strerror}); copy the whole folder.") from error
+        if not whole:
+            held = f"has {there:,} of its {size:,} bytes" if there != size else "does not hold what was written"
+            raise UserError(f"{path} {held}: it was not copied whole; copy the folder again.")
+    return found
+
+
+def digest(path: pathlib.Path) -> str:
+    """The sha256 of a file, in hexadecimal digits."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

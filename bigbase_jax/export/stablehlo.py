@@ -1,0 +1,186 @@
+"""StableHLO by ``jax.export``: a program for each platform, with the weights beside them and a ``predict.py``.
+
+Each platform has a trace of its own, as our models choose by platform how they compute (``models.layers.platform``),
+and a program that is traced once and lowered for several would have the CPU's choices in all. A GPU's has what every
+device can run: cuDNN's attention is no part of StableHLO that is kept compatible.
+
+The weights are an argument, by name: one file serves all platforms, can be mapped into memory, and no program holds
+constants of gigabytes. Types that safetensors files have no name for are kept as their bits.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import pathlib
+import re
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import export as jax_export
+from jax.sharding import AbstractDevice, AbstractMesh
+
+from bigbase_jax.build import suggest
+from bigbase_jax.core import Batch, Task, UserError, Variables, flatten
+from bigbase_jax.export import manifest
+from bigbase_jax.inference.predictor import Compute, Predictor
+from bigbase_jax.pretrained.files import STORED, read_safetensors, write_safetensors
+from bigbase_jax.runtime.untrusted import read_regular
+from bigbase_jax.wrappers.frozen import Frozen
+from bigbase_jax.wrappers.lora import LoRA
+
+PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
+WEIGHTS, SCRIPT, SUFFIX = "weights.safetensors", "predict.py", ".stablehlo"
+
+
+def write(predictor: Predictor, folder: pathlib.Path, platforms: Sequence[str] | None = None) -> dict[str, Any]:
+    """Writes programs, weights and script; returns what the manifest says of them.
+
+    Args:
+      platforms: of ``PLATFORMS``; None: the one here.
+
+    Raises:
+      UserError: an unknown platform, or a model that StableHLO does not hold.
+    """
+    platforms = tuple(dict.fromkeys(platforms or (here(),)))
+    for name in platforms:
+        if name not in PLATFORMS:
+            raise UserError(f"there is no platform {name!r}.{suggest(name, PLATFORMS, 'platform')}")
+    task, variables = _plain(predictor.task, predictor.variables)
+    flat = flatten(variables)
+    structure = jax.tree.structure(variables)
+    shapes = {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in flat.items()}
+    kept = {name: jax.eval_shape(_bits, x) for name, x in shapes.items()}
+    write_safetensors(
+        folder / WEIGHTS,
+        {name: (x.shape, x.dtype) for name, x in kept.items()},
+        lambda name: np.asarray(jax.jit(_bits)(flat[name])),
+    )
+
+    def program(weights: Mapping[str, jax.Array], inputs: Batch) -> dict[str, jax.Array]:
+        leaves = [_from_bits(weights[name], x) for name, x in shapes.items()]
+        return dict(task.predict(jax.tree.unflatten(structure, leaves), inputs))
+
+    inputs = _inputs(predictor.spec, True)
+    exported = {}
+    for platform in platforms:
+        try:
+            exported[platform] = _export(program, kept, inputs, platform)
+        except Exception:  # whatever a model makes of a length that is no number
+            fixed = _inputs(predictor.spec, False)
+            if str(fixed) == str(inputs):
+                raise
+            inputs = fixed
+            exported[platform] = _export(program, kept, inputs, platform)
+        (folder / f"{platform}{SUFFIX}").write_bytes(exported[platform].serialize())
+    shutil.copyfile(pathlib.Path(__file__).with_name("standalone.py"), folder / SCRIPT)
+    return {
+        "inputs": {name: manifest.described(x) for name, x in inputs.items()},
+        "platforms": list(platforms),
+        "compatibility": {
+            "calling_convention_version": max(e.calling_convention_version for e in exported.values()),
+            "backward": "a jax that is newer than this one by at most six months reads it",
+            "forward": "a jax that is older than this one by at most three weeks reads it",
+            "source": "https://docs.jax.dev/en/latest/export/export.html#compatibility-guarantees",
+        },
+    }
+
+
+def opened(folder: pathlib.Path) -> Compute:
+    """What computes ``Task.predict`` as the folder has it, on the platform here; variables that it is given are unread.
+
+    Nothing of the folder is run before that, and nothing of it is Python.
+
+    Raises:
+      UserError: the folder is none of these, of a newer version, damaged, or has no program for this platform.
+    """
+    found = manifest.read(folder, "stablehlo")
+    path = folder / f"{here()}{SUFFIX}"
+    if not path.is_file():
+        has = ", ".join(map(str, found.get("platforms", ())))
+        raise UserError(
+            f"{folder} has programs for {has}; --mode=export --platforms={here()} makes one for this machine."
+        )
+    newest = jax_export.maximum_supported_calling_convention_version
+    version = found.get("compatibility", {}).get("calling_convention_version")
+    if not isinstance(version, int) or version > newest:
+        raise UserError(f"{folder} has calling convention {version}, and this jax reads up to {newest}: update jax.")
+    try:
+        exported = jax_export.deserialize(bytearray(read_regular(path, folder)))
+        called = set(re.findall(r"custom_call @(\w*callback\w*)", exported.mlir_module()))
+    except UserError:
+        raise
+    except Exception as error:  # of flatbuffers and MLIR
+        raise UserError(f"{path} is no program of jax.export ({str(error).splitlines()[:1]}).") from error
+    if called:  # they would call an address in this process
+        raise UserError(f"{path} calls {', '.join(sorted(called))}, which is no computation; do not use it.")
+    call, weights = jax.jit(exported.call), jax.device_put(read_safetensors(folder / WEIGHTS))
+    names = list(found["inputs"])
+    return lambda variables, batch: call(weights, {name: batch[name] for name in names})
+
+
+def here() -> str:
+    """The platform of this process, as ``jax.export`` calls it."""
+    backend = jax.default_backend()
+    if backend != "gpu":
+        return backend
+    return "rocm" if "rocm" in jax.devices()[0].client.platform_version.lower() else "cuda"
+
+
+def _plain(task: Any, variables: Variables) -> tuple[Task, Variables]:
+    """Without what only training needs: adapters are merged into the model."""
+    while isinstance(task, (LoRA, Frozen)):
+        task, variables = task.task, task.unwrap(variables)
+    return task, variables
+
+
+def _inputs(spec: Mapping[str, jax.ShapeDtypeStruct], lengths: bool) -> dict[str, jax.ShapeDtypeStruct]:
+    """Inputs of any number of rows; and where ``lengths``, sequences of any number of tokens up to the model's."""
+    longest = max((x.shape[0] for x in spec.values() if x.dtype == jnp.int32 and len(x.shape) == 1), default=0)
+    scope = jax_export.SymbolicScope([f"length <= {longest}"] if lengths and longest > 1 else ())
+    batch, length = (jax_export.symbolic_shape(name, scope=scope)[0] for name in ("batch", "length"))
+
+    def shape(x: jax.ShapeDtypeStruct) -> tuple[Any, ...]:
+        return (length,) if lengths and longest > 1 and x.shape == (longest,) else x.shape
+
+    return {name: jax.ShapeDtypeStruct((batch, *shape(x)), x.dtype) for name, x in spec.items()}
+
+
+def _export(program: Any, weights: Any, inputs: Any, platform: str) -> jax_export.Exported:
+    device = AbstractDevice(device_kind=platform, num_cores=None, platform=platform)
+    with jax.sharding.use_abstract_mesh(AbstractMesh((1,), ("device",), abstract_device=device)), _without_paths():
+        return jax_export.export(jax.jit(program), platforms=[platform])(weights, inputs)
+
+
+@contextlib.contextmanager
+def _without_paths() -> Iterator[None]:
+    """Programs name the files that their operations come from, here without the folders of this machine."""
+    name = "jax_hlo_source_file_canonicalization_regex"
+    before = getattr(jax.config, name)
+    jax.config.update(name, ".*/")
+    try:
+        yield
+    finally:
+        jax.config.update(name, before)
+
+
+# ---------------------------------------------------------------------------------------------------------------- types
+
+
+def _bits(x: jax.Array) -> jax.Array:
+    """An array as safetensors files can hold it; of a type that they do not name, u8[n] of its bits."""
+    if x.dtype in STORED:
+        return x
+    if x.dtype not in (jnp.int4, jnp.uint4):
+        return jax.lax.bitcast_convert_type(x, jnp.uint8)
+    flat = x.reshape(-1)
+    return jax.lax.bitcast_convert_type(jnp.pad(flat, (0, flat.size % 2)).reshape(-1, 2), jnp.uint8)
+
+
+def _from_bits(x: jax.Array, like: jax.ShapeDtypeStruct) -> jax.Array:
+    if x.dtype == like.dtype:
+        return x
+    return jax.lax.bitcast_convert_type(x, like.dtype).reshape(-1)[: like.size].reshape(like.shape)
