@@ -3,7 +3,8 @@
 Each side is a process group that runs while the other is stopped (SIGSTOP), in turns of some seconds, so that whatever
 else the machine does meanwhile falls on both alike. A side's time is the sum of its turns: imports, decoding,
 compilation, training, evaluation, and for ours the checkpoint and the report. Caches start empty. With --seconds both
-are stopped when each has had so many, and what they got done is compared.
+are stopped when each has had so many, and what they got done is compared: core-seconds, of the loading processes too,
+until the first and the last step that the log tells of.
 
 python job.py --data=DIR --torch_python=PYTHON_WITH_TORCH [--turn=20] [--epochs=10] [--seconds=1800]
 """
@@ -34,6 +35,7 @@ class Side:
             )
         os.killpg(self.process.pid, signal.SIGSTOP)
         self.seconds, self.cpu_seconds, self.done = 0.0, None, False
+        self.told: list[tuple[int, float]] = []  # step, core-seconds until the log told of it
 
     def turn(self, seconds):
         began = time.perf_counter()
@@ -45,6 +47,8 @@ class Side:
                 if os.waitstatus_to_exitcode(status):
                     sys.exit(pathlib.Path(f"{self.out}.err").read_text()[-2000:])
                 break
+            if (step := self.steps()) > (self.told[-1][0] if self.told else 0):
+                self.told.append((step, self.core_seconds()))
             time.sleep(0.05)
         else:
             os.killpg(self.process.pid, signal.SIGSTOP)
@@ -55,6 +59,18 @@ class Side:
         text = pathlib.Path(self.out).read_text() + pathlib.Path(f"{self.out}.err").read_text()
         epochs = [500 * (int(epoch) - 1) + int(batch) for epoch, batch in re.findall(r"epoch (\d+) batch (\d+)", text)]
         return max([0, *epochs, *map(int, re.findall(r"^step (\d+)/", text, re.MULTILINE))])
+
+    def core_seconds(self):
+        """Of the processes of the group, and of those of them that have ended."""
+        ticks = 0
+        for file in pathlib.Path("/proc").glob("[0-9]*/stat"):
+            try:
+                fields = file.read_text().rpartition(")")[2].split()  # from the third on
+            except (FileNotFoundError, ProcessLookupError):
+                continue
+            if int(fields[2]) == self.process.pid:
+                ticks += sum(map(int, fields[11:15]))
+        return ticks / os.sysconf("SC_CLK_TCK")
 
     def stop(self):
         os.killpg(self.process.pid, signal.SIGKILL)
@@ -78,7 +94,11 @@ if __name__ == "__main__":
         env = {**os.environ, "XDG_CACHE_HOME": f"{work}/cache"}
         torch = [args.torch_python, str(HERE / "torch_cnn.py"), "--what=job", f"--data={args.data}", "--workers=2"]
         ours = [sys.executable, "launch.py", f"--config=configs/catdog_cnn.py:data=folder,root={args.data}"]
-        ours += [f"--workdir={args.workdir or work + '/run'}", f"--config.train.epochs={float(args.epochs)}"]
+        ours += [
+            f"--workdir={args.workdir or work + '/run'}",
+            f"--config.train.epochs={float(args.epochs)}",
+            "--config.train.log_every=25",
+        ]
         sides = {
             "torch": Side([*torch, f"--epochs={args.epochs}"], f"{work}/torch", env),
             "ours": Side(ours, f"{work}/ours", env),
@@ -92,7 +112,7 @@ if __name__ == "__main__":
             if args.seconds is not None and min(side.seconds for side in sides.values()) >= args.seconds:
                 for side in sides.values():
                     side.stop()
-                print(json.dumps({name: {"seconds": s, "steps": n} for name, (s, n) in told.items()}))
+                print(json.dumps({name: {"steps": told[name][1], "core_seconds": s.told} for name, s in sides.items()}))
                 sys.exit()
         found = {name: side.result() for name, side in sides.items()}
     print("| whole job | PyTorch | bigbase_jax | ratio |\n| --- | --- | --- | --- |")

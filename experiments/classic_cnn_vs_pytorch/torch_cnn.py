@@ -74,8 +74,8 @@ def job(root, epochs, workers):
         start, running = time.perf_counter(), 0.0
         for i, (x, y) in enumerate(train):
             running += train_step(model, optimizer, x, y)
-            if i % 100 == 99:
-                print(f"epoch {epoch + 1} batch {i + 1} loss {running / 100:.3f}", flush=True)
+            if i % 25 == 24:
+                print(f"epoch {epoch + 1} batch {i + 1} loss {running / 25:.3f}", flush=True)
                 running = 0.0
         seconds.append(time.perf_counter() - start)
     model.eval()
