@@ -9,7 +9,8 @@ python launch.py --mode=generate --workdir=runs/lm --prompt="Once" --sample=temp
 python launch.py --mode=report --workdir=runs/catdog
 python launch.py --mode=compare --workdir=runs/a --workdir=runs/b    or a sweep's folder: what differs
 python launch.py --mode=compress --workdir=runs/bert --prune=heads=0.25,mlp=0.5    a smaller run beside it
-python launch.py --mode=export --workdir=runs/lm --to=safetensors    a folder that transformers loads
+python launch.py --mode=export --workdir=runs/catdog --to=stablehlo    or --to=safetensors, which transformers loads
+python launch.py --mode=benchmark --workdir=runs/catdog --batch=1,32    latency, rows a second, memory, size
 python launch.py --mode=plan --config=configs/catdog.py --topology=v5e:4x4    does it fit, what does it cost
 python launch.py --mode=doctor                                    what is wrong with this machine
 
@@ -41,15 +42,16 @@ from bigbase_jax.build import suggest
 from bigbase_jax.core import UserError
 from bigbase_jax.runtime import distributed
 
-MODES = ("train", "eval", "predict", "embed", "generate", "report", "compare", "compress", "export", "plan", "doctor")
+ON_A_RUN = ("eval", "predict", "embed", "generate", "report", "compress", "export", "benchmark")
+MODES = ("train", *ON_A_RUN, "compare", "plan", "doctor")
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The recipe: configs/NAME.py[:argument,...].")
 _MODE = flags.DEFINE_string("mode", "train", f"What to do: {', '.join(MODES)}.")
 _WORKDIR = flags.DEFINE_multi_string("workdir", None, "The run folder; default: runs/ and the recipe's name.")
-_STEP = flags.DEFINE_integer("step", None, "eval, predict, embed, generate, export: which; default: the best one.")
+_STEP = flags.DEFINE_integer(
+    "step", None, "eval, predict, embed, generate, export, benchmark: which; default: the best one."
+)
 _SPLIT = flags.DEFINE_string("split", None, "eval, compare: the split; default: test, or else val.")
 _INPUT = flags.DEFINE_string("input", None, "predict, embed: files or tables, a path or pattern; generate: prompts.")
-_TO = flags.DEFINE_string("to", "safetensors", "export: stablehlo, safetensors, adapter.")
-_OUTPUT = flags.DEFINE_string("output", None, "predict: .csv, .tsv, .jsonl, .parquet; embed: .npy; export: a folder.")
 _COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, where a cluster does not say it.")
 _PROCESSES = flags.DEFINE_integer("num_processes", None, "How many processes run this command; 1 is this one alone.")
 _PROCESS = flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.")
@@ -65,7 +67,7 @@ def main(_: list[str]) -> int:
     workdir = cli.only("workdir", _WORKDIR.value, mode) if mode != "compare" else ""
     if mode in ("train", "plan") and _CONFIG.value is None:
         raise UserError("--config is missing; try --config=configs/catdog.py.")
-    if mode in ("eval", "predict", "embed", "generate", "report", "compress", "export") and not workdir:
+    if mode in ON_A_RUN and not workdir:
         raise UserError(f"--mode={mode} needs --workdir: the folder of the run.")
     if mode == "train" and (sweep := cli.sweeping()):
         from bigbase_jax.sweep import command
@@ -93,21 +95,17 @@ def _verb(mode: str, workdir: str) -> int:
     elif mode in ("predict", "embed"):
         if _INPUT.value is None:
             raise UserError(f"--mode={mode} needs --input: a file, a folder or a quoted pattern.")
-        return getattr(verbs, mode)(workdir, _INPUT.value, _STEP.value, _OUTPUT.value, **words)
+        return getattr(verbs, mode)(workdir, _INPUT.value, _STEP.value, **words)
     elif mode == "generate":
         return verbs.generate(workdir, pattern=_INPUT.value, step=_STEP.value, **words)
     elif mode == "compare":
-        result = verbs.compare(_WORKDIR.value or (), _OUTPUT.value, _SPLIT.value, **words)
+        result = verbs.compare(_WORKDIR.value or (), split=_SPLIT.value, **words)
     elif mode == "plan":
         from bigbase_jax.plan import plan
 
         result = plan.run(_CONFIG.value, **words)
-    elif mode == "compress":
-        from bigbase_jax.compress import command as compression
-
-        result = compression.compress(workdir, _OUTPUT.value, _STEP.value, **words)
-    elif mode == "export":
-        result = verbs.export(workdir, _TO.value, _OUTPUT.value, _STEP.value, **words)
+    elif mode in ("compress", "export", "benchmark"):
+        result = getattr(verbs, mode)(workdir, step=_STEP.value, **words)
     else:
         result = verbs.report(workdir)
     print(json.dumps(result, ensure_ascii=False), flush=True)

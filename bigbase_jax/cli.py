@@ -44,18 +44,25 @@ _PRUNE = flags.DEFINE_string(
     "prune", None, "compress: heads=0.25,mlp=0.5,layers=0.5 or channels=0.5 for less; 0.8 or 2:4 for zeros."
 )
 _CALIBRATE = flags.DEFINE_integer("calibrate", 256, "compress: examples of the training data to measure the model on.")
+_OUTPUT = flags.DEFINE_string(
+    "output", None, "predict: .csv, .tsv, .jsonl, .parquet; embed: .npy; compress, export, compare: a folder."
+)
+_TO = flags.DEFINE_string("to", "safetensors", "export: stablehlo, safetensors, adapter.")
 _PLATFORMS = flags.DEFINE_list("platforms", None, "export: of StableHLO: cpu, cuda, rocm, tpu; default: the one here.")
 _QUANTIZE = flags.DEFINE_string("quantize", None, "export: to int8, where the format can.")
+_BATCH = flags.DEFINE_list("batch", ["1", "8", "32"], "benchmark: numbers of rows.")
 _ALLOW_DROP = flags.DEFINE_float(
     "allow_drop", 0.5, "export: how many percent of the answers may differ from the run's."
 )
 _WORDS: Mapping[str, Mapping[str, Any]] = {
-    "predict": {"adapter": _ADAPTER},
+    "predict": {"adapter": _ADAPTER, "output": _OUTPUT},
+    "embed": {"output": _OUTPUT},
     "generate": {"prompts": _PROMPT, "sample": _SAMPLE, "stop": _STOP, "chat": _CHAT, "adapter": _ADAPTER},
     "plan": {"topology_name": _TOPOLOGY, "price": _PRICE, "search": _SEARCH},
-    "compare": {"storage": _STORAGE},
-    "compress": {"prune": _PRUNE, "calibrate": _CALIBRATE},
-    "export": {"platforms": _PLATFORMS, "quantize": _QUANTIZE, "allow_drop": _ALLOW_DROP},
+    "compare": {"storage": _STORAGE, "output": _OUTPUT},
+    "compress": {"output": _OUTPUT, "prune": _PRUNE, "calibrate": _CALIBRATE},
+    "export": {"output": _OUTPUT, "to": _TO, "platforms": _PLATFORMS, "quantize": _QUANTIZE, "allow_drop": _ALLOW_DROP},
+    "benchmark": {"batch": _BATCH},
 }
 
 
@@ -69,7 +76,7 @@ def words(mode: str) -> dict[str, Any]:
         takers = [verb for verb, own in _WORDS.items() if any(flag is x for x in own.values())]
         if flag.present and mode not in takers and flag is not _STORAGE:  # which is a sweep's as well
             more = ", and --config.init_from=ADAPTER" if flag is _ADAPTER else ""
-            do = f"{takers[0]} does" if len(takers) == 1 else f"{' and '.join(takers)} do"
+            do = f"{takers[0]} does" if len(takers) == 1 else f"{', '.join(takers[:-1])} and {takers[-1]} do"
             raise UserError(f"--mode={mode} takes no --{flag.name}; {do}{more}.")
     return {name: flag.value for name, flag in _WORDS.get(mode, {}).items()}
 

@@ -20,8 +20,10 @@ from bigbase_jax import parallel, pretrained
 from bigbase_jax import train as training
 from bigbase_jax.build import build, suggest
 from bigbase_jax.compare.runs import task_of
+from bigbase_jax.compress.command import compress as compress
 from bigbase_jax.core import Evaluator, UserError
 from bigbase_jax.evaluate import Split, evaluators
+from bigbase_jax.export.benchmark import benchmark as benchmark
 from bigbase_jax.export.command import export as export
 from bigbase_jax.inference import answers, generation, inputs
 from bigbase_jax.inference.predictor import Predictor

@@ -142,6 +142,12 @@ def flags():
     return {"help", *re.findall(r"DEFINE_\w+\(\s*\"(\w+)\"", sources)}
 
 
+def modes():
+    return set(
+        re.findall(r'"(\w+)"', re.search(r"ON_A_RUN = .*\nMODES = .*", (ROOT / "launch.py").read_text()).group())
+    )
+
+
 def has(config, key):
     for name in key.split("."):
         if not isinstance(config, ConfigDict) or name not in config:
@@ -164,8 +170,7 @@ def check(words):
             assert config is not None and has(config, flag.removeprefix("config.")), f"{said}: there is no {flag}"
         else:
             assert word.startswith("--") and flag in flags(), f"{said}: there is no {word}"
-    modes = re.search(r"MODES = \((.*?)\)", (ROOT / "launch.py").read_text()).group(1)
-    assert value(words, "--mode", "train") in re.findall(r'"(\w+)"', modes)
+    assert value(words, "--mode", "train") in modes()
 
 
 class Terminal:
@@ -243,8 +248,7 @@ def test_every_command_and_every_block_of_python_runs(page, terminal):
 
 def test_each_capability_has_a_command_in_the_readme():
     typed = {value(words, "--mode", "train") for words in commands("README.md") if launches(words)}
-    modes = re.search(r"MODES = \((.*?)\)", (ROOT / "launch.py").read_text()).group(1)
-    assert typed == set(re.findall(r'"(\w+)"', modes))
+    assert typed == modes()
     recipes = {value(words, "--config", "").partition(":")[0] for words in commands("README.md")}
     classic = {f"configs/{name}.py" for name in ("catdog_cnn", "fashion_mnist")}  # others of the first
     assert {f"configs/{path.name}" for path in (ROOT / "configs").glob("*.py")} - classic <= recipes

@@ -67,6 +67,7 @@ ALLOWED = {  # file or folder -> the files and folders of ours that it may impor
         "wrappers",
         "inference",
         "export",
+        "compress",
         "compare",
         "pages",
         "train",

@@ -62,6 +62,34 @@ class Metrics(dict[str, Metric]):
         return format(100 * value if self[name].unit == "%" else value, form)
 
 
+def proof_rows(proof: Mapping[str, Any], known: Metrics) -> list[tuple[str, str, str, str]]:
+    """(what, before, after, note) of a ``proof.json``; what is missing or no number of it is left out."""
+
+    def of(*path: str) -> Any:
+        found: Any = proof
+        for name in path:
+            found = found.get(name) if isinstance(found, dict) else None
+        return found
+
+    rows = []
+    for name in of("metrics") if isinstance(of("metrics"), dict) else ():
+        before, after = (finite(of("metrics", name, side)) for side in ("before", "after"))
+        if before is not None and after is not None:
+            note = str(of("metrics", name, "verdict") or "")
+            rows.append((known.title(name), known.number(name, before), known.number(name, after), note))
+    sides = {"Size": (("bytes",), "B"), **{f"Latency, batch {n}": (("latency_ms", n), "ms") for n in ("1", "32")}}
+    for title, (path, unit) in sides.items():
+        before, after = (finite(of(*path, side)) for side in ("before", "after"))
+        if before and after:
+            note = f"{after / before:.2f} of it"
+            rows.append((title, f"{si(before)} {unit}", f"{si(after)} {unit}", note))
+    if (same := finite(of("same_answers"))) is not None:
+        rows.append(("Same answers", "", percent(same), f"of {plain(of('examples'))} examples of {of('split')}"))
+    if (largest := finite(of("largest_difference"))) is not None:
+        rows.append(("Largest difference of an output", "", f"{largest:.3g}", ""))
+    return rows
+
+
 def finite(value: Any) -> float | None:
     """The value if it is a finite number."""
     if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):

@@ -110,6 +110,12 @@ class Run:
         except (UserError, *_BROKEN):
             return {}
 
+    @functools.cached_property
+    def proofs(self) -> dict[str, dict[str, Any]]:
+        """``proof.json`` of the run itself, where it was compressed (""), and of each of its exports, by format."""
+        places = {"": self.path, **{path.name: path for path in sorted(self.path.glob("export/*")) if path.is_dir()}}
+        return {name: found for name, path in places.items() if (found := _object(path / "proof.json"))}
+
     def evaluated(self, split: str) -> Evaluated:
         """What its last evaluation on a split has kept: nothing where that is not there, or broken."""
         try:

@@ -69,14 +69,26 @@ def shown_metrics(found: Comparison, most: int | None = None) -> list[str]:
 
 def show(found: Comparison) -> None:
     """Prints the tables on stdout."""
-    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else _WIDE
-    console = Console(file=sys.stdout, width=width, highlight=False)
+    console = _console()
     if found.differences:
         console.print(_differences(found))
     if found.metrics:
         console.print(_metrics(found))
     if found.pairs:
         console.print(_pairs(found))
+
+
+def show_table(title: str, first: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Prints a table of cells on stdout."""
+    table = _table(title, first, columns)
+    for cells in rows:
+        _row(table, cells)
+    _console().print(table)
+
+
+def _console() -> Console:
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else _WIDE
+    return Console(file=sys.stdout, width=width, highlight=False)
 
 
 def _table(title: str, first: str, columns: Sequence[str], right: bool = True) -> Table:

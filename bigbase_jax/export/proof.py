@@ -92,6 +92,18 @@ def summary(found: Mapping[str, Any]) -> dict[str, Any]:
     return {name: found[name] for name in ("missing", "same_answers", "largest_difference") if name in found}
 
 
+def some_examples(predictor: Predictor, limit: int) -> dict[str, np.ndarray] | None:
+    """Examples of a model's data [n, ...], or one of zeros where that is not there; None: it answers no inputs."""
+    data = _data(predictor)
+    if not isinstance(data, str):
+        return _examples(predictor, data, next(name for name in SPLITS if name in data.splits), limit)
+    try:
+        _ = predictor.reading
+    except UserError:
+        return None
+    return _zeros(predictor)
+
+
 def _data(before: Predictor) -> Prepared | str:
     """The run's data, or why it is not there."""
     if before.run is None or before.config is None:

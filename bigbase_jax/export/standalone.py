@@ -15,7 +15,7 @@ import ml_dtypes
 import numpy as np
 
 HERE = pathlib.Path(__file__).parent
-MANIFEST = json.loads((HERE / "manifest.json").read_text(encoding="utf-8"))
+MANIFEST: dict = {}
 KINDS = {
     "F64": "f8",
     "F32": "f4",
@@ -89,6 +89,7 @@ def picture(path):
 def main(words):
     if not words:
         sys.exit(__doc__)
+    MANIFEST.update(json.loads((HERE / "manifest.json").read_text(encoding="utf-8")))
     model = load()
     if words[0].endswith(".npz"):
         with np.load(words[0]) as given:

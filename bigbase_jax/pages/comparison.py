@@ -18,7 +18,7 @@ import numpy as np
 from bigbase_jax.compare import tables
 from bigbase_jax.compare.comparison import Comparison, Pair
 from bigbase_jax.compare.importance import Importance
-from bigbase_jax.compare.numbers import finite, setting
+from bigbase_jax.compare.numbers import finite, proof_rows, setting
 from bigbase_jax.compare.runs import ABSENT, Group, short_names
 from bigbase_jax.core import Figure, Gallery, Table, UserError
 from bigbase_jax.pages import figures
@@ -93,6 +93,11 @@ def write(folder: pathlib.Path, found: Comparison) -> str:
         more_curves=more_curves,
         parallel=_parallel(found),
         importance=_importance(found),
+        proofs=[
+            (f"{run.name}: {f'export to {name}' if name else 'compression'}", proof_rows(proof, found.known))
+            for run in found.runs[:SIDE]
+            for name, proof in run.proofs.items()
+        ],
         short=short_names(list(found.varied)),
         absent=ABSENT,
         runs=[

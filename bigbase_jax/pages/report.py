@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from bigbase_jax.compare import scores, statistics
-from bigbase_jax.compare.numbers import Metrics, finite, plain, si, when
+from bigbase_jax.compare.numbers import Metrics, finite, plain, proof_rows, si, when
 from bigbase_jax.compare.runs import SPLITS, Run, rank, settings
 from bigbase_jax.core import UserError
 from bigbase_jax.pages import figures
@@ -68,6 +68,9 @@ def write(workdir: str, pictures: Callable[[], figures.Pictures] | None = None) 
         evals=evals,
         metrics=[(known.title(name), name) for name in in_order(logged([*evals.values()], _HIDDEN), known)],
         figures=shown,
+        proofs=[
+            (f"Export to {name}" if name else "Compression", proof_rows(x, known)) for name, x in run.proofs.items()
+        ],
         lineage=_lineage(run.lineage),
         settings=[(path, json.dumps(value, ensure_ascii=False)) for path, value in settings(run.config)],
     )

@@ -1,12 +1,14 @@
 """What a proof says of a model that is the same, of one that is not, and of data that is gone."""
 
 import json
+import pathlib
 import shutil
 
 import jax
 import numpy as np
 import pytest
 
+from bigbase_jax import verbs
 from bigbase_jax.core import UserError
 from bigbase_jax.export import proof
 from bigbase_jax.inference.predictor import Predictor
@@ -61,3 +63,19 @@ def test_data_that_is_gone_is_said(pictures, tmp_path, capsys):
     found = proof.prove(Predictor.open(run), answering(run, dict), tmp_path, 0.5)
     assert "gone" in found["missing"] and "metrics" not in found and found["latency_ms"].keys() == {"1", "32"}
     assert "nothing could be compared" in capsys.readouterr().err
+
+
+def test_the_report_and_a_comparison_show_it(pictures, tmp_path):
+    shutil.copytree(pictures, tmp_path / "run")
+    run = str(tmp_path / "run")
+    (tmp_path / "run" / "export" / "copy").mkdir(parents=True)
+    proof.prove(Predictor.open(run), answering(run, dict), tmp_path / "run" / "export" / "copy")
+    report = pathlib.Path(verbs.report(run)["report"]).read_text()
+    for said in ("Export to copy", "Latency, batch 32", "no difference shown", "of 32 examples of test"):
+        assert said in report
+    page = verbs.compare([run, pictures], str(tmp_path / "comparison"))["comparison"]
+    assert "run: export to copy" in pathlib.Path(page).read_text()
+    (tmp_path / "run" / "export" / "copy" / "proof.json").write_text(
+        '{"metrics": {"accuracy": 1}, "bytes": [], "x": 1}'
+    )
+    assert "Export to copy" in pathlib.Path(verbs.report(run)["report"]).read_text()
