@@ -115,8 +115,7 @@ def turn(process, seconds):
     found = answer(process)
     taken = time.perf_counter() - began
     if found:
-        own = found["core_seconds"] * len(found["seconds"])
-        found["others"] = max(0.0, busy() - before - own) / taken
+        found["others"] = max(0.0, busy() - before - found["own_core_seconds"]) / taken
     return found
 
 
