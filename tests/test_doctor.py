@@ -106,6 +106,8 @@ MADVISE = "always [madvise] never"
     ("setting", "env", "expected"),
     [
         (MADVISE, {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1:glibc.malloc.top_pad=1"}, ("ok", "")),
+        (MADVISE, {"LD_PRELOAD": "libjemalloc.so.2", "MALLOC_CONF": "thp:always,narenas:1"}, ("ok", "")),
+        (MADVISE, {"LD_PRELOAD": "libjemalloc.so.2"}, ("note", "unset LD_PRELOAD")),
         ("[always] madvise never", {}, ("ok", "")),
         (MADVISE, {"GLIBC_TUNABLES": ""}, ("note", "unset GLIBC_TUNABLES")),
         (MADVISE, {"MALLOC_ARENA_MAX": "1"}, ("note", "unset MALLOC_ARENA_MAX")),

@@ -215,6 +215,8 @@ def huge_pages(m: Machine) -> Iterator[Check]:
     if allowed == ["never"]:
         text = f"/{path} says never: without huge pages, {slow}"
         yield Check("huge pages", NOTE, text, f"echo madvise | sudo tee /{path}")
+    elif "thp:always" in m.env.get("MALLOC_CONF", "") and "jemalloc" in m.env.get("LD_PRELOAD", ""):
+        yield Check("huge pages", OK, "jemalloc is asked for pages of 2 MiB by MALLOC_CONF")
     elif allowed == ["always"] or "glibc.malloc.hugetlb=1" in m.env.get("GLIBC_TUNABLES", ""):
         yield Check("huge pages", OK, "large arrays lie in pages of 2 MiB; GLIBC_TUNABLES= (empty) turns this off")
     elif allowed and said:

@@ -29,7 +29,8 @@ def start_anew() -> None:
     XLA's CPU backend asks for the temporary buffers of a step anew at every step, and the system clears each page of
     them when it is touched: 170,000 pages of 4 KiB in the step of a small BERT. With large pages, and small blocks
     kept, steps of transformers take 0.82 to 0.89 of the time and no more memory; small convolutional networks gain
-    nothing. Keeping large blocks as well took twice the memory in some runs.
+    nothing. Keeping large blocks as well is no setting of glibc's: its aligned blocks do not fit into the gap that the
+    last one left, and memory grew to three times a step's. jemalloc can keep them (``docs/install.md``).
 
     To be called before anything is imported or opened. The number of the process, its files and its ignored signals
     stay, and processes that it starts inherit the variable.
