@@ -49,8 +49,13 @@ _OUTPUT = flags.DEFINE_string(
 )
 _TO = flags.DEFINE_string("to", "safetensors", "export: stablehlo, safetensors, adapter.")
 _PLATFORMS = flags.DEFINE_list("platforms", None, "export: of StableHLO: cpu, cuda, rocm, tpu; default: the one here.")
-_QUANTIZE = flags.DEFINE_string("quantize", None, "export: to int8, where the format can.")
 _BATCH = flags.DEFINE_list("batch", ["1", "8", "32"], "benchmark: numbers of rows.")
+_QUANTIZE = flags.DEFINE_string(
+    "quantize",
+    None,
+    "export: to int8, where the format can; compress: int8, int8_weights, int4 or fp8, as int8,except=head.",
+)
+_SENSITIVITY = flags.DEFINE_bool("sensitivity", False, "compress: only say what quantising each layer would cost.")
 _ALLOW_DROP = flags.DEFINE_float(
     "allow_drop", 0.5, "export: how many percent of the answers may differ from the run's."
 )
@@ -60,7 +65,13 @@ _WORDS: Mapping[str, Mapping[str, Any]] = {
     "generate": {"prompts": _PROMPT, "sample": _SAMPLE, "stop": _STOP, "chat": _CHAT, "adapter": _ADAPTER},
     "plan": {"topology_name": _TOPOLOGY, "price": _PRICE, "search": _SEARCH},
     "compare": {"storage": _STORAGE, "output": _OUTPUT},
-    "compress": {"output": _OUTPUT, "prune": _PRUNE, "calibrate": _CALIBRATE},
+    "compress": {
+        "output": _OUTPUT,
+        "prune": _PRUNE,
+        "quantize": _QUANTIZE,
+        "calibrate": _CALIBRATE,
+        "sensitivity": _SENSITIVITY,
+    },
     "export": {"output": _OUTPUT, "to": _TO, "platforms": _PLATFORMS, "quantize": _QUANTIZE, "allow_drop": _ALLOW_DROP},
     "benchmark": {"batch": _BATCH},
 }

@@ -26,6 +26,7 @@ from bigbase_jax.models.decoder import Decoder
 from bigbase_jax.optim import Optimizer
 from bigbase_jax.tasks.language import CausalLanguageModel
 from bigbase_jax.train import TrainConfig
+from bigbase_jax.wrappers.quantised import Quantised
 
 
 class Size(NamedTuple):
@@ -49,7 +50,7 @@ SIZES = {
 
 def get_config(arg: str | None = None) -> ConfigDict:
     """``arg``: data=pydoc|text, root=FILE_OR_DIR, tokenizer=bytes|chars|bpe|unigram|wordpiece|FILE_OR_DIR, vocab=4096,
-    size=nano|baby, columns=title+body, encoding=gb18030, tiny.
+    size=nano|baby, columns=title+body, encoding=gb18030, quantize=int8|int4|..., tiny.
     """
     args = parse_arg(
         arg,
@@ -60,6 +61,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         size="nano",
         columns=None,
         encoding="utf-8",
+        quantize=None,
         tiny=False,
     )
     if args.size not in SIZES:
@@ -80,6 +82,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
         CausalLanguageModel,
         model=target(Decoder, depth=size.depth, heads=size.heads, width=size.width, dropout=size.dropout),
     )
+    if args.quantize:  # trained as it is to be quantised afterwards: docs/compress.md
+        config.task = target(Quantised, task=config.task, quantize=args.quantize)
     config.optim = target(
         Optimizer,
         learning_rate=1e-3,

@@ -39,6 +39,7 @@ from bigbase_jax.tasks.text_classification import TextClassification
 from bigbase_jax.train import TrainConfig
 from bigbase_jax.wrappers.frozen import Frozen
 from bigbase_jax.wrappers.lora import LoRA
+from bigbase_jax.wrappers.quantised import Quantised
 
 
 class Size(NamedTuple):
@@ -63,7 +64,8 @@ HEAD = r"^(head|pooler)\."
 def get_config(arg: str | None = None) -> ConfigDict:
     """``arg``: root=FILE_OR_DIR, text=COLUMN[+COLUMN...], text_pair=COLUMN, label=COLUMN, class_names=FILE (a name in
     each line, for labels that are numbers), encoding=gb18030, model=bert|decoder|bow, adapt=full|lora|last|probe,
-    size=nano|mini|small|base, tokenizer=wordpiece|bpe|unigram|chars|bytes|FILE_OR_DIR, vocab=4096, length=64, tiny.
+    size=nano|mini|small|base, tokenizer=wordpiece|bpe|unigram|chars|bytes|FILE_OR_DIR, vocab=4096, length=64,
+    quantize=int8|int4|..., tiny.
     """
     args = parse_arg(
         arg,
@@ -79,6 +81,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         tokenizer="wordpiece",
         vocab=4096,
         length=64,
+        quantize=None,
         tiny=False,
     )
     if args.size not in SIZES:
@@ -92,6 +95,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
     if args.model not in models:
         raise UserError(f"there is no model={args.model}.{suggest(args.model, models, 'model')}")
     task = target(TextClassification, model=models[args.model])
+    if args.quantize:  # trained as it is to be quantised afterwards: docs/compress.md
+        task = target(Quantised, task=task, quantize=args.quantize)
     adapted = {
         "full": task,
         "lora": target(LoRA, task=task, modules_to_save=HEAD),

@@ -139,6 +139,9 @@ def test_a_plan_adds_up(small_chip, capsys, tmp_path, monkeypatch):
     assert found["cost_usd"] == pytest.approx(found["hours"] * 8 * 2.0)
     assert found["mfu"] == pytest.approx(found["flops"] / found["step_seconds"] / 1e11)
     assert not (tmp_path / "cache").exists()  # nothing was decoded for later
+    served = found["served_bytes"]
+    assert served["float32"] == found["parameter_bytes"] + found["model_state_bytes"]
+    assert served["int4"] < served["int8_weights"] < served["int8"] < served["float32"]
 
 
 def test_meshes_and_microbatches_change_what_they_should(small_chip):

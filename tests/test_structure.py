@@ -56,7 +56,7 @@ ALLOWED = {  # file or folder -> the files and folders of ours that it may impor
     "train": (*LEAVES, "parallel", "optim", "evaluate", "data", "pretrained"),
     "pages": (*LEAVES, "compare"),
     "compare": LEAVES,
-    "plan": (*LEAVES, "parallel", "optim", "data", "pretrained", "train"),
+    "plan": (*LEAVES, "parallel", "optim", "data", "pretrained", "wrappers", "train"),
     "doctor": (),
     "verbs": (
         *LEAVES,

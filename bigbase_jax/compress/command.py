@@ -14,6 +14,7 @@ import numpy as np
 
 from bigbase_jax import pretrained
 from bigbase_jax.build import build
+from bigbase_jax.compress import quantise
 from bigbase_jax.compress.compressed import Batches, Compressed, plain
 from bigbase_jax.compress.prune import prune
 from bigbase_jax.core import UserError
@@ -28,7 +29,12 @@ FILE = "compression.json"
 
 
 def compress(
-    workdir: str, output: str | None = None, step: int | None = None, calibrate: int = 256, **words: str | None
+    workdir: str,
+    output: str | None = None,
+    step: int | None = None,
+    calibrate: int = 256,
+    sensitivity: bool = False,
+    **words: str | None,
 ) -> dict[str, Any]:
     """Compresses a run; returns the new folder and what was done.
 
@@ -36,14 +42,17 @@ def compress(
       output: the new run's folder; None: beside the run, named after what is done.
       step: of the checkpoint; None: the best.
       calibrate: how many examples of the training split are read where something is measured on data.
-      words: ``prune``: see ``compress.prune``.
+      sensitivity: only measure, and print, what quantising each layer would cost.
+      words: ``prune``: see ``compress.prune``; ``quantize``: see ``compress.quantise``.
 
     Raises:
       UserError: nothing to do, a folder that is there already, or what cannot be done to this model.
     """
     given = {name: word for name, word in words.items() if word}
     if not given:
-        raise UserError("--mode=compress needs to know what to do: try --prune=heads=0.25,mlp=0.5, or --prune=0.8.")
+        raise UserError("--mode=compress needs to know what to do: try --prune=heads=0.25,mlp=0.5 or --quantize=int8.")
+    if sensitivity and "quantize" not in given:
+        raise UserError("--sensitivity measures what quantising layers costs; give --quantize=int8 too.")
     if calibrate < 1:
         raise UserError(f"--calibrate={calibrate} is a number of examples, such as 256.")
     compilation.setup()
@@ -58,6 +67,10 @@ def compress(
     found = plain(predictor)
     if "prune" in given:
         found = prune(predictor, found, str(given["prune"]), batches)
+    if sensitivity:
+        return quantise.sensitivity(predictor, found, str(given["quantize"]), batches)
+    if "quantize" in given:
+        found = quantise.quantise(predictor, found, str(given["quantize"]), batches)
     found.config.compression = {**given, **found.config.get("compression", {})}
     with whole.folder(folder) as unfinished:
         _write(unfinished, run, predictor.step, found)

@@ -30,7 +30,7 @@ from bigbase_jax.decoding.sampling import SamplingArrays, SamplingParams
 from bigbase_jax.inference.inputs import Input
 from bigbase_jax.inference.predictor import Predictor
 from bigbase_jax.models.transformer import unstack_blocks
-from bigbase_jax.pretrained.start import merged, model_of
+from bigbase_jax.pretrained.start import model_of, runnable
 from bigbase_jax.text import chat_template
 from bigbase_jax.text.detokenizer import IncrementalDetokenizer
 from bigbase_jax.text.tokenizer import Tokenizer, encode, load
@@ -106,7 +106,7 @@ class Engine:
             raise UserError(f"a {type(task).__name__} writes no text; --mode=predict shows what it does.")
         tokenizer = load(known["tokenizer"])
         ends = known.get("end_ids", {tokenizer.end, known.get("stop_id")} - {None})
-        return cls(model, merged(predictor.task, predictor.variables), sorted(ends), tokenizer)
+        return cls(*runnable(predictor.task, predictor.variables), sorted(ends), tokenizer)
 
     def generate(self, prompts: Sequence[np.ndarray], params: Params = GREEDY) -> list[np.ndarray]:
         """The tokens i32[T] that follow each prompt, without the end token; many prompts make batches of like length.

@@ -49,6 +49,7 @@ from bigbase_jax.plan.topology import Topology
 from bigbase_jax.runtime.chips import GIB, Chip
 from bigbase_jax.runtime.log import duration, engineering, say
 from bigbase_jax.train import TrainConfig
+from bigbase_jax.wrappers.quantised import served_bytes
 
 PREFETCHED = int(inspect.signature(parallel.prefetch).parameters["depth"].default)
 """Batches that ``parallel.prefetch`` keeps on the device beside the one in use."""
@@ -97,6 +98,7 @@ def run(
         say(f"{plan.shortage()}; looking for what would fit")
         tried = sorted([plan, *planner.rescue()], key=Plan.rank)
     result = plan.numbers(price)
+    result["served_bytes"] = planner.served()
     result["search"] = [p.row(planner.recipe()) for p in tried]
     _print(planner, plan, result, tried)
     return result
@@ -268,6 +270,13 @@ class Planner:
             ema_decay=loop.ema_decay,
         )
         return program, mesh
+
+    def served(self) -> dict[str, float]:
+        """Bytes of the trained model, whole, by the scheme in which it is kept; without qwix, nothing."""
+        *_, inner = pretrained.chain(build(self.config.task, self.dataset_info, _path="config.task"))
+        with contextlib.suppress(UserError):
+            return served_bytes(inner, self.spec)
+        return {}
 
     def _with_remat(self, remat: str | None) -> ConfigDict:
         task = copy.deepcopy(self.config.task)
@@ -632,6 +641,9 @@ def _print(planner: Planner, plan: Plan, result: dict[str, Any], tried: Sequence
         if result["cost_usd"] is not None:
             price = result["price_usd_per_device_hour"]
             line("cost", f"${result['cost_usd']:,.2f}", f"{result['device_hours']:,.4g} device hours at ${price:g}")
+    table.add_section()
+    for name, nbytes in result["served_bytes"].items():
+        line(f"served, {name}", _gib(nbytes), f"read once in {_ms(nbytes / chip.bandwidth)}: a batch takes no less")
     console.print(table)
     if not target.is_tpu:
         console.print(

@@ -289,3 +289,14 @@ def merged(task: Task, variables: Variables) -> Variables:
         if hasattr(type(outer), "unwrap"):
             variables = outer.unwrap(variables)
     return variables
+
+
+def runnable(task: Task, variables: Variables) -> tuple[Any, Variables]:
+    """The innermost task's model and its variables; where a wrapper computes in its own way, one that does so too."""
+    _, model = model_of(task)
+    for outer in chain(task):
+        if hasattr(type(outer), "runnable"):
+            return outer.runnable(model), variables
+        if hasattr(type(outer), "unwrap"):
+            variables = outer.unwrap(variables)
+    return model, variables

@@ -163,7 +163,7 @@ class LoRA(Wrapper):
         loss, state = self._run(self.task.loss, trained, batch, key)
         return loss, {**state, FROZEN: variables[FROZEN]}
 
-    def _run(self, method: Callable[..., Any], variables: Variables, *args: Any, **kwargs: Any) -> Any:
+    def _run(self, method: Callable[..., Any], variables: Variables, /, *args: Any, **kwargs: Any) -> Any:
         with nn.intercept_methods(self._beside):
             return method(super().unwrap(variables), *args, **kwargs)
 

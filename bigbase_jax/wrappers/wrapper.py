@@ -33,10 +33,33 @@ Path = tuple[str, ...]
 
 
 @dataclasses.dataclass(frozen=True)
-class Wrapper:
-    """A task around ``task`` that keeps some of its parameters in ``params`` and the others in ``FROZEN``."""
+class Around:
+    """A task that runs the methods of ``task`` in its own way, and has all else of it."""
 
     task: Task
+
+    def unwrap(self, variables: Variables) -> Variables:
+        """The variables of the task inside."""
+        raise NotImplementedError
+
+    def _run(self, method: Callable[..., Any], variables: Variables, /, *args: Any, **kwargs: Any) -> Any:
+        """A method of the inner task on the wrapped variables."""
+        return method(self.unwrap(variables), *args, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        """All else is the inner task's; a method whose first argument is ``variables`` takes the wrapped ones."""
+        if name == "task" or name.startswith("__"):  # of an object that is being copied or unpickled
+            raise AttributeError(name)
+        found = getattr(self.task, name)
+        method = inspect.ismethod(found) or isinstance(found, functools.partial)  # of a wrapper in turn
+        if method and next(iter(inspect.signature(found).parameters), None) == "variables":
+            return functools.wraps(found)(functools.partial(self._run, found))
+        return found
+
+
+@dataclasses.dataclass(frozen=True)
+class Wrapper(Around):
+    """A task around ``task`` that keeps some of its parameters in ``params`` and the others in ``FROZEN``."""
 
     def trains(self, path: str) -> bool:
         """Whether the inner task's parameter of this dotted path is trained itself."""
@@ -68,22 +91,9 @@ class Wrapper:
         trained = {path: x for path, x in params.items() if self.trains(".".join(path))}
         return trained, {path: x for path, x in params.items() if path not in trained}, variables
 
-    def _run(self, method: Callable[..., Any], variables: Variables, *args: Any, **kwargs: Any) -> Any:
-        """A method of the inner task on the wrapped variables."""
-        return method(self.unwrap(variables), *args, **kwargs)
-
     def loss(self, variables: Variables, batch: Batch, key: jax.Array) -> tuple[Loss, Variables]:
         loss, state = self._run(self.task.loss, variables, batch, key)
         return loss, {**state, FROZEN: variables[FROZEN]}
-
-    def __getattr__(self, name: str) -> Any:
-        """All else is the inner task's; a method whose first argument is ``variables`` takes the wrapped ones."""
-        if name == "task" or name.startswith("__"):  # of an object that is being copied or unpickled
-            raise AttributeError(name)
-        found = getattr(self.task, name)
-        if inspect.ismethod(found) and next(iter(inspect.signature(found).parameters), None) == "variables":
-            return functools.wraps(found)(functools.partial(self._run, found))
-        return found
 
 
 def check_regex(what: str, pattern: str) -> None:

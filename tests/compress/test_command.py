@@ -43,3 +43,16 @@ def test_zeros_are_a_run_that_evaluates_and_knows_its_parent(run, tmp_path):
     assert evaluated["loss"] == pytest.approx(proof["metrics"]["loss"]["after"], rel=1e-6)
     again = launch("--mode=compress", f"--workdir={run}", "--prune=0.8", f"--output={tmp_path / 'new'}", status=2)
     assert "is there already" in again
+
+
+def test_a_quantised_run_is_a_run(run, tmp_path):
+    made = launch(
+        "--mode=compress", f"--workdir={run}", "--quantize=int8", "--calibrate=16", f"--output={tmp_path / 'q'}"
+    )
+    assert made["bytes_after"] < 0.45 * made["bytes_before"]  # norms and biases are a large part of a tiny one
+    evaluated = launch("--mode=eval", f"--workdir={tmp_path / 'q'}")
+    proof = json.loads((tmp_path / "q" / "proof.json").read_text())
+    assert proof["largest_difference"] > 0
+    assert evaluated["loss"] == pytest.approx(proof["metrics"]["loss"]["after"], rel=1e-6)
+    lines = launch("--mode=compress", f"--workdir={run}", "--quantize=int9", f"--output={tmp_path / 'no'}", status=2)
+    assert "Did you mean 'int8'" in lines and not (tmp_path / "no").exists()

@@ -1,0 +1,323 @@
+"""Quantisation of a trained model: ``--mode=compress --quantize=int8,except=head``, and what each layer would cost.
+
+Axes: M inputs and N outputs of a layer, R rows.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+from rich.console import Console
+from rich.table import Table
+
+from bigbase_jax.build import parse_arg, suggest, target
+from bigbase_jax.compress.compressed import Batches, Compressed
+from bigbase_jax.core import Batch, UserError, Variables, add
+from bigbase_jax.inference.predictor import Predictor
+from bigbase_jax.models.transformer import unstack_blocks
+from bigbase_jax.pretrained.start import chain
+from bigbase_jax.runtime.log import say
+from bigbase_jax.wrappers.quantised import (
+    SCHEMES,
+    Quantised,
+    by_rows,
+    cast,
+    dequantised,
+    layer_name,
+    mark,
+    nearest,
+    qwix,
+    visiting,
+)
+from bigbase_jax.wrappers.wrapper import Path
+
+METHODS = ("nearest", "gptq")
+_SAMPLE = 4096  # of the numbers that a layer reads in a batch, how many its scale is chosen by
+_CLIPS = np.linspace(0.4, 1.0, 25)  # shares of the largest number
+_BLOCK = 128  # inputs that GPTQ rounds before it corrects the others
+_DAMPING = 0.01  # of the mean of the Hessian's diagonal (Frantar et al. 2023, section 3.3)
+
+
+def words(text: str) -> dict[str, Any]:
+    """The arguments of ``quantise`` in ``int4,group=32,method=gptq,only=REGEX,except=REGEX,cache=int8,dynamic``.
+
+    Raises:
+      UserError: an unknown word or scheme, with the nearest.
+    """
+    scheme, _, rest = text.partition(",")
+    if scheme not in SCHEMES:
+        raise UserError(f"there is no --quantize={scheme}.{suggest(scheme, SCHEMES, 'scheme')}")
+    found = vars(
+        parse_arg(
+            rest,
+            "--quantize",
+            **{"only": None, "except": None, "group": 0, "method": "nearest", "cache": None},
+            dynamic=False,
+        )
+    )
+    if found["method"] not in METHODS:
+        raise UserError(f"--quantize has no method={found['method']}.{suggest(found['method'], METHODS, 'method')}")
+    skip, group = found.pop("except"), found.pop("group") or None
+    return {"quantize": scheme, **found, "skip": skip, "group": group}
+
+
+def quantise(predictor: Predictor, found: Compressed, text: str, batches: Batches) -> Compressed:
+    """The model with weights, and inputs of layers where the scheme says so, in few bits.
+
+    Args:
+      found: the plain model of the run that ``predictor`` opens.
+      text: see ``words``.
+      batches: gives the calibration batches, of which a scheme that quantises inputs takes in what range these lie,
+        unless it is ``dynamic``, and GPTQ what each layer reads.
+
+    Raises:
+      UserError: a scheme that does not fit the model, no examples where they are needed, or a model that is quantised
+        already.
+    """
+    given = words(text)
+    method = given.pop("method")
+    found = _unstacked(predictor, found)
+    task = Quantised(found.task, stored=True, **given)
+    chosen = task.chosen(found.variables, _one(predictor))
+    layers = [path for path, N in chosen.items() if N]
+    seen: _Seen | None = None
+    if layers and (task.calibrated or method == "gptq"):
+        seen = _observe(found, layers, batches(), method == "gptq")
+    inputs = None if seen is None or not task.calibrated else _ranges(seen, layers, task.scheme.inputs)
+    solve = functools.partial(_solved, seen, layers) if seen is not None and method == "gptq" else None
+    variables = task.store(found.variables, chosen, inputs, solve)
+    before, after = (sum(x.nbytes for x in jax.tree.leaves(tree)) for tree in (found.variables, variables))
+    say(f"quantise: {len(layers)} layers and {len(chosen) - len(layers)} tables; {before:,} bytes are {after:,}")
+    about = {
+        "quantize": text,
+        "layers": len(layers),
+        "tables": len(chosen) - len(layers),
+        "calibrated_on": 0 if seen is None else seen.examples,
+        "bytes_before": before,
+        "bytes_after": after,
+    }
+    found.config.task = target(Quantised, task=found.config.task, stored=True, **given)
+    return Compressed(found.config, task, variables, {**found.about, **about})
+
+
+def sensitivity(predictor: Predictor, found: Compressed, text: str, batches: Batches) -> dict[str, Any]:
+    """What the task measures on the calibration batches where one layer or table alone is quantised; prints a table.
+
+    Returns:
+      ``layers``: rows, the costliest first, of ``layer``, ``bytes`` (what quantising it saves), each ``Sum`` of
+      ``Task.evaluate`` as a mean, and ``change``, that of ``loss``, or of the first of these where there is none;
+      ``all``: such a row where all of them are quantised; ``before``: the means where none is.
+
+    Raises:
+      UserError: as ``quantise``, or no examples.
+    """
+    given = words(text)
+    given.pop("method")
+    found = _unstacked(predictor, found)
+    inner, variables = found.task, found.variables
+    task = Quantised(inner, stored=True, **given)
+    chosen = task.chosen(variables, _one(predictor))
+    layers = [path for path, N in chosen.items() if N]
+    seen = _observe(found, layers, batches())
+    ranges = _ranges(seen, layers, task.scheme.inputs) if task.calibrated and layers else {}
+    factors = np.array([ranges.get(path, 1.0) for path in layers], np.float32)
+    type_ = task.scheme.inputs
+
+    def visit(on: Any, index: int, layer: Any, call: Callable[..., Any], x: Any, *args: Any, **kwargs: Any) -> Any:
+        if type_ is not None:
+            small = qwix().dequantize(by_rows(layer, x, type_)) if task.dynamic else cast(x / factors[index], type_)
+            small = small if task.dynamic else small.astype(jnp.float32) * factors[index]
+            x = jnp.where(on[index], small.astype(x.dtype), x)
+        return call(x, *args, **kwargs)
+
+    @jax.jit
+    def sums(variables: Variables, on: Any, batch: Batch) -> Any:
+        with nn.intercept_methods(visiting(functools.partial(visit, on))):
+            return inner.evaluate(variables, batch)[1]
+
+    def measured(paths: Sequence[Path]) -> dict[str, float]:
+        params = flatten_dict(variables["params"])
+        for path in paths:
+            small = task.rounded(path, params[path], chosen[path])
+            params[path] = dequantised(small.qvalue, small.scale).astype(params[path].dtype)
+        changed = mark({**variables, "params": unflatten_dict(params)}, layers)
+        on = np.array([path in paths for path in layers], bool)
+        parts = [jax.device_get(sums(changed, on, dict(batch))) for batch in batches()]
+        return {name: float(np.mean(x.mean())) for name, x in functools.reduce(add, parts).items()}
+
+    before = measured(())
+    first = "loss" if "loss" in before else next(iter(before))
+    params, rows = flatten_dict(variables["params"]), list[dict[str, Any]]()
+    for paths in (*((path,) for path in chosen), tuple(chosen)):
+        after = measured(paths)
+        saved = sum(params[path].nbytes * (1 - task.scheme.bits / 32) for path in paths)
+        name = layer_name(paths[0]) if len(paths) == 1 else "all"
+        rows.append({"layer": name, "bytes": int(saved), "change": after[first] - before[first], **after})
+    rows, whole = sorted(rows[:-1], key=lambda row: -row["change"]), rows[-1]
+    table = Table(title=f"{text}: what quantising one layer alone changes, on {seen.examples} training examples")
+    for name in ("layer", "bytes saved", f"change of {first}", *before):
+        table.add_column(name, justify="left" if name == "layer" else "right")
+    for row in ({"layer": "none", "bytes": 0, "change": 0.0, **before}, *rows, whole):
+        means = (f"{row[name]:.5g}" for name in before)
+        table.add_row(row["layer"], f"{row['bytes']:,}", f"{row['change']:+.2g}", *means)
+    Console(file=sys.stdout, width=None if sys.stdout.isatty() else 120).print(table)
+    return {"quantize": text, "examples": seen.examples, "before": before, "all": whole, "layers": rows}
+
+
+# ------------------------------------------------------------------------------------------------------------ the model
+
+
+def _unstacked(predictor: Predictor, found: Compressed) -> Compressed:
+    """The model with its blocks one by one.
+
+    Raises:
+      UserError: it is quantised already.
+    """
+    if any(isinstance(task, Quantised) and task.stored for task in chain(predictor.task)):
+        where = predictor.run.path if predictor.run else "the model"
+        raise UserError(f"{where} is quantised already; quantise the run that it was made of.")
+    if not found.config.task.model.get("scan"):
+        return found
+    found.config.task.model.scan = False
+    task = dataclasses.replace(found.task, model=found.task.model.clone(scan=False))  # type: ignore[type-var,attr-defined]
+    variables = {**found.variables, "params": unstack_blocks(found.variables["params"])}
+    return found._replace(task=task, variables=variables)
+
+
+def _one(predictor: Predictor) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes of a batch of one example."""
+    return {name: jax.ShapeDtypeStruct((1, *x.shape), x.dtype) for name, x in predictor.spec.items()}
+
+
+# ---------------------------------------------------------------------------------------------------------- calibration
+
+
+@dataclasses.dataclass
+class _Seen:
+    """What layers have read, by their number: the largest number, a sample, and the sum over rows of x x^T."""
+
+    most: dict[int, float] = dataclasses.field(default_factory=dict)
+    samples: dict[int, list[np.ndarray]] = dataclasses.field(default_factory=dict)
+    hessians: dict[int, np.ndarray] = dataclasses.field(default_factory=dict)
+    examples: int = 0
+
+    def add(self, index: int, most: Any, sample: Any, hessian_MM: Any = None) -> None:
+        self.most[index] = max(self.most.get(index, 0.0), float(most))
+        self.samples.setdefault(index, []).append(np.array(sample))
+        if hessian_MM is not None:
+            self.hessians[index] = self.hessians.get(index, 0.0) + np.asarray(hessian_MM, np.float64)
+
+
+def _observe(found: Compressed, layers: Sequence[Path], batches: Sequence[Batch], hessians: bool = False) -> _Seen:
+    """What these layers of a task read as it predicts.
+
+    Raises:
+      UserError: there are no batches.
+    """
+    if not batches:
+        raise UserError(
+            "calibration needs training examples, and there are none; put the run's data back, give --calibrate=256, or"
+            " take --quantize=int8_weights, or int8,dynamic, which need none."
+        )
+    seen = _Seen()
+
+    def visit(index: int, layer: Any, call: Callable[..., Any], x: Any, *args: Any, **kwargs: Any) -> Any:
+        flat = x.astype(jnp.float32).reshape(-1)
+        some = np.random.default_rng(index).permutation(flat.size)[:_SAMPLE]
+        found = [jnp.max(jnp.abs(flat)), flat[some]]
+        if hessians and not isinstance(layer, nn.Conv):
+            axes = getattr(layer, "axis", -1)
+            axes = (axes,) if isinstance(axes, int) else axes
+            moved = jnp.moveaxis(x.astype(jnp.float32), axes, range(-len(axes), 0))
+            x_RM = moved.reshape(-1, math.prod(moved.shape[x.ndim - len(axes) :]))
+            found.append(x_RM.T @ x_RM)
+        jax.debug.callback(functools.partial(seen.add, index), *found)
+        return call(x, *args, **kwargs)
+
+    @jax.jit
+    def predict(variables: Variables, inputs: Batch) -> Any:
+        with nn.intercept_methods(visiting(visit)):
+            return found.task.predict(variables, inputs)
+
+    given = mark(found.variables, layers)
+    for batch in batches:
+        predict(given, {name: batch[name] for name in found.task.inputs})
+        jax.effects_barrier()
+        seen.examples += int(np.sum(batch["mask"]))
+    return seen
+
+
+def _ranges(seen: _Seen, layers: Sequence[Path], type_: Any) -> dict[Path, float]:
+    """The scale of each layer's inputs with which the sample loses least, in the mean square."""
+    found = {}
+    for index, path in enumerate(layers):
+        most = seen.most[index] or 1.0
+        sample = np.concatenate([*seen.samples[index], [most]]).astype(np.float32)
+        scales = most * _CLIPS / float(jnp.finfo(type_).max if jnp.issubdtype(type_, jnp.inexact) else 127)
+        errors = [
+            float(np.mean((np.asarray(cast(sample / scale, type_), np.float32) * scale - sample) ** 2))
+            for scale in scales
+        ]
+        found[path] = float(scales[int(np.argmin(errors))])
+    return found
+
+
+def _solved(seen: _Seen, layers: Sequence[Path], path: Path, x_MN: jax.Array, type_: Any, group: int) -> Any:
+    hessian_MM = seen.hessians.get(layers.index(path))
+    if hessian_MM is None:
+        return nearest(path, x_MN, type_, group)
+    return gptq(x_MN, jnp.asarray(hessian_MM, jnp.float32), type_, group)
+
+
+@functools.partial(jax.jit, static_argnums=(2, 3))
+def gptq(x_MN: jax.Array, hessian_MM: jax.Array, type_: Any, group: int) -> Any:
+    """GPTQ (Frantar et al. 2023, algorithm 1): inputs are rounded in order, and the error of each is made up for by
+    those that are left, as far as the layer's output on the calibration data goes.
+
+    As ``qwix.contrib.gptq_core.quantize_weight``, which makes a program of its own for each input; with groups, each
+    group's scale is taken after all corrections by those before it.
+
+    Args:
+      x_MN: a kernel.
+      hessian_MM: the sum over rows of x x^T.
+      type_: of the values.
+      group: inputs that share a scale.
+
+    Returns:
+      a ``QArray`` of [M, N] values and [M / group, N] scales.
+    """
+    M, lib = len(x_MN), qwix()
+    size = group if group < M else max(n for n in range(1, min(M, _BLOCK) + 1) if M % n == 0)
+    diagonal_M = jnp.diag(hessian_MM)
+    dead_M = diagonal_M == 0
+    x_MN = jnp.where(dead_M[:, None], 0, x_MN)
+    damped_MM = hessian_MM + jnp.diag(jnp.where(dead_M, 1, 0) + _DAMPING * jnp.mean(diagonal_M))
+    inverse_MM = jax.scipy.linalg.cho_solve((jnp.linalg.cholesky(damped_MM), True), jnp.eye(M))
+    upper_MM = jnp.linalg.cholesky(inverse_MM, upper=True)
+    whole_1N = nearest((), x_MN, type_, M).scale
+
+    def block(x_MN: jax.Array, start: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+        x_bN, upper_bM = (jax.lax.dynamic_slice_in_dim(a, start, size) for a in (x_MN, upper_MM))
+        upper_bb = jax.lax.dynamic_slice_in_dim(upper_bM, start, size, 1)
+        scale_1N = nearest((), x_bN, type_, size).scale if group < M else whole_1N
+
+        def one(x_bN: jax.Array, i: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+            value_N = cast(x_bN[i] / scale_1N[0], type_)
+            error_N = (x_bN[i] - value_N.astype(jnp.float32) * scale_1N[0]) / upper_bb[i, i]
+            return x_bN - upper_bb[i][:, None] * error_N, (value_N, error_N)
+
+        _, (value_bN, error_bN) = jax.lax.scan(one, x_bN, jnp.arange(size))
+        return x_MN - upper_bM.T @ error_bN, (value_bN, scale_1N[0])
+
+    _, (values, scales) = jax.lax.scan(block, x_MN, jnp.arange(0, M, size))
+    return lib.QArray(values.reshape(M, -1), scales if group < M else whole_1N)
