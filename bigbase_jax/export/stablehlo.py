@@ -11,6 +11,7 @@ constants of gigabytes. Types that safetensors files have no name for are kept a
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import pathlib
 import re
 import shutil
@@ -25,8 +26,10 @@ from jax.sharding import AbstractDevice, AbstractMesh
 
 from bigbase_jax.build import suggest
 from bigbase_jax.core import Batch, Task, UserError, Variables, flatten
+from bigbase_jax.decoding import sampling
 from bigbase_jax.export import manifest
 from bigbase_jax.inference.predictor import Compute, Predictor
+from bigbase_jax.models.transformer import unstack_blocks
 from bigbase_jax.pretrained.files import STORED, read_safetensors, write_safetensors
 from bigbase_jax.runtime.untrusted import read_regular
 from bigbase_jax.wrappers.frozen import Frozen
@@ -34,6 +37,8 @@ from bigbase_jax.wrappers.lora import LoRA
 
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 WEIGHTS, SCRIPT, SUFFIX = "weights.safetensors", "predict.py", ".stablehlo"
+PLACES = 1024
+"""Tokens of a prompt and what follows it, of a model that reads more."""
 
 
 def write(predictor: Predictor, folder: pathlib.Path, platforms: Sequence[str] | None = None) -> dict[str, Any]:
@@ -60,22 +65,16 @@ def write(predictor: Predictor, folder: pathlib.Path, platforms: Sequence[str] |
         lambda name: np.asarray(jax.jit(_bits)(flat[name])),
     )
 
-    def program(weights: Mapping[str, jax.Array], inputs: Batch) -> dict[str, jax.Array]:
-        leaves = [_from_bits(weights[name], x) for name, x in shapes.items()]
-        return dict(task.predict(jax.tree.unflatten(structure, leaves), inputs))
+    def unpacked(weights: Mapping[str, jax.Array]) -> Variables:
+        return jax.tree.unflatten(structure, [_from_bits(weights[name], x) for name, x in shapes.items()])
 
-    inputs = _inputs(predictor.spec, True)
-    exported = {}
-    for platform in platforms:
-        try:
-            exported[platform] = _export(program, kept, inputs, platform)
-        except Exception:  # whatever a model makes of a length that is no number
-            fixed = _inputs(predictor.spec, False)
-            if str(fixed) == str(inputs):
-                raise
-            inputs = fixed
-            exported[platform] = _export(program, kept, inputs, platform)
-        (folder / f"{platform}{SUFFIX}").write_bytes(exported[platform].serialize())
+    def program(weights: Mapping[str, jax.Array], inputs: Batch) -> dict[str, jax.Array]:
+        return dict(task.predict(unpacked(weights), inputs))
+
+    inputs, exported = _exported(program, (kept,), predictor.spec, platforms)
+    for platform, found in exported.items():
+        (folder / f"{platform}{SUFFIX}").write_bytes(found.serialize())
+    writing = _writing(task, unpacked, kept, predictor, folder, platforms)
     shutil.copyfile(pathlib.Path(__file__).with_name("standalone.py"), folder / SCRIPT)
     return {
         "inputs": {name: manifest.described(x) for name, x in inputs.items()},
@@ -86,6 +85,65 @@ def write(predictor: Predictor, folder: pathlib.Path, platforms: Sequence[str] |
             "forward": "a jax that is older than this one by at most three weeks reads it",
             "source": "https://docs.jax.dev/en/latest/export/export.html#compatibility-guarantees",
         },
+        **({} if writing is None else {"generate": writing}),
+    }
+
+
+def _exported(
+    program: Any, before: tuple[Any, ...], spec: Mapping[str, jax.ShapeDtypeStruct], platforms: Sequence[str]
+) -> tuple[dict[str, jax.ShapeDtypeStruct], dict[str, jax_export.Exported]]:
+    """The inputs, of any length where that can be, and each platform's program, which takes them after ``before``."""
+    inputs, exported = _inputs(spec, True), {}
+    for platform in platforms:
+        try:
+            exported[platform] = _export(program, (*before, inputs), platform)
+        except Exception:  # whatever a model makes of a length that is no number
+            fixed = _inputs(spec, False)
+            if str(fixed) == str(inputs):
+                raise
+            inputs = fixed
+            exported = {name: _export(program, (*before, inputs), name) for name in (*exported, platform)}
+    return inputs, exported
+
+
+def _writing(
+    task: Any, unpacked: Any, kept: Any, predictor: Predictor, folder: pathlib.Path, platforms: Sequence[str]
+) -> dict[str, Any] | None:
+    """Writes a decoder's program that reads tokens into its cache and gives the logits after the last; returns what the
+    manifest says of it. None: the model continues no texts."""
+    model = vars(task).get("model")
+    if not (hasattr(model, "decode") and hasattr(task, "log_probability")):
+        return None
+    places = min(getattr(model, "length", None) or PLACES, PLACES)
+    empty = jax.eval_shape(lambda: model.cache(1, places))
+    names, structure = flatten(empty), jax.tree.structure(empty)
+
+    def program(weights: Any, cache: Mapping[str, jax.Array], inputs: Batch) -> tuple[jax.Array, dict[str, jax.Array]]:
+        given = jax.tree.unflatten(structure, [cache[name] for name in names])
+        logits_BV, new = sampling.prefill(model, unpacked(weights), given, inputs["tokens"], inputs["position"])
+        return logits_BV, flatten(new)
+
+    for most in (places, 1):  # any number of tokens at once, or one by one
+        scope = jax_export.SymbolicScope([f"length <= {most}"] if most > 1 else ())
+        batch, length = (jax_export.symbolic_shape(name, scope=scope)[0] for name in ("batch", "length"))
+        kept_BS = {name: jax.ShapeDtypeStruct((batch, *x.shape[1:]), x.dtype) for name, x in names.items()}
+        tokens_BL = jax.ShapeDtypeStruct((batch, length if most > 1 else 1), jnp.int32)
+        inputs = {"tokens": tokens_BL, "position": jax.ShapeDtypeStruct((batch,), jnp.int32)}
+        try:
+            exported = {name: _export(program, (kept, kept_BS, inputs), name) for name in platforms}
+            break
+        except Exception:
+            if most == 1:
+                raise
+    for platform, found in exported.items():
+        (folder / f"generate-{platform}{SUFFIX}").write_bytes(found.serialize())
+    known = predictor.dataset_info
+    ends = known.get("end_ids") or [known[name] for name in ("end_id", "stop_id") if known.get(name) is not None]
+    return {
+        "inputs": {name: manifest.described(x) for name, x in inputs.items()},
+        "cache": {name: manifest.described(x) for name, x in kept_BS.items()},
+        "places": places,
+        "ends": [int(end) for end in ends],
     }
 
 
@@ -134,6 +192,9 @@ def _plain(task: Any, variables: Variables) -> tuple[Task, Variables]:
     """Without what only training needs: adapters are merged into the model."""
     while isinstance(task, (LoRA, Frozen)):
         task, variables = task.task, task.unwrap(variables)
+    model = vars(task).get("model")
+    if getattr(model, "scan", False):  # a stack of blocks has no cache
+        task, variables = dataclasses.replace(task, model=model.clone(scan=False)), unstack_blocks(variables)
     return task, variables
 
 
@@ -149,10 +210,10 @@ def _inputs(spec: Mapping[str, jax.ShapeDtypeStruct], lengths: bool) -> dict[str
     return {name: jax.ShapeDtypeStruct((batch, *shape(x)), x.dtype) for name, x in spec.items()}
 
 
-def _export(program: Any, weights: Any, inputs: Any, platform: str) -> jax_export.Exported:
+def _export(program: Any, inputs: tuple[Any, ...], platform: str) -> jax_export.Exported:
     device = AbstractDevice(device_kind=platform, num_cores=None, platform=platform)
     with jax.sharding.use_abstract_mesh(AbstractMesh((1,), ("device",), abstract_device=device)), _without_paths():
-        return jax_export.export(jax.jit(program), platforms=[platform])(weights, inputs)
+        return jax_export.export(jax.jit(program), platforms=[platform])(*inputs)
 
 
 @contextlib.contextmanager

@@ -112,7 +112,7 @@ def _whole(
     q: Array, k: Array, v: Array, mask: Any, bias: Any, is_causal: bool, window: int | None, segments_BL: Array | None
 ) -> Array:
     """Attention where a device holds whole sequences, or the compiler sees to it."""
-    if platform() == "cpu":
+    if platform() == "cpu" and isinstance(q.shape[1], int):  # else a program is exported for any length
         return _by_blocks(q, k, v, _same_segment(mask, segments_BL), bias, is_causal, window)
     size = None if window is None else (window - 1, 0)
     attend = functools.partial(jax.nn.dot_product_attention, bias=bias, is_causal=is_causal, local_window_size=size)

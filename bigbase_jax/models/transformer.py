@@ -235,7 +235,7 @@ class Attention(nn.Module):
         new_BGLK = jnp.swapaxes(new_BLGK, 1, 2).astype(old_BGSK.dtype)
         if position_B is None:
             kept_BGSK = jax.lax.dynamic_update_slice_in_dim(old_BGSK, new_BGLK, 0, 2)
-        elif platform() == "cpu":  # where a scatter takes longer
+        elif platform() == "cpu" and isinstance(new_BLGK.shape[0], int):  # where a scatter takes longer
             kept_BGSK = old_BGSK
             for b in range(len(new_BGLK)):
                 kept_BGSK = jax.lax.dynamic_update_slice(kept_BGSK, new_BGLK[b : b + 1], (b, 0, position_B[b], 0))

@@ -27,6 +27,8 @@ def count(L: int, vocab_size: int | None, given: int | None = None) -> int:
         if L % given:
             raise UserError(f"logit_chunks {given} does not divide a length of {L}.")
         return given
+    if L * (vocab_size or 1) <= CHUNK_LOGITS:  # also of any length up to one, in a program that is exported
+        return 1
     wanted = L * (vocab_size or 1) / CHUNK_LOGITS
     return next(c for c in range(1, L + 1) if L % c == 0 and (c >= wanted or c == L))
 

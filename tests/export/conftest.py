@@ -21,3 +21,9 @@ def trained(folder, recipe, **train):
 def pictures(tmp_path_factory):
     """A classifier of pictures."""
     return trained(tmp_path_factory.mktemp("pictures") / "run", "catdog")
+
+
+@pytest.fixture(scope="session")
+def decoder(tmp_path_factory):
+    """A language model."""
+    return trained(tmp_path_factory.mktemp("decoder") / "run", "lm")

@@ -1,7 +1,6 @@
 """What ``--mode=benchmark`` measures of a run and of a decoder."""
 
 import pytest
-from conftest import trained
 
 from bigbase_jax import verbs
 from bigbase_jax.core import UserError
@@ -24,7 +23,6 @@ def test_a_run_is_measured(pictures, capsys):
         verbs.benchmark(pictures, batch=["1", "many"])
 
 
-def test_a_decoder_writes(tmp_path):
-    run = trained(tmp_path / "run", "lm")
-    (row,) = verbs.benchmark(run, batch=["2"])["batch"].values()
+def test_a_decoder_writes(decoder):
+    (row,) = verbs.benchmark(decoder, batch=["2"])["batch"].values()
     assert row["tokens_per_second"] > 0 and row["rows_per_second"] > 0

@@ -6,14 +6,21 @@ import shutil
 import subprocess
 import sys
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 from jax import export as jax_export
 
 from bigbase_jax import verbs
 from bigbase_jax.core import UserError
 from bigbase_jax.data.sources.synthetic.pictures import DrawnCatsAndDogs
+from bigbase_jax.decoding.sampling import SamplingParams
 from bigbase_jax.export import manifest, stablehlo
+from bigbase_jax.inference.generation import Engine
 from bigbase_jax.inference.predictor import Predictor
+from bigbase_jax.models.layers import ACTIVATIONS
+from bigbase_jax.pretrained.files import STORED
 
 
 @pytest.fixture(scope="module")
@@ -113,3 +120,41 @@ def test_only_an_export_is_replaced_and_a_full_disk_leaves_nothing(pictures, exp
     assert not list(tmp_path.iterdir())
     assert {path.name: path.read_bytes() for path in exported.iterdir()} == before
     assert sorted(p.name for p in exported.parent.iterdir()) == ["stablehlo"]
+
+
+def test_a_decoder_scores_any_length_and_continues_tokens_alone(decoder, tmp_path):
+    found = verbs.export(decoder, "stablehlo", str(tmp_path / "alone"), platforms=["cpu", "tpu"])
+    assert {"generate-cpu.stablehlo", "generate-tpu.stablehlo", "tokenizer.json"} <= set(found["files"])
+    about = manifest.read(tmp_path / "alone", "stablehlo")
+    assert about["inputs"]["inputs"]["shape"] == ["batch", "length"]
+    assert about["generate"]["inputs"]["tokens"]["shape"] == ["batch", "length"]
+
+    predictor = Predictor.open(decoder)
+    compute = stablehlo.opened(tmp_path / "alone")
+    rng = np.random.default_rng(0)
+    batch = {name: np.ones((3, 7), np.int32) for name in predictor.task.inputs}
+    batch |= {name: rng.integers(0, 20, (3, 7), np.int32) for name in ("inputs", "targets")}
+    ours, theirs = (f(predictor.variables, batch)["log_probability"] for f in (predictor.program, compute))
+    assert np.std(ours) > 1e-3
+    np.testing.assert_allclose(theirs, ours, atol=1e-5)
+
+    words = [sys.executable, "-I", "predict.py", "generate", "6", "5", "3", "8"]
+    done = subprocess.run(words, cwd=tmp_path / "alone", capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    (tokens,) = Engine.of(predictor).generate([np.array([5, 3, 8], np.int32)], SamplingParams(max_new_tokens=6))
+    assert json.loads(done.stdout) == tokens.tolist() and len(tokens)
+
+
+def test_a_program_for_another_platform_has_none_of_the_cpus_choices():
+    x = jax.ShapeDtypeStruct((2, 3), jnp.float32)
+    text = {p: stablehlo._export(ACTIVATIONS["gelu"], (x,), p).mlir_module() for p in ("cpu", "cuda", "tpu")}
+    assert "erfc" in text["cuda"] and "erfc" in text["tpu"] and "erfc" not in text["cpu"]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8", "bool", "int4", "uint4", "float8_e4m3fn"])
+def test_weights_of_every_type_come_back(dtype):
+    x = jnp.asarray([[1, 0, 3], [-4, 5, 2], [7, -8, 6]]).astype(dtype)  # of 4 bits, an odd number of them
+    kept = jax.jit(stablehlo._bits)(x)
+    assert kept.dtype in STORED and kept.nbytes <= max(x.size * x.dtype.itemsize, x.size // 2 + 1)
+    back = jax.jit(lambda bits: stablehlo._from_bits(bits, jax.ShapeDtypeStruct(x.shape, x.dtype)))(kept)
+    assert back.dtype == x.dtype and np.array_equal(np.asarray(back.astype(float)), np.asarray(x.astype(float)))
