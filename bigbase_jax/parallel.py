@@ -608,7 +608,11 @@ def apply_gradients(
         decay = jnp.minimum(ema_decay, (1 + t) / (10 + t))
         moved = {"params": params, **found.model_state}
         past = {name: ema[name] for name in moved}
-        ema = {**ema, **jax.tree.map(lambda old, new: old + (1 - decay) * (new - old), past, moved)}
+
+        def average(old: jax.Array, new: jax.Array) -> jax.Array:
+            return old + (1 - decay) * (new - old) if _is_inexact(new) else new
+
+        ema = {**ema, **jax.tree.map(average, past, moved)}
     one = jnp.float32(1)
     sums = {**found.sums, LOSS: Sum(found.objective, weight), "grad_norm": Sum(norm, one)}
     shown = getattr(opt_state, "hyperparams", {})
@@ -712,7 +716,8 @@ def train_step(
             lambda g, spec: jax.lax.psum(g, [a for a in live if a not in _names(spec)]), found.grads, specs["params"]
         )
         objective, sums = jax.lax.psum((found.objective, found.sums), BATCH)
-        return Gradient(objective, sums, grads, jax.lax.pmean(found.model_state, BATCH))
+        mean = jax.tree.map(lambda x: jax.lax.pmean(x, BATCH) if _is_inexact(x) else x, found.model_state)
+        return Gradient(objective, sums, grads, mean)
 
     everywhere, rows = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec(BATCH))
     if mode == "jit":
@@ -731,6 +736,11 @@ def _parted(model_state: Mapping[str, PyTree]) -> tuple[dict[str, PyTree], dict[
     """``FROZEN``, and the collections that a step may change."""
     moving = dict(model_state)
     return {name: moving.pop(name) for name in (FROZEN,) if name in moving}, moving
+
+
+def _is_inexact(x: Any) -> bool:
+    """Whether it has a mean; what is counted or masked is the same on all devices."""
+    return bool(jnp.issubdtype(x.dtype, jnp.inexact))
 
 
 def _is_spec(x: Any) -> bool:

@@ -40,6 +40,7 @@ from bigbase_jax.train import TrainConfig
 from bigbase_jax.wrappers.frozen import Frozen
 from bigbase_jax.wrappers.lora import LoRA
 from bigbase_jax.wrappers.quantised import Quantised
+from bigbase_jax.wrappers.sparse import Sparse
 
 
 class Size(NamedTuple):
@@ -65,7 +66,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
     """``arg``: root=FILE_OR_DIR, text=COLUMN[+COLUMN...], text_pair=COLUMN, label=COLUMN, class_names=FILE (a name in
     each line, for labels that are numbers), encoding=gb18030, model=bert|decoder|bow, adapt=full|lora|last|probe,
     size=nano|mini|small|base, tokenizer=wordpiece|bpe|unigram|chars|bytes|FILE_OR_DIR, vocab=4096, length=64,
-    quantize=int8|int4|..., tiny.
+    quantize=int8|int4|...,
+    sparsity=SHARE (of zeros, which grow during training), tiny.
     """
     args = parse_arg(
         arg,
@@ -82,6 +84,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         vocab=4096,
         length=64,
         quantize=None,
+        sparsity=0.0,
         tiny=False,
     )
     if args.size not in SIZES:
@@ -97,6 +100,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
     task = target(TextClassification, model=models[args.model])
     if args.quantize:  # trained as it is to be quantised afterwards: docs/compress.md
         task = target(Quantised, task=task, quantize=args.quantize)
+    if args.sparsity:
+        task = target(Sparse, task=task, sparsity=args.sparsity)
     adapted = {
         "full": task,
         "lora": target(LoRA, task=task, modules_to_save=HEAD),

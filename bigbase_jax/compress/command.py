@@ -23,6 +23,7 @@ from bigbase_jax.inference.predictor import Predictor
 from bigbase_jax.runtime import compilation, whole
 from bigbase_jax.runtime.checkpoint import Checkpoints
 from bigbase_jax.runtime.log import say
+from bigbase_jax.runtime.restored import batch_spec
 from bigbase_jax.runtime.rundir import RunDir, as_json
 
 FILE = "compression.json"
@@ -66,17 +67,22 @@ def compress(
     batches = _calibration(run, predictor.config, calibrate)
     found = plain(predictor)
     if "prune" in given:
-        found = prune(predictor, found, str(given["prune"]), batches)
+        found = prune(found, str(given["prune"]), batch_spec(run), batches)
     if sensitivity:
         return quantise.sensitivity(predictor, found, str(given["quantize"]), batches)
     if "quantize" in given:
         found = quantise.quantise(predictor, found, str(given["quantize"]), batches)
-    found.config.compression = {**given, **found.config.get("compression", {})}
+    found.config.compression.update(given)
     with whole.folder(folder) as unfinished:
         _write(unfinished, run, predictor.step, found)
         proven = proof.prove(predictor, Predictor.open(unfinished), unfinished)
     say(f"compressed: {folder}")
-    return {"compressed": str(folder), "step": predictor.step, **found.about, **proof.summary(proven)}
+    return {"compressed": str(folder), "step": predictor.step, **_short(found.about), **proof.summary(proven)}
+
+
+def _short(about: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of it that the last line on stdout has."""
+    return {name: x for name, x in about.items() if not isinstance(x, dict) or len(x) < 6}
 
 
 def _calibration(run: RunDir, config: Any, count: int) -> Batches:

@@ -14,8 +14,8 @@ from ml_collections import ConfigDict
 from bigbase_jax.core import Task, UserError, Variables
 from bigbase_jax.inference.predictor import Predictor
 from bigbase_jax.models.transformer import stack_blocks, unstack_blocks
-from bigbase_jax.pretrained.start import chain, merged, model_of
-from bigbase_jax.runtime.restored import batch_spec
+from bigbase_jax.pretrained.start import chain, masked, merged, model_of
+from bigbase_jax.wrappers.sparse import Sparse
 
 Batches = Callable[[], Sequence[Mapping[str, np.ndarray]]]
 """Gives the calibration batches, which are read when they are first asked for."""
@@ -51,9 +51,11 @@ def plain(predictor: Predictor) -> Compressed:
         config.task = config.task.task
     if "adapter" in config:
         del config.adapter
+    zeros = masked(config) or any(isinstance(task, Sparse) for task in chain(predictor.task))
+    config.compression = {"masked": zeros}
     *_, task = chain(predictor.task)
     model_of(task)
-    return Compressed(config, task, jax.jit(lambda x: merged(predictor.task, x))(predictor.variables))
+    return Compressed(config, task, merged(predictor.task, predictor.variables))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,15 +80,14 @@ class Unrolled:
         return self.task.model
 
     @classmethod
-    def of(cls, found: Compressed, predictor: Predictor) -> Unrolled:
-        """That of a plain model of a run."""
+    def of(cls, found: Compressed, spec: Mapping[str, jax.ShapeDtypeStruct]) -> Unrolled:
+        """That of a plain model, and of batches of these shapes."""
         task, model = model_of(found.task)
         words = {"scan": False, "remat": False, "dropout": 0.0, "drop_path": 0.0}
         bare = model.clone(**{name: word for name, word in words.items() if hasattr(model, name)})
         scanned = getattr(model, "scan", False)
         variables = unstack_blocks(found.variables) if scanned else found.variables
-        assert predictor.run is not None
-        return cls(dataclasses.replace(task, model=bare), variables, batch_spec(predictor.run), scanned)
+        return cls(dataclasses.replace(task, model=bare), variables, spec, scanned)
 
     def rolled(self, variables: Variables) -> Variables:
         """Variables as the model has them that this is of."""

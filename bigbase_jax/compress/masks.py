@@ -12,19 +12,17 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-import flax.linen as nn
-import jax
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from bigbase_jax.build import suggest
 from bigbase_jax.compress.compressed import Batches, Compressed, Unrolled
+from bigbase_jax.compress.measured import layer_means, layers_of
 from bigbase_jax.core import UserError
 from bigbase_jax.runtime.log import say
-from bigbase_jax.wrappers.lora import kernel_axes
 from bigbase_jax.wrappers.wrapper import Path, check_regex, some_paths
 
-SCORES = ("magnitude",)
+SCORES = ("magnitude", "wanda")
 
 
 def prune(
@@ -57,35 +55,26 @@ def prune(
             )
         say(f"prune: left whole, as {pattern[1]} does not divide their inputs: {some_paths(unfit)}")
         chosen = {path: inputs for path, inputs in chosen.items() if path not in unfit}
+    squares = flatten_dict(layer_means(model, batches(), "squares")) if score == "wanda" else {}
     for path, inputs in chosen.items():
         kernel = np.array(params[path])
         score_OI = np.abs(kernel.reshape(-1, int(np.prod(kernel.shape[inputs:])))).T
-        groups = score_OI.reshape(-1) if pattern is None else score_OI.reshape(-1, pattern[1])
+        if score == "wanda":  # of a convolution, there is one norm for each channel
+            if path not in squares:
+                raise UserError(f"--prune: the training loss does not use {'.'.join(path)}; leave it out of targets.")
+            norm = np.sqrt(squares[path].reshape(-1))
+            score_OI = score_OI * np.tile(norm, score_OI.shape[1] // len(norm))
+        groups = score_OI.reshape(-1) if pattern is None and score == "magnitude" else score_OI
+        if pattern is not None:
+            groups = score_OI.reshape(-1, pattern[1])
         keep_OI = largest(groups, round(share * groups.shape[-1])).reshape(score_OI.shape)
         params[path] = kernel * keep_OI.T.reshape(kernel.shape)
     pruned = sum(int((params[path] == 0).sum()) for path in chosen)
     about = {"prune": amount, "score": score, "kernels": len(chosen), "zeros": pruned, "of": _size(params)}
     say(f"prune: {pruned:,} zeros in {len(chosen)} kernels, of {_size(params):,} parameters")
     variables = model.rolled({**model.variables, "params": unflatten_dict(params)})
-    found.config.compression = {"masked": True}
+    found.config.compression.masked = True
     return found._replace(variables=variables, about={**found.about, **about})
-
-
-def layers_of(model: Unrolled) -> dict[Path, int]:
-    """The path of every layer's kernel, and how many of its axes are inputs; they are the first ones."""
-    layers: dict[Path, int] = {}
-
-    def note(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
-        y, layer = call(*args, **kwargs), context.module
-        if context.method_name == "__call__" and isinstance(layer, nn.Dense | nn.DenseGeneral | nn.Conv):
-            lead, inputs = kernel_axes(layer, layer.get_variable("params", "kernel").ndim)
-            if not lead and inputs is not None:
-                layers[(*layer.path, "kernel")] = inputs
-        return y
-
-    with nn.intercept_methods(note):
-        jax.eval_shape(model.task.init, jax.random.key(0), dict(model.spec))
-    return layers
 
 
 def largest(score: np.ndarray, less: int) -> np.ndarray:

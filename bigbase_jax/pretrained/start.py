@@ -30,6 +30,7 @@ from bigbase_jax.runtime.rundir import RunDir
 from bigbase_jax.text.tokenizer import Tokenizer, TokenizerFile
 from bigbase_jax.text.tokenizer import load as load_tokenizer
 from bigbase_jax.wrappers import adapter as adapters
+from bigbase_jax.wrappers.sparse import Sparse
 from bigbase_jax.wrappers.wrapper import Wrapper
 
 FROM_RECIPE = (
@@ -125,6 +126,8 @@ def resolve(config: ConfigDict, instead: str | None = None, compared: bool = Tru
                 node[key] = task.model[key]
     config.unlock()
     task.model = node
+    if is_run(place):
+        _keep_zeros(config, RunDir(place).config())
     said = pathlib.Path(os.path.expanduser(place)) / files.PREPROCESSOR
     if "mean" in task and "std" in task and os.path.lexists(said):
         given = check(files.read_json(said), _PREPROCESSING, str(said))
@@ -165,6 +168,30 @@ def _with_adapter(config: ConfigDict, found: str) -> ConfigDict:
         )
     config.lock()
     return config
+
+
+def _keep_zeros(config: ConfigDict, origin: ConfigDict) -> None:
+    """Puts masks around the recipe's task, inside of its adapters, where those weights were pruned to zeros."""
+    own, sparse = config.task, import_path(Sparse)
+    given = next((node for node in _nodes(origin.task) if node.get("target") == sparse), None)
+    if any(node.get("target") == sparse for node in _nodes(own)) or not (given or masked(origin)):
+        return
+    outer = config
+    while own.target in (import_path(kind) for kind in adapters.KINDS.values()):
+        outer, own = own, own.task
+    outer.task = target(Sparse, task=own, **({"targets": given.targets} if given else {}))
+
+
+def masked(config: ConfigDict) -> bool:
+    """Whether the run is of weights with zeros that are to stay."""
+    return bool((config.get("compression") or {}).get("masked"))
+
+
+def _nodes(task: Any) -> Iterator[ConfigDict]:
+    """The node of a task, that of the one inside it, and so on."""
+    while isinstance(task, ConfigDict):
+        yield task
+        task = task.get("task")
 
 
 def _of_folder(path: str) -> tuple[ConfigDict, ConfigDict | None]:

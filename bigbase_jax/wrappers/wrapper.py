@@ -72,7 +72,6 @@ class Wrapper(Around):
         return (FROZEN if collection == "params" and not self.trains(path) else collection), path
 
     def unwrap(self, variables: Variables) -> Variables:
-        """The variables of the task inside."""
         rest = {name: x for name, x in variables.items() if name != FROZEN}
         return {
             **rest,
