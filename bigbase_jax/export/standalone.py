@@ -32,7 +32,8 @@ def check():
 
 def program(prefix=""):
     """The compiled program of the platform here."""
-    platform = {"gpu": "cuda"}.get(jax.default_backend(), jax.default_backend())
+    here = jax.default_backend()
+    platform = next((name for name in ("cuda", "rocm") if here == "gpu" and name in MANIFEST["platforms"]), here)
     if platform not in MANIFEST["platforms"]:
         sys.exit(f"there are programs for {', '.join(MANIFEST['platforms'])}, and none for {platform}.")
     return jax.jit(jax.export.deserialize(bytearray((HERE / f"{prefix}{platform}.stablehlo").read_bytes())).call)
