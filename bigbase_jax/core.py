@@ -108,6 +108,7 @@ class Task(Protocol):
       the input. Without it, each example has an answer of its own.
     - ``figures(evaluated)``: an iterable of ``Figure``s, what the report of a run and comparisons show of an
       ``Evaluated``. Arrays and metrics of it may be missing, as those that an evaluation did not keep.
+    - ``given``: a ``Given``, variables that ``loss`` finds among its own as the collection ``given``.
 
     Attributes:
       inputs: names of the batch entries that ``init`` and ``predict`` read; everything else is labels.
@@ -152,6 +153,26 @@ class Task(Protocol):
 
         ``example`` is what the model was given, after the transforms, and what the codec says beside that (a size, a
         length, a name); of outputs that ``merge`` has merged, the first of the examples.
+        """
+        ...
+
+
+class Given(Protocol):
+    """Variables from elsewhere that a loss reads and nothing trains, such as a teacher's. They live where
+    ``train.sharding`` says, and are in no training state and no checkpoint.
+
+    Attributes:
+      shapes: of each, ``{"params": ..., ...}``.
+    """
+
+    @property
+    def shapes(self) -> Variables: ...
+
+    def read(self, like: Variables) -> Variables:
+        """The arrays, with the shardings of ``like``, which are shapes.
+
+        Raises:
+          UserError: they are not there.
         """
         ...
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import dataclasses
+import functools
 import math
 import re
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
@@ -63,6 +64,9 @@ LOSS = "loss"
 FROZEN = "frozen"
 """The collection of the model state that holds frozen parameters: they live where parameters do, and no step changes
 them, averages them over devices or computes a gradient for them."""
+GIVEN = "given"
+"""The collection of what a loss reads of variables from elsewhere (``Task.given``), such as a teacher's: as ``FROZEN``,
+but an argument of the step, in no training state and in no checkpoint."""
 Rule = str | tuple[str, Sequence[Any]]
 Step = Callable[[TrainState, Batch], tuple[TrainState, dict[str, Sum]]]
 
@@ -235,6 +239,14 @@ def shardings(tree: PyTree, mesh: Mesh, rules: Sequence[Rule] = ()) -> PyTree:
     return jax.tree.unflatten(jax.tree.structure(tree), [of(path, leaf) for path, leaf in flatten(tree).items()])
 
 
+def fitting_shardings(tree: PyTree, mesh: Mesh, rules: Sequence[Rule]) -> PyTree:
+    """``shardings`` by the rules where they fit this mesh, or else as its axes ask for, or else all of it whole."""
+    for attempt in (rules, ()):
+        with contextlib.suppress(UserError):
+            return shardings(tree, mesh, attempt)
+    return jax.tree.map(lambda _: NamedSharding(mesh, PartitionSpec()), tree)
+
+
 def _presets_of(mesh: Mesh) -> tuple[str, ...]:
     return (*(axis for axis in (TENSOR, PIPELINE, FSDP) if mesh.shape[axis] > 1), "replicated")
 
@@ -367,11 +379,13 @@ class Program(NamedTuple):
         compiles takes the seed and the numbers before the batch.
       step: ``(state, batch) -> (state, sums)``: one update; the state's buffers are donated. Both are jitted and have
         ``lower``.
+      given: gives what a compiled ``step`` takes besides: of a task with ``given``, its variables.
     """
 
     state: TrainState
     init: Any
     step: Any
+    given: Callable[[], tuple[PyTree, ...]] = tuple
 
 
 def program(
@@ -411,9 +425,41 @@ def program(
     with _InMesh(None, mesh).entered():  # where a model that does not fit the mesh says so
         shapes = jax.eval_shape(init, *own, dict(spec))
     state_shardings = shardings(shapes, mesh, sharding)
-    step = train_step(task, tx, mesh, state_shardings, mode, microbatches, ema_decay)
+    step = functools.partial(train_step, task, tx, mesh, state_shardings, mode, microbatches, ema_decay)
     compiled_init = _InMesh(jax.jit(init, out_shardings=state_shardings), mesh, first=own)
-    return Program(placed(shapes, state_shardings), compiled_init, step)
+    state = placed(shapes, state_shardings)
+    if not hasattr(task, "given"):
+        return Program(state, compiled_init, step())
+    check_step(task, mesh, mode, microbatches)
+    given = _Given(task, mesh, sharding, step)
+    return Program(state, compiled_init, given, lambda: (given.arrays,))
+
+
+class _Given:
+    """The step of a task that is given variables; they are looked at when it is compiled, and read when it runs."""
+
+    def __init__(self, task: Any, mesh: Mesh, rules: Sequence[Rule], step: Callable[[Any], Any]):
+        self._task, self._mesh, self._rules, self._step_with = task, mesh, rules, step
+
+    @functools.cached_property
+    def _like(self) -> PyTree:
+        """Shapes with shardings: by the rules where they fit, or else as the mesh's axes ask for, or else whole."""
+        shapes = self._task.given.shapes
+        return placed(shapes, fitting_shardings(shapes, self._mesh, self._rules))
+
+    @functools.cached_property
+    def arrays(self) -> PyTree:
+        return self._task.given.read(self._like)
+
+    @functools.cached_property
+    def _step(self) -> Any:
+        return self._step_with(jax.tree.map(lambda x: x.sharding, self._like))
+
+    def __call__(self, state: TrainState, batch: Batch) -> Any:
+        return self._step(state, batch, self.arrays)
+
+    def lower(self, state: TrainState, batch: Batch) -> Any:
+        return self._step.lower(state, batch, self._like)
 
 
 class Steps:
@@ -421,14 +467,14 @@ class Steps:
 
     def __init__(self, program: Program, specs: Sequence[Mapping[str, Any]], mesh: Mesh):
         """``specs``: shapes of the global batches that there will be."""
-        self._compiled = {}
+        self._compiled, self._given = {}, program.given()
         for spec in specs:
             compiled = program.step.lower(program.state, placed_batch(spec, mesh)).compile()
             self._compiled[_shapes(spec)] = compiled, flops(compiled) * mesh.size
 
     def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Sum]]:
         """See ``Program.step``."""
-        return self._compiled[_shapes(batch)][0](state, batch)
+        return self._compiled[_shapes(batch)][0](state, batch, *self._given)
 
     def flops(self, batch: Batch) -> float:
         """Floating-point operations of the step over all devices; see ``flops``."""
@@ -519,7 +565,7 @@ def loss_and_grads(
 
     Args:
       microbatches: the number of slices.
-      gather: ``{"params": ..., FROZEN: ...}`` from where they live to where they are used.
+      gather: ``{"params": ..., FROZEN: ..., GIVEN: ...}`` from where they live to where they are used.
       scatter: from where gradients arise to where parameters live.
       everywhere: the sum over devices of what each has of its rows.
     """
@@ -634,9 +680,9 @@ def plain_step(
     ``gradient`` is where and in what pieces ``loss_and_grads`` is computed; None: on one device.
     """
 
-    def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Sum]]:
-        key = jax.random.fold_in(state.key, state.step)
-        found = gradient(state, batch, key) if gradient else loss_and_grads(task, state, batch, key, microbatches)
+    def step(state: TrainState, batch: Batch, *given: PyTree) -> tuple[TrainState, dict[str, Sum]]:
+        key, seen = jax.random.fold_in(state.key, state.step), _with_given(state, *given)
+        found = gradient(seen, batch, key) if gradient else loss_and_grads(task, seen, batch, key, microbatches)
         return apply_gradients(state, tx, found, ema_decay)
 
     return step
@@ -650,6 +696,7 @@ def train_step(
     mode: str = "jit",
     microbatches: int = 1,
     ema_decay: float | None = None,
+    *given: PyTree,
 ) -> Any:
     """The compiled training step ``(state, batch) -> (state, sums)``; the state's buffers are donated.
 
@@ -662,24 +709,14 @@ def train_step(
         statistics over all devices, and random masks differ from those of "jit".
       microbatches: slices of the batch whose gradients are accumulated before the update.
       ema_decay: decay of the moving average of the parameters; None: the state has none.
+      given: of a task with ``given``, where its variables live: the step takes them as its third argument.
 
     Raises:
-      UserError: the loss couples examples of a batch, which neither slicing nor shard_map can honour, or shard_map on
-        a mesh with more than the ``BATCH`` axes.
+      UserError: see ``check_step``.
     """
-    if task.batch_coupled and (microbatches > 1 or mode == "shard_map"):
-        how = f"config.train.microbatches={microbatches}" if microbatches > 1 else "config.train.parallel='shard_map'"
-        raise UserError(
-            f"this task's loss compares the examples of a batch with each other, and {how} would split them."
-        )
-    if mode not in ("jit", "shard_map"):
-        raise UserError(f"config.train.parallel is {mode!r}; it is 'jit' or 'shard_map'.")
-    if mode == "shard_map" and shards(mesh) != mesh.size:
-        other = ", ".join(f"{axis}={size}" for axis, size in mesh.shape.items() if size > 1 and axis not in BATCH)
-        raise UserError(
-            f"config.train.parallel='shard_map' knows the axes {', '.join(BATCH)}; this mesh also has {other}."
-        )
-    lasting = {"params": shardings.params, **_parted(shardings.model_state)[0]}
+    check_step(task, mesh, mode, microbatches)
+    given_too = _with_given(shardings, *given)
+    lasting = {"params": shardings.params, **_parted(given_too.model_state)[0]}
     specs = jax.tree.map(lambda sharding: sharding.spec, lasting)
 
     def constrained(state: TrainState, batch: Batch, key: jax.Array) -> Gradient:
@@ -724,18 +761,44 @@ def train_step(
         gradient = constrained
     else:
         # Without the check of varying axes, gradients stay local until the one psum above.
-        inputs = (jax.tree.map(lambda sharding: sharding.spec, shardings), PartitionSpec(BATCH), PartitionSpec())
+        inputs = (jax.tree.map(lambda sharding: sharding.spec, given_too), PartitionSpec(BATCH), PartitionSpec())
         outputs = Gradient(PartitionSpec(), PartitionSpec(), specs["params"], PartitionSpec())  # type: ignore[arg-type]
         gradient = jax.shard_map(local, mesh=mesh, in_specs=inputs, out_specs=outputs, check_vma=False)
     step = plain_step(task, tx, microbatches, ema_decay, gradient)
-    jitted = jax.jit(step, donate_argnums=0, in_shardings=(shardings, rows), out_shardings=(shardings, everywhere))
+    where = (shardings, rows, *given)
+    jitted = jax.jit(step, donate_argnums=0, in_shardings=where, out_shardings=(shardings, everywhere))
     return _InMesh(jitted, mesh, LOGICAL if mode == "jit" else ())
 
 
+def check_step(task: Task, mesh: Mesh, mode: str, microbatches: int) -> None:
+    """
+    Raises:
+      UserError: the loss couples examples of a batch, which neither slicing nor shard_map can honour, or shard_map on
+        a mesh with more than the ``BATCH`` axes.
+    """
+    if task.batch_coupled and (microbatches > 1 or mode == "shard_map"):
+        how = f"config.train.microbatches={microbatches}" if microbatches > 1 else "config.train.parallel='shard_map'"
+        raise UserError(
+            f"this task's loss compares the examples of a batch with each other, and {how} would split them."
+        )
+    if mode not in ("jit", "shard_map"):
+        raise UserError(f"config.train.parallel is {mode!r}; it is 'jit' or 'shard_map'.")
+    if mode == "shard_map" and shards(mesh) != mesh.size:
+        other = ", ".join(f"{axis}={size}" for axis, size in mesh.shape.items() if size > 1 and axis not in BATCH)
+        raise UserError(
+            f"config.train.parallel='shard_map' knows the axes {', '.join(BATCH)}; this mesh also has {other}."
+        )
+
+
 def _parted(model_state: Mapping[str, PyTree]) -> tuple[dict[str, PyTree], dict[str, PyTree]]:
-    """``FROZEN``, and the collections that a step may change."""
+    """``FROZEN`` and ``GIVEN``, and the collections that a step may change."""
     moving = dict(model_state)
-    return {name: moving.pop(name) for name in (FROZEN,) if name in moving}, moving
+    return {name: moving.pop(name) for name in (FROZEN, GIVEN) if name in moving}, moving
+
+
+def _with_given(state: TrainState, *given: PyTree) -> TrainState:
+    more = {GIVEN: given[0]} if given else {}
+    return state.replace(model_state={**state.model_state, **more})  # type: ignore[attr-defined]
 
 
 def _is_inexact(x: Any) -> bool:

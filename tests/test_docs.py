@@ -110,7 +110,7 @@ def reads(words):
     """The paths below ``runs/`` that a command needs."""
     if not launches(words):
         return re.findall(r"runs/[\w./-]+", " ".join(words))
-    named = [value(words, flag) for flag in ("--config.init_from", "--input", "--adapter")]
+    named = [value(words, flag) for flag in ("--config.init_from", "--config.teacher", "--input", "--adapter")]
     if not trains(words):
         named += [word.partition("=")[2] for word in words if word.startswith("--workdir=")]
     return [path for path in named if path and path.startswith("runs/")]
@@ -276,6 +276,7 @@ RECIPES = (
     ("lm", None),
     ("translate", None),
     ("text_classify", "adapt=lora,root=DIR"),
+    ("distil", None),
 )
 
 

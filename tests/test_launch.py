@@ -100,10 +100,11 @@ def finished(tmp_path_factory):
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda p: p.stem)
-def test_every_recipe_trains_evaluates_and_reports(recipe, tmp_path):
-    result, out, err = launch(f"--config={recipe}:tiny", f"--workdir={tmp_path / 'run'}")
-    task = json.loads((tmp_path / "run" / "config.json").read_text())["task"]["target"].partition(":")[2]
-    measured, kept = MEASURED[task]
+def test_every_recipe_trains_evaluates_and_reports(recipe, tmp_path, finished):
+    more = [f"--config.teacher={finished[0]}"] if recipe.stem == "distil" else []
+    result, out, err = launch(f"--config={recipe}:tiny", f"--workdir={tmp_path / 'run'}", *more)
+    task = json.loads((tmp_path / "run" / "config.json").read_text())["task"]
+    measured, kept = MEASURED[task.get("task", task)["target"].partition(":")[2]]
     split = result["split"]
     assert split == ("val" if recipe.stem == "instruct" else "test")  # chats seldom have more
     assert measured <= set(result) and result["loss"] > 0

@@ -25,7 +25,7 @@ ALLOWED = {  # file or folder -> the files and folders of ours that it may impor
     "text": LEAVES,
     "data": (*LEAVES, "text"),
     "tasks": (*LEAVES, "models", "decoding", "text", "evaluate"),
-    "wrappers": (*LEAVES, "parallel", "models"),
+    "wrappers": (*LEAVES, "parallel", "models", "tasks"),
     "pretrained": (*LEAVES, "models", "text", "wrappers"),
     "inference": (*LEAVES, "parallel", "models", "decoding", "text", "data", "tasks", "pretrained", "wrappers"),
     "export": (

@@ -114,11 +114,14 @@ def _safetensors(predictor: Predictor, folder: pathlib.Path) -> dict[str, Any]:
 
 def _adapter(predictor: Predictor, folder: pathlib.Path) -> dict[str, Any]:
     assert predictor.run is not None and predictor.config is not None
-    wrapper = next((t for t in chain(predictor.task) if isinstance(t, Wrapper)), None)
-    if wrapper is None:
-        raise UserError(f"the run in {predictor.run.path} trained all of its model; there is no adapter to write.")
-    adapter.save_adapter(folder, wrapper, predictor.variables, predictor.config.get("init_from"))
-    return {}
+    variables = predictor.variables
+    for task in chain(predictor.task):
+        if isinstance(task, Wrapper):
+            adapter.save_adapter(folder, task, variables, predictor.config.get("init_from"))
+            return {}
+        if hasattr(type(task), "unwrap"):
+            variables = task.unwrap(variables)
+    raise UserError(f"the run in {predictor.run.path} trained all of its model; there is no adapter to write.")
 
 
 def _stablehlo(predictor: Predictor, folder: pathlib.Path, platforms: Sequence[str] | None = None) -> dict[str, Any]:

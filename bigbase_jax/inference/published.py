@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import functools
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -51,8 +51,11 @@ _PICTURES = {
 }
 
 
-def opened(path: str) -> Predictor:
+def opened(path: str, load: Callable[..., tuple[Any, Any]] = pretrained.load) -> Predictor:
     """A published model: a classifier or a translator, which answer inputs, or one that continues texts.
+
+    Args:
+      load: what gives its model and variables; ``pretrained.shapes_of`` reads none.
 
     Raises:
       UserError: the folder holds another kind of model, or not all that it takes.
@@ -67,13 +70,13 @@ def opened(path: str) -> Predictor:
         " (--config.init_from)."
     )
     if not classifies:
-        model, variables = pretrained.load(path)
+        model, variables = load(path)
         if isinstance(model, EncoderDecoder):
             return _of_translator(path, model, variables)
         if not hasattr(model, "decode"):
             raise refusal
         return _of_writer(path, model, variables, refusal)
-    model, variables = pretrained.load(path, fresh=False)
+    model, variables = load(path, fresh=False)
     labels = config.get("id2label") or {}
     names = tuple(str(labels[key]) for key in sorted(labels, key=int))
     dataset_info: dict[str, Any] = {"num_classes": model.num_classes}

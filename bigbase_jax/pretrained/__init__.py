@@ -6,7 +6,7 @@ family of models, see ``families``.
 """
 
 from bigbase_jax.pretrained.export import export, write_tokenizer
-from bigbase_jax.pretrained.folder import load, save
+from bigbase_jax.pretrained.folder import load, save, shapes_of
 from bigbase_jax.pretrained.provenance import (
     data_of,
     missing_origin,
@@ -31,5 +31,6 @@ __all__ = [
     "recorded_origin",
     "resolve",
     "save",
+    "shapes_of",
     "write_tokenizer",
 ]

@@ -23,18 +23,19 @@ from bigbase_jax.runtime.log import say
 from bigbase_jax.runtime.untrusted import file_in
 
 
-def load(path: str | os.PathLike, fresh: bool = True) -> tuple[Any, dict[str, Any]]:
+def load(path: str | os.PathLike, fresh: bool = True, like: Variables | None = None) -> tuple[Any, dict[str, Any]]:
     """The model of a folder and its variables, on the first device: ``model.apply(variables, ...)``.
 
     Args:
       path: a folder with ``config.json``, safetensors files and perhaps a tokenizer; or a state dict as ``.npz``.
       fresh: whether a head that it lacks is made anew.
+      like: their shapes, with the sharding of each that does not live on the first device.
 
     Raises:
       UserError: it is no such folder, its model has no table, or its tensors are not those of its ``config.json``.
     """
     model, inputs, shapes, source, found = _compared(path)
-    wanted = flatten(shapes)
+    wanted = flatten(shapes if like is None else like)
     arrays = {name: source.read(name, wanted[name]) for name in found.paths}
     if found.fresh and not fresh:
         raise UserError(f"{path} lacks the weights {files.some(found.fresh)}.")
@@ -47,6 +48,18 @@ def load(path: str | os.PathLike, fresh: bool = True) -> tuple[Any, dict[str, An
         arrays.update(jax.jit(make)(jax.random.key(0)))
         say(f"{path} has no {files.some(found.fresh)}: fresh from here on")
     return model, dict(jax.tree.unflatten(jax.tree.structure(shapes), [arrays[name] for name in wanted]))
+
+
+def shapes_of(path: str | os.PathLike, fresh: bool = True) -> tuple[Any, dict[str, Any]]:
+    """As ``load``, and in the place of arrays their shapes: nothing is read.
+
+    Raises:
+      UserError: as ``load``.
+    """
+    model, _, shapes, _, found = _compared(path)
+    if found.fresh and not fresh:
+        raise UserError(f"{path} lacks the weights {files.some(found.fresh)}.")
+    return model, dict(shapes)
 
 
 def check_weights(path: str | os.PathLike) -> None:

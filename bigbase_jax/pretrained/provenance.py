@@ -11,7 +11,6 @@ import dataclasses
 import os
 import pathlib
 import shutil
-from typing import Any
 
 import jax
 from ml_collections import ConfigDict
@@ -20,7 +19,7 @@ from bigbase_jax.build import TARGET, import_path
 from bigbase_jax.core import UserError
 from bigbase_jax.pretrained import files
 from bigbase_jax.pretrained.folder import describe
-from bigbase_jax.pretrained.start import RunTokenizer, is_run
+from bigbase_jax.pretrained.start import SIGNATURE, TEACHER, RunTokenizer, is_run
 from bigbase_jax.runtime.checkpoint import disk_error
 from bigbase_jax.runtime.rundir import RunDir
 from bigbase_jax.runtime.untrusted import file_in
@@ -78,34 +77,42 @@ def record_origin(run: RunDir, config: ConfigDict) -> None:
         return
     place = run.path / "start"
     shutil.rmtree(place, ignore_errors=True)  # of a start that had a mistake
-    if config.get("init_from") or config.get("adapter"):
+    if config.get("init_from") or config.get("adapter") or config.get("teacher"):
         _copy(config, place)
 
 
 def _copy(config: ConfigDict, place: pathlib.Path) -> None:
-    """The small files of where a run begins; the folder ``place`` appears when it is whole."""
+    """The small files of where a run begins, and of its teacher; the folder ``place`` appears when it is whole."""
     unfinished = partial(place)
-    found: list[pathlib.Path | None] = []
-    said: dict[str, Any] | None = None
     try:
-        if path := config.get("init_from"):
-            origin, names = pathlib.Path(os.path.expanduser(path)), set(_OF_A_RUN)
-            if not is_run(path):
-                names, said = set(_OF_A_FOLDER), describe(path)[1]
-                names |= {name for name in os.listdir(origin) if name.endswith(".model")} if origin.is_dir() else set()
-            found += [file_in(origin, name) for name in names]
-        if adapter := config.get("adapter"):
-            found.append(file_in(pathlib.Path(os.path.expanduser(adapter)), ADAPTER))
         unfinished.mkdir(parents=True)
-        if said is not None:
-            files.write_json(unfinished / files.CONFIG, said)
-        for file in filter(None, found):
-            shutil.copy2(file, unfinished / file.name)  # with its time, which caches look at
+        if path := config.get("init_from"):
+            _copy_small(path, unfinished)
+        if (adapter := config.get("adapter")) and (file := file_in(os.path.expanduser(adapter), ADAPTER)):
+            shutil.copy2(file, unfinished / file.name)
+        if path := config.get("teacher"):
+            _copy_small(path, unfinished / TEACHER)
+            task = config.task
+            while "teacher" not in task:
+                task = task.task
+            files.write_json(unfinished / TEACHER / SIGNATURE, {"fingerprint": task.teacher.fingerprint})
         os.replace(unfinished, place)
     except OSError as error:
         shutil.rmtree(unfinished, ignore_errors=True)
         if not place.is_dir():  # else another process was first
             raise UserError(f"cannot write {place}: {disk_error(error) or error}.") from error
+
+
+def _copy_small(path: str, place: pathlib.Path) -> None:
+    """What says what the model in the folder ``path`` is and reads."""
+    origin, names = pathlib.Path(os.path.expanduser(path)), set(_OF_A_RUN)
+    place.mkdir(exist_ok=True)
+    if not is_run(path):
+        names = set(_OF_A_FOLDER)
+        names |= {name for name in os.listdir(origin) if name.endswith(".model")} if origin.is_dir() else set()
+        files.write_json(place / files.CONFIG, describe(path)[1])
+    for file in filter(None, (file_in(origin, name) for name in names)):
+        shutil.copy2(file, place / file.name)  # with its time, which caches look at
 
 
 def missing_origin(config: ConfigDict) -> str | None:
@@ -137,11 +144,16 @@ def record_by_sweep(folder: pathlib.Path, config: ConfigDict) -> None:
 
 
 def data_of(run: RunDir, config: ConfigDict) -> ConfigDict:
-    """``config.data``, to build from; where the tokenizer is that of ``init_from``, it is read from what was kept."""
-    place, origin, dataset = recorded_origin(run), config.get("init_from"), config.data.get("dataset")
+    """``config.data``, to build from; where the tokenizer is that of ``init_from`` or of the teacher, it is read from
+    what was kept."""
+    place, dataset = recorded_origin(run), config.data.get("dataset")
     node = dataset.get("tokenizer") if isinstance(dataset, ConfigDict) else None
-    if place is None or not origin or not isinstance(node, ConfigDict) or node.get("path") != origin:
+    if place is None or not isinstance(node, ConfigDict) or not (origin := node.get("path")):
         return config.data
+    if origin != config.get("init_from"):
+        if origin != config.get("teacher"):
+            return config.data
+        place = os.path.join(place, TEACHER)
     if node.get(TARGET) not in _RECORDED:  # a tokenizer of the user's own
         return config.data
     data = copy.deepcopy(config.data)

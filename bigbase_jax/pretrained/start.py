@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from bigbase_jax.build import import_path, target
+from bigbase_jax.build import build, import_path, target
 from bigbase_jax.core import Task, TrainState, UserError, Variables, flatten
 from bigbase_jax.models.transformer import unstack_blocks
 from bigbase_jax.pretrained import files, weights
@@ -45,6 +45,8 @@ FROM_RECIPE = (
     "pipeline_microbatches",
 )
 """Of the recipe's model: how it is trained and computed, and what it is to tell apart. All else comes with weights."""
+TEACHER, SIGNATURE = "teacher", "teacher.json"
+"""The folder of what a run keeps of its teacher, and the file in it that says by which files that is known."""
 _PREPROCESSING: Schema = {
     "image_mean": listed(number(-1e3, 1e3), 1, 1024),
     "image_std": listed(number(1e-6, 1e6), 1, 1024),
@@ -97,14 +99,18 @@ def resolve(config: ConfigDict, instead: str | None = None, compared: bool = Tru
     it is. Where that is an adapter, it becomes ``config.adapter``, and its base ``init_from``; the recipe's wrapper
     becomes as the adapter's was.
 
+    With ``config.teacher``, of which the task has a node, that node says by which files it is known, and the data is
+    read by its tokenizer.
+
     Args:
       instead: what a run has kept of that folder, to be read in its place; see ``provenance``.
       compared: look whether a published folder's weights are those of the model, before one of its sizes is made.
 
     Raises:
       UserError: the folder is neither that of published weights nor of a run or adapter, its weights are not those of
-        its ``config.json``, or the task has no model to replace.
+        its ``config.json``, the task has no model to replace, or ``config.teacher`` is not there.
     """
+    config = _with_teacher(config, instead) if "teacher" in config else config
     given = config.get("init_from")
     if given and not config.get("adapter"):
         found = next((folder for folder in (given, instead) if folder and adapters.is_adapter(folder)), None)
@@ -140,6 +146,41 @@ def resolve(config: ConfigDict, instead: str | None = None, compared: bool = Tru
     config.lock()
     if compared and instead is None and not is_run(path):
         check_weights(path)
+    return config
+
+
+def _with_teacher(config: ConfigDict, instead: str | None) -> ConfigDict:
+    """The config that learns from ``config.teacher``, of which ``instead`` has what was kept; see ``resolve``."""
+    path, task = config.teacher, config.task
+    if path is None:
+        raise UserError(
+            "config.teacher is missing: the folder of a run or of published weights; python launch.py"
+            " --config=configs/catdog.py trains one on the same pictures, then --config.teacher=runs/catdog."
+        )
+    while task is not None and "teacher" not in task:
+        task = task.get("task")
+    if task is None:
+        raise UserError(
+            "config.teacher is for a task that learns from one, such as Distil; the recipe's has no teacher."
+        )
+    teacher, kept = build(task.teacher, _path="config.task.teacher"), os.path.join(instead or "", TEACHER)
+    if not teacher.there and not os.path.isdir(kept):
+        raise UserError(f"there is no teacher at config.teacher={path!r}; give the folder of a run or of weights.")
+    place = path if teacher.there else kept
+    tokenizer = (_of_run(place) if is_run(place) else _of_folder(place))[1]
+    config = copy.deepcopy(config)
+    config.unlock()
+    task = config.task
+    while "teacher" not in task:
+        task = task.task
+    task.teacher.fingerprint = (
+        teacher.signature() if teacher.there else files.read_json(pathlib.Path(kept, SIGNATURE)).get("fingerprint")
+    )
+    dataset = config.data.get("dataset")
+    if tokenizer is not None and isinstance(dataset, ConfigDict) and "tokenizer" in dataset:
+        tokenizer.path = path
+        dataset.tokenizer = tokenizer
+    config.lock()
     return config
 
 

@@ -3,13 +3,10 @@ with."""
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Sequence
 from types import NoneType
 from typing import Any
 
 import jax
-from jax.sharding import NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from bigbase_jax import parallel
@@ -82,7 +79,7 @@ def restore(run: RunDir, config: ConfigDict, mesh: Any, step: int | None = None)
     task: Task = build(config.task, dataset_info(run), _path="config.task")
     checkpoints = Checkpoints(run.checkpoints, read_only=True)
     variables = dict(jax.eval_shape(task.init, jax.random.key(0), batch_spec(run)))
-    abstract = parallel.placed(variables, _shardings(variables, mesh, config.train.sharding))
+    abstract = parallel.placed(variables, parallel.fitting_shardings(variables, mesh, config.train.sharding))
     if config.train.ema_decay is not None:
         wanted = {"ema": abstract}
     else:
@@ -92,10 +89,3 @@ def restore(run: RunDir, config: ConfigDict, mesh: Any, step: int | None = None)
     else:
         loaded = checkpoints.restore(wanted, step)
     return task, loaded["ema"] if "ema" in wanted else {"params": loaded["params"], **loaded["model_state"]}, step
-
-
-def _shardings(variables: Variables, mesh: Any, rules: Sequence[parallel.Rule]) -> Any:
-    for attempt in (rules, ()):
-        with contextlib.suppress(UserError):
-            return parallel.shardings(variables, mesh, attempt)
-    return jax.tree.map(lambda _: NamedSharding(mesh, PartitionSpec()), variables)

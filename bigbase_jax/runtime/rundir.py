@@ -2,8 +2,9 @@
 
 ``config.json`` the config as it was run; ``lineage.json`` where it comes from: the data, and of each start that trained
 the command, commit, versions, devices, first and last step and how it ended; ``data.json`` what predicting needs to
-know of the data; ``start/`` what was kept of ``config.init_from``; ``metrics.jsonl`` the log; ``tensorboard/``;
-``checkpoints/STEP/``; ``eval-SPLIT.json`` and ``predictions-SPLIT.npz`` the last evaluation; ``report.html``.
+know of the data; ``start/`` what was kept of ``config.init_from`` and of a teacher; ``metrics.jsonl`` the log;
+``tensorboard/``; ``checkpoints/STEP/``; ``eval-SPLIT.json`` and ``predictions-SPLIT.npz`` the last evaluation;
+``report.html``.
 """
 
 from __future__ import annotations

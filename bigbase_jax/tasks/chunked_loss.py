@@ -33,15 +33,19 @@ def count(L: int, vocab_size: int | None, given: int | None = None) -> int:
     return next(c for c in range(1, L + 1) if L % c == 0 and (c >= wanted or c == L))
 
 
-def over_chunks(of_chunk: Callable[[Any, Any], PyTree], y_BLD: Array, targets_BL: Array, C: int) -> PyTree:
+def over_chunks(of_chunk: Callable[[Any, Any], PyTree], y_BLD: PyTree, targets_BL: Array, C: int) -> PyTree:
     """``of_chunk(y_BlD, targets_Bl)``, arrays [B, l, ...], one chunk after the other; its gradient computes it again.
 
     A chunk takes every C-th position: where devices share a sequence, each has its part of every chunk.
+
+    Args:
+      y_BLD: f32[B,L,D], or several such arrays.
     """
     if C == 1:
         return of_chunk(y_BLD, targets_BL)
-    B, L, D = y_BLD.shape
-    y_CBlD = jnp.moveaxis(y_BLD.reshape(B, L // C, C, D), 2, 0)
-    targets_CBl = jnp.moveaxis(jnp.asarray(targets_BL).reshape(B, L // C, C), 2, 0)
-    found = jax.lax.map(lambda chunk: jax.checkpoint(of_chunk)(*chunk), (y_CBlD, targets_CBl))
+    B, L = jnp.shape(targets_BL)
+    given = jax.tree.map(
+        lambda x: jnp.moveaxis(x.reshape(B, L // C, C, *x.shape[2:]), 2, 0), (y_BLD, jnp.asarray(targets_BL))
+    )
+    found = jax.lax.map(lambda chunk: jax.checkpoint(of_chunk)(*chunk), given)
     return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 2).reshape(B, L, *x.shape[3:]), found)

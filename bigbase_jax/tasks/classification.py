@@ -120,13 +120,17 @@ class Classifier:
 
     def loss(self, variables: Variables, batch: Batch, key: jax.Array) -> tuple[Loss, Variables]:
         logits_BK, state = self.train_logits(variables, batch, key)
+        return self.loss_from(logits_BK, batch), state
+
+    def loss_from(self, logits_BK: jax.Array, batch: Batch) -> Loss:
+        """The training loss of logits."""
         y_BK = self.one_hot(batch["label"], logits_BK.shape[-1])
         weight_B = batch["mask"]
         if self.class_weights is not None:
             weight_B = weight_B * (y_BK @ jnp.asarray(self.class_weights, jnp.float32))
         smooth_BK = (1 - self.label_smoothing) * y_BK + self.label_smoothing / y_BK.shape[-1]
         loss_B = self.loss_of(logits_BK, smooth_BK)
-        return Loss({"loss": Sum(jnp.sum(weight_B * loss_B), jnp.sum(weight_B))}), state
+        return Loss({"loss": Sum(jnp.sum(weight_B * loss_B), jnp.sum(weight_B))})
 
     def predict(self, variables: Variables, inputs: Batch) -> Mapping[str, jax.Array]:
         """``logits`` and ``probabilities``, f32[B,K] each; probabilities of sigmoid losses are scaled to sum to 1."""

@@ -85,13 +85,13 @@ class CausalLanguageModel:
             name: jnp.zeros((1, *batch[name].shape[1:]), jnp.int32) for name in ("inputs", "segment_ids", "positions")
         }
         with model_errors():
-            self._chunks(one["inputs"].shape[1])
+            self.chunks(one["inputs"].shape[1])
             return self.model.init(key, one["inputs"], one["segment_ids"], one["positions"])
 
     def loss(self, variables: Variables, batch: Batch, key: jax.Array) -> tuple[Loss, Variables]:
         """Cross-entropy in nats; its weight is the number of targets that count."""
         logp_BL = self.log_probability(variables, batch, train=True, key=key)
-        weight_BL = self._real(batch) * batch["mask"][:, None]
+        weight_BL = self.targets(batch)[1]
         loss = Loss({"loss": Sum(-jnp.sum(weight_BL * logp_BL), jnp.sum(weight_BL))})
         return loss, textual.state_of(variables)
 
@@ -129,7 +129,21 @@ class CausalLanguageModel:
         self, variables: Variables, batch: Batch, train: bool = False, key: jax.Array | None = None
     ) -> tuple[jax.Array, jax.Array]:
         """The log-probability f32[B,L] of each target, and whether (bool[B,L]) none is likelier."""
-        y_BLD = self.model.apply(
+        y_BLD = self.hidden(variables, batch, train, key)
+
+        def of_chunk(y_BlD: jax.Array, target_Bl: jax.Array) -> tuple[jax.Array, jax.Array]:
+            logits_BlV = self.logits(variables, y_BlD)
+            chosen_Bl = jnp.take_along_axis(logits_BlV, target_Bl[..., None], -1)[..., 0]
+            return chosen_Bl - jax.nn.logsumexp(logits_BlV, -1), chosen_Bl == jnp.max(logits_BlV, -1)
+
+        targets_BL = batch["targets"]
+        return chunked_loss.over_chunks(of_chunk, y_BLD, targets_BL, self.chunks(targets_BL.shape[1]))
+
+    def hidden(
+        self, variables: Variables, batch: Batch, train: bool = False, key: jax.Array | None = None
+    ) -> jax.Array:
+        """f32[B,L,D]: what ``logits`` reads."""
+        y_BLD: Any = self.model.apply(
             variables,
             batch["inputs"],
             batch["segment_ids"],
@@ -138,14 +152,20 @@ class CausalLanguageModel:
             rngs=None if key is None else {"dropout": key},
             method="hidden",
         )
+        return y_BLD
 
-        def of_chunk(y_BlD: jax.Array, target_Bl: jax.Array) -> tuple[jax.Array, jax.Array]:
-            logits_BlV: Any = self.model.apply(variables, y_BlD, method="logits")
-            chosen_Bl = jnp.take_along_axis(logits_BlV, target_Bl[..., None], -1)[..., 0]
-            return chosen_Bl - jax.nn.logsumexp(logits_BlV, -1), chosen_Bl == jnp.max(logits_BlV, -1)
+    def logits(self, variables: Variables, y_BlD: jax.Array) -> jax.Array:
+        """f32[B,l,V] of each token."""
+        logits_BlV: Any = self.model.apply(variables, y_BlD, method="logits")
+        return logits_BlV
 
-        targets_BL = batch["targets"]
-        return chunked_loss.over_chunks(of_chunk, y_BLD, targets_BL, self._chunks(targets_BL.shape[1]))  # type: ignore[arg-type]
+    def cross_entropy(self, logits_BlV: jax.Array, target_Bl: jax.Array) -> jax.Array:
+        """f32[B,l]: what training counts, in nats."""
+        return jax.nn.logsumexp(logits_BlV, -1) - jnp.take_along_axis(logits_BlV, target_Bl[..., None], -1)[..., 0]
+
+    def targets(self, batch: Batch) -> tuple[Any, jax.Array]:
+        """The targets, i32[B,L], and how much each counts, f32[B,L]."""
+        return batch["targets"], self._real(batch) * batch["mask"][:, None]
 
     def _real(self, batch: Batch) -> jax.Array:
         """f32[B,L]: 1 where there is a target that counts."""
@@ -154,7 +174,8 @@ class CausalLanguageModel:
             real_BL = real_BL & (jnp.asarray(batch["weights"]) > 0)
         return real_BL.astype(jnp.float32)
 
-    def _chunks(self, L: int) -> int:
+    def chunks(self, L: int) -> int:
+        """C."""
         return chunked_loss.count(L, getattr(self.model, "vocab_size", None), self.logit_chunks)
 
     # -- on the host -----------------------------------------------------------------------------------------------

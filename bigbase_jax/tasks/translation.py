@@ -117,20 +117,13 @@ class Translation:
         """
         one = {name: jnp.zeros((1, *batch[name].shape[1:]), jnp.int32) for name in self.inputs}
         with model_errors():
-            self._chunks(one["target_in"].shape[1])
+            self.chunks(one["target_in"].shape[1])
             return self.model.init(key, one["source"], one["target_in"], one["source_segments"])
 
     def loss(self, variables: Variables, batch: Batch, key: jax.Array) -> tuple[Loss, Variables]:
         """Cross-entropy in nats against the smoothed targets; its weight is the number of targets."""
-        smooth = self.label_smoothing
-
-        def of_chunk(logits_BlV: Any, target_Bl: Any) -> Any:
-            chosen_Bl = _chosen(logits_BlV, target_Bl)
-            wanted_Bl = (1 - smooth) * chosen_Bl + smooth * jnp.mean(logits_BlV, -1) if smooth else chosen_Bl
-            return jax.nn.logsumexp(logits_BlV, -1) - wanted_Bl
-
-        loss_BT = self._of_logits(of_chunk, variables, batch, key)
-        weight_BT = _real(batch["target_out"]) * batch["mask"][:, None]
+        loss_BT = self._of_logits(self.cross_entropy, variables, batch, key)
+        weight_BT = self.targets(batch)[1]
         return Loss({"loss": Sum(jnp.sum(weight_BT * loss_BT), jnp.sum(weight_BT))}), textual.state_of(variables)
 
     def predict(self, variables: Variables, inputs: Batch) -> Mapping[str, jax.Array]:
@@ -190,23 +183,46 @@ class Translation:
 
     def _of_logits(self, of_chunk: Any, variables: Variables, batch: Batch, key: jax.Array | None = None) -> PyTree:
         """``of_chunk(logits, targets)`` of all positions; ``key``: as in training."""
+        y_BTD = self.hidden(variables, batch, key is not None, key)
+
+        def of_hidden(y_BlD: Any, target_Bl: Any) -> Any:
+            return of_chunk(self.logits(variables, y_BlD), target_Bl)
+
+        return chunked_loss.over_chunks(of_hidden, y_BTD, batch["target_out"], self.chunks(y_BTD.shape[1]))
+
+    def hidden(
+        self, variables: Variables, batch: Batch, train: bool = False, key: jax.Array | None = None
+    ) -> jax.Array:
+        """f32[B,T,D]: what ``logits`` reads."""
         with model_errors():
             y_BTD: Any = self.model.apply(
                 variables,
                 batch["source"],
                 batch["target_in"],
                 batch["source_segments"],
-                train=key is not None,
+                train=train,
                 rngs=None if key is None else {"dropout": key},
                 method="hidden",
             )
+        return y_BTD
 
-        def of_hidden(y_BlD: Any, target_Bl: Any) -> Any:
-            return of_chunk(self.model.apply(variables, y_BlD, method="logits"), target_Bl)
+    def logits(self, variables: Variables, y_BlD: jax.Array) -> jax.Array:
+        """f32[B,l,V] of each token."""
+        logits_BlV: Any = self.model.apply(variables, y_BlD, method="logits")
+        return logits_BlV
 
-        return chunked_loss.over_chunks(of_hidden, y_BTD, batch["target_out"], self._chunks(y_BTD.shape[1]))
+    def cross_entropy(self, logits_BlV: jax.Array, target_Bl: jax.Array) -> jax.Array:
+        """f32[B,l]: what training counts, in nats against the smoothed targets."""
+        smooth, chosen_Bl = self.label_smoothing, _chosen(logits_BlV, target_Bl)
+        wanted_Bl = (1 - smooth) * chosen_Bl + smooth * jnp.mean(logits_BlV, -1) if smooth else chosen_Bl
+        return jax.nn.logsumexp(logits_BlV, -1) - wanted_Bl
 
-    def _chunks(self, T: int) -> int:
+    def targets(self, batch: Batch) -> tuple[Any, jax.Array]:
+        """The targets, i32[B,T], and how much each counts, f32[B,T]."""
+        return batch["target_out"], _real(batch["target_out"]) * batch["mask"][:, None]
+
+    def chunks(self, T: int) -> int:
+        """C."""
         return chunked_loss.count(T, getattr(self.model, "vocab_size", None), self.logit_chunks)
 
     # -- on the host -----------------------------------------------------------------------------------------------

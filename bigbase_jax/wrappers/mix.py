@@ -43,6 +43,8 @@ class Mix:
     def __post_init__(self) -> None:
         if not (hasattr(self.task, "normalise") and hasattr(self.task, "one_hot")):
             raise UserError(f"Mix wraps a classification task, not {type(self.task).__name__}.")
+        if hasattr(self.task, "given"):
+            raise UserError("Mix goes inside, so that the teacher sees the same mixtures: Distil(Mix(task)).")
         if min(self.mixup_alpha, self.cutmix_alpha) < 0 or not max(self.mixup_alpha, self.cutmix_alpha) > 0:
             raise UserError(
                 f"mixup_alpha is {self.mixup_alpha} and cutmix_alpha {self.cutmix_alpha}; "
@@ -54,14 +56,22 @@ class Mix:
     def loss(self, variables: Variables, batch: Batch, key: jax.Array) -> tuple[Loss, Variables]:
         """
         Raises:
-          UserError: an odd number of rows, which leaves one without a partner.
+          UserError: see ``mixed``.
         """
         mix_key, task_key = jax.random.split(key)
+        return self.task.loss(variables, self.mixed(batch, mix_key), task_key)
+
+    def mixed(self, batch: Batch, key: jax.Array) -> Batch:
+        """The batch with its pictures, f32[B,H,W,C], and labels, f32[B,K], mixed.
+
+        Raises:
+          UserError: an odd number of rows, which leaves one without a partner.
+        """
         task: Any = self.task
         image_BHWC, label_BK = task.normalise(batch["image"]), task.one_hot(batch["label"])
         if len(label_BK) % 2:
             raise UserError(f"mixup and cutmix need an even number of examples in each slice, not {len(label_BK)}.")
-        keep_HW = self.keep(mix_key, *image_BHWC.shape[1:3])
+        keep_HW = self.keep(key, *image_BHWC.shape[1:3])
         real_B = _partner(batch["mask"])
         keep_BHW1 = 1 - real_B[:, None, None, None] * (1 - keep_HW[..., None])
         share_B1 = keep_BHW1.mean((1, 2))
@@ -69,7 +79,7 @@ class Mix:
             "image": keep_BHW1 * image_BHWC + (1 - keep_BHW1) * _partner(image_BHWC),
             "label": share_B1 * label_BK + (1 - share_B1) * _partner(label_BK),
         }
-        return self.task.loss(variables, {**batch, **mixed}, task_key)
+        return {**batch, **mixed}
 
     def keep(self, key: jax.Array, H: int, W: int) -> jax.Array:
         """f32[H,W]: how much of each pixel is a picture's own: constant for mixup, 1 outside a box for CutMix."""

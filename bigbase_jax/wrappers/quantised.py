@@ -128,8 +128,10 @@ class Quantised(Around):
         """The inner task's, quantised where ``stored``.
 
         Raises:
-          UserError: it has frozen parameters already, or see the class.
+          UserError: it has frozen parameters or a teacher already, or see the class.
         """
+        if hasattr(self.task, "given"):
+            raise UserError("Quantised goes inside: Distil(Quantised(task)).")
         variables = self.task.init(key, batch)
         if FROZEN in variables:
             name = type(self.task).__name__

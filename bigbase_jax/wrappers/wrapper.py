@@ -80,6 +80,8 @@ class Wrapper(Around):
 
     def _init(self, key: jax.Array, batch: Batch) -> tuple[dict[Path, Any], dict[Path, Any], dict[str, Any]]:
         """The inner task's trained and frozen parameters by path, and its other collections."""
+        if hasattr(self.task, "given"):
+            raise UserError(f"{type(self).__name__} goes inside: Distil({type(self).__name__}(task)).")
         variables = dict(self.task.init(key, batch))
         if FROZEN in variables:
             raise UserError(

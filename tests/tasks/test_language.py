@@ -100,7 +100,7 @@ def test_the_loss_in_chunks_is_the_loss(chunks):
     chunked, _ = ready(logit_chunks=chunks)
     batch = batch_of(3, masked=1)
     expected, ours = (value_and_grad(task, variables, batch) for task in (plain, chunked))
-    assert plain._chunks(L) == 1
+    assert plain.chunks(L) == 1
     np.testing.assert_allclose(ours[0], expected[0], rtol=1e-6)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-7), ours[1], expected[1])
     outputs = [jax.jit(task.predict)(variables, batch)["log_probability"] for task in (plain, chunked)]
@@ -124,7 +124,7 @@ def test_logits_never_exist_as_a_whole():
     ("vocab", "length", "chunks"), [(65, 64, 1), (50257, 1024, 16), (50257, 1021, 1021), (2**23, 8, 8)]
 )
 def test_large_vocabularies_are_chunked_by_themselves(vocab, length, chunks):
-    assert CausalLanguageModel(Decoder(vocab_size=vocab, length=length))._chunks(length) == chunks
+    assert CausalLanguageModel(Decoder(vocab_size=vocab, length=length)).chunks(length) == chunks
 
 
 def test_padded_examples_and_positions_change_nothing():
