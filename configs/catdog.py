@@ -10,7 +10,9 @@ and saturation, the default), "trivial" (TrivialAugment) or "rand" (RandAugment)
 quantize=int8 (or int4, ...) trains a model that is to be quantised afterwards (docs/compress.md).
 
 Measured on two cores of an AMD EPYC (experiments/pictures_on_cpu): drawn pictures, 99.1 % test accuracy in about one
-minute; 2,000 photos of the Asirra set, 88.5 % in 23 minutes, where textbook networks report 82-84 %.
+minute; 2,000 photos of the Asirra set: AdamW reached 88.5 % after 50 epochs, and 88.0 % of 200 validation photos; Muon,
+which trains photos now, 91.0 % of these after 15 of 50 epochs, its test accuracy not measured yet. The 50 epochs are
+2,813 steps of about 0.45 core-seconds. Textbook networks report 82-84 %.
 """
 
 import optax
@@ -90,10 +92,11 @@ def get_config(arg: str | None = None) -> ConfigDict:
         config.task = target(Mix, task=config.task, cutmix_alpha=1.0)
     if args.quantize:
         config.task = target(Quantised, task=config.task, quantize=args.quantize)
+    muon = photos and args.model == "convnet"  # not tried with the others
     config.optim = target(
         Optimizer,
-        learning_rate=1e-3,
-        algorithm=deferred(optax.adamw),
+        learning_rate=2e-3 if muon else 1e-3,
+        algorithm=deferred(optax.contrib.muon if muon else optax.adamw),
         schedule=deferred(optax.cosine_decay_schedule),
         warmup=0.03,
         weight_decay=0.05,

@@ -74,7 +74,7 @@ def task_of(name, tiny=False):
 
     import optax
 
-    from bigbase_jax.build import build
+    from bigbase_jax.build import build, deferred
     from bigbase_jax.models.bert import Bert
     from bigbase_jax.models.decoder import Decoder
     from bigbase_jax.models.resnet import ResNet
@@ -90,6 +90,8 @@ def task_of(name, tiny=False):
     if name in RECIPES:
         module, arg = RECIPES[name]
         recipe = importlib.import_module(module).get_config(arg)
+        if name == "photo_convnet":
+            recipe.optim.algorithm = deferred(optax.adamw)  # as PyTorch's side
         if tiny:
             recipe.task.model.stages = (4, 8)
         return build(recipe.task, {"num_classes": 2}), build(recipe.optim), batch, recipe.train.ema_decay

@@ -9,7 +9,9 @@ Two hundred photos tell accuracies apart by half points, and a loss more finely.
 
 import os
 
-from bigbase_jax.build import target
+import optax
+
+from bigbase_jax.build import deferred, target
 from bigbase_jax.data.transforms import image as T
 from bigbase_jax.sweep import Sweep, choice, log_uniform
 
@@ -19,7 +21,10 @@ AUGMENTATIONS = {
     "crop_and_colour": (*CROP, target(T.ColorJitter, brightness=0.3, contrast=0.3, saturation=0.3)),  # the recipe's own
     "crop_and_trivial": (*CROP, target(T.TrivialAugment)),
 }
-SETTING = {"train.eval_every": 313}  # the last of nine falls on the end
+SETTING = {
+    "optim.algorithm": deferred(optax.adamw),
+    "train.eval_every": 313,  # the last of nine falls on the end
+}
 SPACE = {
     "optim.learning_rate": log_uniform(3e-4, 1e-2),
     "optim.weight_decay": log_uniform(1e-3, 0.5),

@@ -8,7 +8,9 @@ way; TRIALS=27.
 
 import os
 
-from bigbase_jax.build import target
+import optax
+
+from bigbase_jax.build import deferred, target
 from bigbase_jax.data.transforms import image as T
 from bigbase_jax.sweep import Sweep, choice, log_uniform
 
@@ -21,6 +23,7 @@ AUGMENTATIONS = {  # what is done to a training picture, from little to much
     "crop_and_colour": (*CROP, FLIP, COLOUR),  # the recipe's own
 }
 SETTING = {  # the same for all: shorter and smaller than the recipe
+    "optim.algorithm": deferred(optax.adamw),
     "data.eval_transforms": (target(T.ResizeCenterCrop, resize=SIZE, size=SIZE),),
     "train.epochs": None,
     "train.steps": STEPS,

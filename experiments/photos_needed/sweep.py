@@ -9,13 +9,17 @@ PHOTOS holds what make.py wrote. A draw is a choice of photos and a seed of ever
 import os
 import pathlib
 
-from bigbase_jax.build import target
+import optax
+
+from bigbase_jax.build import deferred, target
 from bigbase_jax.data.transforms import image as T
 from bigbase_jax.models.resnet import CifarResNet
 from bigbase_jax.sweep import Sweep, choice
 
 SIZE, STEPS = int(os.environ.get("SIZE", "32")), int(os.environ.get("STEPS", "600"))
 SETTING = {
+    "optim.algorithm": deferred(optax.adamw),
+    "optim.learning_rate": 1e-3,
     "task.model": target(CifarResNet, depth=20),
     "data.train_transforms": (
         target(T.Resize, size=SIZE + SIZE // 3),
