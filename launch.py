@@ -91,7 +91,7 @@ def _verb(mode: str, workdir: str) -> int:
         name = cli.recipe_name(config_flags.get_config_filename(flags.FLAGS["config"]))
         result = verbs.train(_CONFIG.value, workdir or os.path.join("runs", name), name)
     elif mode == "eval":
-        result = verbs.evaluate(workdir, _STEP.value, _SPLIT.value)
+        result = verbs.evaluate(workdir, _STEP.value, _SPLIT.value, **words)
     elif mode in ("predict", "embed"):
         if _INPUT.value is None:
             raise UserError(f"--mode={mode} needs --input: a file, a folder or a quoted pattern.")

@@ -43,11 +43,11 @@ _INDEX = flags.DEFINE_integer("sweep_index", None, "sweep: run this trial alone,
 _PRUNE = flags.DEFINE_string(
     "prune", None, "compress: heads=0.25,mlp=0.5,layers=0.5 or channels=0.5 for less; 0.8 or 2:4 for zeros."
 )
-_CALIBRATE = flags.DEFINE_integer("calibrate", 256, "compress: examples of the training data to measure the model on.")
+_CALIBRATE = flags.DEFINE_integer("calibrate", 256, "compress, export: examples of the training data to measure on.")
 _OUTPUT = flags.DEFINE_string(
     "output", None, "predict: .csv, .tsv, .jsonl, .parquet; embed: .npy; compress, export, compare: a folder."
 )
-_TO = flags.DEFINE_string("to", "safetensors", "export: stablehlo, safetensors, adapter.")
+_TO = flags.DEFINE_string("to", "safetensors", "export: stablehlo, onnx, safetensors, adapter.")
 _PLATFORMS = flags.DEFINE_list("platforms", None, "export: of StableHLO: cpu, cuda, rocm, tpu; default: the one here.")
 _BATCH = flags.DEFINE_list("batch", ["1", "8", "32"], "benchmark: numbers of rows.")
 _QUANTIZE = flags.DEFINE_string(
@@ -59,10 +59,21 @@ _SENSITIVITY = flags.DEFINE_bool("sensitivity", False, "compress: only say what 
 _ALLOW_DROP = flags.DEFINE_float(
     "allow_drop", 0.5, "export: how many percent of the answers may differ from the run's."
 )
+_ENGINE = flags.DEFINE_string(
+    "engine", "jax", "eval, predict, generate, benchmark: jax, or onnxruntime of what --to=onnx wrote."
+)
 _WORDS: Mapping[str, Mapping[str, Any]] = {
-    "predict": {"adapter": _ADAPTER, "output": _OUTPUT},
+    "eval": {"engine": _ENGINE},
+    "predict": {"adapter": _ADAPTER, "output": _OUTPUT, "engine": _ENGINE},
     "embed": {"output": _OUTPUT},
-    "generate": {"prompts": _PROMPT, "sample": _SAMPLE, "stop": _STOP, "chat": _CHAT, "adapter": _ADAPTER},
+    "generate": {
+        "prompts": _PROMPT,
+        "sample": _SAMPLE,
+        "stop": _STOP,
+        "chat": _CHAT,
+        "adapter": _ADAPTER,
+        "engine": _ENGINE,
+    },
     "plan": {"topology_name": _TOPOLOGY, "price": _PRICE, "search": _SEARCH},
     "compare": {"storage": _STORAGE, "output": _OUTPUT},
     "compress": {
@@ -72,8 +83,15 @@ _WORDS: Mapping[str, Mapping[str, Any]] = {
         "calibrate": _CALIBRATE,
         "sensitivity": _SENSITIVITY,
     },
-    "export": {"output": _OUTPUT, "to": _TO, "platforms": _PLATFORMS, "quantize": _QUANTIZE, "allow_drop": _ALLOW_DROP},
-    "benchmark": {"batch": _BATCH},
+    "export": {
+        "output": _OUTPUT,
+        "to": _TO,
+        "platforms": _PLATFORMS,
+        "quantize": _QUANTIZE,
+        "allow_drop": _ALLOW_DROP,
+        "calibrate": _CALIBRATE,
+    },
+    "benchmark": {"batch": _BATCH, "engine": _ENGINE},
 }
 
 

@@ -57,11 +57,12 @@ def train(config: ConfigDict, workdir: str, name: str = "", observe: training.Ob
         return result
 
 
-def evaluate(workdir: str, step: int | None = None, split: str | None = None) -> dict[str, Any]:
+def evaluate(workdir: str, step: int | None = None, split: str | None = None, engine: str = "jax") -> dict[str, Any]:
     """Restores a checkpoint of a run and evaluates it; returns the metrics, as ``train`` does.
 
     Args:
       split: that split alone, or the evaluator of the config that has this name; None: as at the end of training.
+      engine: what computes, see ``Predictor.open``; only what JAX computes is kept in the run folder.
 
     Raises:
       UserError: no run, no such checkpoint, no such split, or the data is not there.
@@ -76,7 +77,7 @@ def evaluate(workdir: str, step: int | None = None, split: str | None = None) ->
     if split is not None and split not in (*data.splits, *own):
         known = [*data.splits, *own]
         raise UserError(f"this data has no split {split!r}.{suggest(split, known, 'split')}")
-    predictor = Predictor.open(workdir, step, spread=True)
+    predictor = Predictor.open(workdir, step, spread=True, engine=engine)
     task, mesh, step = predictor.task, predictor.mesh, predictor.step
     parallel.check_batch(data.eval_batch_size, mesh, what="config.data.eval_batch_size")
     if split is None:
@@ -88,7 +89,8 @@ def evaluate(workdir: str, step: int | None = None, split: str | None = None) ->
         found = evaluator.run(task, predictor.variables, data, mesh)
         result = {"step": step, "split": name, **found.metrics}
         try:
-            training.keep_evaluation(run, step, name, found)
+            if engine == "jax":
+                training.keep_evaluation(run, step, name, found)
         except UserError as error:  # a folder that is only read, or a full disk
             say(f"the evaluation is not kept: {error}")
         results = {**results, name: result} if results else result
@@ -102,6 +104,7 @@ def predict(
     output: str | None = None,
     out: Any = None,
     adapter: str | None = None,
+    engine: str = "jax",
 ) -> int:
     """Answers files, and the rows of tables and the lines of texts one by one, in the order of their names.
 
@@ -112,6 +115,7 @@ def predict(
       output: a file to write them to instead (see ``answers.Answers``), each beside the columns of its row; where there
         is a column of the same name, the answer's is called ``predicted_NAME``.
       adapter: the folder of an adapter of the model in ``workdir``.
+      engine: what computes; see ``Predictor.open``.
 
     Returns:
       The exit status: 1 if something could not be read.
@@ -131,7 +135,7 @@ def predict(
             named = {f"predicted_{name}" if name in columns else name: value for name, value in answer.items()}
             write({**(item.place if len(files) > 1 or item.row is None else {}), **item.values, **named})
 
-        predictor = Predictor.open(workdir, step, adapter)
+        predictor = Predictor.open(workdir, step, adapter, engine=engine)
         number, failed = _answer(predictor, files, pattern, "predict", None if write is None else add, out)
     if output is not None:
         print(json.dumps({"output": output, "answers": number, "errors": failed}), flush=True, file=out)
@@ -192,6 +196,7 @@ def generate(
     step: int | None = None,
     adapter: str | None = None,
     out: TextIO | None = None,
+    engine: str = "jax",
 ) -> int:
     """Continues prompts (``generation.answers``) and prints a JSON line for each; of a single one, a terminal sees the
     text as it comes.
@@ -203,6 +208,7 @@ def generate(
       stop: texts at which to stop; "\\n" is a new line.
       chat: take a prompt for what a user says, and answer by the model's chat template.
       adapter: the folder of an adapter (``--mode=export --to=adapter``), to be applied to the model.
+      engine: what computes; see ``Predictor.open``.
 
     Returns:
       The exit status.
@@ -215,7 +221,7 @@ def generate(
     prompts = prompts or generation.read_prompts(pattern)
     params = generation.parse_sampling(sample, stop or ()) if sample or stop else None
     show = functools.partial(print, end="", flush=True, file=out) if len(prompts) == 1 and out.isatty() else None
-    for line in generation.answers(Predictor.open(workdir, step, adapter), prompts, params, chat, show):
+    for line in generation.answers(Predictor.open(workdir, step, adapter, engine=engine), prompts, params, chat, show):
         print(answers.as_json(line), flush=True, file=out)
     return 0
 

@@ -145,6 +145,10 @@ def prefill(
     Returns:
       (logits f32[B,V], the cache with all of the tokens in it).
     """
+    if hasattr(model, "prefill"):  # of another engine, which does all of it at once
+        last_B = jnp.full(tokens_BL.shape[0], tokens_BL.shape[1] - 1) if last_B is None else last_B
+        found: tuple[jax.Array, PyTree] = model.prefill(cache, tokens_BL, position_B, last_B)
+        return found
     y_BLD, kept = model.apply(
         {**variables, "cache": cache}, tokens_BL, position_B, *source, method="decode", mutable=["cache"]
     )

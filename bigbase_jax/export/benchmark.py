@@ -50,7 +50,7 @@ def benchmark(
     if not sizes or min(sizes) < 1:
         raise UserError(f"--batch={','.join(batch)} is not a list of numbers of rows, such as 1,8,32.")
     compilation.setup()
-    predictor = Predictor.open(workdir, step)
+    predictor = Predictor.open(workdir, step, engine=engine)
     found: dict[str, dict[str, float]] = {}
     examples = proof.some_examples(predictor, max(sizes))
     say("benchmark: each size is compiled and called once, then measured")

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from bigbase_jax import pretrained
 from bigbase_jax.build import suggest
 from bigbase_jax.core import UserError
-from bigbase_jax.export import manifest, proof, stablehlo
+from bigbase_jax.export import manifest, onnx, proof, stablehlo
 from bigbase_jax.inference.predictor import Compute, Predictor
 from bigbase_jax.pretrained.files import is_ours, some
 from bigbase_jax.pretrained.start import chain
@@ -35,7 +35,7 @@ class Format(NamedTuple):
 
     write: Callable[..., Mapping[str, Any]]
     words: tuple[str, ...] = ()
-    opened: Callable[[pathlib.Path], Compute] | None = None
+    opened: Callable[[pathlib.Path, Predictor], Compute] | None = None
 
 
 def export(
@@ -46,18 +46,20 @@ def export(
     platforms: Sequence[str] | None = None,
     quantize: str | None = None,
     allow_drop: float = ALLOW_DROP,
+    calibrate: int = 256,
 ) -> dict[str, Any]:
     """Writes a run's model for others to use, with ``manifest.json`` and where it computes, ``proof.json``; returns the
     folder, its files and the proof in short.
 
     Args:
-      to: of ``FORMATS``: "stablehlo", programs of ``jax.export``; "safetensors", a folder that transformers loads; or
-        "adapter", what was trained of a model beside its base.
+      to: of ``FORMATS``: "stablehlo", programs of ``jax.export``; "onnx", graphs for onnxruntime and others;
+        "safetensors", a folder that transformers loads; or "adapter", what was trained of a model beside its base.
       output: the folder, where an earlier export is replaced; None: ``export/TO`` in the run's.
       step: see ``restored.restore``.
       platforms: see ``stablehlo.write``.
       quantize: a scheme of the format.
       allow_drop: see ``proof.prove``.
+      calibrate: how many examples of the training data are read to quantise.
 
     Raises:
       UserError: an unknown word, a model that cannot be written so, an ``output`` that holds something else, a model
@@ -65,7 +67,8 @@ def export(
     """
     if to not in FORMATS:
         raise UserError(f"there is no --to={to}.{suggest(to, FORMATS, 'format')}")
-    words = {name: value for name, value in (("platforms", platforms), ("quantize", quantize)) if value is not None}
+    given = {"platforms": platforms, "quantize": quantize, "calibrate": None if quantize is None else calibrate}
+    words = {name: value for name, value in given.items() if value is not None}
     for name in words:
         if name not in FORMATS[to].words:
             takes = " or ".join(f"--to={other}" for other, form in FORMATS.items() if name in form.words)
@@ -81,7 +84,7 @@ def export(
         about = FORMATS[to].write(predictor, partial, **words)
         manifest.write(partial, to, predictor, about)
         if (opened := FORMATS[to].opened) is not None:
-            after = dataclasses.replace(predictor, compute=opened(partial))
+            after = dataclasses.replace(predictor, compute=opened(partial, predictor))
             result["proof"] = proof.summary(proof.prove(predictor, after, partial, allow_drop))
         result["files"] = sorted(path.name for path in partial.iterdir())
     say(f"export: {result['export']}")
@@ -124,6 +127,16 @@ def _adapter(predictor: Predictor, folder: pathlib.Path) -> dict[str, Any]:
     raise UserError(f"the run in {predictor.run.path} trained all of its model; there is no adapter to write.")
 
 
+def _onnx(
+    predictor: Predictor, folder: pathlib.Path, quantize: str | None = None, calibrate: int = 256
+) -> dict[str, Any]:
+    batches: list[Mapping[str, Any]] = []
+    if quantize is not None and not isinstance(data := proof.data_of(predictor), str):
+        with data.eval_batches("train", limit=calibrate) as found:
+            batches = [{name: batch[name] for name in predictor.task.inputs} for batch in found]
+    return onnx.write(predictor, folder, quantize, batches)
+
+
 def _stablehlo(predictor: Predictor, folder: pathlib.Path, platforms: Sequence[str] | None = None) -> dict[str, Any]:
     about = stablehlo.write(predictor, folder, platforms)
     assert predictor.run is not None and predictor.config is not None
@@ -132,7 +145,8 @@ def _stablehlo(predictor: Predictor, folder: pathlib.Path, platforms: Sequence[s
 
 
 FORMATS: Mapping[str, Format] = {
-    "stablehlo": Format(_stablehlo, ("platforms",), stablehlo.opened),
+    "stablehlo": Format(_stablehlo, ("platforms",), lambda folder, _: stablehlo.opened(folder)),
+    "onnx": Format(_onnx, ("quantize", "calibrate"), onnx.opened),
     "safetensors": Format(_safetensors),
     "adapter": Format(_adapter),
 }

@@ -70,7 +70,7 @@ def prove(
     files = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     found["bytes"] = {"before": weights[0], "after": weights[1] if after.run is not before.run else files}
     examples = _zeros(before)
-    data = _data(before)
+    data = data_of(before)
     if isinstance(data, str):
         say(f"proof: nothing could be compared: {data}")
         found["missing"] = data
@@ -94,7 +94,7 @@ def summary(found: Mapping[str, Any]) -> dict[str, Any]:
 
 def some_examples(predictor: Predictor, limit: int) -> dict[str, np.ndarray] | None:
     """Examples of a model's data [n, ...], or one of zeros where that is not there; None: it answers no inputs."""
-    data = _data(predictor)
+    data = data_of(predictor)
     if not isinstance(data, str):
         return _examples(predictor, data, next(name for name in SPLITS if name in data.splits), limit)
     try:
@@ -104,7 +104,7 @@ def some_examples(predictor: Predictor, limit: int) -> dict[str, np.ndarray] | N
     return _zeros(predictor)
 
 
-def _data(before: Predictor) -> Prepared | str:
+def data_of(before: Predictor) -> Prepared | str:
     """The run's data, or why it is not there."""
     if before.run is None or before.config is None:
         return "the model is of no run, and so has no data."

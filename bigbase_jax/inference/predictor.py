@@ -84,29 +84,45 @@ class Predictor:
 
     @classmethod
     def open(
-        cls, folder: str | os.PathLike, step: int | None = None, adapter: str | None = None, spread: bool = False
+        cls,
+        folder: str | os.PathLike,
+        step: int | None = None,
+        adapter: str | None = None,
+        spread: bool = False,
+        engine: str = "jax",
     ) -> Predictor:
         """Opens a run, ``step`` as in ``restored.restore``, or a published folder.
 
         Args:
           adapter: the folder of an adapter of this model (``wrappers.adapter``), which is then around it.
           spread: over the run's own mesh, where it fits the devices here, or else over all of them; not on one alone.
+          engine: "jax", or "onnxruntime" for what the run's folder has in ``export/onnx``.
 
         Raises:
-          UserError: there is neither, no such checkpoint, or the adapter is another model's.
+          UserError: there is neither, no such checkpoint, the adapter is another model's, or there is no such engine
+            or nothing exported for it.
         """
-        from bigbase_jax.inference import published  # which gives what is defined here
+        from bigbase_jax.inference import engines, published  # which give what is defined here
 
         run = RunDir(folder)
         if "task" in run.config_json():
             config = run.config()
-            mesh = _mesh_of(config) if spread else parallel.make_mesh(1)
+            mesh = _mesh_of(config) if spread and engine == "jax" else parallel.make_mesh(1)
             known, spec = dataset_info(run), batch_spec(run)
-            task, variables, step = restore(run, config, mesh, step)
+            compute: Compute | None = None
+            if engine == "jax":
+                task, variables, step = restore(run, config, mesh, step)
+            else:
+                task, variables, compute, step = engines.restored(engine, run, config, step)
             inputs = {key: jax.ShapeDtypeStruct(spec[key].shape[1:], spec[key].dtype) for key in task.inputs}
             found = cls(task, variables, known, inputs, lambda: _reading(config, known), step, run, config, mesh)
+            found.compute = compute
+        elif engine != "jax":
+            raise UserError(f"--engine={engine} computes runs of ours, and {folder} is none; leave it out.")
         else:
             found = published.opened(str(folder))
+        if adapter is not None and engine != "jax":
+            raise UserError("--engine computes what was exported, and no --adapter on it; export a run that has it.")
         if adapter is not None:
             batch = {key: jax.ShapeDtypeStruct((1, *x.shape), x.dtype) for key, x in found.spec.items()}
             inner: Any = next(task for task in chain(found.task) if not isinstance(task, Wrapper))

@@ -93,7 +93,7 @@ def attention(
 
 
 def near(
-    mask: Bool[Array, "B _ _ S"] | None, query_BL: Int[Array, "_ L"], keys: int, window: Any
+    mask: Bool[Array, "B _ _ S"] | None, query_BL: Int[Array, "_ L"], keys: Any, window: Any
 ) -> Bool[Array, "B _ L S"]:
     """The mask without those of so many keys that are ``window`` or more before the query of this position."""
     near_B1LS = query_BL[:, None, :, None] - jnp.arange(keys) < window

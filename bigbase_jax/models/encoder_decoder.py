@@ -204,7 +204,7 @@ class EncoderDecoder(Transformer):
         self,
         tokens_BL: Array,
         positions_BL: Array,
-        places: int,
+        places: Any,
         context: Context,
         mask: Any,
         train: bool,
@@ -215,7 +215,7 @@ class EncoderDecoder(Transformer):
         context = context._replace(rotation=embedded.rotation, bias=bias)
         return self.decoder(x_BLD, mask, train=train, context=context)
 
-    def _embed(self, side: str, tokens_BL: Array, positions_BL: Array, longest: int) -> tuple[Array, Context]:
+    def _embed(self, side: str, tokens_BL: Array, positions_BL: Array, longest: Any) -> tuple[Array, Context]:
         """(embedded tokens of the source or the target, their rotation); positions are below ``longest``."""
         dtype, context = DTYPES[self.dtype], Context()
         x_BLD = self.embedding[tokens_BL].astype(dtype)
@@ -228,13 +228,19 @@ class EncoderDecoder(Transformer):
             table_LD = self.source_position if side == "source" else self.target_position
             x_BLD = x_BLD + table_LD[positions_BL].astype(dtype)
         elif self.positions == "sinusoidal":
-            x_BLD = x_BLD + jnp.asarray(sinusoids(longest, self.width), dtype)[positions_BL]
+            if isinstance(longest, int):
+                x_BLD = x_BLD + jnp.asarray(sinusoids(longest, self.width), dtype)[positions_BL]
+            else:  # a free size, of a program that is exported
+                angle_BLk = positions_BL[..., None].astype(jnp.float32) * jnp.asarray(
+                    _frequencies(self.width), jnp.float32
+                )
+                x_BLD = x_BLD + jnp.concatenate([jnp.sin(angle_BLk), jnp.cos(angle_BLk)], -1).astype(dtype)
         elif self.positions == "rope":
             _, K = self.style.sizes(self.width, self.heads)
             context = Context(rotation=rotation(positions_BL, K, self.rope_theta))
         return constrain(x_BLD, "batch", "length", "width"), context
 
-    def _bias(self, table_OH: Array, query_BL: Array, keys: int, both_ways: bool) -> Float32[Array, "_ H L K"]:
+    def _bias(self, table_OH: Array, query_BL: Array, keys: Any, both_ways: bool) -> Float32[Array, "_ H L K"]:
         bucket_O = jnp.asarray(buckets(self.relative_buckets, self.relative_distance, both_ways))
         far = len(bucket_O) // 2
         distance_BLK = jnp.clip(jnp.arange(keys) - query_BL[..., None], -far, far) + far
@@ -253,9 +259,13 @@ def _mask(seen_BS: Array | None) -> Any:
 
 def sinusoids(length: int, width: int) -> np.ndarray:
     """f32[length, width]: sines of each position, then its cosines (Vaswani et al. 2017, whose layout alternates)."""
-    frequency = 10_000.0 ** -(np.arange(0, width, 2, dtype=np.float64) / width)
-    angle = np.arange(length)[:, None] * frequency
+    angle = np.arange(length)[:, None] * _frequencies(width)
     return np.concatenate([np.sin(angle), np.cos(angle)], 1).astype(np.float32)
+
+
+def _frequencies(width: int) -> np.ndarray:
+    """f64[width / 2], radians per position."""
+    return 10_000.0 ** -(np.arange(0, width, 2, dtype=np.float64) / width)
 
 
 def buckets(count: int, distance: int, both_ways: bool) -> np.ndarray:

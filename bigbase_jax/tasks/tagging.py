@@ -94,12 +94,12 @@ class Tagging:
         return Loss({"loss": Sum(nats, count)}), textual.state_of(variables)
 
     def predict(self, variables: Variables, inputs: Batch) -> Mapping[str, jax.Array]:
-        """``tokens`` i32[B,L] (-1: padding), ``tag`` i32[B,L], -1 where no word begins, and its ``probability``."""
-        return self._outputs(self._log_probabilities(variables, inputs), inputs)
-
-    def _outputs(self, logp_BLK: jax.Array, inputs: Batch) -> dict[str, jax.Array]:
+        """``tokens`` i32[B,L] (-1: padding), ``tag`` i32[B,L], -1 where no word begins, its ``probability``, and
+        ``log_probabilities`` f32[B,L,K]."""
+        logp_BLK = self._log_probabilities(variables, inputs)
         starts_BL = jnp.asarray(inputs["starts"]) == 1
         return {
+            "log_probabilities": logp_BLK,
             "tokens": textual.shown_tokens(inputs),
             "tag": jnp.where(starts_BL, jnp.argmax(logp_BLK, -1), NONE),
             "probability": jnp.where(starts_BL, jnp.exp(jnp.max(logp_BLK, -1)), 0.0),
@@ -108,8 +108,8 @@ class Tagging:
     def evaluate(self, variables: Variables, batch: Batch) -> tuple[Mapping[str, jax.Array], Mapping[str, Sum]]:
         """What ``predict`` gives, and ``tags``; ``loss`` in nats per word, and ``accuracy``, the share of words whose
         tag is right."""
-        logp_BLK = self._log_probabilities(variables, batch)
-        outputs = self._outputs(logp_BLK, batch)
+        outputs = dict(self.predict(variables, batch))
+        logp_BLK = outputs.pop("log_probabilities")
         nats, count = _of_tags(logp_BLK, batch)
         right_BL = (outputs["tag"] == batch["tags"]) * _counted(batch)
         sums = {"loss": Sum(nats, count), "accuracy": Sum(jnp.sum(right_BL), count)}

@@ -1,0 +1,513 @@
+"""ONNX: a model as graphs that onnxruntime computes on any machine, without JAX.
+
+``model.onnx`` is ``Task.predict``: uint8 pictures or tokens in, with a free batch axis, and a free length where the
+model allows it. A model that writes has ``step.onnx`` too, which reads tokens into its cache and gives the logits after
+them (prefill and decode are one graph), and one that reads a source has ``source.onnx``, which gives that part of the
+cache that is the source's.
+
+jax2onnx writes the graphs. What it is given is the plain program of the model: nested functions are spelled out, what
+depends on weights alone is computed, and primitives that it does not know, or gets wrong where a size is free, are
+written with others.
+
+Axes: B examples, L length, T tokens that a step reads, S places of the cache, M length of a source, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import io
+import json
+import logging
+import pathlib
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import export as shapes
+from jax.extend.core import ClosedJaxpr, Literal, jaxpr_as_fun
+from jax.sharding import AbstractDevice, AbstractMesh
+
+from bigbase_jax.core import Task, UserError, Variables, flatten
+from bigbase_jax.decoding import sampling
+from bigbase_jax.inference import engines
+from bigbase_jax.inference.engines import CACHE, FILE, OUT, SOURCE, STEP
+from bigbase_jax.inference.predictor import Compute, Predictor
+from bigbase_jax.models.transformer import unstack_blocks
+from bigbase_jax.pretrained.start import chain, merged
+
+OPSET = 21
+"""Of 2024: onnxruntime has it since 1.20."""
+MOST_INSIDE = 1 << 30
+"""Bytes of weights in the file of a graph; more are beside it, as protobuf ends at 2 GB."""
+Graph = tuple[Callable[[dict[str, Any]], Mapping[str, Any]], dict[str, jax.ShapeDtypeStruct]]
+"""A function of arrays by name, and their shapes and dtypes; free axes have names."""
+
+
+def write(
+    predictor: Predictor,
+    folder: pathlib.Path,
+    quantize: str | None = None,
+    batches: Sequence[Mapping[str, np.ndarray]] = (),
+) -> dict[str, Any]:
+    """Writes the graphs of a model into a folder that is there; returns what the manifest says of them.
+
+    Args:
+      quantize: "int8": weights and products in eight bits; None: float32.
+      batches: of ``Task.inputs``, for the ranges of activations; see ``_quantised``.
+
+    Raises:
+      UserError: the extra is missing, the model cannot be written so, or there is nothing to calibrate with.
+    """
+    try:
+        import jax2onnx  # noqa: F401
+        import onnx
+    except ImportError as error:
+        raise UserError(f"--to=onnx needs the extra: pip install -e '.[export]' ({error}).") from error
+    if quantize not in (None, "int8"):
+        raise UserError(f"--to=onnx takes --quantize=int8, not {quantize!r}.")
+    about = {"task": type([*chain(predictor.task)][-1]).__name__, "step": str(predictor.step)}
+    if names := predictor.dataset_info.get("class_names"):
+        about["class_names"] = json.dumps(names, ensure_ascii=False)
+    found: dict[str, Any] = {}
+    for name, (function, inputs) in graphs(predictor.task, predictor.variables, predictor.spec).items():
+        model = converted(function, inputs)
+        model.graph.name, model.producer_name = name.partition(".")[0], "bigbase_jax"
+        path = folder / name
+        with _quiet():
+            onnx.helper.set_model_props(model, about)
+            large = model.ByteSize() > MOST_INSIDE
+            onnx.save(model, path, save_as_external_data=large, location=f"{name}.data")
+            onnx.checker.check_model(path, full_check=True)
+        if quantize is not None:
+            _quantised(path, about, any(node.op_type == "Conv" for node in model.graph.node), batches)
+        shapes = {
+            key: [str(dim).partition("<=")[0] if isinstance(dim, str) else dim for dim in x.shape]
+            for key, x in inputs.items()
+        }
+        found[name] = {key: {"shape": shape, "dtype": str(inputs[key].dtype)} for key, shape in shapes.items()}
+    return {"inputs": found[FILE], "graphs": found, "opset": OPSET, "quantize": quantize}
+
+
+def opened(folder: pathlib.Path, predictor: Predictor) -> Compute:
+    """What computes ``Task.predict`` by the graphs of a folder.
+
+    Raises:
+      UserError: they cannot be read.
+    """
+    return engines.opened(folder, predictor.task, predictor.spec)[1]
+
+
+def graphs(task: Task, variables: Variables, spec: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, Graph]:
+    """The graphs of a task by file; ``spec`` is of its inputs, without axis B."""
+    task, variables = _float32(task, variables)
+    for name, value in (("logit_chunks", 1), ("generate", False)):  # one part; and what is written, step by step
+        if name in vars(task):
+            task = dataclasses.replace(task, **{name: value})  # type: ignore[type-var]
+
+    def predict(inputs: dict[str, Any]) -> Mapping[str, Any]:
+        return task.predict(variables, inputs)
+
+    rows = {name: jax.ShapeDtypeStruct(("B", *x.shape), x.dtype) for name, x in spec.items()}
+    found: dict[str, Graph] = {FILE: (predict, _free_length(predict, rows))}
+    model: Any = vars(task).get("model")
+    if not hasattr(model, "decode") or not (hasattr(task, "translate") or "targets" in task.inputs):
+        return found
+    reads = hasattr(task, "translate")
+    i32 = np.dtype(np.int32)
+    sizes = ("B", "S", "M") if reads else ("B", "S")
+
+    like = jax.eval_shape(lambda: model.cache(*([1] * len(sizes))))
+    marked = jax.eval_shape(lambda: model.cache(*[2, 3, 5][: len(sizes)]))
+    letters = {2: "B", 3: "S", 5: "M"}
+    flat = {
+        f"{CACHE}{name}": jax.ShapeDtypeStruct(
+            tuple(letters[b] if a != b else a for a, b in zip(one.shape, more.shape, strict=True)), one.dtype
+        )
+        for (name, one), more in zip(flatten(like).items(), jax.tree.leaves(marked), strict=True)
+    }
+
+    def step(inputs: dict[str, Any]) -> Mapping[str, Any]:
+        cache = jax.tree.unflatten(jax.tree.structure(like), [inputs[name] for name in flat])
+        words = inputs["tokens"], inputs["position"], inputs["last"]
+        logits_BV, kept = sampling.prefill(model, variables, cache, *words)
+        new = {f"{CACHE}{name}": x for name, x in flatten(kept).items()}
+        return {"logits": logits_BV, **{name: x for name, x in new.items() if not _of_source(name)}}
+
+    def source(inputs: dict[str, Any]) -> Mapping[str, Any]:
+        B, M = inputs["source"].shape
+        first_B1, zero_B = jnp.zeros((B, 1), i32), jnp.zeros(B, i32)
+        size = {"B": B, "S": 1, "M": M}
+        zeros = [jnp.zeros([size.get(dim, dim) for dim in x.shape], x.dtype) for x in flat.values()]
+        state = {**variables, "cache": jax.tree.unflatten(jax.tree.structure(like), zeros)}
+        words = first_B1, zero_B, inputs["source"], inputs["source_segments"]
+        _, kept = model.apply(state, *words, method="decode", mutable=["cache"])
+        new = {f"{CACHE}{name}": x for name, x in flatten(kept["cache"]).items()}
+        return {name: x for name, x in new.items() if _of_source(name)}
+
+    one = jax.ShapeDtypeStruct(("B",), i32)
+    found[STEP] = step, {"tokens": jax.ShapeDtypeStruct(("B", "T<=S"), i32), "position": one, "last": one, **flat}
+    if reads:
+        words = {name: jax.ShapeDtypeStruct(("B", "M"), i32) for name in ("source", "source_segments")}
+        if not _traces(source, words):  # positions that are computed for a length that is known
+            words = {name: jax.ShapeDtypeStruct(("B", *spec[name].shape), i32) for name in words}
+        found[SOURCE] = source, words
+    return found
+
+
+def _of_source(name: str) -> bool:
+    """Whether an array of the cache is the source's, which a step reads and does not write."""
+    return ".cross_attention." in name or name == f"{CACHE}seen"
+
+
+def _float32(task: Task, variables: Variables) -> tuple[Any, Variables]:
+    """The task of the bare model where its wrappers can be undone, its blocks by themselves, computing in float32."""
+    if all(hasattr(type(outer), "unwrap") for outer in [*chain(task)][:-1]):
+        task, variables = [*chain(task)][-1], merged(task, variables)
+        model: Any = vars(task).get("model")
+        words: dict[str, Any] = {"dtype": "float32"} if hasattr(model, "dtype") else {}
+        if getattr(model, "scan", False):
+            words["scan"] = False
+            variables = {**variables, "params": unstack_blocks(variables["params"])}
+        if words:
+            task = dataclasses.replace(task, model=model.clone(**words))  # type: ignore[type-var]
+    return task, jax.tree.map(jnp.asarray, jax.device_get(variables))
+
+
+def _free_length(function: Any, rows: dict[str, Any]) -> dict[str, Any]:
+    """The inputs with a free second axis L where they all have that axis alike and the function can be traced so."""
+    whole = [x for x in rows.values() if len(x.shape) >= 2 and np.issubdtype(x.dtype, np.integer)]
+    lengths = {x.shape[1] for x in whole if x.dtype != np.uint8}
+    if len(lengths) != 1 or len(whole) < len(rows):
+        return rows
+    (length,) = lengths
+    free = {name: jax.ShapeDtypeStruct(("B", f"L<={length}", *x.shape[2:]), x.dtype) for name, x in rows.items()}
+    return free if _traces(function, free) else rows
+
+
+def _traces(function: Any, inputs: Mapping[str, Any]) -> bool:
+    """Whether a function takes the free axes of these inputs."""
+    try:
+        traced(function, inputs)
+    except Exception:  # whatever a model does with a size that it takes for a number
+        return False
+    return True
+
+
+# ----------------------------------------------------------------------------------------------------------- eight bits
+
+
+def _quantised(
+    path: pathlib.Path, about: Mapping[str, str], convolves: bool, batches: Sequence[Mapping[str, np.ndarray]]
+) -> None:
+    """The graph in the file, with weights of eight bits for each channel.
+
+    Convolutions have activations of eight bits too, whose ranges are what calibration batches gave; the layers after
+    them stay as they are. Products of matrices measure their own range, input by input: those of transformers have
+    outliers that a fixed range would cut off. Weights have seven bits, which processors without VNNI add up without
+    overflow.
+    """
+    import onnx
+    from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_dynamic, quantize_static
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    if convolves and not batches:
+        raise UserError("int8 for convolutions is calibrated, and there are no examples: the run's data is not there.")
+
+    class Reader(CalibrationDataReader):
+        def __init__(self) -> None:
+            self.left = iter(batches)
+
+        def get_next(self) -> Any:
+            return next(self.left, None)
+
+    ready = path.with_suffix(".ready.onnx")
+    words = {"per_channel": True, "reduce_range": True, "weight_type": QuantType.QInt8}
+    large = path.with_suffix(".onnx.data").exists()
+    with _quiet():
+        quant_pre_process(
+            path, ready, skip_symbolic_shape=True, save_as_external_data=large, all_tensors_to_one_file=True
+        )
+        path.with_suffix(".onnx.data").unlink(missing_ok=True)
+        if convolves:
+            kinds = {"op_types_to_quantize": ["Conv"], "activation_type": QuantType.QUInt8}
+            quantize_static(ready, path, Reader(), **kinds, **words)
+        else:
+            kinds = {"op_types_to_quantize": ["MatMul", "Gemm", "Gather"], "use_external_data_format": large}
+            quantize_dynamic(ready, path, **kinds, **words)
+        quantised = onnx.load(path, load_external_data=False)
+        onnx.helper.set_model_props(quantised, dict(about))
+        path.write_bytes(quantised.SerializeToString())
+    for left in path.parent.glob(f"{ready.name}*"):
+        left.unlink()
+
+
+# ---------------------------------------------------------------------------------------------------- the plain program
+
+
+def converted(function: Callable[[dict[str, Any]], Mapping[str, Any]], inputs: Mapping[str, Any]) -> Any:
+    """The ``onnx.ModelProto`` of a function of arrays by name. An output of an input's name has ``OUT`` before it.
+
+    Raises:
+      UserError: it cannot be written.
+    """
+    import jax2onnx
+
+    closed, specs, outputs = traced(function, inputs)
+    try:
+        with _quiet():
+            return _unexpanded(
+                jax2onnx.to_onnx(
+                    jaxpr_as_fun(closed),
+                    specs,
+                    opset=OPSET,
+                    input_names=list(inputs),
+                    output_names=[f"{OUT}{name}" if name in inputs else name for name in outputs],
+                )
+            )
+    except NotImplementedError as error:
+        raise UserError(f"this model cannot be written as ONNX: {error}; --to=stablehlo takes every model.") from error
+
+
+def traced(
+    function: Callable[[dict[str, Any]], Mapping[str, Any]], inputs: Mapping[str, Any]
+) -> tuple[ClosedJaxpr, list[Any], list[str]]:
+    """The plain program of a function, the shapes of its inputs, and the names of its outputs."""
+    limits = {dim for x in inputs.values() for dim in x.shape if isinstance(dim, str) and "<=" in dim}
+    scope = shapes.SymbolicScope(sorted(dim.replace("<=", " <= ") for dim in limits))
+
+    def axes(x: Any) -> Any:
+        text = ",".join(str(dim).partition("<=")[0] for dim in x.shape)
+        return jax.ShapeDtypeStruct(shapes.symbolic_shape(text, scope=scope) if x.shape else (), x.dtype)
+
+    specs = [axes(x) for x in inputs.values()]
+    outputs: list[str] = []
+
+    def listed(*arrays: Any) -> list[Any]:
+        found = function(dict(zip(inputs, arrays, strict=True)))
+        outputs[:] = found
+        return [jnp.array(x) if any(x is y for y in arrays) else x for x in map(found.get, outputs)]
+
+    # Not a CPU's program, which has no library's convolutions and writes a cache row by row.
+    device = AbstractDevice(device_kind="onnx", num_cores=1, platform="onnx")
+    with jax.sharding.use_abstract_mesh(AbstractMesh((1,), ("data",), abstract_device=device)):
+        closed = jax.make_jaxpr(listed)(*specs)
+        for instead in (_INSTEAD, _AGAIN):
+            computed = functools.partial(_computed, instead, closed.jaxpr, closed.consts)
+            closed = jax.make_jaxpr(computed)(*specs)
+    return closed, specs, outputs
+
+
+def _computed(instead: Mapping[str, Callable[..., Any]], jaxpr: Any, consts: Sequence[Any], *arrays: Any) -> list[Any]:
+    """A program computed anew: without nested functions, with others for some primitives, and what is known folded."""
+    known: dict[Any, Any] = {}
+
+    def read(var: Any) -> Any:
+        return var.val if isinstance(var, Literal) else known[var]
+
+    known.update(zip(jaxpr.constvars, consts, strict=True))
+    known.update(zip(jaxpr.invars, arrays, strict=True))
+    for equation in jaxpr.eqns:
+        given, words, primitive = [read(var) for var in equation.invars], equation.params, equation.primitive
+        inner = next((words[key] for key in ("jaxpr", "call_jaxpr", "fun_jaxpr") if key in words), None)
+        sized = all(isinstance(dim, int) for var in equation.outvars for dim in var.aval.shape)
+        smaller = sum(var.aval.size for var in equation.outvars) <= sum(map(np.size, given)) if sized else False
+        folds = smaller and not any(isinstance(x, jax.core.Tracer) for x in given)
+        with jax.ensure_compile_time_eval() if folds else contextlib.nullcontext():
+            if primitive.name in instead:
+                found = instead[primitive.name](*given, **words)
+            elif primitive.name in _NESTED:
+                found = _computed(instead, getattr(inner, "jaxpr", inner), getattr(inner, "consts", ()), *given)
+            else:
+                found = primitive.bind(*given, **words)
+        known.update(zip(equation.outvars, found if isinstance(found, (list, tuple)) else [found], strict=True))
+    return [read(var) for var in jaxpr.outvars]
+
+
+_NESTED = (
+    "jit",
+    "pjit",
+    "closed_call",
+    "core_call",
+    "remat",
+    "remat2",
+    "checkpoint",
+    "custom_jvp_call",
+    "custom_vjp_call",
+)
+
+
+def _same(x: Any, **_: Any) -> Any:
+    return x
+
+
+def _sub(x: Any, y: Any) -> Any:
+    """Of weights, the sum with the negative, which onnxruntime adds to a convolution's bias."""
+    if isinstance(y, jax.core.Tracer) or not jnp.issubdtype(x.dtype, jnp.floating):
+        return jax.lax.sub_p.bind(x, y)
+    return jax.lax.add_p.bind(x, -np.asarray(y))
+
+
+def _pad(x: Any, value: Any, padding_config: Sequence[tuple[int, int, int]]) -> Any:
+    """Concatenated borders: jax2onnx pads only where all sizes are known."""
+    if any(inner for _, _, inner in padding_config):
+        return jax.lax.pad_p.bind(x, value, padding_config=padding_config)
+    for axis, (before, after, _) in enumerate(padding_config):
+        x = jax.lax.slice_in_dim(x, max(-before, 0), x.shape[axis] - max(-after, 0), axis=axis)
+
+        def border(width: int, axis: int = axis, x: Any = x) -> list[Any]:
+            shape = (*x.shape[:axis], width, *x.shape[axis + 1 :])
+            return [jnp.broadcast_to(value, shape)] if width > 0 else []
+
+        parts = [*border(before), x, *border(after)]
+        x = jax.lax.concatenate(parts, axis) if len(parts) > 1 else x
+    return x
+
+
+def _stack(*parts: Any, axis: int = 0, **_: Any) -> Any:
+    return jax.lax.concatenate([jax.lax.expand_dims(x, [axis]) for x in parts], axis)
+
+
+def _select(which: Any, *cases: Any) -> Any:
+    """onnxruntime's Where takes no truth values."""
+    if cases[0].dtype == bool and which.dtype == bool and len(cases) == 2:
+        return (which & cases[1]) | (~which & cases[0])
+    return jax.lax.select_n_p.bind(which, *cases)
+
+
+def _dot(x: Any, y: Any, dimension_numbers: Any, **words: Any) -> Any:
+    """Products of matrices, which become MatMul: its weights can be quantised, and onnxruntime has it by hand."""
+    (sum_x, sum_y), (batch_x, batch_y) = dimension_numbers
+    if len(sum_x) == 0:
+        return jax.lax.dot_general_p.bind(x, y, dimension_numbers=dimension_numbers, **words)
+    free_x = [axis for axis in range(x.ndim) if axis not in (*sum_x, *batch_x)]
+    free_y = [axis for axis in range(y.ndim) if axis not in (*sum_y, *batch_y)]
+    with _folding(y):
+        y = jnp.transpose(y, (*batch_y, *sum_y, *free_y))
+        inner, outer = _size(y.shape[len(batch_y) : len(batch_y) + len(sum_y)]), y.shape[len(batch_y) + len(sum_y) :]
+        y = y.reshape(*y.shape[: len(batch_y)], inner, _size(outer))
+    x = jnp.transpose(x, (*batch_x, *free_x, *sum_x))
+    batch, rows = x.shape[: len(batch_x)], x.shape[len(batch_x) : x.ndim - len(sum_x)]
+    if len(rows) != 1 or len(sum_x) != 1:
+        x = x.reshape(*batch, _size(rows), inner)
+    n = len(batch)
+    dims = ((n + 1,), (n,)), (tuple(range(n)), tuple(range(n)))
+    found = jax.lax.dot_general_p.bind(x, y, dimension_numbers=dims, **words)
+    return found if len(rows) == len(outer) == 1 else found.reshape(*batch, *rows, *outer)
+
+
+def _size(sizes: Sequence[Any]) -> Any:
+    product: Any = 1
+    for size in sizes:
+        product = product * size
+    return product
+
+
+def _folding(x: Any) -> Any:
+    return contextlib.nullcontext() if isinstance(x, jax.core.Tracer) else jax.ensure_compile_time_eval()
+
+
+def _gather(x: Any, at: Any, dimension_numbers: Any, slice_sizes: Any, **words: Any) -> Any:
+    """JAX takes places that there are not (of padding) for the last one; onnxruntime would stop."""
+    last = [x.shape[axis] - slice_sizes[axis] for axis in dimension_numbers.start_index_map]
+    if all(isinstance(size, int) for size in last):
+        at = jnp.minimum(jnp.maximum(at, 0), jnp.array(last, at.dtype))
+    words = {**words, "mode": jax.lax.GatherScatterMode.PROMISE_IN_BOUNDS}
+    return jax.lax.gather_p.bind(x, at, dimension_numbers=dimension_numbers, slice_sizes=slice_sizes, **words)
+
+
+def _scatter(old: Any, at: Any, new: Any, dimension_numbers: Any, **words: Any) -> Any:
+    """Rows of a cache, each written from its own position on: a choice between old and new by place.
+
+    Other scatters are left to jax2onnx.
+    """
+    d = dimension_numbers
+    if d.operand_batching_dims != (0,) or d.inserted_window_dims or len(d.scatter_dims_to_operand_dims) != old.ndim - 1:
+        return jax.lax.scatter_p.bind(old, at, new, dimension_numbers=dimension_numbers, **words)
+    (axis,) = [i for i in range(1, old.ndim) if new.shape[i] != old.shape[i]] or [old.ndim - 2]
+    first_B = at[:, axis - 1]
+    places_BS = jnp.arange(old.shape[axis])[None] - first_B[:, None]
+    T = new.shape[axis]
+    shape = [1] * old.ndim
+    shape[0], shape[axis] = -1, old.shape[axis]
+    clipped_BS = jnp.clip(places_BS, 0, T - 1)
+    spread = jnp.take_along_axis(new, clipped_BS.reshape(old.shape[0], *shape[1:]), axis)
+    inside = ((places_BS >= 0) & (places_BS < T)).reshape(old.shape[0], *shape[1:])
+    return jnp.where(inside, spread, old)
+
+
+_INSTEAD: Mapping[str, Callable[..., Any]] = {
+    "reshard": _same,
+    "sharding_constraint": _same,
+    "stop_gradient": _same,
+    "optimization_barrier": lambda *x, **_: list(x),
+    "clamp": lambda low, x, high: jnp.minimum(jnp.maximum(x, low), high),
+    "sub": _sub,
+    "pad": _pad,
+    "stack": _stack,
+    "select_n": _select,
+    "dot_general": _dot,
+    "gather": _gather,
+    "scatter": _scatter,
+}
+
+
+_AGAIN = {name: rule for name, rule in _INSTEAD.items() if name not in ("gather", "dot_general")}
+"""For what these are made of, which has nested functions again."""
+_BROADCASTS = {"Add", "Sub", "Mul", "Div", "Max", "Min", "And", "Or", "Where"}
+_BROADCASTS |= {"Less", "Greater", "Equal", "LessOrEqual", "GreaterOrEqual"}
+
+
+def _unexpanded(model: Any) -> Any:
+    """The graph without what spreads an array to the shape of another one, where the operation on both does that.
+
+    A free size would have to be computed for each, and onnxruntime would not know a bias for one.
+    """
+    import onnx
+
+    nodes = model.graph.node
+    spread = {node.output[0]: node.input[0] for node in nodes if node.op_type == "Expand"}
+    known = {x.name for x in model.graph.initializer}
+    zeros = {x.name for x in model.graph.initializer if not x.dims and not onnx.numpy_helper.to_array(x)}
+    for node in nodes:
+        if node.op_type == "Gemm" and node.input[-1] in zeros:  # a bias of nothing
+            words = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
+            if words.get("alpha", 1) == 1 and not words.get("transA") and not words.get("transB"):
+                node.op_type = "MatMul"
+                del node.input[2:], node.attribute[:]
+        if node.op_type in _BROADCASTS:
+            pair = list(node.input)[-2:]
+            shaped = [name for name in pair if name not in known and name not in spread] or pair[:1]
+            for i, name in enumerate(node.input):
+                if name in spread and (i < len(node.input) - 2 or name != shaped[0]) and shaped[0] not in known:
+                    node.input[i] = spread[name]
+    wanted = {x.name for x in model.graph.output}
+    for i in reversed(range(len(nodes))):
+        if wanted.isdisjoint(nodes[i].output):
+            del nodes[i]
+        else:
+            wanted.update(nodes[i].input)
+            for attribute in nodes[i].attribute:
+                for inner in (attribute.g, *attribute.graphs):
+                    wanted.update(name for node in inner.node for name in node.input)
+    unused = [x for x in model.graph.initializer if x.name not in wanted]
+    for x in unused:
+        model.graph.initializer.remove(x)
+    return model
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """jax2onnx, onnx_ir and onnxruntime's quantisation print and log what is theirs to know."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
