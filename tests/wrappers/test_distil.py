@@ -34,6 +34,8 @@ from bigbase_jax.wrappers.distil import Distil
 from bigbase_jax.wrappers.frozen import Frozen
 from bigbase_jax.wrappers.lora import LoRA
 from bigbase_jax.wrappers.mix import Mix
+from bigbase_jax.wrappers.quantised import Quantised
+from bigbase_jax.wrappers.sparse import Sparse
 
 KEY = jax.random.key(0)
 
@@ -60,7 +62,7 @@ def taught_by(task, batch=None, seed=3, scale=1.0):
     """A teacher with fresh variables, whose logits are so much larger."""
     batch = pictures() if batch is None else batch
     variables = born(task, batch, seed)
-    if "head" in variables["params"]:
+    if scale != 1:
         variables["params"]["head"]["kernel"] *= scale
     return Known(task, variables, {name: jax.ShapeDtypeStruct(x.shape[1:], x.dtype) for name, x in batch.items()})
 
@@ -249,6 +251,24 @@ def test_a_student_may_be_adapted(wrapped):
     assert state.model_state == {} and flatten(frozen).keys() == flatten(variables["frozen"]).keys()
     init_key = jax.random.split(jax.random.key(1))[0]
     assert_equal(frozen, jax.jit(task.init)(init_key, pictures())["frozen"])
+
+
+@pytest.mark.parametrize(
+    ("wrapped", "of"),
+    [
+        (Quantised(vit(), "int8"), vit(depth=1)),
+        (Sparse(vit()), Quantised(vit(depth=1), "int8_weights", stored=True)),
+    ],
+    ids=["quantised", "sparse, of a quantised teacher"],
+)
+def test_a_student_may_be_quantised_or_sparse_and_a_teacher_quantised(wrapped, of):
+    teacher, batch = taught_by(of), pictures()
+    task, variables = Distil(wrapped, teacher, weight=0.5), born(wrapped)
+    loss = loss_of(task, variables, batch)
+    assert_close(loss.terms["hard"], jax.jit(wrapped.loss)(variables, batch, KEY)[0].terms["loss"])
+    ours, theirs = wrapped.logits(variables, batch), of.logits(teacher.variables, batch)
+    np.testing.assert_allclose(loss.terms["soft"].mean(), kl(theirs, ours, 2.0).mean(), rtol=1e-3)
+    assert np.abs(ours - vit().logits(born(vit()), batch)).max() > 0 or isinstance(wrapped, Sparse)
 
 
 # -------------------------------------------------------------------------------------------------------------- tokens
