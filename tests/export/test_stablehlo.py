@@ -88,13 +88,17 @@ def test_what_is_wrong_with_a_folder_is_one_sentence(exported, tmp_path):
     changed("manifest.json", of_manifest(compatibility={"calling_convention_version": 1000}))
     with pytest.raises(UserError, match="calling convention 1000.* update jax"):
         stablehlo.opened(folder)
-    changed("cpu.stablehlo", lambda data: b"not a program")
-    files = {**json.loads((folder / "manifest.json").read_text())["files"]}
-    files["cpu.stablehlo"] = {"bytes": 13, "sha256": manifest.digest(folder / "cpu.stablehlo")}
-    manifest_file = folder / "manifest.json"
-    manifest_file.write_bytes(of_manifest(files=files)(manifest_file.read_bytes()))
-    with pytest.raises(UserError, match="is no program of jax.export"):
-        stablehlo.opened(folder)
+    good = (exported / "cpu.stablehlo").read_bytes()
+    for data, sentence in (
+        (b"not a program", "is no program of jax.export"),
+        (good.replace(b"shape_assertion", b"python_callback"), "calls python_callback, which is no computation"),
+    ):  # by somebody who writes the manifest as well
+        changed("cpu.stablehlo", lambda _, data=data: data)
+        files = json.loads((folder / "manifest.json").read_text())["files"]
+        files["cpu.stablehlo"] = {"bytes": len(data), "sha256": manifest.digest(folder / "cpu.stablehlo")}
+        (folder / "manifest.json").write_bytes(of_manifest(files=files)((folder / "manifest.json").read_bytes()))
+        with pytest.raises(UserError, match=sentence):
+            stablehlo.opened(folder)
     with pytest.raises(UserError, match="holds no exported model: it has no manifest.json"):
         stablehlo.opened(tmp_path)
 
