@@ -10,9 +10,11 @@ from toys import Net, Regression, regression_batch
 from bigbase_jax.build import target
 from bigbase_jax.compress import quantise
 from bigbase_jax.compress.compressed import Compressed
+from bigbase_jax.compress.compressed import plain as plain_of
 from bigbase_jax.core import UserError, flatten
 from bigbase_jax.inference.predictor import Predictor
 from bigbase_jax.parallel import FROZEN
+from bigbase_jax.wrappers.lora import LoRA
 from bigbase_jax.wrappers.quantised import Quantised
 
 KEY = jax.random.key(0)
@@ -48,6 +50,21 @@ def test_calibrated_ranges_hold_what_layers_read(model):
     )
     assert 0 < np.abs(after - before).max() < 0.05
     assert found.config.task.quantize == "int8" and found.config.task.stored
+
+
+def test_an_adapter_is_merged_first(model):
+    predictor, _, batches = model
+    task = LoRA(Regression(Net(width=16)), targets="hidden")
+    variables = task.init(KEY, batches()[0])
+    adapter = jax.tree.map(lambda x: x + 0.3, variables["params"])
+    config = ConfigDict({"task": target(LoRA, task=target(Regression, model=target(Net, width=16)), targets="hidden")})
+    adapted = Predictor(task, {**variables, "params": adapter}, {}, predictor.spec, lambda: None, config=config)
+    found = quantise.quantise(adapted, plain_of(adapted), "int8_weights", batches)
+    assert found.config.task.task.target.endswith(":Regression")
+    x = batches()[0]
+    wanted = adapted.task.predict(adapted.variables, x)["y_hat"]
+    assert np.abs(wanted - task.predict(variables, x)["y_hat"]).max() > 0.1
+    np.testing.assert_allclose(found.task.predict(found.variables, x)["y_hat"], wanted, atol=0.05)
 
 
 def test_gptq_is_that_of_qwix_and_loses_less_of_the_output():
