@@ -285,7 +285,7 @@ def gptq(x_MN: jax.Array, hessian_MM: jax.Array, type_: Any, group: int) -> Any:
     those that are left, as far as the layer's output on the calibration data goes.
 
     As ``qwix.contrib.gptq_core.quantize_weight``, which makes a program of its own for each input; with groups, each
-    group's scale is taken after all corrections by those before it.
+    group's scale is taken after all corrections by those before it, and zeros stay zeros.
 
     Args:
       x_MN: a kernel.
@@ -304,15 +304,15 @@ def gptq(x_MN: jax.Array, hessian_MM: jax.Array, type_: Any, group: int) -> Any:
     damped_MM = hessian_MM + jnp.diag(jnp.where(dead_M, 1, 0) + _DAMPING * jnp.mean(diagonal_M))
     inverse_MM = jax.scipy.linalg.cho_solve((jnp.linalg.cholesky(damped_MM), True), jnp.eye(M))
     upper_MM = jnp.linalg.cholesky(inverse_MM, upper=True)
-    whole_1N = nearest((), x_MN, type_, M).scale
+    keep_MN, whole_1N = x_MN != 0, nearest((), x_MN, type_, M).scale
 
     def block(x_MN: jax.Array, start: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-        x_bN, upper_bM = (jax.lax.dynamic_slice_in_dim(a, start, size) for a in (x_MN, upper_MM))
+        x_bN, keep_bN, upper_bM = (jax.lax.dynamic_slice_in_dim(a, start, size) for a in (x_MN, keep_MN, upper_MM))
         upper_bb = jax.lax.dynamic_slice_in_dim(upper_bM, start, size, 1)
         scale_1N = nearest((), x_bN, type_, size).scale if group < M else whole_1N
 
         def one(x_bN: jax.Array, i: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-            value_N = cast(x_bN[i] / scale_1N[0], type_)
+            value_N = cast(jnp.where(keep_bN[i], x_bN[i] / scale_1N[0], 0), type_)
             error_N = (x_bN[i] - value_N.astype(jnp.float32) * scale_1N[0]) / upper_bb[i, i]
             return x_bN - upper_bb[i][:, None] * error_N, (value_N, error_N)
 

@@ -80,6 +80,8 @@ def test_gptq_is_that_of_qwix_and_loses_less_of_the_output():
     theirs, _ = gptq_core.quantize_weight(x_MN.T, hessian_MM, how)
     np.testing.assert_array_equal(found.qvalue, theirs.qvalue.T)
     np.testing.assert_allclose(found.scale, theirs.scale.T, rtol=1e-6)
+    zeros_MN = jnp.where(jax.random.bernoulli(KEY, 0.5, x_MN.shape), x_MN, 0)
+    assert jnp.all(quantise.gptq(zeros_MN, hessian_MM, jnp.int4, 16).qvalue[zeros_MN == 0] == 0)
     for group in (16, 4):
         errors = []
         for small in (quantise.gptq(x_MN, hessian_MM, jnp.int4, group), quantise.nearest((), x_MN, jnp.int4, group)):
