@@ -24,6 +24,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from bigbase_jax.build import suggest
 from bigbase_jax.core import Batch, Loss, UserError, Variables
+from bigbase_jax.models.layers import platform
 from bigbase_jax.parallel import FROZEN
 from bigbase_jax.wrappers.lora import kernel_axes
 from bigbase_jax.wrappers.wrapper import Around, Path, check_regex, some_paths
@@ -294,7 +295,8 @@ class Quantised(Around):
                 return lib.quantize(x.astype(jnp.float32), type_, channelwise_axes=free)
             return lib.QArray(cast(x.astype(jnp.float32) / factor, type_), factor.reshape((1,) * x.ndim))
 
-        if type_ is None or (picture and G > 1):
+        # XLA's CPU compiler has no library for convolutions of few bits: they take 16 times as long as in float32.
+        if type_ is None or (picture and (G > 1 or platform() == "cpu")):
             own[KERNEL] = dequantised(kernel, scale_GN)
             x = x if type_ is None else lib.dequantize(read(x, [0])).astype(x.dtype)
             return layer.clone(parent=None).apply({"params": own}, x, *args, **kwargs)
