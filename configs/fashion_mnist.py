@@ -3,12 +3,12 @@
 python launch.py --config=configs/fashion_mnist.py:root=DIR           DIR: train-images-idx3-ubyte.gz and its companions
 python launch.py --config=configs/fashion_mnist.py:data=tfds          fashion_mnist of TensorFlow Datasets
 
-What happens to the training pictures is chosen by augment=: "flip" (left and right, the default) or "none"; or "flip"
-and, besides, "crop" (moved by up to two pixels), "erasing" (a random box is overwritten), "mixup" or "cutmix" (two
+What happens to the training pictures is chosen by augment=: "flip" (left and right), "none"; or "flip" and, besides,
+"erasing" (a random box is overwritten, the default), "crop" (moved by up to two pixels), "mixup" or "cutmix" (two
 pictures become one).
 
-Measured on two cores of an AMD EPYC (experiments/pictures_on_cpu): 93.66 % test accuracy in ten epochs, 23 minutes
-beside other jobs; alone it does 600 examples/s, which makes 17. Published ResNets reach 94-96 % with more time.
+Measured on two cores of an AMD EPYC (experiments/pictures_on_cpu): 94.4 % test accuracy in 2,379 core-seconds, 20
+minutes of both. Published ResNets reach 94-96 % with more time.
 """
 
 import optax
@@ -32,7 +32,7 @@ CLASSES = ("t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt",
 
 def get_config(arg: str | None = None) -> ConfigDict:
     """``arg``: data=idx|tfds|npz|folder, root=DIR, augment=..., tiny (a few drawn pictures, unless root is given)."""
-    args = parse_arg(arg, data="idx", root=None, augment="flip", tiny=False)
+    args = parse_arg(arg, data="idx", root=None, augment="erasing", tiny=False)
     synthetic = args.tiny and args.root is None
     embedded = target(DrawnCatsAndDogs, size=32, num_train=64, num_val=32, num_test=32)
     data = pictures("synthetic" if synthetic else args.data, args.root, embedded, "fashion_mnist", val_fraction=0.02)
@@ -77,7 +77,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.optim = target(
         Optimizer,
         learning_rate=3e-3,
-        algorithm=deferred(optax.adamw),
+        algorithm=deferred(optax.contrib.muon),
         schedule=deferred(optax.cosine_decay_schedule),
         warmup=0.15,
         weight_decay=0.05,
@@ -85,5 +85,5 @@ def get_config(arg: str | None = None) -> ConfigDict:
     if args.tiny:
         config.train = target(TrainConfig, steps=8, log_every=2, ema_decay=0.998)
     else:
-        config.train = target(TrainConfig, epochs=10.0, log_every=100, ema_decay=0.998)
+        config.train = target(TrainConfig, epochs=17.0, log_every=100, ema_decay=0.998)
     return config
