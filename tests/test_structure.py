@@ -58,6 +58,8 @@ ALLOWED = {  # file or folder -> the files and folders of ours that it may impor
     "compare": LEAVES,
     "plan": (*LEAVES, "parallel", "optim", "data", "pretrained", "wrappers", "train"),
     "doctor": (),
+    "ops": (*LEAVES, "data", "tasks", "wrappers", "inference", "export", "compare", "pages"),
+    "serve": (*LEAVES, "decoding", "text", "data", "inference", "ops"),
     "verbs": (
         *LEAVES,
         "parallel",
@@ -70,6 +72,8 @@ ALLOWED = {  # file or folder -> the files and folders of ours that it may impor
         "compress",
         "compare",
         "pages",
+        "ops",
+        "serve",
         "train",
     ),
     "sweep": (*LEAVES, "parallel", "optim", "evaluate", "data", "pretrained", "compare", "verbs"),

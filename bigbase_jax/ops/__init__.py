@@ -1,0 +1,1 @@
+"""Versions of models and what they are seen to do: registry, monitoring, drift."""
