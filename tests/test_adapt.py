@@ -35,6 +35,7 @@ from bigbase_jax.tasks.language import CausalLanguageModel
 from bigbase_jax.wrappers import lora
 from bigbase_jax.wrappers.adapter import load_adapter, save_adapter
 from bigbase_jax.wrappers.frozen import Frozen
+from bigbase_jax.wrappers.layers import beside
 from bigbase_jax.wrappers.lora import LoRA
 from bigbase_jax.wrappers.mix import Mix
 
@@ -256,8 +257,8 @@ def test_dropout_differs_between_the_layers_of_a_stack_and_between_steps():
 
     def seen(call, args, kwargs, context):
         if isinstance(context.module, nn.DenseGeneral) and context.module.has_variable("params", "kernel"):
-            leaves = lora._adapter(context.module)
-            if leaves is not None:
+            leaves = beside(context.module, lora.A)
+            if leaves:
                 jax.debug.callback(lambda k: masks.append(np.asarray(k)), jax.random.key_data(leaves["lora_key"]))
         return call(*args, **kwargs)
 

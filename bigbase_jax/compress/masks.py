@@ -12,14 +12,16 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from bigbase_jax.build import suggest
 from bigbase_jax.compress.compressed import Batches, Compressed, Unrolled
-from bigbase_jax.compress.measured import layer_means, layers_of
+from bigbase_jax.compress.measured import layer_means
 from bigbase_jax.core import UserError
 from bigbase_jax.runtime.log import say
+from bigbase_jax.wrappers.layers import layers_of
 from bigbase_jax.wrappers.wrapper import Path, check_regex, some_paths
 
 SCORES = ("magnitude", "wanda")
@@ -43,7 +45,7 @@ def prune(
     if score not in SCORES:
         raise UserError(f"--prune has no score={score} for masks.{suggest(score, SCORES, 'score')}")
     check_regex("--prune's targets", targets or "")
-    layers = layers_of(model)
+    layers = layers_of(model.task.init, jax.random.key(0), dict(model.spec))
     chosen = {path: inputs for path, inputs in layers.items() if re.search(targets or "", ".".join(path))}
     if not chosen:
         raise UserError(f"--prune's targets={targets} match no kernel; there are {some_paths(layers)}.")

@@ -1,11 +1,12 @@
-"""What calibration batches make of a model: the size of what each layer reads and writes, and gradients.
+"""What calibration batches make of a model: what each layer reads and writes, and gradients.
 
-The model runs as in training, without random masks, since every task has a loss.
+The model runs as in training, without random masks, since every task has a loss; or as a caller says.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -17,35 +18,40 @@ from flax.traverse_util import unflatten_dict
 from bigbase_jax.compress.compressed import Unrolled
 from bigbase_jax.core import TrainState
 from bigbase_jax.parallel import loss_and_grads
-from bigbase_jax.wrappers.lora import kernel_axes
+from bigbase_jax.wrappers.layers import each, inputs_of, path_of
 from bigbase_jax.wrappers.wrapper import Path
 
-KERNEL = "kernel"
-Batch = Mapping[str, np.ndarray]
+Batch = Mapping[str, Any]
 
 
-def inputs_of(context: Any) -> int | None:
-    """How many axes of its kernel the layer sums over, which are the first; None: it is none, or has others first."""
-    layer = context.module
-    if context.method_name != "__call__" or not isinstance(layer, nn.Dense | nn.DenseGeneral | nn.Conv):
-        return None
-    lead, inputs = kernel_axes(layer, layer.get_variable("params", KERNEL).ndim)
-    return None if lead else inputs
+def observe(
+    method: Callable[[Any, Any], Any],
+    variables: Any,
+    batches: Sequence[Batch],
+    what: Callable[[Any, Any, Any], tuple[Any, ...]],
+    keep: Callable[..., None],
+) -> None:
+    """Calls ``keep(path, *what(layer, x, y))`` for each layer, by its kernel, that a method of a task computes with.
 
+    Args:
+      method: takes variables and a batch.
+      what: traced, of a layer and what it reads and gives; also inside of loops.
+    """
 
-def layers_of(model: Unrolled) -> dict[Path, int]:
-    """``inputs_of`` every layer, by the path of its kernel."""
-    layers: dict[Path, int] = {}
-
-    def note(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
-        y = call(*args, **kwargs)
-        if (inputs := inputs_of(context)) is not None:
-            layers[(*context.module.path, KERNEL)] = inputs
+    def visit(layer: Any, call: Callable[..., Any], x: Any, *args: Any, **kwargs: Any) -> Any:
+        y = call(x, *args, **kwargs)
+        if inputs_of(layer) is not None:
+            jax.debug.callback(functools.partial(keep, path_of(layer)), *what(layer, x, y))
         return y
 
-    with nn.intercept_methods(note):
-        jax.eval_shape(model.task.init, jax.random.key(0), dict(model.spec))
-    return layers
+    @jax.jit
+    def program(variables: Any, batch: Any) -> Any:
+        with nn.intercept_methods(each(visit)):
+            return method(variables, batch)
+
+    for batch in batches:
+        program(variables, batch)
+    jax.effects_barrier()
 
 
 def layer_means(model: Unrolled, batches: Sequence[Batch], what: str) -> dict[str, Any]:
@@ -56,25 +62,15 @@ def layer_means(model: Unrolled, batches: Sequence[Batch], what: str) -> dict[st
         likewise; "outputs": |y|, a number.
     """
 
-    @jax.jit
-    def measured(variables: Any, batch: Any) -> dict[Path, jax.Array]:
-        found: dict[Path, jax.Array] = {}
+    def mean(layer: Any, x: Any, y: Any) -> tuple[Any]:
+        x = (y if what == "outputs" else x).astype(jnp.float32)
+        own = 0 if what == "outputs" else 1 if isinstance(layer, nn.Conv) else inputs_of(layer) or 0
+        return (jnp.mean(jnp.square(x) if what == "squares" else jnp.abs(x), tuple(range(x.ndim - own))),)
 
-        def note(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
-            y, inputs = call(*args, **kwargs), inputs_of(context)
-            if inputs is not None:
-                x = (y if what == "outputs" else args[0]).astype(jnp.float32)
-                x = jnp.square(x) if what == "squares" else jnp.abs(x)
-                own = 0 if what == "outputs" else 1 if isinstance(context.module, nn.Conv) else inputs
-                found[(*context.module.path, KERNEL)] = jnp.mean(x, tuple(range(x.ndim - own)))
-            return y
-
-        with nn.intercept_methods(note):
-            model.task.loss(variables, batch, jax.random.key(0))
-        return found
-
-    each = [jax.device_get(measured(model.variables, batch)) for batch in batches]
-    means: dict[str, Any] = unflatten_dict({path: np.mean([found[path] for found in each], 0) for path in each[0]})
+    each: dict[Path, list[Any]] = {}
+    method = functools.partial(model.task.loss, key=jax.random.key(0))
+    observe(method, model.variables, batches, mean, lambda path, x: each.setdefault(path, []).append(np.asarray(x)))
+    means: dict[str, Any] = unflatten_dict({path: np.mean(found, 0) for path, found in each.items()})
     return means
 
 

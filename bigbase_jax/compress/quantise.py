@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import math
 import sys
+import zlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -22,11 +23,13 @@ from rich.table import Table
 
 from bigbase_jax.build import parse_arg, suggest, target
 from bigbase_jax.compress.compressed import Batches, Compressed
+from bigbase_jax.compress.measured import observe
 from bigbase_jax.core import Batch, UserError, Variables, add
 from bigbase_jax.inference.predictor import Predictor
 from bigbase_jax.models.transformer import unstack_blocks
 from bigbase_jax.pretrained.start import chain
 from bigbase_jax.runtime.log import say
+from bigbase_jax.wrappers.layers import each, path_of
 from bigbase_jax.wrappers.quantised import (
     SCHEMES,
     Quantised,
@@ -34,10 +37,8 @@ from bigbase_jax.wrappers.quantised import (
     cast,
     dequantised,
     layer_name,
-    mark,
     nearest,
     qwix,
-    visiting,
 )
 from bigbase_jax.wrappers.wrapper import Path
 
@@ -92,9 +93,9 @@ def quantise(predictor: Predictor, found: Compressed, text: str, batches: Batche
     layers = [path for path, N in chosen.items() if N]
     seen: _Seen | None = None
     if layers and (task.calibrated or method == "gptq"):
-        seen = _observe(found, layers, batches(), method == "gptq")
+        seen = _observe(found, batches(), method == "gptq")
     inputs = None if seen is None or not task.calibrated else _ranges(seen, layers, task.scheme.inputs)
-    solve = functools.partial(_solved, seen, layers) if seen is not None and method == "gptq" else None
+    solve = functools.partial(_solved, seen) if seen is not None and method == "gptq" else None
     variables = task.store(found.variables, chosen, inputs, solve)
     before, after = (sum(x.nbytes for x in jax.tree.leaves(tree)) for tree in (found.variables, variables))
     say(f"quantise: {len(layers)} layers and {len(chosen) - len(layers)} tables; {before:,} bytes are {after:,}")
@@ -102,7 +103,7 @@ def quantise(predictor: Predictor, found: Compressed, text: str, batches: Batche
         "quantize": text,
         "layers": len(layers),
         "tables": len(chosen) - len(layers),
-        "calibrated_on": 0 if seen is None else seen.examples,
+        "calibrated_on": 0 if seen is None else _count(batches()),
         "bytes_before": before,
         "bytes_after": after,
     }
@@ -128,13 +129,14 @@ def sensitivity(predictor: Predictor, found: Compressed, text: str, batches: Bat
     task = Quantised(inner, stored=True, **given)
     chosen = task.chosen(variables, _one(predictor))
     layers = [path for path, N in chosen.items() if N]
-    seen = _observe(found, layers, batches())
+    seen = _observe(found, batches())
     ranges = _ranges(seen, layers, task.scheme.inputs) if task.calibrated and layers else {}
     factors = np.array([ranges.get(path, 1.0) for path in layers], np.float32)
-    type_ = task.scheme.inputs
+    number, type_ = {path: i for i, path in enumerate(layers)}, task.scheme.inputs
 
-    def visit(on: Any, index: int, layer: Any, call: Callable[..., Any], x: Any, *args: Any, **kwargs: Any) -> Any:
-        if type_ is not None:
+    def visit(on: Any, layer: Any, call: Callable[..., Any], x: Any, *args: Any, **kwargs: Any) -> Any:
+        index = number.get(path_of(layer))
+        if type_ is not None and index is not None:
             small = qwix().dequantize(by_rows(layer, x, type_)) if task.dynamic else cast(x / factors[index], type_)
             small = small if task.dynamic else small.astype(jnp.float32) * factors[index]
             x = jnp.where(on[index], small.astype(x.dtype), x)
@@ -142,7 +144,7 @@ def sensitivity(predictor: Predictor, found: Compressed, text: str, batches: Bat
 
     @jax.jit
     def sums(variables: Variables, on: Any, batch: Batch) -> Any:
-        with nn.intercept_methods(visiting(functools.partial(visit, on))):
+        with nn.intercept_methods(each(functools.partial(visit, on))):
             return inner.evaluate(variables, batch)[1]
 
     def measured(paths: Sequence[Path]) -> dict[str, float]:
@@ -150,7 +152,7 @@ def sensitivity(predictor: Predictor, found: Compressed, text: str, batches: Bat
         for path in paths:
             small = task.rounded(path, params[path], chosen[path])
             params[path] = dequantised(small.qvalue, small.scale).astype(params[path].dtype)
-        changed = mark({**variables, "params": unflatten_dict(params)}, layers)
+        changed = {**variables, "params": unflatten_dict(params)}
         on = np.array([path in paths for path in layers], bool)
         parts = [jax.device_get(sums(changed, on, dict(batch))) for batch in batches()]
         return {name: float(np.mean(x.mean())) for name, x in functools.reduce(add, parts).items()}
@@ -164,14 +166,14 @@ def sensitivity(predictor: Predictor, found: Compressed, text: str, batches: Bat
         name = layer_name(paths[0]) if len(paths) == 1 else "all"
         rows.append({"layer": name, "bytes": int(saved), "change": after[first] - before[first], **after})
     rows, whole = sorted(rows[:-1], key=lambda row: -row["change"]), rows[-1]
-    table = Table(title=f"{text}: what quantising one layer alone changes, on {seen.examples} training examples")
+    table = Table(title=f"{text}: what quantising one layer alone changes, on {_count(batches())} training examples")
     for name in ("layer", "bytes saved", f"change of {first}", *before):
         table.add_column(name, justify="left" if name == "layer" else "right")
     for row in ({"layer": "none", "bytes": 0, "change": 0.0, **before}, *rows, whole):
         means = (f"{row[name]:.5g}" for name in before)
         table.add_row(row["layer"], f"{row['bytes']:,}", f"{row['change']:+.2g}", *means)
     Console(file=sys.stdout, width=None if sys.stdout.isatty() else 120).print(table)
-    return {"quantize": text, "examples": seen.examples, "before": before, "all": whole, "layers": rows}
+    return {"quantize": text, "examples": _count(batches()), "before": before, "all": whole, "layers": rows}
 
 
 # ------------------------------------------------------------------------------------------------------------ the model
@@ -202,24 +204,27 @@ def _one(predictor: Predictor) -> dict[str, jax.ShapeDtypeStruct]:
 # ---------------------------------------------------------------------------------------------------------- calibration
 
 
-@dataclasses.dataclass
+def _count(batches: Sequence[Batch]) -> int:
+    return sum(int(np.sum(batch["mask"])) for batch in batches)
+
+
 class _Seen:
-    """What layers have read, by their number: the largest number, a sample, and the sum over rows of x x^T."""
+    """What layers have read: the largest number, a sample, and where asked for the sum over rows of x x^T."""
 
-    most: dict[int, float] = dataclasses.field(default_factory=dict)
-    samples: dict[int, list[np.ndarray]] = dataclasses.field(default_factory=dict)
-    hessians: dict[int, np.ndarray] = dataclasses.field(default_factory=dict)
-    examples: int = 0
+    def __init__(self) -> None:
+        self.most: dict[Path, float] = {}
+        self.samples: dict[Path, list[np.ndarray]] = {}
+        self.hessians: dict[Path, np.ndarray] = {}
 
-    def add(self, index: int, most: Any, sample: Any, hessian_MM: Any = None) -> None:
-        self.most[index] = max(self.most.get(index, 0.0), float(most))
-        self.samples.setdefault(index, []).append(np.array(sample))
+    def keep(self, path: Path, most: Any, sample: Any, hessian_MM: Any = None) -> None:
+        self.most[path] = max(self.most.get(path, 0.0), float(most))
+        self.samples.setdefault(path, []).append(np.array(sample))
         if hessian_MM is not None:
-            self.hessians[index] = self.hessians.get(index, 0.0) + np.asarray(hessian_MM, np.float64)
+            self.hessians[path] = self.hessians.get(path, 0.0) + np.asarray(hessian_MM, np.float64)
 
 
-def _observe(found: Compressed, layers: Sequence[Path], batches: Sequence[Batch], hessians: bool = False) -> _Seen:
-    """What these layers of a task read as it predicts.
+def _observe(found: Compressed, batches: Sequence[Batch], hessians: bool = False) -> _Seen:
+    """What the layers of a task read as it predicts.
 
     Raises:
       UserError: there are no batches.
@@ -229,40 +234,31 @@ def _observe(found: Compressed, layers: Sequence[Path], batches: Sequence[Batch]
             "calibration needs training examples, and there are none; put the run's data back, give --calibrate=256, or"
             " take --quantize=int8_weights, or int8,dynamic, which need none."
         )
-    seen = _Seen()
 
-    def visit(index: int, layer: Any, call: Callable[..., Any], x: Any, *args: Any, **kwargs: Any) -> Any:
+    def what(layer: Any, x: Any, _: Any) -> tuple[Any, ...]:
         flat = x.astype(jnp.float32).reshape(-1)
-        some = np.random.default_rng(index).permutation(flat.size)[:_SAMPLE]
-        found = [jnp.max(jnp.abs(flat)), flat[some]]
-        if hessians and not isinstance(layer, nn.Conv):
-            axes = getattr(layer, "axis", -1)
-            axes = (axes,) if isinstance(axes, int) else axes
-            moved = jnp.moveaxis(x.astype(jnp.float32), axes, range(-len(axes), 0))
-            x_RM = moved.reshape(-1, math.prod(moved.shape[x.ndim - len(axes) :]))
-            found.append(x_RM.T @ x_RM)
-        jax.debug.callback(functools.partial(seen.add, index), *found)
-        return call(x, *args, **kwargs)
+        some = np.random.default_rng(zlib.crc32(repr(layer.path).encode())).permutation(flat.size)[:_SAMPLE]
+        most_sample = jnp.max(jnp.abs(flat)), flat[some]
+        if not hessians or isinstance(layer, nn.Conv):
+            return most_sample
+        axes = getattr(layer, "axis", -1)
+        axes = (axes,) if isinstance(axes, int) else axes
+        moved = jnp.moveaxis(x.astype(jnp.float32), axes, range(-len(axes), 0))
+        x_RM = moved.reshape(-1, math.prod(moved.shape[x.ndim - len(axes) :]))
+        return *most_sample, x_RM.T @ x_RM
 
-    @jax.jit
-    def predict(variables: Variables, inputs: Batch) -> Any:
-        with nn.intercept_methods(visiting(visit)):
-            return found.task.predict(variables, inputs)
-
-    given = mark(found.variables, layers)
-    for batch in batches:
-        predict(given, {name: batch[name] for name in found.task.inputs})
-        jax.effects_barrier()
-        seen.examples += int(np.sum(batch["mask"]))
+    seen, names = _Seen(), found.task.inputs
+    inputs = [{name: batch[name] for name in names} for batch in batches]
+    observe(found.task.predict, found.variables, inputs, what, seen.keep)
     return seen
 
 
 def _ranges(seen: _Seen, layers: Sequence[Path], type_: Any) -> dict[Path, float]:
     """The scale of each layer's inputs with which the sample loses least, in the mean square."""
     found = {}
-    for index, path in enumerate(layers):
-        most = seen.most[index] or 1.0
-        sample = np.concatenate([*seen.samples[index], [most]]).astype(np.float32)
+    for path in layers:
+        most = seen.most[path] or 1.0
+        sample = np.concatenate([*seen.samples[path], [most]]).astype(np.float32)
         scales = most * _CLIPS / float(jnp.finfo(type_).max if jnp.issubdtype(type_, jnp.inexact) else 127)
         errors = [
             float(np.mean((np.asarray(cast(sample / scale, type_), np.float32) * scale - sample) ** 2))
@@ -272,8 +268,8 @@ def _ranges(seen: _Seen, layers: Sequence[Path], type_: Any) -> dict[Path, float
     return found
 
 
-def _solved(seen: _Seen, layers: Sequence[Path], path: Path, x_MN: jax.Array, type_: Any, group: int) -> Any:
-    hessian_MM = seen.hessians.get(layers.index(path))
+def _solved(seen: _Seen, path: Path, x_MN: jax.Array, type_: Any, group: int) -> Any:
+    hessian_MM = seen.hessians.get(path)
     if hessian_MM is None:
         return nearest(path, x_MN, type_, group)
     return gptq(x_MN, jnp.asarray(hessian_MM, jnp.float32), type_, group)

@@ -26,12 +26,11 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from bigbase_jax.core import Batch, Loss, UserError, Variables
 from bigbase_jax.models.dropout import dropout
 from bigbase_jax.parallel import FROZEN
+from bigbase_jax.wrappers.layers import KERNEL, KINDS, STACKED, beside, each, kernel_axes
 from bigbase_jax.wrappers.wrapper import Path, Wrapper, check_regex, some_paths
 
-A, B, KEY, KERNEL = "lora_a", "lora_b", "lora_key", "kernel"
-STACKED = "~lora"
-"""Sorts after every name that Linen gives: the first leaves of a stack stay those that its module expects."""
-_LAYERS = (nn.Dense, nn.DenseGeneral, nn.Conv, nn.ConvTranspose, nn.Einsum)
+A, B, KEY = "lora_a", "lora_b", "lora_key"
+_LAYERS = (*KINDS, nn.ConvTranspose, nn.Einsum)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,7 +90,7 @@ class LoRA(Wrapper):
           UserError: a regex matches nothing, or a layer that cannot be adapted.
         """
         layers: list[_Layer] = []
-        with nn.intercept_methods(functools.partial(_note, layers)):
+        with nn.intercept_methods(each(functools.partial(_note, layers), _LAYERS)):
             trained, frozen, rest = self._init(key, batch)
         if self.modules_to_save is not None and not trained:
             raise UserError(
@@ -164,16 +163,13 @@ class LoRA(Wrapper):
         return loss, {**state, FROZEN: variables[FROZEN]}
 
     def _run(self, method: Callable[..., Any], variables: Variables, /, *args: Any, **kwargs: Any) -> Any:
-        with nn.intercept_methods(self._beside):
+        with nn.intercept_methods(each(self._beside, _LAYERS)):
             return method(super().unwrap(variables), *args, **kwargs)
 
-    def _beside(self, call: Callable[..., Any], args: Any, kwargs: Any, context: Any) -> Any:
+    def _beside(self, layer: Any, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """A layer's output with that of its adapter, if it has one."""
-        layer = context.module
-        if not isinstance(layer, _LAYERS) or context.method_name != "__call__":
-            return call(*args, **kwargs)
-        leaves = _adapter(layer)
-        if leaves is None:
+        leaves = beside(layer, A)
+        if not leaves:
             return call(*args, **kwargs)
         if _is_summed(layer):
             own = {name: x for name, x in layer.variables["params"].items() if name not in (A, B)}
@@ -210,28 +206,13 @@ class _Layer(NamedTuple):
     lifted: bool
 
 
-def _note(layers: list[_Layer], call: Callable[..., Any], args: Any, kwargs: Any, context: Any) -> Any:
+def _note(layers: list[_Layer], layer: Any, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """Keeps what a layer's initialisation shows of it."""
-    y, layer = call(*args, **kwargs), context.module
-    if isinstance(layer, _LAYERS) and context.method_name == "__call__" and layer.has_variable("params", KERNEL):
-        shape: tuple[int, ...] = tuple(layer.get_variable("params", KERNEL).shape)
-        lead, inputs = kernel_axes(layer, len(shape), *args[1:], **kwargs)
-        scope: Any = layer.scope
-        layers.append(_Layer(tuple(layer.path), shape, lead, inputs, _is_summed(layer), bool(scope.root.path)))
+    y = call(*args, **kwargs)
+    shape: tuple[int, ...] = tuple(layer.get_variable("params", KERNEL).shape)
+    lead, inputs = kernel_axes(layer, len(shape), *args[1:], **kwargs)
+    layers.append(_Layer(tuple(layer.path), shape, lead, inputs, _is_summed(layer), bool(layer.scope.root.path)))
     return y
-
-
-def kernel_axes(layer: Any, ndim: int, einsum_str: str | None = None, **_: Any) -> tuple[int, int | None]:
-    """How many of a kernel's axes come before its inputs, and before its outputs (None: they are mixed)."""
-    if isinstance(layer, nn.Einsum):
-        left, kernel, out = re.split(",|->", (einsum_str or layer.einsum_str or "").replace(" ", ""))
-        order = "".join("o" if c not in left else "b" if c in out else "i" for c in kernel)
-        fits = re.fullmatch("(b*)(i+)o+", order)
-        return (fits.end(1), fits.end(2)) if fits else (0, None)
-    if isinstance(layer, nn.DenseGeneral):
-        lead = len(layer.batch_dims)
-        return lead, lead + (1 if isinstance(layer.axis, int) else len(layer.axis))
-    return 0, ndim - 1
 
 
 def _is_summed(layer: Any) -> bool:
@@ -241,19 +222,6 @@ def _is_summed(layer: Any) -> bool:
     if isinstance(layer, nn.DenseGeneral):
         return bool(layer.batch_dims)
     return not isinstance(layer, nn.Dense)
-
-
-def _adapter(layer: Any) -> Mapping[str, Any] | None:
-    """The adapter's leaves: in the layer's own scope, or below ``STACKED`` in that of the block it belongs to."""
-    scope = layer.scope
-    if scope.has_variable("params", A):
-        return {name: scope.get_variable("params", name) for name in (A, B, KEY) if scope.has_variable("params", name)}
-    if not scope.root.has_variable("params", STACKED):
-        return None
-    node = scope.root.get_variable("params", STACKED)
-    for part in scope.path[len(scope.root.path) :]:
-        node = node.get(part, {})
-    return node if A in node else None
 
 
 def _adapters(params: Mapping[Path, Any]) -> list[Path]:

@@ -26,16 +26,13 @@ from bigbase_jax.build import suggest
 from bigbase_jax.core import Batch, Loss, UserError, Variables
 from bigbase_jax.models.layers import platform
 from bigbase_jax.parallel import FROZEN
-from bigbase_jax.wrappers.lora import kernel_axes
+from bigbase_jax.wrappers.layers import KERNEL, STACKED, beside, each, inputs_of, layers_of, path_of
 from bigbase_jax.wrappers.wrapper import Around, Path, check_regex, some_paths
 
-KERNEL, TABLES = "kernel", ("embedding", "head")
+TABLES = ("embedding", "head")
 SCALE, INPUT = "_scale", "input_scale"
-STACKED = "~layers"
-"""Sorts after every name that Linen gives: the first leaves of a stack stay those that its module expects."""
 _MARK = "~layer"
 _GROUP = 64  # inputs that share a scale in 4 bits, where nobody says how many
-_LAYERS = (nn.Dense, nn.DenseGeneral, nn.Conv)
 
 
 class Scheme(NamedTuple):
@@ -152,9 +149,13 @@ class Quantised(Around):
         Raises:
           UserError: a regex matches nothing, or layers are stacked.
         """
-        outputs = {**reached(self.task, variables, batch), **dict.fromkeys(_tables(variables), 0)}
-        if any(_stack(path) for path in outputs):
+        kernels = _kernels(variables)
+        if any(_stack(path) for path in kernels):
             raise UserError("layers of a stack cannot be stored in few bits; set scan=False.")
+        inputs = layers_of(self.task.predict, variables, {name: batch[name] for name in self.task.inputs})
+        params = flatten_dict(variables["params"])
+        outputs = {path: math.prod(params[path].shape[inputs[path] :]) for path in kernels if path in inputs}
+        outputs |= dict.fromkeys(_tables(variables), 0)
         return {path: outputs[path] for path in self._matching(list(outputs))}
 
     def _matching(self, paths: Sequence[Path]) -> list[Path]:
@@ -258,28 +259,22 @@ class Quantised(Around):
             params = flatten_dict(variables["params"])
             for path in (path for path in tables if path[-1] != KERNEL):
                 params[path] = _through(params[path], self.rounded(path, params[path], 0))
-            marked = [path for path in tables if path[-1] == KERNEL]
-            given = mark({**variables, "params": unflatten_dict(params)}, marked)
-        with nn.intercept_methods(self._intercept):
+            kernels = [path for path in tables if path[-1] == KERNEL]
+            given = _marked({**variables, "params": unflatten_dict(params)}, kernels)
+        with nn.intercept_methods(each(self._layer)), nn.intercept_methods(_small_keys):
             return method(given, *args, **kwargs)
 
-    def _intercept(self, call: Callable[..., Any], args: Any, kwargs: Any, context: Any) -> Any:
-        layer: Any = context.module
-        if context.method_name == "_keep" and layer.has_variable("cache", f"{args[0]}{SCALE}"):
-            return _keep(call, *args, **kwargs)
-        if not isinstance(layer, _LAYERS) or context.method_name != "__call__":
-            return call(*args, **kwargs)
+    def _layer(self, layer: Any, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         if layer.has_variable("params", KERNEL + SCALE):
             return self._small(layer, *args, **kwargs)
-        if marked(layer) is None:
-            return call(*args, **kwargs)
-        return self._fake(layer, *args, **kwargs)
+        return self._fake(layer, *args, **kwargs) if beside(layer, _MARK) else call(*args, **kwargs)
 
     def _fake(self, layer: Any, x: Any, *args: Any, **kwargs: Any) -> Any:
         """The layer with what it reads rounded, and gradients that do not see it."""
         own = {name: x for name, x in layer.variables["params"].items() if name != _MARK}
-        kernel, N = own[KERNEL], outputs_of(layer, own[KERNEL])
-        own[KERNEL] = _through(kernel, self.rounded(layer.path, kernel, N)) if N else kernel
+        kernel, inputs = own[KERNEL], inputs_of(layer)
+        if inputs is not None:
+            own[KERNEL] = _through(kernel, self.rounded(path_of(layer), kernel, math.prod(kernel.shape[inputs:])))
         if self.scheme.inputs is not None:
             x = _through(x, by_rows(layer, x, self.scheme.inputs))
         return layer.clone(parent=None).apply({"params": own}, x, *args, **kwargs)
@@ -350,69 +345,12 @@ def layer_name(path: Path) -> str:
     return ".".join(path[:-1] if path[-1] == KERNEL else path)
 
 
-def reached(task: Any, variables: Variables, batch: Mapping[str, Any]) -> dict[Path, int]:
-    """The kernels that ``Task.predict`` computes with in layers known here, and the number of their outputs.
-
-    Args:
-      variables, batch: as ``Quantised.chosen``.
-    """
-    paths, found = _kernels(variables), {}
-
-    def visit(index: int, layer: Any, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        found[paths[index]] = outputs_of(layer, layer.get_variable("params", KERNEL))
-        return call(*args, **kwargs)
-
-    def like(x: Any) -> Any:
-        return jax.ShapeDtypeStruct(x.shape, x.dtype)
-
-    shapes = jax.tree.map(like, dict(variables)), {name: like(batch[name]) for name in task.inputs}
-    with nn.intercept_methods(visiting(visit)):
-        jax.eval_shape(lambda variables, inputs: task.predict(mark(variables, paths), inputs), *shapes)
-    return {path: found[path] for path in paths if found.get(path)}
-
-
-def mark(variables: Variables, paths: Sequence[Path]) -> Variables:
-    """Variables in which these kernels' layers are told their number: an array beside each, [number, 0].
-
-    A shape is known while a program is traced, inside of loops and what is computed again too, where a layer does not
-    know its path.
-    """
+def _marked(variables: Variables, paths: Sequence[Path]) -> Variables:
+    """Variables in which the layers of these kernels are told, by an empty array beside each."""
     params = flatten_dict(variables["params"])
-    for i, path in enumerate(paths):
-        lead = params[path].shape[: 1 if _stack(path) else 0]
-        params[_beside(path, _MARK)] = jnp.zeros((*lead, i, 0))
+    for path in paths:
+        params[_beside(path, _MARK)] = jnp.zeros((*params[path].shape[: 1 if _stack(path) else 0], 0))
     return {**variables, "params": unflatten_dict(params)}
-
-
-def marked(layer: Any) -> int | None:
-    """The number of a layer that ``mark`` has marked."""
-    scope = layer.scope
-    if scope.has_variable("params", _MARK):
-        return int(scope.get_variable("params", _MARK).shape[0])
-    if not scope.root.has_variable("params", STACKED):
-        return None
-    node = scope.root.get_variable("params", STACKED)
-    for part in scope.path[len(scope.root.path) :]:
-        node = node.get(part, {})
-    return int(node[_MARK].shape[0]) if _MARK in node else None
-
-
-def visiting(visit: Callable[..., Any]) -> Callable[..., Any]:
-    """For ``nn.intercept_methods``: ``visit(number, layer, call, *its arguments)`` in place of each marked layer."""
-
-    def intercept(call: Callable[..., Any], args: Any, kwargs: Any, context: Any) -> Any:
-        layer: Any = context.module
-        known = isinstance(layer, _LAYERS) and context.method_name == "__call__"
-        number = marked(layer) if known else None
-        return call(*args, **kwargs) if number is None else visit(number, layer, call, *args, **kwargs)
-
-    return intercept
-
-
-def outputs_of(layer: Any, kernel: Any) -> int:
-    """N, of a layer's kernel [*in, *out]; 0: it has other axes before these."""
-    lead, inputs = kernel_axes(layer, kernel.ndim)
-    return 0 if lead else math.prod(kernel.shape[inputs:])
 
 
 def _kernels(variables: Variables) -> list[Path]:
@@ -523,8 +461,11 @@ def _small_cache(cache: Any) -> Any:
     return found
 
 
-def _keep(call: Callable[..., Any], name: str, new_BLGK: Any, position_B: Any) -> Any:
-    """``Attention._keep`` in 8 bits, each key and value by its own largest number."""
+def _small_keys(call: Callable[..., Any], args: Any, kwargs: Any, context: Any) -> Any:
+    """``Attention._keep`` of such a cache: each key and value by its own largest number."""
+    if context.method_name != "_keep" or not context.module.has_variable("cache", args[0] + SCALE):
+        return call(*args, **kwargs)
+    name, new_BLGK, position_B = args
     small = qwix().quantize(new_BLGK.astype(jnp.float32), jnp.int8, channelwise_axes=[0, 1, 2])
     kept_BSGK, scale_BSG1 = call(name, small.qvalue, position_B), call(name + SCALE, small.scale, position_B)
     return kept_BSGK.astype(jnp.float32) * scale_BSG1
