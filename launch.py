@@ -11,6 +11,7 @@ python launch.py --mode=compare --workdir=runs/a --workdir=runs/b    or a sweep'
 python launch.py --mode=compress --workdir=runs/bert --prune=heads=0.25,mlp=0.5    a smaller run beside it
 python launch.py --mode=export --workdir=runs/catdog --to=stablehlo    or --to=safetensors, which transformers loads
 python launch.py --mode=benchmark --workdir=runs/catdog --batch=1,32    latency, rows a second, memory, size
+python launch.py --mode=serve --workdir=runs/catdog --workdir=runs/lm --port=8000    answer requests over HTTP
 python launch.py --mode=plan --config=configs/catdog.py --topology=v5e:4x4    does it fit, what does it cost
 python launch.py --mode=doctor                                    what is wrong with this machine
 
@@ -43,15 +44,11 @@ from bigbase_jax.core import UserError
 from bigbase_jax.runtime import distributed
 
 ON_A_RUN = ("eval", "predict", "embed", "generate", "report", "compress", "export", "benchmark")
-MODES = ("train", *ON_A_RUN, "compare", "plan", "doctor")
+ON_SEVERAL = ("compare", "serve")
+MODES = ("train", *ON_A_RUN, *ON_SEVERAL, "plan", "doctor")
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The recipe: configs/NAME.py[:argument,...].")
 _MODE = flags.DEFINE_string("mode", "train", f"What to do: {', '.join(MODES)}.")
 _WORKDIR = flags.DEFINE_multi_string("workdir", None, "The run folder; default: runs/ and the recipe's name.")
-_STEP = flags.DEFINE_integer(
-    "step", None, "eval, predict, embed, generate, export, benchmark: which; default: the best one."
-)
-_SPLIT = flags.DEFINE_string("split", None, "eval, compare: the split; default: test, or else val.")
-_INPUT = flags.DEFINE_string("input", None, "predict, embed: files or tables, a path or pattern; generate: prompts.")
 _COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, where a cluster does not say it.")
 _PROCESSES = flags.DEFINE_integer("num_processes", None, "How many processes run this command; 1 is this one alone.")
 _PROCESS = flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.")
@@ -64,7 +61,7 @@ def main(_: list[str]) -> int:
     mode = _MODE.value
     if mode not in MODES:
         raise UserError(f"there is no --mode={mode}.{suggest(mode, MODES, 'mode')}")
-    workdir = cli.only("workdir", _WORKDIR.value, mode) if mode != "compare" else ""
+    workdir = cli.only("workdir", _WORKDIR.value, mode) if mode not in ON_SEVERAL else ""
     if mode in ("train", "plan") and _CONFIG.value is None:
         raise UserError("--config is missing; try --config=configs/catdog.py.")
     if mode in ON_A_RUN and not workdir:
@@ -90,24 +87,14 @@ def _verb(mode: str, workdir: str) -> int:
     if mode == "train":
         name = cli.recipe_name(config_flags.get_config_filename(flags.FLAGS["config"]))
         result = verbs.train(_CONFIG.value, workdir or os.path.join("runs", name), name)
-    elif mode == "eval":
-        result = verbs.evaluate(workdir, _STEP.value, _SPLIT.value, **words)
-    elif mode in ("predict", "embed"):
-        if _INPUT.value is None:
-            raise UserError(f"--mode={mode} needs --input: a file, a folder or a quoted pattern.")
-        return getattr(verbs, mode)(workdir, _INPUT.value, _STEP.value, **words)
-    elif mode == "generate":
-        return verbs.generate(workdir, pattern=_INPUT.value, step=_STEP.value, **words)
-    elif mode == "compare":
-        result = verbs.compare(_WORKDIR.value or (), split=_SPLIT.value, **words)
     elif mode == "plan":
         from bigbase_jax.plan import plan
 
         result = plan.run(_CONFIG.value, **words)
-    elif mode in ("compress", "export", "benchmark"):
-        result = getattr(verbs, mode)(workdir, step=_STEP.value, **words)
     else:
-        result = verbs.report(workdir)
+        result = getattr(verbs, mode)(_WORKDIR.value or () if mode in ON_SEVERAL else workdir, **words)
+    if isinstance(result, int):
+        return result
     print(json.dumps(result, ensure_ascii=False), flush=True)
     return 128 + result["signal"] if "signal" in result else 0
 

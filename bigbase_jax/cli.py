@@ -21,6 +21,11 @@ from bigbase_jax.build import suggest, trust, trust_config
 from bigbase_jax.core import UserError
 from bigbase_jax.runtime import redact, signals
 
+_STEP = flags.DEFINE_integer(
+    "step", None, "eval, predict, embed, generate, export, benchmark, serve: which; default: the best one."
+)
+_SPLIT = flags.DEFINE_string("split", None, "eval, compare: the split; default: test, or else val.")
+_INPUT = flags.DEFINE_string("input", None, "predict, embed: files or tables, a path or pattern; generate: prompts.")
 _PROMPT = flags.DEFINE_multi_string("prompt", None, "generate: what to go on with; may be given several times.")
 _SAMPLE = flags.DEFINE_string(
     "sample", None, "generate: the words of generation.Sampling, as temperature=0.8,top_p=0.9."
@@ -60,13 +65,19 @@ _ALLOW_DROP = flags.DEFINE_float(
     "allow_drop", 0.5, "export: how many percent of the answers may differ from the run's."
 )
 _ENGINE = flags.DEFINE_string(
-    "engine", "jax", "eval, predict, generate, benchmark: jax, or onnxruntime of what --to=onnx wrote."
+    "engine", "jax", "eval, predict, generate, benchmark, serve: jax, or onnxruntime of what --to=onnx wrote."
 )
+_HOST = flags.DEFINE_string("host", "127.0.0.1", "serve: the address to listen on; 0.0.0.0: all of this machine's.")
+_PORT = flags.DEFINE_integer("port", 8000, "serve: the port to listen on; 0: a free one.", 0, 65535)
+_MAX_BATCH = flags.DEFINE_integer("max_batch", 32, "serve: examples that are computed at once, at most.", 1)
+_MAX_WAIT = flags.DEFINE_float("max_wait_ms", 5.0, "serve: how long a request waits for others to share a batch.", 0)
 _WORDS: Mapping[str, Mapping[str, Any]] = {
-    "eval": {"engine": _ENGINE},
-    "predict": {"adapter": _ADAPTER, "output": _OUTPUT, "engine": _ENGINE},
-    "embed": {"output": _OUTPUT},
+    "eval": {"step": _STEP, "split": _SPLIT, "engine": _ENGINE},
+    "predict": {"pattern": _INPUT, "step": _STEP, "adapter": _ADAPTER, "output": _OUTPUT, "engine": _ENGINE},
+    "embed": {"pattern": _INPUT, "step": _STEP, "output": _OUTPUT},
     "generate": {
+        "pattern": _INPUT,
+        "step": _STEP,
         "prompts": _PROMPT,
         "sample": _SAMPLE,
         "stop": _STOP,
@@ -75,8 +86,9 @@ _WORDS: Mapping[str, Mapping[str, Any]] = {
         "engine": _ENGINE,
     },
     "plan": {"topology_name": _TOPOLOGY, "price": _PRICE, "search": _SEARCH},
-    "compare": {"storage": _STORAGE, "output": _OUTPUT},
+    "compare": {"split": _SPLIT, "storage": _STORAGE, "output": _OUTPUT},
     "compress": {
+        "step": _STEP,
         "output": _OUTPUT,
         "prune": _PRUNE,
         "quantize": _QUANTIZE,
@@ -84,6 +96,7 @@ _WORDS: Mapping[str, Mapping[str, Any]] = {
         "sensitivity": _SENSITIVITY,
     },
     "export": {
+        "step": _STEP,
         "output": _OUTPUT,
         "to": _TO,
         "platforms": _PLATFORMS,
@@ -91,8 +104,18 @@ _WORDS: Mapping[str, Mapping[str, Any]] = {
         "allow_drop": _ALLOW_DROP,
         "calibrate": _CALIBRATE,
     },
-    "benchmark": {"batch": _BATCH, "engine": _ENGINE},
+    "benchmark": {"step": _STEP, "batch": _BATCH, "engine": _ENGINE},
+    "serve": {
+        "step": _STEP,
+        "engine": _ENGINE,
+        "host": _HOST,
+        "port": _PORT,
+        "max_batch": _MAX_BATCH,
+        "max_wait_ms": _MAX_WAIT,
+    },
 }
+_ANYWHERE = (_STORAGE, _STEP, _SPLIT, _INPUT)
+"""What other verbs overlook."""
 
 
 def words(mode: str) -> dict[str, Any]:
@@ -103,10 +126,12 @@ def words(mode: str) -> dict[str, Any]:
     """
     for flag in {flag.name: flag for own in _WORDS.values() for flag in own.values()}.values():
         takers = [verb for verb, own in _WORDS.items() if any(flag is x for x in own.values())]
-        if flag.present and mode not in takers and flag is not _STORAGE:  # which is a sweep's as well
+        if flag.present and mode not in takers and not any(flag is x for x in _ANYWHERE):
             more = ", and --config.init_from=ADAPTER" if flag is _ADAPTER else ""
             do = f"{takers[0]} does" if len(takers) == 1 else f"{', '.join(takers[:-1])} and {takers[-1]} do"
             raise UserError(f"--mode={mode} takes no --{flag.name}; {do}{more}.")
+    if mode in ("predict", "embed") and _INPUT.value is None:
+        raise UserError(f"--mode={mode} needs --input: a file, a folder or a quoted pattern.")
     return {name: flag.value for name, flag in _WORDS.get(mode, {}).items()}
 
 

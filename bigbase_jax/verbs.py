@@ -289,6 +289,19 @@ def compare(
     return {"comparison": page, **comparing.summary(found)}
 
 
+def serve(workdirs: Sequence[str], **words: Any) -> int:
+    """Answers requests over HTTP; see ``serve.command.serve``.
+
+    Raises:
+      UserError: the extra is not installed, or a model cannot be loaded.
+    """
+    try:
+        from bigbase_jax.serve import command
+    except ModuleNotFoundError as error:
+        raise UserError(f"--mode=serve needs the extra: pip install -e '.[serve]' ({error}).") from error
+    return command.serve(workdirs, **words)
+
+
 def _report_once(workdir: str) -> None:
     if jax.process_index() == 0:
         report(workdir)

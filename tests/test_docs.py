@@ -144,7 +144,7 @@ def flags():
 
 def modes():
     return set(
-        re.findall(r'"(\w+)"', re.search(r"ON_A_RUN = .*\nMODES = .*", (ROOT / "launch.py").read_text()).group())
+        re.findall(r'"(\w+)"', re.search(r"ON_A_RUN = .*\n.*\nMODES = .*", (ROOT / "launch.py").read_text()).group())
     )
 
 

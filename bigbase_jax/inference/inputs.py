@@ -183,3 +183,26 @@ def _is_number(text: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+def entries_of(row: Any, fields: Fields | None) -> Mapping[str, Any]:
+    """What ``Codec.decode`` takes of a row that came by itself, by entries or by columns; a text alone is its only
+    entry.
+
+    Raises:
+      UserError: it lacks an entry, or the model reads no rows.
+    """
+    if fields is None:
+        raise UserError("this model reads whole files, and no rows.")
+    if isinstance(row, str) and len(fields.columns) == 1:
+        row = dict.fromkeys(fields.columns, row)
+    if not isinstance(row, Mapping):
+        raise UserError(f"an input is {type(row).__name__}, not an object by entry ({', '.join(fields.columns)}).")
+    given = dict(row) if not fields.columns else {}
+    for entry, options in fields.columns.items():
+        names = (entry,) if entry in row else next((names for names in options if set(names) <= set(row)), None)
+        if names is None:
+            raise UserError(f"a row has no {entry!r}, which this model reads.")
+        found = [row[name] for name in names]
+        given[entry] = found[0] if len(found) == 1 else "\n".join(str(value) for value in found if value is not None)
+    return given

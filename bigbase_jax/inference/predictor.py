@@ -184,7 +184,7 @@ class Predictor:
             examples = [example for found in read if isinstance(found, list) for example in found]
             if not rows:
                 rows = self.rows if len(some) == self.rows else self._rows(len(examples))
-            computed = self._computed(compiled, examples, rows)
+            computed = self.computed(examples, rows, compiled)
             for item, found in zip(some, read, strict=True):
                 if isinstance(found, UserError):
                     yield item, found
@@ -197,7 +197,7 @@ class Predictor:
             if isinstance(found, UserError):
                 yield item, {"error": str(found)}
             else:
-                for said in self._said(found):
+                for said in self.said(found):
                     yield item, said
 
     def answer(self, given: bytes | str | Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -210,10 +210,11 @@ class Predictor:
           UserError: it cannot be read.
         """
         examples = self.examples(given)
-        computed = self._computed(self.program, examples, self._rows(len(examples)))
-        return self._said(list(zip(examples, computed, strict=True)))
+        computed = self.computed(examples, self._rows(len(examples)))
+        return self.said(list(zip(examples, computed, strict=True)))
 
-    def _said(self, found: Sequence[tuple[Example, Output]]) -> list[dict[str, Any]]:
+    def said(self, found: Sequence[tuple[Example, Output]]) -> list[dict[str, Any]]:
+        """``answer`` of an input, from its examples and the outputs of each."""
         merge = getattr(self.task, "merge", None)
         if merge is not None and len(found) > 1:
             found = [(found[0][0], merge([output for _, output in found]))]
@@ -227,8 +228,13 @@ class Predictor:
         """Rows of a batch for so few examples."""
         return min(self.rows, 1 << max(count - 1, 0).bit_length())
 
-    def _computed(self, compiled: Compute, examples: Sequence[Example], rows: int) -> Iterator[Output]:
-        """The outputs of examples, in order, by batches of so many rows: one shape, and so one compiled program."""
+    def computed(self, examples: Sequence[Example], rows: int, compiled: Compute | None = None) -> Iterator[Output]:
+        """The outputs of examples, in order, by batches of so many rows: one shape, and so one compiled program.
+
+        Args:
+          compiled: what computes; None: ``program``.
+        """
+        compiled = compiled or self.program
         for start in range(0, len(examples), rows):
             some = examples[start : start + rows]
             padded = [*some, *[some[-1]] * (rows - len(some))]

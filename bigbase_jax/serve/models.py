@@ -1,0 +1,99 @@
+"""The models of a server by name, each replaced between two requests."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from bigbase_jax.build import suggest
+from bigbase_jax.runtime.log import say
+from bigbase_jax.serve.refused import Refused
+from bigbase_jax.serve.served import Served
+
+
+class Models:
+    """Name -> the version that answers now.
+
+    Args:
+      openers: what loads each model.
+    """
+
+    def __init__(self, openers: Mapping[str, Callable[[], Served]]):
+        self._openers, self._current = dict(openers), dict[str, Served]()
+        self._lock, self._closing = threading.Lock(), False
+
+    def load(self) -> None:
+        """Loads and warms up all models, in order.
+
+        Raises:
+          UserError: one cannot be loaded.
+        """
+        for name, opener in self._openers.items():
+            self.switch(name, opener())
+
+    @property
+    def names(self) -> list[str]:
+        """All models', loaded or not."""
+        return sorted({*self._openers, *self._current})
+
+    @property
+    def ready(self) -> bool:
+        """Whether all models answer."""
+        found = [self._current.get(name) for name in self.names]
+        return not self._closing and all(served is not None and served.ready for served in found)
+
+    def cards(self) -> list[dict[str, Any]]:
+        """Of the models that are loaded, by name."""
+        return [{**self._current[name].card, "ready": self._current[name].ready} for name in sorted(self._current)]
+
+    @contextlib.contextmanager
+    def use(self, name: str) -> Iterator[Served]:
+        """The current version of a model, which stays while it is used: for the whole of a request.
+
+        Raises:
+          Refused: there is none of this name (404), or it is not ready (503).
+        """
+        with self._lock:
+            served = self._current.get(name)
+            if served is None or not served.ready:
+                if name not in self.names:
+                    raise Refused(404, f"there is no model {name[:80]!r}.{suggest(name[:80], self.names, 'model')}")
+                raise Refused(503, f"the model {name!r} is being loaded; ask again.", 5)
+            used = served.used()
+            used.__enter__()
+        try:
+            yield served
+        finally:
+            used.__exit__(None, None, None)
+
+    def switch(self, name: str, new: Served) -> None:
+        """Warms up ``new``, lets it answer from the next request on, and closes what answered before, when that has
+        answered all that it had begun."""
+        new.warm()
+        new.crashed = lambda: self._reload(name, new)
+        with self._lock:
+            old, self._current[name] = self._current.get(name), new
+        new.metrics.version(name, new.version)
+        say(f"{name} {new.version} answers")
+        if old is not None:
+            threading.Thread(target=old.close, daemon=True).start()
+
+    def _reload(self, name: str, crashed: Served) -> None:
+        def load() -> None:
+            if crashed.reopen is not None:
+                self.switch(name, crashed.reopen())
+
+        say(f"{name} has crashed {crashed.crashes} times; it is loaded again")
+        threading.Thread(target=load, daemon=True).start()
+
+    def drain(self) -> None:
+        """From now on ``ready`` is false; requests are still answered."""
+        self._closing = True
+
+    def close(self, drain_s: float = 30.0) -> None:
+        """Closes all models."""
+        self.drain()
+        for served in self._current.values():
+            served.close(drain_s)

@@ -1,0 +1,17 @@
+"""A request that gets no answer, and why."""
+
+from __future__ import annotations
+
+
+class Refused(Exception):
+    """What a client is told in place of an answer.
+
+    Args:
+      status: of HTTP.
+      sentence: for the client; no path, no traceback.
+      retry_after: seconds after which it is worth asking again; None: it is not.
+    """
+
+    def __init__(self, status: int, sentence: str, retry_after: float | None = None):
+        super().__init__(sentence)
+        self.status, self.sentence, self.retry_after = status, sentence, retry_after

@@ -1,0 +1,252 @@
+"""One version of a model, loaded and ready to answer."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import functools
+import os
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import jax
+
+from bigbase_jax.core import Example, UserError
+from bigbase_jax.inference.predictor import Output, Predictor
+from bigbase_jax.serve.batcher import Batcher
+from bigbase_jax.serve.metrics import Metrics
+from bigbase_jax.serve.refused import Refused
+
+Given = bytes | Mapping[str, Any]
+"""An input of a request: a file's bytes, or a row. A text alone would be a path, and is never taken from a request."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """How models are served.
+
+    Attributes:
+      max_batch: examples that are computed at once, at most.
+      max_wait_ms: milliseconds that a request waits for others to share a batch with, at most.
+      max_queue: inputs that are read, wait or are computed at once, of a model; more are refused (429).
+      max_examples: that one input may be read as, such as the windows of a long text or the rows of a file.
+      threads: that read inputs and write answers, of a model.
+    """
+
+    max_batch: int = 32
+    max_wait_ms: float = 5.0
+    max_queue: int = 256
+    max_examples: int = 256
+    threads: int = min(os.cpu_count() or 1, 4)
+
+    def __post_init__(self) -> None:
+        for name, value in dataclasses.asdict(self).items():
+            if value < (0 if name == "max_wait_ms" else 1):
+                raise UserError(f"--{name}={value} is too small.")
+
+
+CRASHES = 3
+"""Errors of computing, one after the other, after which a model is loaded again."""
+
+
+class Served:
+    """A loaded version of a model. ``open`` makes it, ``warm`` compiles its programs, ``close`` ends it.
+
+    Attributes:
+      name: what clients call it.
+      version: of the model, as its card says.
+      predictor: the model with all that comes before and after it.
+      batcher: computes ``predict``; None: the model answers no inputs.
+      slots: continue texts (``inference.slots``); None: the model writes none.
+      card: what ``/v1/models`` says of it.
+      crashes: errors of computing since the last batch that was computed.
+      reopen: opens the same again.
+    """
+
+    def __init__(
+        self, name: str, predictor: Predictor, options: Options, version: str = "", metrics: Metrics | None = None
+    ):
+        self.name, self.predictor, self.options = name, predictor, options
+        self.version = version or str(predictor.step)
+        self.metrics = metrics or Metrics()
+        self.crashes, self.crashed = 0, lambda: None
+        self.batcher: Batcher | None = None
+        self.slots: Any = None
+        self.reopen: Callable[[], Served] | None = None
+        self._busy = self._users = 0
+        self._seconds = 0.0  # of a row, lately
+        self._idle = threading.Condition()
+        self._pool = ThreadPoolExecutor(options.threads, f"{name}-reader")
+        with contextlib.suppress(UserError):
+            predictor.reading  # noqa: B018  # a published decoder has none
+            self.batcher = Batcher(predictor, options.max_batch, options.max_wait_ms / 1000, self._seen, self._crash)
+        self.card = self._card()
+
+    @classmethod
+    def open(
+        cls,
+        name: str,
+        folder: str | os.PathLike,
+        *,
+        engine: str = "jax",
+        step: int | None = None,
+        options: Options | None = None,
+        version: str = "",
+        metrics: Metrics | None = None,
+    ) -> Served:
+        """Loads a run, or a published folder; see ``Predictor.open``.
+
+        Raises:
+          UserError: it cannot be loaded, or answers nothing.
+        """
+        again = functools.partial(
+            cls.open, name, folder, engine=engine, step=step, options=options, version=version, metrics=metrics
+        )
+        served = cls(name, Predictor.open(folder, step, engine=engine), options or Options(), version, metrics)
+        served.card["engine"], served.reopen = engine, again
+        return served
+
+    def warm(self) -> None:
+        """Compiles every program and loads what reads inputs, so that no request waits for these."""
+        if self.batcher is None:
+            return
+        self.batcher.warm()
+        fields = self.predictor.reading.codec.fields
+        with contextlib.suppress(UserError):
+            self.predictor.examples(dict.fromkeys(fields.columns, "a") if fields else b"a")
+
+    def _card(self) -> dict[str, Any]:
+        task, known = self.predictor.task, self.predictor.dataset_info
+        does = ["predict"] if self.batcher is not None else []
+        fields = self.predictor.reading.codec.fields if does else None
+        return {
+            "id": self.name,
+            "object": "model",
+            "created": int(time.time()),
+            "owned_by": "bigbase_jax",
+            "version": self.version,
+            "task": type(task).__name__,
+            "step": self.predictor.step,
+            "does": does,
+            "reads": {"files": fields is None or fields.files, "entries": sorted(fields.columns) if fields else []},
+            "parameters": sum(x.size for x in jax.tree.leaves(self.predictor.variables)),
+            **({"classes": list(known["class_names"])} if known.get("class_names") else {}),
+        }
+
+    # ------------------------------------------------------------------------------------------------------- requests
+
+    @contextlib.contextmanager
+    def used(self) -> Any:
+        """While inside, the model is not closed."""
+        with self._idle:
+            self._users += 1
+        try:
+            yield self
+        finally:
+            with self._idle:
+                self._users -= 1
+                self._idle.notify_all()
+
+    @property
+    def busy(self) -> int:
+        """Inputs that are being read, wait or are computed."""
+        return self._busy
+
+    async def predict(self, given: Given) -> list[dict[str, Any]]:
+        """The answers to one input, as ``Predictor.answer`` gives them.
+
+        Raises:
+          Refused: it cannot be read (422), too much is waiting (429), or the model answers none (404).
+        """
+        batcher, began = self.batcher, time.monotonic()
+        if batcher is None:
+            raise Refused(404, f"{self.name!r} answers no inputs; it continues texts: POST /v1/completions.")
+        with self._admitted():
+            batcher.coming += 1
+            try:
+                examples = await self._in_thread(self._read, given)
+            finally:
+                batcher.coming -= 1
+                batcher.came()
+            read = time.monotonic()
+            outputs = await batcher.compute(examples)
+            computed = time.monotonic()
+            answers = await self._in_thread(self._said, examples, outputs)
+        for stage, seconds in (("read", read - began), ("answer", time.monotonic() - computed)):
+            self.metrics.stage(self.name, stage, seconds)
+        return answers
+
+    async def outputs(self, examples: Sequence[Example]) -> list[Output]:
+        """What the model gives of examples that are as ``predictor.spec`` says.
+
+        Raises:
+          Refused: too much is waiting.
+        """
+        if self.batcher is None:
+            raise Refused(404, f"{self.name!r} answers no inputs; it continues texts: POST /v1/completions.")
+        with self._admitted():
+            return await self.batcher.compute(examples)
+
+    @contextlib.contextmanager
+    def _admitted(self) -> Any:
+        if self._busy >= self.options.max_queue:
+            wait = max(1.0, self._busy * self._seconds)
+            raise Refused(429, f"{self.name!r} has {self._busy} inputs to answer; ask again later.", wait)
+        self._busy += 1
+        try:
+            yield
+        finally:
+            self._busy -= 1
+
+    async def _in_thread(self, f: Callable[..., Any], *args: Any) -> Any:
+        return await asyncio.get_running_loop().run_in_executor(self._pool, f, *args)
+
+    def _read(self, given: Given) -> list[Example]:
+        if isinstance(given, str):
+            raise TypeError("a path from a request")
+        try:
+            examples = self.predictor.examples(given)
+        except UserError as error:
+            raise Refused(422, str(error)) from error
+        if len(examples) > self.options.max_examples:
+            most = self.options.max_examples
+            raise Refused(413, f"the input is read as {len(examples):,} examples; at most {most:,} are answered.")
+        return examples
+
+    def _said(self, examples: Sequence[Example], outputs: Sequence[Output]) -> list[dict[str, Any]]:
+        try:
+            return self.predictor.said(list(zip(examples, outputs, strict=True)))
+        except UserError as error:
+            raise Refused(422, str(error)) from error
+
+    # ------------------------------------------------------------------------------------------------------------ state
+
+    def _seen(self, rows: int, padded: int, waited: float, seconds: float) -> None:
+        self.crashes = 0
+        self._seconds += 0.1 * (seconds / rows - self._seconds)
+        self.metrics.batch(self.name, rows, waited, seconds)
+
+    def _crash(self, error: Exception) -> None:
+        self.crashes += 1
+        self.metrics.crashes.labels(self.name).inc()
+        if self.crashes == CRASHES:
+            self.crashed()
+
+    @property
+    def ready(self) -> bool:
+        """Whether it computes, as far as is known."""
+        return self.crashes < CRASHES
+
+    def close(self, drain_s: float = 30.0) -> None:
+        """Waits for the requests that use it, and ends its threads."""
+        with self._idle:
+            self._idle.wait_for(lambda: not self._users, drain_s)
+        if self.slots is not None:
+            self.slots.close(drain_s)
+        if self.batcher is not None:
+            self.batcher.close()
+        self._pool.shutdown(wait=False, cancel_futures=True)

@@ -1,0 +1,74 @@
+"""A model that is compiled in a moment, and the server of it in this process."""
+
+import contextlib
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from starlette.testclient import TestClient
+
+from bigbase_jax.core import Fields, UserError
+from bigbase_jax.inference.predictor import Predictor, Reading
+from bigbase_jax.serve.app import Settings, create
+from bigbase_jax.serve.metrics import Metrics
+from bigbase_jax.serve.models import Models
+from bigbase_jax.serve.served import Options, Served
+
+WIDTH = 4
+
+
+class Numbers:
+    """Reads rows of four numbers, and files of JSON lines with such."""
+
+    fields = Fields({"x": [("x",), ("numbers",)]})
+
+    def decode(self, given):
+        rows = [json.loads(line) for line in given.splitlines()] if isinstance(given, bytes) else [given]
+        try:
+            return [{"x": np.array(row["x"], np.float32)} for row in rows]
+        except (TypeError, ValueError) as error:
+            raise UserError("'x' holds no numbers.") from error
+
+    def fit(self, example, shapes):
+        return example
+
+
+@dataclasses.dataclass(frozen=True)
+class Linear:
+    """``y = tanh(x w)``; ``wait`` is called within computing."""
+
+    wait: object = None
+    inputs = ("x",)
+
+    def predict(self, variables, inputs):
+        if self.wait is not None:
+            jax.debug.callback(self.wait, inputs["x"], ordered=True)
+        return {"y": jnp.tanh(inputs["x"] @ variables["params"]["w"])}
+
+    def postprocess(self, output, example):
+        return {"y": output["y"].tolist(), "sum": float(output["y"].sum())}
+
+
+def predictor(seed=0, **words):
+    w = np.random.default_rng(seed).normal(size=(WIDTH, 3)).astype(np.float32)
+    spec = {"x": jax.ShapeDtypeStruct((WIDTH,), np.float32)}
+    return Predictor(Linear(**words), {"params": {"w": w}}, {}, spec, lambda: Reading(Numbers()))
+
+
+@contextlib.contextmanager
+def client(*, settings=None, options=None, load=True, **models):
+    """A client of a server of ``name=predictor``."""
+    metrics = Metrics()
+    openers = {
+        name: lambda name=name, model=model: Served(name, model, options or Options(max_batch=4), metrics=metrics)
+        for name, model in (models or {"toy": predictor()}).items()
+    }
+    served = Models(openers)
+    if load:
+        served.load()
+    with TestClient(create(served, settings or Settings(), metrics), raise_server_exceptions=False) as found:
+        found.models, found.metrics = served, metrics
+        yield found
+    served.close(5)
