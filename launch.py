@@ -92,7 +92,8 @@ def _verb(mode: str, workdir: str) -> int:
 
         result = plan.run(_CONFIG.value, **words)
     else:
-        result = getattr(verbs, mode)(_WORKDIR.value or () if mode in ON_SEVERAL else workdir, **words)
+        verb = getattr(verbs, "evaluate" if mode == "eval" else mode)
+        result = verb(_WORKDIR.value or () if mode in ON_SEVERAL else workdir, **words)
     if isinstance(result, int):
         return result
     print(json.dumps(result, ensure_ascii=False), flush=True)

@@ -30,11 +30,13 @@ NOT_RUN = {  # what a command begins with -> why it is not run here
     "pip install": "the network; .ci/run installs what CI needs",
     "python -m pytest": "runs these tests",
     "mkdocs": "needs the docs extra; .ci/run builds the pages",
+    "curl": "asks a server; tests/serve",
     "bash experiments/gpu_check/run.sh": "needs a GPU",
 }
 NOT_HERE = {  # what stands in a command of launch.py -> why it is checked and not run
     "--spawn=": "starts processes that each import everything; tests/test_distributed.py",
     "--coordinator=": "needs two hosts; tests/test_distributed.py",
+    "--mode=serve": "runs until a signal ends it; tests/serve/test_command.py",
     "--topology=v5e": "needs the TPU compiler; tests/test_plan.py",
     "data=tfds": "needs a download; tests/data",
 }
