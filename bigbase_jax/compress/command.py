@@ -82,7 +82,7 @@ def compress(
 
 def _short(about: Mapping[str, Any]) -> dict[str, Any]:
     """The part of it that the last line on stdout has."""
-    return {name: x for name, x in about.items() if not isinstance(x, dict) or len(x) < 6}
+    return {name: x for name, x in about.items() if name != "kept" and (not isinstance(x, dict) or len(x) < 6)}
 
 
 def _calibration(run: RunDir, config: Any, count: int) -> Batches:

@@ -70,6 +70,7 @@ def test_a_narrower_model_trains_on_and_keeps_its_size(run, tmp_path):
     new, tuned = tmp_path / "new", tmp_path / "tuned"
     made = launch("--mode=compress", f"--workdir={run}", "--prune=channels=0.5,score=taylor", f"--output={new}")
     assert made["parameters"] < 0.4 * made["parameters_before"]
+    assert RunDir(new).read_json("compression.json")["kept"] and "kept" not in made  # a line is read by people
     assert tuple(RunDir(new).config().task.model.stages) == (2, 4, 4, 4)
     launch(*TINY, f"--config.init_from={new}", f"--workdir={tuned}")
     config = RunDir(tuned).config()
