@@ -12,7 +12,7 @@ python launch.py --mode=compress --workdir=runs/bert --prune=heads=0.25,mlp=0.5 
 python launch.py --mode=export --workdir=runs/catdog --to=stablehlo    or --to=safetensors, which transformers loads
 python launch.py --mode=benchmark --workdir=runs/catdog --batch=1,32    latency, rows a second, memory, size
 python launch.py --mode=serve --workdir=runs/catdog --workdir=runs/lm --port=8000    answer requests over HTTP
-python launch.py --mode=plan --config=configs/catdog.py --topology=v5e:4x4    does it fit, what does it cost
+python launch.py --mode=plan --config=configs/catdog.py --topology=v5e:4x4    or --workdir: does it fit, at what cost
 python launch.py --mode=doctor                                    what is wrong with this machine
 
 Results go to stdout, its last line being one JSON object; everything else goes to stderr. A mistake in what you asked
@@ -62,7 +62,7 @@ def main(_: list[str]) -> int:
     if mode not in MODES:
         raise UserError(f"there is no --mode={mode}.{suggest(mode, MODES, 'mode')}")
     workdir = cli.only("workdir", _WORKDIR.value, mode) if mode not in ON_SEVERAL else ""
-    if mode in ("train", "plan") and _CONFIG.value is None:
+    if _CONFIG.value is None and (mode == "train" or (mode == "plan" and not workdir)):
         raise UserError("--config is missing; try --config=configs/catdog.py.")
     if mode in ON_A_RUN and not workdir:
         raise UserError(f"--mode={mode} needs --workdir: the folder of the run.")
@@ -90,7 +90,7 @@ def _verb(mode: str, workdir: str) -> int:
     elif mode == "plan":
         from bigbase_jax.plan import plan
 
-        result = plan.run(_CONFIG.value, **words)
+        result = plan.run(_CONFIG.value, workdir=workdir, **words)
     else:
         verb = getattr(verbs, "evaluate" if mode == "eval" else mode)
         result = verb(_WORKDIR.value or () if mode in ON_SEVERAL else workdir, **words)

@@ -2,6 +2,7 @@ import importlib.util
 import json
 import pathlib
 import runpy
+import shutil
 import subprocess
 import sys
 import types
@@ -163,6 +164,31 @@ def test_a_recipe_with_the_wrong_batch_is_one_sentence(small_chip):
         plan.run(recipe(), "cpu:8", price=-1.0)
 
 
+def test_a_run_is_planned_by_its_folder_alone_and_a_quantised_one_as_it_evaluates(small_chip, tmp_path, capsys):
+    run = tmp_path / "run"
+    shutil.copytree(ROOT / "tests" / "earlier" / "pictures", run, ignore=shutil.ignore_patterns("checkpoints"))
+    config = json.loads((run / "config.json").read_text())
+    config["data"]["dataset"] = {"target": "bigbase_jax.data.sources.image.folder:ImageFolder", "root": "gone"}
+    (run / "config.json").write_text(json.dumps(config))
+    trained = plan.run(None, "cpu:8", workdir=str(run))
+    assert trained["trains"] and trained["fits"] and trained["optimizer_bytes"] > 0
+    assert (trained["batch_size"], trained["steps"], trained["parameters"]) == (8, 6, 100 * 4 + 4 + 4 * 2 + 2)
+    config["task"] = {
+        "target": "bigbase_jax.wrappers.quantised:Quantised", "task": config["task"], "quantize": "int8_weights",
+        "stored": True,
+    }  # fmt: skip
+    (run / "config.json").write_text(json.dumps(config))
+    capsys.readouterr()
+    small = plan.run(None, "cpu:8", workdir=str(run))
+    assert not small["trains"] and small["optimizer_bytes"] == 0 and small["steps"] == small["hours"] == 0
+    weights = small["parameter_bytes"] + small["model_state_bytes"]
+    assert trained["served_bytes"]["int8_weights"] == weights < 0.4 * trained["parameter_bytes"]
+    assert 0 < small["flops"] < trained["flops"]
+    assert "evaluating" in capsys.readouterr().out
+    with pytest.raises(UserError, match="not a run folder"):
+        plan.run(None, "cpu:8", workdir=str(tmp_path / "nothing"))
+
+
 def test_only_one_example_is_read(small_chip, tmp_path):
     for kind in ("cat", "dog"):
         (tmp_path / kind).mkdir()
@@ -172,7 +198,7 @@ def test_only_one_example_is_read(small_chip, tmp_path):
         Image.new("RGB", (40, 40)).save(first)
         source = recipe(arg=f"tiny,data=folder,root={tmp_path}").data
         try:
-            _, dataset_info, spec, count = plan.read_example(types.SimpleNamespace(data=source))
+            dataset_info, spec, count = plan.read_example(types.SimpleNamespace(data=source))
             break
         except UserError:
             first.write_bytes(b"not a picture")  # not the split's first one

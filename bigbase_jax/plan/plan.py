@@ -38,7 +38,7 @@ from rich.table import Table
 
 from bigbase_jax import parallel, pretrained
 from bigbase_jax.build import build
-from bigbase_jax.core import PyTree, Task, UserError
+from bigbase_jax.core import PyTree, Task, TrainState, UserError
 from bigbase_jax.data.cache import as_array
 from bigbase_jax.data.pipeline import Data, apply_eval
 from bigbase_jax.optim import Optimizer
@@ -46,10 +46,12 @@ from bigbase_jax.parallel import AXES, DATA, FSDP, TENSOR, MeshShape
 from bigbase_jax.plan import topology
 from bigbase_jax.plan.hlo import Module, Work
 from bigbase_jax.plan.topology import Topology
+from bigbase_jax.runtime import restored
 from bigbase_jax.runtime.chips import GIB, Chip
 from bigbase_jax.runtime.log import duration, engineering, say
+from bigbase_jax.runtime.rundir import RunDir
 from bigbase_jax.train import TrainConfig
-from bigbase_jax.wrappers.quantised import served_bytes
+from bigbase_jax.wrappers.quantised import Quantised, served_bytes
 
 PREFETCHED = int(inspect.signature(parallel.prefetch).parameters["depth"].default)
 """Batches that ``parallel.prefetch`` keeps on the device beside the one in use."""
@@ -62,30 +64,39 @@ _MICROBATCHES = (1, 2, 4, 8)
 
 
 def run(
-    config: ConfigDict,
+    config: ConfigDict | None,
     topology_name: str | None,
     price: float | None = None,
     search: bool = False,
     level: int = 0,
+    workdir: str = "",
 ) -> dict[str, Any]:
-    """Plans a recipe, prints a table on stdout, and returns all numbers.
+    """Plans a recipe or a run, prints a table on stdout, and returns all numbers.
+
+    A run is planned by its folder alone. What has no training step, as it is stored in few bits, is planned as it
+    evaluates a batch.
 
     Args:
-      config: a recipe.
+      config: a recipe; None: that of the run.
       topology_name: such as "v5e:4x4" or "h100:8" (see ``topology.parse``).
       price: US dollars per device and hour; None: no cost.
       search: try meshes, microbatches and remat policies. A recipe that does not fit is searched for a way to make it
         fit in any case.
       level: of the TPU compiler's optimization: ``QUICK``, or 0, what training uses.
+      workdir: the folder of a run.
 
     Raises:
-      UserError: an unknown topology, a missing compiler, or a recipe that the topology's devices cannot run.
+      UserError: no run, an unknown topology, a missing compiler, or a recipe that the topology's devices cannot run.
     """
     if price is not None and price < 0:
         raise UserError(f"--price={price:g} is below 0.")
     target = topology.parse(topology_name)
     devices = topology.devices(target)
-    planner = Planner(pretrained.resolve(config, compared=False), target, devices, topology.chip(target))
+    if config is None:
+        folder = RunDir(workdir)
+        planner = Planner(folder.config(), target, devices, topology.chip(target), known_example(folder))
+    else:
+        planner = Planner(pretrained.resolve(config, compared=False), target, devices, topology.chip(target))
     chosen = planner.recipe()
     tried: list[Plan] = []
     if search:
@@ -140,16 +151,22 @@ class Planner:
       target: the topology.
       devices: its devices.
       chip: figures of one of them.
+      known: see ``known_example``; None: the data is asked.
 
     Raises:
       UserError: the recipe's data cannot be read, or the recipe does not fit itself.
     """
 
-    def __init__(self, config: ConfigDict, target: Topology, devices: Sequence[Any], chip: Chip):
+    def __init__(
+        self, config: ConfigDict, target: Topology, devices: Sequence[Any], chip: Chip, known: Known | None = None
+    ):
         self.config, self.target, self.chip = config, target, chip
         self.loop: TrainConfig = build(config.train, _path="config.train")
         self.devices = devices[: self.loop.devices] if self.loop.devices else devices
-        self.data, self.dataset_info, self.spec, self.examples = read_example(config)
+        self.data = config.data
+        self.dataset_info, self.spec, self.examples = known or read_example(config)
+        task = build(config.task, self.dataset_info, _path="config.task")
+        self.trains = not any(isinstance(part, Quantised) and part.stored for part in pretrained.chain(task))
         self._switches = list(_remat_switches(config.task, "config.task"))
 
     def recipe(self) -> Choice:
@@ -254,6 +271,15 @@ class Planner:
         eval_batch = self.data.eval_batch_size or self.data.batch_size
         parallel.check_batch(eval_batch, mesh, what="config.data.eval_batch_size")
         task: Task = build(self._with_remat(choice.remat), self.dataset_info, _path="config.task")
+        if not self.trains:
+            variables = dict(jax.eval_shape(task.init, jax.random.key(0), self.spec))
+            number: Any = jax.ShapeDtypeStruct((), np.int32)
+            shapes = TrainState(number, variables.pop("params"), variables, (), None, number)
+            state = parallel.placed(shapes, parallel.shardings(shapes, mesh, loop.sharding))
+            step = parallel.rows_step(
+                lambda state, batch: task.evaluate({"params": state.params, **state.model_state}, batch), mesh
+            )
+            return parallel.Program(state, None, step), mesh
         optimizer: Optimizer = build(config.optim, _path="config.optim")
         params = jax.eval_shape(task.init, jax.random.key(0), self.spec)["params"]
         total = self.steps()
@@ -302,7 +328,9 @@ class Planner:
         return " ".join(flags)
 
     def steps(self) -> int:
-        """Steps of the whole run."""
+        """Steps of the whole run; of what is not trained, none."""
+        if not self.trains:
+            return 0
         return self.loop.total_steps(self.examples / self.data.batch_size)
 
 
@@ -334,8 +362,22 @@ class _Tried:
         return sorted(self.plans, key=Plan.rank)
 
 
-def read_example(config: ConfigDict) -> tuple[Data, Mapping[str, Any], dict[str, jax.ShapeDtypeStruct], int]:
-    """The recipe's data, its facts, the shapes of a global batch, and how many training examples there are.
+Known = tuple[Mapping[str, Any], dict[str, jax.ShapeDtypeStruct], int]
+"""The facts of data, the shapes of a global batch, and how many training examples there are."""
+
+
+def known_example(run: RunDir) -> Known:
+    """What a run's folder says of its data.
+
+    Raises:
+      UserError: there is no run, or it does not say it.
+    """
+    counts = (run.read_json("lineage.json").get("data") or {}).get("splits") or {}
+    return restored.dataset_info(run), restored.batch_spec(run), int(counts.get("train", 0))
+
+
+def read_example(config: ConfigDict) -> Known:
+    """What a recipe's data says.
 
     Only the first training example is read, where the data can be read in pieces, and nothing is kept on disk.
     """
@@ -351,7 +393,7 @@ def read_example(config: ConfigDict) -> tuple[Data, Mapping[str, Any], dict[str,
     spec = {name: jax.ShapeDtypeStruct((rows, *x.shape), x.dtype) for name, x in example.items()}
     spec["index"] = jax.ShapeDtypeStruct((rows,), np.int32)
     spec["mask"] = jax.ShapeDtypeStruct((rows,), np.float32)
-    return data, dataset.dataset_info, spec, count
+    return dataset.dataset_info, spec, count
 
 
 def _first(data: Data, dataset: Any) -> tuple[dict[str, np.ndarray], int]:
@@ -501,6 +543,7 @@ class Plan:
             "flags": planner.flags(self.choice),
             "batch_size": planner.data.batch_size,
             "parameters": self.parameters,
+            "trains": planner.trains,
             "fits": self.fits,
             "memory_bytes": chip.memory,
             "memory_reserve_bytes": chip.reserve,
@@ -593,7 +636,8 @@ def _bytes(tree: PyTree) -> float:
 def _print(planner: Planner, plan: Plan, result: dict[str, Any], tried: Sequence[Plan]) -> None:
     console = Console(file=sys.stdout, width=None if sys.stdout.isatty() else 120, highlight=False)
     chip, target = planner.chip, planner.target
-    table = Table(title=f"{target.name}: {len(planner.devices)} devices, {plan.choice.words()}", title_justify="left")
+    title = f"{target.name}: {len(planner.devices)} devices, {plan.choice.words()}"
+    table = Table(title=title if planner.trains else f"{title}, evaluating", title_justify="left")
     table.add_column("per device")
     table.add_column("", justify="right")
     table.add_column("")
@@ -637,8 +681,11 @@ def _print(planner: Planner, plan: Plan, result: dict[str, Any], tried: Sequence
             "examples/s, all devices",
             f"{result['examples_per_second']:,.{0 if result['examples_per_second'] >= 100 else 3}f}",
         )
-        line("training", duration(3600 * result["hours"]), f"{result['steps']:,} steps, without evaluation and start")
-        if result["cost_usd"] is not None:
+        if planner.trains:
+            line(
+                "training", duration(3600 * result["hours"]), f"{result['steps']:,} steps, without evaluation and start"
+            )
+        if planner.trains and result["cost_usd"] is not None:
             price = result["price_usd_per_device_hour"]
             line("cost", f"${result['cost_usd']:,.2f}", f"{result['device_hours']:,.4g} device hours at ${price:g}")
     table.add_section()
