@@ -48,7 +48,9 @@ _INDEX = flags.DEFINE_integer("sweep_index", None, "sweep: run this trial alone,
 _PRUNE = flags.DEFINE_string(
     "prune", None, "compress: heads=0.25,mlp=0.5,layers=0.5 or channels=0.5 for less; 0.8 or 2:4 for zeros."
 )
-_CALIBRATE = flags.DEFINE_integer("calibrate", 256, "compress, export: examples of the training data to measure on.")
+_CALIBRATE = flags.DEFINE_integer(
+    "calibrate", None, "compress, export: examples of the training data to measure on; default: 256."
+)
 _OUTPUT = flags.DEFINE_string(
     "output", None, "predict: .csv, .tsv, .jsonl, .parquet; embed: .npy; compress, export, compare: a folder."
 )

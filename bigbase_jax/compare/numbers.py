@@ -77,7 +77,8 @@ def proof_rows(proof: Mapping[str, Any], known: Metrics) -> list[tuple[str, str,
         if before is not None and after is not None:
             note = str(of("metrics", name, "verdict") or "")
             rows.append((known.title(name), known.number(name, before), known.number(name, after), note))
-    sides = {"Size": (("bytes",), "B"), **{f"Latency, batch {n}": (("latency_ms", n), "ms") for n in ("1", "32")}}
+    sides = {"Size": (("bytes",), "B"), "Memory, batch 1": (("memory_bytes", "1"), "B")}
+    sides |= {f"Latency, batch {n}": (("latency_ms", n), "ms") for n in ("1", "32")}
     for title, (path, unit) in sides.items():
         before, after = (finite(of(*path, side)) for side in ("before", "after"))
         if before and after:
@@ -85,6 +86,9 @@ def proof_rows(proof: Mapping[str, Any], known: Metrics) -> list[tuple[str, str,
             rows.append((title, f"{si(before)} {unit}", f"{si(after)} {unit}", note))
     if (same := finite(of("same_answers"))) is not None:
         rows.append(("Same answers", "", percent(same), f"of {plain(of('examples'))} examples of {of('split')}"))
+    if (same := finite(of("written", "same_tokens"))) is not None:
+        note = f"of {plain(of('written', 'tokens'))} that follow {plain(of('written', 'prompts'))} beginnings"
+        rows.append(("Same tokens", "", percent(same), note))
     if (largest := finite(of("largest_difference"))) is not None:
         rows.append(("Largest difference of an output", "", f"{largest:.3g}", ""))
     return rows

@@ -19,6 +19,7 @@ from bigbase_jax.compress.compressed import Batches, Compressed, plain
 from bigbase_jax.compress.prune import prune
 from bigbase_jax.core import UserError
 from bigbase_jax.export import proof
+from bigbase_jax.export.command import CALIBRATE
 from bigbase_jax.inference.predictor import Predictor
 from bigbase_jax.runtime import compilation, whole
 from bigbase_jax.runtime.checkpoint import Checkpoints
@@ -33,7 +34,7 @@ def compress(
     workdir: str,
     output: str | None = None,
     step: int | None = None,
-    calibrate: int = 256,
+    calibrate: int | None = None,
     sensitivity: bool = False,
     **words: str | None,
 ) -> dict[str, Any]:
@@ -42,7 +43,7 @@ def compress(
     Args:
       output: the new run's folder; None: beside the run, named after what is done.
       step: of the checkpoint; None: the best.
-      calibrate: how many examples of the training split are read where something is measured on data.
+      calibrate: how many examples of the training split are read where something is measured on data; None: 256.
       sensitivity: only measure, and print, what quantising each layer would cost.
       words: ``prune``: see ``compress.prune``; ``quantize``: see ``compress.quantise``.
 
@@ -54,7 +55,7 @@ def compress(
         raise UserError("--mode=compress needs to know what to do: try --prune=heads=0.25,mlp=0.5 or --quantize=int8.")
     if sensitivity and "quantize" not in given:
         raise UserError("--sensitivity measures what quantising layers costs; give --quantize=int8 too.")
-    if calibrate < 1:
+    if calibrate is not None and calibrate < 1:
         raise UserError(f"--calibrate={calibrate} is a number of examples, such as 256.")
     compilation.setup()
     run = RunDir(workdir)
@@ -64,7 +65,8 @@ def compress(
     if folder.exists() and not (folder.is_dir() and not os.listdir(folder)):
         raise UserError(f"{folder} is there already; give --output another folder, or remove that one.")
     predictor = Predictor.open(workdir, step)
-    batches = _calibration(run, predictor.config, calibrate)
+    kept: list[Mapping[str, np.ndarray]] = []
+    batches = _calibration(run, predictor.config, kept, calibrate or CALIBRATE)
     found = plain(predictor)
     if "prune" in given:
         found = prune(found, str(given["prune"]), batch_spec(run), batches)
@@ -72,6 +74,11 @@ def compress(
         return quantise.sensitivity(predictor, found, str(given["quantize"]), batches)
     if "quantize" in given:
         found = quantise.quantise(predictor, found, str(given["quantize"]), batches)
+    if calibrate is not None and not kept:
+        raise UserError(
+            f"--calibrate={calibrate} is for what is measured on data, and this is not: leave it out, or take"
+            " --quantize=int8, method=gptq, or score=taylor, activation or wanda."
+        )
     found.config.compression.update(given)
     with whole.folder(folder) as unfinished:
         _write(unfinished, run, predictor.step, found)
@@ -85,9 +92,9 @@ def _short(about: Mapping[str, Any]) -> dict[str, Any]:
     return {name: x for name, x in about.items() if name != "kept" and (not isinstance(x, dict) or len(x) < 6)}
 
 
-def _calibration(run: RunDir, config: Any, count: int) -> Batches:
-    """Examples of the training split, spread evenly over it, through the evaluation transforms."""
-    kept: list[Mapping[str, np.ndarray]] = []
+def _calibration(run: RunDir, config: Any, kept: list[Mapping[str, np.ndarray]], count: int) -> Batches:
+    """Examples of the training split, spread evenly over it, through the evaluation transforms; they go into ``kept``
+    when they are first asked for."""
 
     def batches() -> Sequence[Mapping[str, np.ndarray]]:
         if not kept:

@@ -15,6 +15,7 @@ from bigbase_jax.core import Task, UserError, Variables
 from bigbase_jax.inference.predictor import Predictor
 from bigbase_jax.models.transformer import stack_blocks, unstack_blocks
 from bigbase_jax.pretrained.start import chain, masked, merged, model_of
+from bigbase_jax.wrappers.quantised import Quantised
 from bigbase_jax.wrappers.sparse import Sparse
 
 Batches = Callable[[], Sequence[Mapping[str, np.ndarray]]]
@@ -41,10 +42,12 @@ def plain(predictor: Predictor) -> Compressed:
     """The model of a run by itself: what wraps its task for training (adapters, masks, mixtures) is merged into it.
 
     Raises:
-      UserError: it is not of a run, or its task has no model of its own.
+      UserError: it is not of a run, is quantised already, or its task has no model of its own.
     """
-    if predictor.config is None:
+    if predictor.config is None or predictor.run is None:
         raise UserError("--mode=compress takes the folder of a run; train one from published weights with init_from.")
+    if any(isinstance(task, Quantised) and task.stored for task in chain(predictor.task)):
+        raise UserError(f"{predictor.run.path} is quantised already; compress the run that it was made of.")
     config = copy.deepcopy(predictor.config)
     config.unlock()
     while isinstance(config.task.get("task"), ConfigDict):

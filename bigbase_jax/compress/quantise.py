@@ -27,7 +27,6 @@ from bigbase_jax.compress.measured import observe
 from bigbase_jax.core import Batch, UserError, Variables, add
 from bigbase_jax.inference.predictor import Predictor
 from bigbase_jax.models.transformer import unstack_blocks
-from bigbase_jax.pretrained.start import chain
 from bigbase_jax.runtime.log import say
 from bigbase_jax.wrappers.layers import each, path_of
 from bigbase_jax.wrappers.quantised import (
@@ -82,12 +81,11 @@ def quantise(predictor: Predictor, found: Compressed, text: str, batches: Batche
         unless it is ``dynamic``, and GPTQ what each layer reads.
 
     Raises:
-      UserError: a scheme that does not fit the model, no examples where they are needed, or a model that is quantised
-        already.
+      UserError: a scheme that does not fit the model, or no examples where they are needed.
     """
     given = words(text)
     method = given.pop("method")
-    found = _unstacked(predictor, found)
+    found = _unstacked(found)
     task = Quantised(found.task, stored=True, **given)
     chosen = task.chosen(found.variables, _one(predictor))
     layers = [path for path, N in chosen.items() if N]
@@ -124,7 +122,7 @@ def sensitivity(predictor: Predictor, found: Compressed, text: str, batches: Bat
     """
     given = words(text)
     given.pop("method")
-    found = _unstacked(predictor, found)
+    found = _unstacked(found)
     inner, variables = found.task, found.variables
     task = Quantised(inner, stored=True, **given)
     chosen = task.chosen(variables, _one(predictor))
@@ -179,15 +177,8 @@ def sensitivity(predictor: Predictor, found: Compressed, text: str, batches: Bat
 # ------------------------------------------------------------------------------------------------------------ the model
 
 
-def _unstacked(predictor: Predictor, found: Compressed) -> Compressed:
-    """The model with its blocks one by one.
-
-    Raises:
-      UserError: it is quantised already.
-    """
-    if any(isinstance(task, Quantised) and task.stored for task in chain(predictor.task)):
-        where = predictor.run.path if predictor.run else "the model"
-        raise UserError(f"{where} is quantised already; quantise the run that it was made of.")
+def _unstacked(found: Compressed) -> Compressed:
+    """The model with its blocks one by one."""
     if not found.config.task.model.get("scan"):
         return found
     found.config.task.model.scan = False

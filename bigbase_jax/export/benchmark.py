@@ -91,9 +91,9 @@ def benchmark(
 
 def _written(predictor: Predictor, rows: int) -> float | None:
     """Tokens that a decoder writes in a second; None: it is none."""
-    task, model = model_of(predictor.task)
-    if not hasattr(model, "decode") or not hasattr(task, "log_probability"):
+    if not proof.writes(predictor):
         return None
+    _, model = model_of(predictor.task)
     engine = Engine(model, merged(predictor.task, predictor.variables))
     length = getattr(model, "length", None) or _PROMPT + _NEW
     prompt = np.ones(min(_PROMPT, length // 2), np.int32)

@@ -7,21 +7,33 @@ import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import jax
+import numpy as np
+
 from bigbase_jax import pretrained
 from bigbase_jax.build import suggest
-from bigbase_jax.core import UserError
+from bigbase_jax.core import UserError, flatten
 from bigbase_jax.export import manifest, onnx, proof, stablehlo
-from bigbase_jax.inference.predictor import Compute, Predictor
-from bigbase_jax.pretrained.files import is_ours, some
+from bigbase_jax.inference.predictor import Predictor
+from bigbase_jax.pretrained.files import SINGLE, is_ours, read_safetensors, some, write_safetensors
 from bigbase_jax.pretrained.start import chain
 from bigbase_jax.runtime import compilation, whole
 from bigbase_jax.runtime.log import say
 from bigbase_jax.runtime.rundir import RunDir
 from bigbase_jax.wrappers import adapter
+from bigbase_jax.wrappers.quantised import Quantised
 from bigbase_jax.wrappers.wrapper import Wrapper
 
 ALLOW_DROP = 0.5
 """Percent of the answers that may differ."""
+CALIBRATE = 256
+"""Examples that are read to quantise."""
+LAYOUT = (
+    "by path in the model: NAME is its numbers x NAME_scale, f32[groups, outputs], of inputs in a row; of a table, one"
+    " for each token; u8 holds two numbers of 4 bits, the first half of the last axis of inputs in the low ones;"
+    " input_scale is that of what the layer reads"
+)
+"""Of a quantised run's safetensors."""
 
 
 class Format(NamedTuple):
@@ -30,12 +42,12 @@ class Format(NamedTuple):
     Attributes:
       write: takes a predictor, a folder and ``words``; returns what the manifest says beside what it always says.
       words: those of ``--platforms`` and ``--quantize`` that it takes.
-      opened: gives what computes ``Task.predict`` as the folder has it, for the proof; None: there is no such thing.
+      opened: gives the predictor of what is in the folder, for the proof, where there is one.
     """
 
     write: Callable[..., Mapping[str, Any]]
     words: tuple[str, ...] = ()
-    opened: Callable[[pathlib.Path, Predictor], Compute] | None = None
+    opened: Callable[[pathlib.Path, Predictor], Predictor | None] = lambda folder, predictor: None
 
 
 def export(
@@ -46,7 +58,7 @@ def export(
     platforms: Sequence[str] | None = None,
     quantize: str | None = None,
     allow_drop: float = ALLOW_DROP,
-    calibrate: int = 256,
+    calibrate: int | None = None,
 ) -> dict[str, Any]:
     """Writes a run's model for others to use, with ``manifest.json`` and where it computes, ``proof.json``; returns the
     folder, its files and the proof in short.
@@ -59,7 +71,7 @@ def export(
       platforms: see ``stablehlo.write``.
       quantize: a scheme of the format.
       allow_drop: see ``proof.prove``.
-      calibrate: how many examples of the training data are read to quantise.
+      calibrate: how many examples of the training data are read to quantise; None: ``CALIBRATE``.
 
     Raises:
       UserError: an unknown word, a model that cannot be written so, an ``output`` that holds something else, a model
@@ -67,7 +79,9 @@ def export(
     """
     if to not in FORMATS:
         raise UserError(f"there is no --to={to}.{suggest(to, FORMATS, 'format')}")
-    given = {"platforms": platforms, "quantize": quantize, "calibrate": None if quantize is None else calibrate}
+    if calibrate is not None and quantize is None:
+        raise UserError("--calibrate is how many examples --quantize looks at; give --quantize=int8, or leave it out.")
+    given = {"platforms": platforms, "quantize": quantize, "calibrate": calibrate}
     words = {name: value for name, value in given.items() if value is not None}
     for name in words:
         if name not in FORMATS[to].words:
@@ -83,8 +97,7 @@ def export(
     with whole.folder(folder) as partial:
         about = FORMATS[to].write(predictor, partial, **words)
         manifest.write(partial, to, predictor, about)
-        if (opened := FORMATS[to].opened) is not None:
-            after = dataclasses.replace(predictor, compute=opened(partial, predictor))
+        if (after := FORMATS[to].opened(partial, predictor)) is not None:
             result["proof"] = proof.summary(proof.prove(predictor, after, partial, allow_drop))
         result["files"] = sorted(path.name for path in partial.iterdir())
     say(f"export: {result['export']}")
@@ -111,8 +124,28 @@ def _refuse_foreign(folder: pathlib.Path) -> None:
 
 def _safetensors(predictor: Predictor, folder: pathlib.Path) -> dict[str, Any]:
     assert predictor.run is not None and predictor.config is not None
+    if (small := _quantised(predictor)) is not None:
+        flat = flatten(predictor.variables)
+        shapes = {name: (x.shape, x.dtype) for name, x in flat.items()}
+        write_safetensors(folder / SINGLE, shapes, lambda name: np.asarray(flat[name]))
+        pretrained.write_tokenizer(folder, predictor.run, predictor.config)
+        return {"quantize": small.quantize, "layout": LAYOUT}
     pretrained.export(predictor.run, predictor.config, predictor.task, predictor.variables, folder)
     return {}
+
+
+def _opened_safetensors(folder: pathlib.Path, predictor: Predictor) -> Predictor | None:
+    """Of a quantised run, what the file holds."""
+    if _quantised(predictor) is None:
+        return None
+    arrays = read_safetensors(folder / SINGLE)
+    leaves = [jax.device_put(arrays[name], x.sharding) for name, x in flatten(predictor.variables).items()]
+    variables = jax.tree.unflatten(jax.tree.structure(predictor.variables), leaves)
+    return dataclasses.replace(predictor, variables=variables)
+
+
+def _quantised(predictor: Predictor) -> Quantised | None:
+    return next((task for task in chain(predictor.task) if isinstance(task, Quantised) and task.stored), None)
 
 
 def _adapter(predictor: Predictor, folder: pathlib.Path) -> dict[str, Any]:
@@ -128,11 +161,11 @@ def _adapter(predictor: Predictor, folder: pathlib.Path) -> dict[str, Any]:
 
 
 def _onnx(
-    predictor: Predictor, folder: pathlib.Path, quantize: str | None = None, calibrate: int = 256
+    predictor: Predictor, folder: pathlib.Path, quantize: str | None = None, calibrate: int | None = None
 ) -> dict[str, Any]:
     batches: list[Mapping[str, Any]] = []
     if quantize is not None and not isinstance(data := proof.data_of(predictor), str):
-        with data.eval_batches("train", limit=calibrate) as found:
+        with data.eval_batches("train", limit=calibrate or CALIBRATE) as found:
             batches = [{name: batch[name] for name in predictor.task.inputs} for batch in found]
     return onnx.write(predictor, folder, quantize, batches)
 
@@ -144,10 +177,14 @@ def _stablehlo(predictor: Predictor, folder: pathlib.Path, platforms: Sequence[s
     return about
 
 
+def _opened_stablehlo(folder: pathlib.Path, predictor: Predictor) -> Predictor:
+    return dataclasses.replace(predictor, compute=stablehlo.opened(folder))
+
+
 FORMATS: Mapping[str, Format] = {
-    "stablehlo": Format(_stablehlo, ("platforms",), lambda folder, _: stablehlo.opened(folder)),
+    "stablehlo": Format(_stablehlo, ("platforms",), _opened_stablehlo),
     "onnx": Format(_onnx, ("quantize", "calibrate"), onnx.opened),
-    "safetensors": Format(_safetensors),
+    "safetensors": Format(_safetensors, opened=_opened_safetensors),
     "adapter": Format(_adapter),
 }
 """What ``--to`` may name."""

@@ -36,7 +36,7 @@ from bigbase_jax.core import Task, UserError, Variables, flatten
 from bigbase_jax.decoding import sampling
 from bigbase_jax.inference import engines
 from bigbase_jax.inference.engines import CACHE, FILE, OUT, SOURCE, STEP
-from bigbase_jax.inference.predictor import Compute, Predictor
+from bigbase_jax.inference.predictor import Predictor
 from bigbase_jax.models.transformer import unstack_blocks
 from bigbase_jax.pretrained.start import chain, merged
 
@@ -93,13 +93,14 @@ def write(
     return {"inputs": found[FILE], "graphs": found, "opset": OPSET, "quantize": quantize}
 
 
-def opened(folder: pathlib.Path, predictor: Predictor) -> Compute:
-    """What computes ``Task.predict`` by the graphs of a folder.
+def opened(folder: pathlib.Path, predictor: Predictor) -> Predictor:
+    """The predictor whose model the graphs of a folder compute.
 
     Raises:
       UserError: they cannot be read.
     """
-    return engines.opened(folder, predictor.task, predictor.spec)[1]
+    task, compute, _ = engines.opened(folder, predictor.task, predictor.spec)
+    return dataclasses.replace(predictor, task=task, variables=engines.VARIABLES, compute=compute)
 
 
 def graphs(task: Task, variables: Variables, spec: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, Graph]:

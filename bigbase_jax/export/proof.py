@@ -28,7 +28,9 @@ from bigbase_jax.compare.runs import SPLITS
 from bigbase_jax.compare.tables import pair_row
 from bigbase_jax.core import Evaluated, UserError
 from bigbase_jax.data.pipeline import Prepared
+from bigbase_jax.decoding.sampling import SamplingParams
 from bigbase_jax.evaluate import Split, answered_step, evaluate
+from bigbase_jax.inference.generation import Engine
 from bigbase_jax.inference.predictor import ROWS, Predictor
 from bigbase_jax.pretrained.start import chain
 from bigbase_jax.runtime.log import say
@@ -39,6 +41,7 @@ BATCHES = (1, 32)
 """Rows of a batch whose latency is measured."""
 _CHOSEN = "probabilities"  # whose largest is the answer
 _RESAMPLES = 2000  # of the paired bootstrap
+_PROMPTS, _READ, _NEW = 8, 16, 32  # beginnings of examples, their tokens, and those that follow
 _TESTED = ("low", "high", "examples", "p_bootstrap", "only_baseline_right", "only_this_right", "p_mcnemar", "verdict")
 
 
@@ -79,7 +82,9 @@ def prove(
         examples = _examples(before, data, split, limit)
         found |= {"split": split, **_compared(before, after, examples)}
         found["metrics"] = _metrics(before, *(_evaluated(p, data, split) for p in (before, after)))
-    found["latency_ms"] = _latencies(before, after, examples)
+        if (generated := _written(before, after, examples)) is not None:
+            found["written"] = generated
+    found |= _costs(before, after, examples)
     if allow_drop is not None:
         _refuse(before, found, allow_drop)
     with written(folder / FILE) as file:
@@ -89,7 +94,8 @@ def prove(
 
 def summary(found: Mapping[str, Any]) -> dict[str, Any]:
     """The part of a proof that the last line on stdout has."""
-    return {name: found[name] for name in ("missing", "same_answers", "largest_difference") if name in found}
+    short = {name: found[name] for name in ("missing", "same_answers", "largest_difference") if name in found}
+    return short | ({"same_tokens": found["written"]["same_tokens"]} if "written" in found else {})
 
 
 def some_examples(predictor: Predictor, limit: int) -> dict[str, np.ndarray] | None:
@@ -225,14 +231,46 @@ def _paired(pair: Pair, a: scores.Score, b: scores.Score, number: int) -> Pair:
     return dataclasses.replace(pair, examples=number, low=low, high=high, p=p, p_holm=p, **tested)  # type: ignore[arg-type]
 
 
-def _latencies(before: Predictor, after: Predictor, examples: Mapping[str, np.ndarray]) -> dict[str, dict[str, float]]:
-    """The median time of a batch of so many rows, by turns."""
-    found = {}
+def writes(predictor: Predictor) -> bool:
+    """Whether the model continues texts."""
+    *_, task = chain(predictor.task)
+    return hasattr(vars(task).get("model"), "decode") and hasattr(task, "log_probability")
+
+
+def _written(before: Predictor, after: Predictor, examples: Mapping[str, np.ndarray]) -> dict[str, Any] | None:
+    """What share of the tokens is the same that both write greedily after the beginnings of some examples; None: they
+    continue no texts, or what was made is only asked for ``Task.predict``."""
+    if after.task is before.task or not writes(before):
+        return None
+    tokens_NL = examples[before.task.inputs[0]][:_PROMPTS]
+    prompts = list(tokens_NL[:, : max(1, min(_READ, tokens_NL.shape[1] // 2))].astype(np.int32))
+    params = SamplingParams(max_new_tokens=min(_NEW, tokens_NL.shape[1] - len(prompts[0])))
+    pairs = list(zip(*(Engine.of(p).generate(prompts, params) for p in (before, after)), strict=True))
+    same = sum(int(np.sum(a[: len(b)] == b[: len(a)])) for a, b in pairs)
+    total = sum(max(len(a), len(b)) for a, b in pairs)
+    return {"prompts": len(prompts), "tokens": total, "same_tokens": same / total if total else 1.0}
+
+
+def _costs(
+    before: Predictor, after: Predictor, examples: Mapping[str, np.ndarray]
+) -> dict[str, dict[str, dict[str, float]]]:
+    """By number of rows, the median time of a batch, by turns; and of the first, what XLA's program holds at once:
+    weights, inputs, outputs and all between."""
+    latency: dict[str, dict[str, float]] = {}
+    memory: dict[str, float] = {}
     for rows in BATCHES:
-        batch = {name: np.resize(x, (rows, *x.shape[1:])) for name, x in examples.items()}
-        seconds = timed([functools.partial(p.program, p.variables, batch) for p in (before, after)])
-        found[str(rows)] = {"before": 1e3 * float(np.median(seconds[0])), "after": 1e3 * float(np.median(seconds[1]))}
-    return found
+        batch, calls = {name: np.resize(x, (rows, *x.shape[1:])) for name, x in examples.items()}, []
+        for p, side in ((before, "before"), (after, "after")):
+            program: Any = p.program
+            if p.compute is None and rows == BATCHES[0]:
+                program = program.lower(p.variables, batch).compile()
+                stats = program.memory_analysis()
+                sizes = (stats.argument_size_in_bytes, stats.output_size_in_bytes, stats.temp_size_in_bytes)
+                memory[side] = float(sum(sizes))
+            calls.append(functools.partial(program, p.variables, batch))
+        seconds = timed(calls)
+        latency[str(rows)] = {"before": 1e3 * float(np.median(seconds[0])), "after": 1e3 * float(np.median(seconds[1]))}
+    return {"latency_ms": latency, "memory_bytes": {str(BATCHES[0]): memory}}
 
 
 def timed(calls: Sequence[Callable[[], Any]], seconds: float = 1.0, most: int = 30) -> list[list[float]]:

@@ -5,7 +5,7 @@ and a program that is traced once and lowered for several would have the CPU's c
 device can run: cuDNN's attention is no part of StableHLO that is kept compatible.
 
 The weights are an argument, by name: one file serves all platforms, can be mapped into memory, and no program holds
-constants of gigabytes. Types that safetensors files have no name for are kept as their bits.
+constants of gigabytes.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from bigbase_jax.decoding import sampling
 from bigbase_jax.export import manifest
 from bigbase_jax.inference.predictor import Compute, Predictor
 from bigbase_jax.models.transformer import unstack_blocks
-from bigbase_jax.pretrained.files import STORED, read_safetensors, write_safetensors
+from bigbase_jax.pretrained.files import read_safetensors, write_safetensors
 from bigbase_jax.runtime.untrusted import read_regular
 from bigbase_jax.wrappers.frozen import Frozen
 from bigbase_jax.wrappers.lora import LoRA
@@ -57,16 +57,13 @@ def write(predictor: Predictor, folder: pathlib.Path, platforms: Sequence[str] |
     task, variables = _plain(predictor.task, predictor.variables)
     flat = flatten(variables)
     structure = jax.tree.structure(variables)
-    shapes = {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in flat.items()}
-    kept = {name: jax.eval_shape(_bits, x) for name, x in shapes.items()}
+    kept = {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in flat.items()}
     write_safetensors(
-        folder / WEIGHTS,
-        {name: (x.shape, x.dtype) for name, x in kept.items()},
-        lambda name: np.asarray(jax.jit(_bits)(flat[name])),
+        folder / WEIGHTS, {name: (x.shape, x.dtype) for name, x in kept.items()}, lambda name: np.asarray(flat[name])
     )
 
     def unpacked(weights: Mapping[str, jax.Array]) -> Variables:
-        return jax.tree.unflatten(structure, [_from_bits(weights[name], x) for name, x in shapes.items()])
+        return jax.tree.unflatten(structure, [weights[name] for name in kept])
 
     def program(weights: Mapping[str, jax.Array], inputs: Batch) -> dict[str, jax.Array]:
         return dict(task.predict(unpacked(weights), inputs))
@@ -226,22 +223,3 @@ def _without_paths() -> Iterator[None]:
         yield
     finally:
         jax.config.update(name, before)
-
-
-# ---------------------------------------------------------------------------------------------------------------- types
-
-
-def _bits(x: jax.Array) -> jax.Array:
-    """An array as safetensors files can hold it; of a type that they do not name, u8[n] of its bits."""
-    if x.dtype in STORED:
-        return x
-    if x.dtype not in (jnp.int4, jnp.uint4):
-        return jax.lax.bitcast_convert_type(x, jnp.uint8)
-    flat = x.reshape(-1)
-    return jax.lax.bitcast_convert_type(jnp.pad(flat, (0, flat.size % 2)).reshape(-1, 2), jnp.uint8)
-
-
-def _from_bits(x: jax.Array, like: jax.ShapeDtypeStruct) -> jax.Array:
-    if x.dtype == like.dtype:
-        return x
-    return jax.lax.bitcast_convert_type(x, like.dtype).reshape(-1)[: like.size].reshape(like.shape)

@@ -17,6 +17,7 @@ import numpy as np
 
 HERE = pathlib.Path(__file__).parent
 MANIFEST: dict = {}
+SPECIAL = {"BF16": ml_dtypes.bfloat16, "F8_E4M3": ml_dtypes.float8_e4m3fn, "BOOL": "?"}
 
 
 def check():
@@ -45,7 +46,7 @@ def load_weights():
     for name, about in json.loads(data[8:start].tobytes()).items():
         if name != "__metadata__":
             kind = about["dtype"]  # such as F32
-            dtype = {"BF16": ml_dtypes.bfloat16, "BOOL": "?"}.get(kind) or f"{kind[0].lower()}{int(kind[1:]) // 8}"
+            dtype = SPECIAL.get(kind) or f"{kind[0].lower()}{int(kind[1:]) // 8}"
             first, last = (start + at for at in about["data_offsets"])
             weights[name] = jax.device_put(data[first:last].view(dtype).reshape(about["shape"]))
     return weights

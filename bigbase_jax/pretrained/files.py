@@ -56,6 +56,7 @@ DTYPES: Mapping[str, Any] = {
     "I16": np.int16,
     "I8": np.int8,
     "U8": np.uint8,
+    "F8_E4M3": ml_dtypes.float8_e4m3fn,
     "BOOL": np.bool_,
 }
 STORED = {np.dtype(dtype): name for name, dtype in DTYPES.items()}

@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 from forks import shared
 
+from bigbase_jax import verbs
 from bigbase_jax.compress import command
 from bigbase_jax.core import UserError
 from bigbase_jax.inference.predictor import Predictor
+from bigbase_jax.pretrained.files import read_safetensors
 from bigbase_jax.pretrained.start import merged
 from bigbase_jax.runtime.rundir import RunDir
 from bigbase_jax.wrappers.sparse import Sparse
@@ -105,6 +107,11 @@ def test_mistakes_are_told_before_the_model_is_read(run, tmp_path):
         command.compress(str(run))
     with pytest.raises(UserError, match="--calibrate=0 is a number of examples"):
         command.compress(str(run), prune="0.5", calibrate=0)
+    with pytest.raises(UserError, match="--calibrate=9 is for what is measured on data, and this is not"):
+        command.compress(str(run), str(tmp_path / "new"), prune="0.5", calibrate=9)
+    assert not (tmp_path / "new").exists()
+    with pytest.raises(UserError, match="--calibrate is how many examples --quantize looks at"):
+        verbs.export(str(run), "onnx", calibrate=9)
     with pytest.raises(UserError, match="not a run folder"):
         command.compress(str(tmp_path), prune="0.5")
     assert "takes no --prune; compress does" in launch("--mode=eval", f"--workdir={run}", "--prune=0.5", status=2)
@@ -130,5 +137,14 @@ def test_a_quantised_run_is_a_run(run, tmp_path):
     proof = json.loads((tmp_path / "q" / "proof.json").read_text())
     assert proof["largest_difference"] > 0
     assert evaluated["loss"] == pytest.approx(proof["metrics"]["loss"]["after"], rel=1e-6)
+    exported = verbs.export(str(tmp_path / "q"), "safetensors", str(tmp_path / "small"), allow_drop=0.0)
+    assert exported["proof"]["same_answers"] == 1 and exported["proof"]["largest_difference"] == 0
+    kept = read_safetensors(tmp_path / "small" / "model.safetensors")
+    assert {str(x.dtype) for x in kept.values()} >= {"int8", "float32"}
+    assert sum(x.nbytes for x in kept.values()) == made["bytes_after"]
+    assert json.loads((tmp_path / "small" / "manifest.json").read_text())["quantize"] == "int8"
+    for words in ({"prune": "0.5"}, {"quantize": "int4"}):
+        with pytest.raises(UserError, match="is quantised already; compress the run that it was made of"):
+            command.compress(str(tmp_path / "q"), str(tmp_path / "no"), **words)
     lines = launch("--mode=compress", f"--workdir={run}", "--quantize=int9", f"--output={tmp_path / 'no'}", status=2)
     assert "Did you mean 'int8'" in lines and not (tmp_path / "no").exists()

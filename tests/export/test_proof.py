@@ -1,5 +1,6 @@
 """What a proof says of a model that is the same, of one that is not, and of data that is gone."""
 
+import dataclasses
 import json
 import pathlib
 import shutil
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 
 from bigbase_jax import verbs
+from bigbase_jax.compare.numbers import Metrics, proof_rows
 from bigbase_jax.core import UserError
 from bigbase_jax.export import proof
 from bigbase_jax.inference.predictor import Predictor
@@ -49,6 +51,21 @@ def test_a_model_that_answers_otherwise_is_refused_or_noted(pictures, tmp_path):
 
     with pytest.raises(UserError, match="logits, probabilities .* not finite"):
         proof.prove(Predictor.open(pictures), answering(pictures, lost), tmp_path, 100.0)
+
+
+def test_what_is_written_is_part_of_it(decoder, tmp_path):
+    before, same, other = (Predictor.open(decoder) for _ in range(3))
+    examples = proof.some_examples(before, 8)
+    assert proof._written(before, dataclasses.replace(before, compute=before.program), examples) is None
+    again = proof._written(before, same, examples)
+    assert again["prompts"] == 8 and again["tokens"] > 8 and again["same_tokens"] == 1
+    other.variables = jax.tree.map(lambda x: -x, other.variables)
+    found = proof.prove(before, other, tmp_path)
+    assert proof.summary(found)["same_tokens"] < 1
+    memory = found["memory_bytes"]["1"]
+    assert memory["before"] == memory["after"] > sum(x.nbytes for x in jax.tree.leaves(before.variables))
+    rows = {row[0]: row[2:] for row in proof_rows(found, Metrics(before.task.metrics))}
+    assert rows["Same tokens"][1].endswith("that follow 8 beginnings") and "Memory, batch 1" in rows
 
 
 def test_data_that_is_gone_is_said(pictures, tmp_path, capsys):

@@ -108,7 +108,7 @@ FLOAT = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
         (header({"x": FLOAT}, b"1234"), "4 bytes are missing at its end"),
         (header({"x": {**FLOAT, "shape": [3]}}, b"12345678"), "contradicts itself"),
         (header({"x": {**FLOAT, "data_offsets": [-8, 0]}}, b"12345678"), "contradicts itself"),
-        (header({"x": {**FLOAT, "dtype": "F8_E4M3"}}, b"12345678"), "its dtype F8_E4M3 is none of F64"),
+        (header({"x": {**FLOAT, "dtype": "F8_E5M2"}}, b"12345678"), "its dtype F8_E5M2 is none of F64"),
         (header({"x": {"shape": [2]}}, b"12345678"), "damaged"),
     ],
 )
