@@ -73,6 +73,15 @@ _HOST = flags.DEFINE_string("host", "127.0.0.1", "serve: the address to listen o
 _PORT = flags.DEFINE_integer("port", 8000, "serve: the port to listen on; 0: a free one.", 0, 65535)
 _MAX_BATCH = flags.DEFINE_integer("max_batch", 32, "serve: examples that are computed at once, at most.", 1)
 _MAX_WAIT = flags.DEFINE_float("max_wait_ms", 5.0, "serve: how long a request waits for others to share a batch.", 0)
+_MAX_QUEUE = flags.DEFINE_integer("max_queue", 256, "serve: inputs of a model in progress; more are refused (429).", 1)
+_MAX_BODY = flags.DEFINE_float("max_body_mb", 32.0, "serve: megabytes of a request, at most.", 0.001)
+_TIMEOUT = flags.DEFINE_float("timeout_s", 60.0, "serve: seconds for a request, at most.", 0.001)
+_DRAIN = flags.DEFINE_float("drain_s", 30.0, "serve: seconds that requests in progress get when the server ends.", 0)
+_API_KEYS = flags.DEFINE_string("api_keys", None, "serve: a file of keys' hashes, without one of which nobody may ask.")
+_ADD_KEY = flags.DEFINE_string("add_key", None, "serve: make a key of this name, add it to --api_keys, print it, end.")
+_RATE = flags.DEFINE_float("rate", 0.0, "serve: requests per second of each key; 0: any number.", 0)
+_CORS = flags.DEFINE_list("cors", [], "serve: origins whose pages may ask from a browser, as https://example.org.")
+_LOG_CONTENTS = flags.DEFINE_bool("log_contents", False, "serve: log the first 4 KB of each request too.")
 _WORDS: Mapping[str, Mapping[str, Any]] = {
     "eval": {"step": _STEP, "split": _SPLIT, "engine": _ENGINE},
     "predict": {"pattern": _INPUT, "step": _STEP, "adapter": _ADAPTER, "output": _OUTPUT, "engine": _ENGINE},
@@ -114,6 +123,15 @@ _WORDS: Mapping[str, Mapping[str, Any]] = {
         "port": _PORT,
         "max_batch": _MAX_BATCH,
         "max_wait_ms": _MAX_WAIT,
+        "max_queue": _MAX_QUEUE,
+        "max_body_mb": _MAX_BODY,
+        "timeout_s": _TIMEOUT,
+        "drain_s": _DRAIN,
+        "api_keys": _API_KEYS,
+        "add_key": _ADD_KEY,
+        "rate": _RATE,
+        "cors": _CORS,
+        "log_contents": _LOG_CONTENTS,
     },
 }
 _ANYWHERE = (_STORAGE, _STEP, _SPLIT, _INPUT)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import json
 import logging
+import math
 import os
 import re
 import socket
@@ -13,17 +15,21 @@ from collections.abc import Sequence
 from typing import Any
 
 import uvicorn
+from fastapi import FastAPI
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from bigbase_jax.core import UserError
 from bigbase_jax.runtime import compilation, signals
 from bigbase_jax.runtime.log import say
+from bigbase_jax.serve import keys
 from bigbase_jax.serve.app import Settings, create
 from bigbase_jax.serve.metrics import Metrics
 from bigbase_jax.serve.models import Models
 from bigbase_jax.serve.served import Options, Served
 
-DRAIN = 30.0
-"""Seconds that requests in progress get when the server ends."""
+CONNECTIONS = 2048
+"""That are open at once; more are answered by 503."""
+HEAD_S, HEAD_BYTES = 20.0, 64 << 10
 
 
 def serve(
@@ -34,6 +40,15 @@ def serve(
     step: int | None = None,
     max_wait_ms: float = 5.0,
     max_batch: int = 32,
+    max_queue: int = 256,
+    max_body_mb: float = 32.0,
+    timeout_s: float = 60.0,
+    drain_s: float = 30.0,
+    api_keys: str | None = None,
+    add_key: str | None = None,
+    rate: float = 0.0,
+    cors: Sequence[str] = (),
+    log_contents: bool = False,
 ) -> int:
     """Serves the models of runs, or of published folders, until SIGTERM or Ctrl-C; requests in progress are answered.
 
@@ -44,7 +59,11 @@ def serve(
       host: what to listen on; other machines reach the server where it is not the loopback address.
       port: 0: a free one.
       engine, step: see ``Predictor.open``.
-      max_wait_ms, max_batch: see ``Options``.
+      max_wait_ms, max_batch, max_queue: see ``Options``.
+      max_body_mb, timeout_s, cors, log_contents: see ``Settings``.
+      drain_s: seconds that requests in progress get when the server ends.
+      api_keys, rate: see ``Keys``.
+      add_key: a name; a key is made for it and printed, and nothing is served.
 
     Returns:
       The exit status, 0.
@@ -52,19 +71,32 @@ def serve(
     Raises:
       UserError: a model cannot be loaded, or the address is taken.
     """
+    if add_key is not None:
+        if api_keys is None:
+            raise UserError("--add_key needs --api_keys: the file that is to know the key.")
+        print(json.dumps({"name": add_key, "key": keys.add(api_keys, add_key)}), flush=True)
+        return 0
     compilation.setup()
-    options, metrics = Options(max_batch=max_batch, max_wait_ms=max_wait_ms), Metrics()
+    options, metrics = Options(max_batch=max_batch, max_wait_ms=max_wait_ms, max_queue=max_queue), Metrics()
     names = _names(workdirs)
     opener = functools.partial(Served.open, engine=engine, step=step, options=options, metrics=metrics)
     models = Models({name: functools.partial(opener, name, folder) for name, folder in names.items()})
-    app = create(models, Settings(), metrics)
+    known = None if api_keys is None else keys.Keys(api_keys, rate)
+    if rate and known is None:
+        raise UserError("--rate is that of each key; give --api_keys too.")
+    body = int(max_body_mb * 1e6)
+    settings = Settings(
+        max_body=body,
+        max_held=max(16 * body, 512 << 20),
+        timeout_s=timeout_s,
+        keys=known,
+        cors=tuple(cors),
+        log_contents=log_contents,
+    )
+    app = create(models, settings, metrics)
     bound = _bind(host, port)
     url = f"http://{host if ':' not in host else f'[{host}]'}:{bound.getsockname()[1]}"
-    config = uvicorn.Config(
-        app, log_config=None, access_log=False, timeout_graceful_shutdown=int(DRAIN), server_header=False
-    )
-    logging.getLogger("uvicorn").setLevel(logging.ERROR)
-    server = _Server(config)
+    server = Server(config_of(app, drain_s))
     failed: list[BaseException] = []
 
     def load() -> None:
@@ -90,11 +122,64 @@ def serve(
     say("the last request is answered; the server ends")
     if loading.is_alive():  # in a compilation, which the interpreter cannot end
         os._exit(0)
-    models.close(DRAIN)
+    models.close(drain_s)
     return 0
 
 
-class _Server(uvicorn.Server):
+def config_of(app: FastAPI, drain_s: float) -> uvicorn.Config:
+    """How uvicorn runs the application."""
+    logging.getLogger("uvicorn").setLevel(logging.CRITICAL)  # what a client sends that is no HTTP is no news
+    return uvicorn.Config(
+        app,
+        http=Impatient,
+        ws="none",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        limit_concurrency=CONNECTIONS,
+        timeout_graceful_shutdown=math.ceil(drain_s),
+    )
+
+
+class Impatient(HttpToolsProtocol):
+    """Closes a connection on which no request has begun within ``HEAD_S`` seconds and ``HEAD_BYTES`` bytes."""
+
+    _patience: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: Any) -> None:
+        super().connection_made(transport)
+        self._expect()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self._patience is not None:
+            self._bytes += len(data)
+            if self._bytes > HEAD_BYTES:
+                self.transport.close()
+
+    def on_headers_complete(self) -> None:
+        self._arrived()
+        super().on_headers_complete()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if not self.transport.is_closing() and self._patience is None:
+            self._expect()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._arrived()
+        super().connection_lost(exc)
+
+    def _expect(self) -> None:
+        self._bytes, self._patience = 0, self.loop.call_later(HEAD_S, self.transport.close)
+
+    def _arrived(self) -> None:
+        if self._patience is not None:
+            self._patience.cancel()
+        self._patience = None
+
+
+class Server(uvicorn.Server):
     """Without handlers of signals of its own."""
 
     async def serve(self, sockets: list[socket.socket] | None = None) -> None:
@@ -119,10 +204,13 @@ def _names(workdirs: Sequence[str]) -> dict[str, str]:
 def _bind(host: str, port: int) -> socket.socket:
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        bound = socket.socket(family, socket.SOCK_STREAM)
+    except OSError as error:
+        raise UserError(f"--host={host} is no address of this machine ({error}).") from error
+    bound = socket.socket(family, socket.SOCK_STREAM)
+    try:
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         bound.bind((host, port))
-        bound.listen(2048)
-    except (OSError, OverflowError) as error:
+    except OSError as error:
+        bound.close()
         raise UserError(f"cannot listen on {host}, port {port} ({error}); choose another --port.") from error
     return bound

@@ -25,6 +25,9 @@ class Metrics:
             "bigbase_stage_seconds", "Reading, queue, computing, answer", ["model", "stage"], buckets=SECONDS, **of
         )
         self.rows = Histogram("bigbase_batch_rows", "Rows computed at once", ["model"], buckets=ROWS, **of)
+        self.queue = Gauge("bigbase_queue_rows", "Rows that wait to be computed", ["model"], **of)
+        self.busy = Gauge("bigbase_inputs_running", "Inputs that are read, wait or are computed", ["model"], **of)
+        self.ready = Gauge("bigbase_model_ready", "Whether the model answers", ["model"], **of)
         self.crashes = Counter("bigbase_crashes", "Errors of computing", ["model"], **of)
         self.versions = Gauge("bigbase_model_info", "The version that answers", ["model", "version"], **of)
         self._version: dict[str, str] = {}

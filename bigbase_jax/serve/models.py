@@ -76,6 +76,11 @@ class Models:
         with self._lock:
             old, self._current[name] = self._current.get(name), new
         new.metrics.version(name, new.version)
+        new.metrics.ready.labels(name).set_function(lambda: float(new.ready))
+        new.metrics.busy.labels(name).set_function(lambda: float(new.busy))
+        if new.batcher is not None:
+            waiting = new.batcher
+            new.metrics.queue.labels(name).set_function(lambda: float(waiting.waiting))
         say(f"{name} {new.version} answers")
         if old is not None:
             threading.Thread(target=old.close, daemon=True).start()

@@ -116,7 +116,7 @@ class Served:
             return
         self.batcher.warm()
         fields = self.predictor.reading.codec.fields
-        with contextlib.suppress(UserError):
+        with contextlib.suppress(Exception):  # what a codec says of it is of no interest
             self.predictor.examples(dict.fromkeys(fields.columns, "a") if fields else b"a")
 
     def _card(self) -> dict[str, Any]:

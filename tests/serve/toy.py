@@ -3,6 +3,9 @@
 import contextlib
 import dataclasses
 import json
+import socket
+import threading
+import time
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +14,7 @@ from starlette.testclient import TestClient
 
 from bigbase_jax.core import Fields, UserError
 from bigbase_jax.inference.predictor import Predictor, Reading
+from bigbase_jax.serve import command
 from bigbase_jax.serve.app import Settings, create
 from bigbase_jax.serve.metrics import Metrics
 from bigbase_jax.serve.models import Models
@@ -37,24 +41,46 @@ class Numbers:
 
 @dataclasses.dataclass(frozen=True)
 class Linear:
-    """``y = tanh(x w)``; ``wait`` is called within computing."""
+    """``y = tanh(x w)``."""
 
-    wait: object = None
     inputs = ("x",)
 
     def predict(self, variables, inputs):
-        if self.wait is not None:
-            jax.debug.callback(self.wait, inputs["x"], ordered=True)
         return {"y": jnp.tanh(inputs["x"] @ variables["params"]["w"])}
 
     def postprocess(self, output, example):
         return {"y": output["y"].tolist(), "sum": float(output["y"].sum())}
 
 
-def predictor(seed=0, **words):
+def predictor(seed=0, hook=None):
+    """``hook`` gets each batch before it is computed, in the thread that computes."""
     w = np.random.default_rng(seed).normal(size=(WIDTH, 3)).astype(np.float32)
     spec = {"x": jax.ShapeDtypeStruct((WIDTH,), np.float32)}
-    return Predictor(Linear(**words), {"params": {"w": w}}, {}, spec, lambda: Reading(Numbers()))
+    found = Predictor(Linear(), {"params": {"w": w}}, {}, spec, lambda: Reading(Numbers()))
+    if hook is not None:
+        compiled = jax.jit(found.task.predict)
+
+        def compute(variables, batch):
+            hook(batch["x"])
+            return compiled(variables, batch)
+
+        found.compute = compute
+    return found
+
+
+@contextlib.contextmanager
+def live(app):
+    """A server of ``app`` on a socket of this machine, as the command has it; gives its port."""
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        server = command.Server(command.config_of(app, 5))
+        thread = threading.Thread(target=server.run, args=([bound],), daemon=True)
+        thread.start()
+        while not server.started:
+            time.sleep(0.01)
+        yield bound.getsockname()[1]
+        server.should_exit = True
+        thread.join()
 
 
 @contextlib.contextmanager

@@ -1,0 +1,135 @@
+"""What routes share: the inputs of a request, and answers that end when the client leaves or its time is over."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import contextlib
+import time
+from collections.abc import Coroutine, Iterator, Sequence
+from typing import Any, TypeVar
+
+from fastapi import Request
+from starlette.datastructures import UploadFile
+from starlette.exceptions import HTTPException
+
+from bigbase_jax.core import UserError
+from bigbase_jax.inference.inputs import entries_of
+from bigbase_jax.runtime.untrusted import parse_json
+from bigbase_jax.serve.models import Models
+from bigbase_jax.serve.refused import Refused
+from bigbase_jax.serve.served import Given, Served
+
+T = TypeVar("T")
+
+
+async def all_of(served: Served, inputs: Sequence[Given]) -> list[list[dict[str, Any]]]:
+    """The answers to each input; of several errors, the first."""
+    if len(inputs) == 1:
+        return [await served.predict(inputs[0])]
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(served.predict(given)) for given in inputs]
+    except ExceptionGroup as errors:
+        raise errors.exceptions[0] from None
+    return [task.result() for task in tasks]
+
+
+async def inputs_of(request: Request, served: Served, most: int) -> list[Given]:
+    """What a request wants to be answered: JSON, a form with files, or the bytes of a file.
+
+    Raises:
+      Refused: it is none of these, has nothing in it, or more than ``most`` inputs.
+    """
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    given: list[Given]
+    if kind == "multipart/form-data":
+        given = await _of_form(request, most)
+    elif kind == "application/json" or kind.endswith("+json"):
+        found = await body_json(request)
+        rows = found["inputs"] if isinstance(found, dict) and isinstance(found.get("inputs"), list) else [found]
+        if len(rows) > most:
+            raise Refused(413, f"the request has {len(rows):,} inputs; at most {most} are answered at once.")
+        fields = served.predictor.reading.codec.fields if served.batcher is not None else None
+        try:
+            given = [_of_json(row, fields) for row in rows]
+        except UserError as error:
+            raise Refused(422, str(error)) from error
+    else:
+        given = [await request.body()]
+    if not given or given == [b""]:
+        raise Refused(422, 'the request has no input: send a file, or JSON such as {"inputs": [...]}.')
+    return given
+
+
+async def _of_form(request: Request, most: int) -> list[Given]:
+    files: list[Given] = []
+    row: dict[str, Any] = {}
+    try:
+        async with request.form(max_files=most, max_fields=most) as form:
+            for name, value in form.multi_items():
+                if isinstance(value, UploadFile):
+                    files.append(await value.read())
+                    row[name] = files[-1]
+                else:
+                    row[name] = value
+    except HTTPException as error:
+        raise Refused(400, f"the form cannot be read: {error.detail}") from error
+    return [row] if any(isinstance(value, str) for value in row.values()) else files
+
+
+def _of_json(row: Any, fields: Any) -> Given:
+    if isinstance(row, dict) and set(row) == {"base64"}:
+        try:
+            return base64.b64decode(row["base64"], validate=True)
+        except (TypeError, ValueError, binascii.Error) as error:
+            raise UserError("'base64' holds no base64.") from error
+    return entries_of(row, fields)
+
+
+async def body_json(request: Request) -> Any:
+    """The JSON of a request's body.
+
+    Raises:
+      Refused: it is none, or too much.
+    """
+    try:
+        return parse_json(await request.body(), "the body")
+    except UserError as error:
+        raise Refused(400, str(error)) from error
+
+
+@contextlib.contextmanager
+def using(models: Models, name: str, request: Request) -> Iterator[Served]:
+    """``models.use``, for the whole of a request, which the log and the metrics then know by the model's name."""
+    with models.use(name) as served:
+        request.scope["model"] = name
+        yield served
+
+
+async def within(request: Request, answer: Coroutine[Any, Any, T]) -> T:
+    """``answer``, which is cancelled when the client leaves or its time is over.
+
+    Raises:
+      Refused: one of these.
+    """
+    task = asyncio.ensure_future(answer)
+    gone = asyncio.ensure_future(_gone(request))
+    try:
+        await asyncio.wait(
+            (task, gone), timeout=request.scope["deadline"] - time.monotonic(), return_when="FIRST_COMPLETED"
+        )
+        if task.done():
+            return task.result()
+        if gone.done():
+            raise Refused(499, "the client has left.")
+        raise Refused(504, "the answer took longer than the request may.")
+    finally:
+        task.cancel()
+        gone.cancel()
+
+
+async def _gone(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
