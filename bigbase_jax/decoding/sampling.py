@@ -94,18 +94,24 @@ class SamplingArrays(NamedTuple):
     repetition_penalty_B: Array | None = None
 
     @classmethod
-    def of(cls, params: Sequence[SamplingParams], B: int) -> SamplingArrays:
-        """Those of the first sequences of B; the others are greedy."""
+    def of(cls, params: Sequence[SamplingParams], B: int, few: bool = False) -> SamplingArrays:
+        """Those of the first sequences of B; the others are greedy.
+
+        Args:
+          few: make none of the arrays, the first two or all of them: three programs serve every mixture.
+        """
         every = [*params, *[SamplingParams()] * (B - len(params))]
+        filters = ("top_k", "top_p", "min_p", "repetition_penalty")
+        whole = few and any(getattr(p, name) != getattr(SamplingParams, name) for p in every for name in filters)
 
         def column(name: str, dtype: Any) -> jax.Array | None:
             unused, values = getattr(SamplingParams, name), [getattr(p, name) for p in every]
-            return None if all(value == unused for value in values) else jnp.asarray(values, dtype)
+            return None if not whole and all(value == unused for value in values) else jnp.asarray(values, dtype)
 
         temperature_B = column("temperature", jnp.float32)
         seed_B = None if temperature_B is None else jnp.asarray(np.array([p.seed for p in every], np.uint32))
-        filters = (column(name, jnp.float32) for name in ("top_p", "min_p", "repetition_penalty"))
-        return cls(seed_B, temperature_B, column("top_k", jnp.int32), *filters)
+        top_k_B, *others_B = (column(name, jnp.float32 if i else jnp.int32) for i, name in enumerate(filters))
+        return cls(seed_B, temperature_B, top_k_B, *others_B)
 
 
 class State(NamedTuple):

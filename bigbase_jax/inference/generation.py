@@ -68,6 +68,9 @@ class Engine:
       end: the token, or tokens, that end a sequence.
       tokenizer: for text.
 
+    Attributes:
+      ends: the tokens that end a sequence.
+
     Raises:
       UserError: the model has no cache to write with.
     """
@@ -92,7 +95,7 @@ class Engine:
         if getattr(model, "dtype", None) == "bfloat16":  # what the model does with them at every use
             params = jax.jit(_halve)(params)
         self.model, self.variables, self.tokenizer = model, {**variables, "params": params}, tokenizer
-        self._ends = () if end is None else (end,) if isinstance(end, int) else tuple(end)
+        self.ends = () if end is None else (end,) if isinstance(end, int) else tuple(end)
 
     @classmethod
     def of(cls, predictor: Predictor) -> Engine:
@@ -143,8 +146,8 @@ class Engine:
           stopped: bool[B], which the caller may set in between: sequences to be continued no further.
         """
         params = _for_each(params, prompts)
-        limits = [self._room(len(prompt), p.max_new_tokens) for prompt, p in zip(prompts, params, strict=True)]
-        _refuse_unknown(prompts, self.model)
+        limits = [self.room(len(prompt), p.max_new_tokens) for prompt, p in zip(prompts, params, strict=True)]
+        refuse_unknown(prompts, self.model)
         if any(p.beams > 1 for p in params):
             yield self._beams(prompts, params, limits)
             return
@@ -156,7 +159,7 @@ class Engine:
             length_B[b] = len(prompt)
             tokens_BL[b, : len(prompt)] = prompt
         limit_B = np.array(limits + [0] * (B - n), np.int32)
-        arrays, ends_E = SamplingArrays.of(params, B), sampling.end_tokens(self._ends)
+        arrays, ends_E = SamplingArrays.of(params, B), sampling.end_tokens(self.ends)
 
         cache, logits_BV = _empty(self.model, B, S), None
         width = L if L <= _CHUNK else _CHUNK if L % _CHUNK == 0 else _CHUNK * 3 // 4
@@ -181,13 +184,13 @@ class Engine:
 
     def _new(self, tokens_T: np.ndarray, seen: int) -> np.ndarray:
         """What is new after the first ``seen`` tokens, up to the end token."""
-        ends = np.flatnonzero(np.isin(tokens_T, self._ends))
+        ends = np.flatnonzero(np.isin(tokens_T, self.ends))
         return tokens_T[seen : ends[0] if len(ends) else None]
 
     def _beams(
         self, prompts: Sequence[np.ndarray], params: list[SamplingParams], limits: list[int]
     ) -> list[np.ndarray]:
-        if len(self._ends) > 1:
+        if len(self.ends) > 1:
             raise UserError("a beam search ends with one token; this model has several that end a text.")
         found = []
         for prompt, p, limit in zip(prompts, params, limits, strict=True):
@@ -200,14 +203,18 @@ class Engine:
                 np.array([len(prompt)], np.int32),
                 max_new_tokens=limit,
                 beams=p.beams,
-                end=self._ends[0] if self._ends else None,
+                end=self.ends[0] if self.ends else None,
                 length_penalty=p.length_penalty,
             )
             found.append(self._new(np.asarray(tokens_BNT)[0, 0], 0))
         return found
 
-    def _room(self, prompt: int, wanted: int | None) -> int:
-        """How many tokens may follow a prompt of so many."""
+    def room(self, prompt: int, wanted: int | None) -> int:
+        """How many tokens may follow a prompt of so many.
+
+        Raises:
+          UserError: none, or fewer than are wanted.
+        """
         if not prompt:
             raise UserError("the prompt is empty, and this model has no token to begin a text with; give it a prompt.")
         length = getattr(self.model, "length", None) or 2**30
@@ -247,7 +254,7 @@ class Engine:
         detokenizers = [
             IncrementalDetokenizer(self.tokenizer, t.tolist(), p.stop) for t, p in zip(tokens, params, strict=True)
         ]
-        limits = [self._room(len(t), p.max_new_tokens) for t, p in zip(tokens, params, strict=True)]
+        limits = [self.room(len(t), p.max_new_tokens) for t, p in zip(tokens, params, strict=True)]
         stopped = np.zeros(len(prompts), bool)
         completions: list[Completion | None] = [None] * len(prompts)
         written: list[list[int]] = [[] for _ in prompts]
@@ -332,7 +339,7 @@ def _for_each(params: Params, prompts: Sequence[Any]) -> list[SamplingParams]:
     return every
 
 
-def _refuse_unknown(prompts: Sequence[Any], model: Any) -> None:
+def refuse_unknown(prompts: Sequence[Any], model: Any) -> None:
     """Raises UserError for a token that the model has no embedding for; it would be taken for another."""
     known = getattr(model, "vocab_size", None) or 2**31
     token = max((int(np.max(prompt)) for prompt in prompts if len(prompt)), default=0)

@@ -285,4 +285,4 @@ def test_a_token_that_the_tokenizer_does_not_have_has_no_text():
 
 def test_a_length_without_end_is_not_written():
     model = Decoder(vocab_size=5, length=(1 << 31) - 1, width=16, depth=1, heads=4, positions="rope")
-    assert generation.Engine(model, {"params": {}})._room(3, None) == 1 << 14
+    assert generation.Engine(model, {"params": {}}).room(3, None) == 1 << 14
