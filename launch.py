@@ -12,6 +12,7 @@ python launch.py --mode=compress --workdir=runs/bert --prune=heads=0.25,mlp=0.5 
 python launch.py --mode=export --workdir=runs/catdog --to=stablehlo    or --to=safetensors, which transformers loads
 python launch.py --mode=benchmark --workdir=runs/catdog --batch=1,32    latency, rows a second, memory, size
 python launch.py --mode=serve --workdir=runs/catdog --workdir=runs/lm --port=8000    answer requests over HTTP
+python launch.py --mode=registry --registry=DIR --do=push --model=catdog --workdir=runs/catdog    versions, aliases
 python launch.py --mode=plan --config=configs/catdog.py --topology=v5e:4x4    or --workdir: does it fit, at what cost
 python launch.py --mode=doctor                                    what is wrong with this machine
 
@@ -44,7 +45,7 @@ from bigbase_jax.core import UserError
 from bigbase_jax.runtime import distributed
 
 ON_A_RUN = ("eval", "predict", "embed", "generate", "report", "compress", "export", "benchmark")
-ON_SEVERAL = ("compare", "serve")
+ON_SEVERAL = ("compare", "serve", "registry")
 MODES = ("train", *ON_A_RUN, *ON_SEVERAL, "plan", "doctor")
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The recipe: configs/NAME.py[:argument,...].")
 _MODE = flags.DEFINE_string("mode", "train", f"What to do: {', '.join(MODES)}.")

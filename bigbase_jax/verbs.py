@@ -8,7 +8,7 @@ import json
 import os
 import pathlib
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TextIO
 
 import jax
@@ -295,11 +295,28 @@ def serve(workdirs: Sequence[str], **words: Any) -> int:
     Raises:
       UserError: the extra is not installed, or a model cannot be loaded.
     """
-    try:
+    with _of_extra("serve"):
         from bigbase_jax.serve import command
-    except ModuleNotFoundError as error:
-        raise UserError(f"--mode=serve needs the extra: pip install -e '.[serve]' ({error}).") from error
     return command.serve(workdirs, **words)
+
+
+def registry(workdirs: Sequence[str], **words: Any) -> dict[str, Any]:
+    """Versions of models, and what is in service; see ``ops.command.registry``.
+
+    Raises:
+      UserError: the extra is not installed, or what is asked cannot be done.
+    """
+    with _of_extra("registry"):
+        from bigbase_jax.ops import command
+    return command.registry(workdirs, **words)
+
+
+@contextlib.contextmanager
+def _of_extra(mode: str) -> Iterator[None]:
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise UserError(f"--mode={mode} needs the extra: pip install -e '.[serve]' ({error}).") from error
 
 
 def _report_once(workdir: str) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 
+from bigbase_jax.compare.runs import Run
 from bigbase_jax.core import UserError
 from bigbase_jax.inference.predictor import Predictor
 from bigbase_jax.pretrained.start import model_of
@@ -21,6 +22,7 @@ from bigbase_jax.runtime.untrusted import open_regular, read_object
 
 FILE = "manifest.json"
 FORMAT, VERSION = "bigbase_jax export", 1
+_LINEAGE = ("command", "git_commit", "git_dirty", "versions", "devices", "started", "finished")
 _PACKAGES = ("bigbase_jax", "jax", "jaxlib", "flax", "numpy", "onnx", "onnxruntime", "jax2onnx")
 
 
@@ -56,10 +58,21 @@ def write(folder: pathlib.Path, to: str, predictor: Predictor, about: Mapping[st
         ],
         "class_names": known.get("class_names"),
         "dataset_info": {k: v for k, v in known.items() if k not in ("tokenizer", "chat_template", "class_names")},
+        **({} if predictor.run is None else trained(Run.look(predictor.run.path))),
         **about,
         "files": {name: {"bytes": path.stat().st_size, "sha256": digest(path)} for name, path in files.items()},
     }
     (folder / FILE).write_text(json.dumps(found, indent=2, ensure_ascii=False, default=list) + "\n", encoding="utf-8")
+
+
+def trained(run: Run) -> dict[str, Any]:
+    """Where a model comes from, for who has only what was made of it: ``metrics`` (split -> name -> number), ``data``
+    and ``lineage``."""
+    return {
+        "metrics": {split: run.scalars(split) for split in run.evals},
+        "data": data if isinstance(data := run.lineage.get("data"), dict) else {},
+        "lineage": {name: run.lineage[name] for name in _LINEAGE if name in run.lineage},
+    }
 
 
 def described(x: Any) -> dict[str, Any]:
@@ -67,8 +80,11 @@ def described(x: Any) -> dict[str, Any]:
     return {"shape": ["batch", *(n if isinstance(n, int) else str(n) for n in x.shape[1:])], "dtype": str(x.dtype)}
 
 
-def read(folder: pathlib.Path, to: str) -> dict[str, Any]:
+def read(folder: pathlib.Path, to: str | None) -> dict[str, Any]:
     """The manifest of a folder whose files are those that it names, whole.
+
+    Args:
+      to: the format that it has to be of; None: any.
 
     Raises:
       UserError: there is none, it is of another format or of a newer version, or a file is missing or not whole.
@@ -77,9 +93,9 @@ def read(folder: pathlib.Path, to: str) -> dict[str, Any]:
         found = read_object(folder / FILE)
     except FileNotFoundError as error:
         raise UserError(
-            f"{folder} holds no exported model: it has no {FILE}; --mode=export --to={to} makes it."
+            f"{folder} holds no exported model: it has no {FILE}; --mode=export{f' --to={to}' if to else ''} makes it."
         ) from error
-    if found.get("format") != FORMAT or found.get("to") != to:
+    if found.get("format") != FORMAT or to not in (None, found.get("to")):
         raise UserError(f"{folder / FILE} is of {str(found.get('to', found.get('format')))[:40]!r}, not of {to!r}.")
     if not isinstance(version := found.get("version"), int) or version > VERSION:
         raise UserError(

@@ -293,8 +293,8 @@ def timed(calls: Sequence[Callable[[], Any]], seconds: float = 1.0, most: int = 
     return found
 
 
-def _refuse(before: Predictor, found: Mapping[str, Any], allowed: float) -> None:
-    """Raises UserError where more differs than is allowed, or the outputs are no numbers."""
+def _refuse(before: Predictor, found: dict[str, Any], allowed: float) -> None:
+    """Raises UserError where more differs than is allowed, or the outputs are no numbers; else writes ``drop`` down."""
     outputs = found.get("outputs", {})
     if bad := [name for name, x in outputs.items() if x["largest"] is None]:
         raise UserError(f"{', '.join(bad)} of what was made of the model is not finite; nothing was written.")
@@ -308,6 +308,7 @@ def _refuse(before: Predictor, found: Mapping[str, Any], allowed: float) -> None
         a, b = (found["metrics"][name][side] for side in ("before", "after"))
         worse = b - a if known[name].better == "min" else a - b
         drop, what = 100 * worse / (1.0 if known[name].unit == "%" else max(abs(a), 1e-12)), f"{name} on"
+    found["drop"] = drop
     if drop > allowed:
         raise UserError(
             f"{what} {found['split']} differ from the run's by {drop:.3g} %, and --allow_drop is {allowed:g}: nothing"
