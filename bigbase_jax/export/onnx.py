@@ -7,7 +7,7 @@ cache that is the source's.
 
 jax2onnx writes the graphs. What it is given is the plain program of the model: nested functions are spelled out, what
 depends on weights alone is computed, and primitives that it does not know, or gets wrong where a size is free, are
-written with others.
+written with others. Norms, GELU and attention are one operation of onnxruntime each (``_Fused``).
 
 Axes: B examples, L length, T tokens that a step reads, S places of the cache, M length of a source, V vocabulary.
 """
@@ -21,15 +21,18 @@ import io
 import json
 import logging
 import pathlib
+import types
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
+from unittest import mock
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import export as shapes
-from jax.extend.core import ClosedJaxpr, Literal, jaxpr_as_fun
+from jax.extend.core import ClosedJaxpr, Literal, Primitive, jaxpr_as_fun
 from jax.sharding import AbstractDevice, AbstractMesh
 
 from bigbase_jax.core import Task, UserError, Variables, flatten
@@ -37,9 +40,13 @@ from bigbase_jax.decoding import sampling
 from bigbase_jax.inference import engines
 from bigbase_jax.inference.engines import CACHE, FILE, OUT, SOURCE, STEP
 from bigbase_jax.inference.predictor import Predictor
+from bigbase_jax.models.attention import UNSEEN
+from bigbase_jax.models.layers import ACTIVATIONS
 from bigbase_jax.models.transformer import unstack_blocks
 from bigbase_jax.pretrained.start import chain, merged
 
+_ORT = "com.microsoft"
+"""The domain of what onnxruntime has beside ONNX."""
 OPSET = 21
 """Of 2024: onnxruntime has it since 1.20."""
 MOST_INSIDE = 1 << 30
@@ -257,7 +264,11 @@ def converted(function: Callable[[dict[str, Any]], Mapping[str, Any]], inputs: M
       UserError: it cannot be written.
     """
     import jax2onnx
+    from jax2onnx.plugins import plugin_system
 
+    with _quiet():
+        plugin_system.import_all_plugins()
+    plugin_system.PLUGIN_REGISTRY[_node_p.name] = types.SimpleNamespace(lower=_lower)
     closed, specs, outputs = traced(function, inputs)
     try:
         with _quiet():
@@ -295,7 +306,13 @@ def traced(
 
     # Not a CPU's program, which has no library's convolutions and writes a cache row by row.
     device = AbstractDevice(device_kind="onnx", num_cores=1, platform="onnx")
-    with jax.sharding.use_abstract_mesh(AbstractMesh((1,), ("data",), abstract_device=device)):
+    fused = _Fused()
+    with (
+        jax.sharding.use_abstract_mesh(AbstractMesh((1,), ("data",), abstract_device=device)),
+        nn.intercept_methods(fused.module),
+        mock.patch.object(jax.nn, "dot_product_attention", fused.attention),
+        mock.patch.dict(ACTIVATIONS, {"gelu": _gelu("none"), "gelu_tanh": _gelu("tanh")}),
+    ):
         closed = jax.make_jaxpr(listed)(*specs)
         for instead in (_INSTEAD, _AGAIN):
             computed = functools.partial(_computed, instead, closed.jaxpr, closed.consts)
@@ -393,12 +410,10 @@ def _dot(x: Any, y: Any, dimension_numbers: Any, **words: Any) -> Any:
         y = y.reshape(*y.shape[: len(batch_y)], inner, _size(outer))
     x = jnp.transpose(x, (*batch_x, *free_x, *sum_x))
     batch, rows = x.shape[: len(batch_x)], x.shape[len(batch_x) : x.ndim - len(sum_x)]
-    if len(rows) != 1 or len(sum_x) != 1:
-        x = x.reshape(*batch, _size(rows), inner)
-    n = len(batch)
-    dims = ((n + 1,), (n,)), (tuple(range(n)), tuple(range(n)))
-    found = jax.lax.dot_general_p.bind(x, y, dimension_numbers=dims, **words)
-    return found if len(rows) == len(outer) == 1 else found.reshape(*batch, *rows, *outer)
+    if len(sum_x) != 1 or (batch and len(rows) != 1):
+        x = x.reshape(*batch, *([_size(rows)] if batch else rows), inner)
+    (found,) = _node("MatMul", [x, y], jax.ShapeDtypeStruct((*x.shape[:-1], y.shape[-1]), x.dtype))
+    return found.reshape(*batch, *rows, *outer)
 
 
 def _size(sizes: Sequence[Any]) -> Any:
@@ -417,28 +432,42 @@ def _gather(x: Any, at: Any, dimension_numbers: Any, slice_sizes: Any, **words: 
     last = [x.shape[axis] - slice_sizes[axis] for axis in dimension_numbers.start_index_map]
     if all(isinstance(size, int) for size in last):
         at = jnp.minimum(jnp.maximum(at, 0), jnp.array(last, at.dtype))
+    d, rest = dimension_numbers, x.shape[1:]
+    rows = d.collapsed_slice_dims == d.start_index_map == (0,) and d.offset_dims == (
+        *range(at.ndim - 1, at.ndim - 1 + len(rest)),
+    )
+    if rows and (*slice_sizes[1:],) == rest:  # of a table
+        at = at.reshape(at.shape[:-1])
+        return _node("Gather", [x, at], jax.ShapeDtypeStruct((*at.shape, *rest), x.dtype), axis=0)[0]
     words = {**words, "mode": jax.lax.GatherScatterMode.PROMISE_IN_BOUNDS}
     return jax.lax.gather_p.bind(x, at, dimension_numbers=dimension_numbers, slice_sizes=slice_sizes, **words)
 
 
-def _scatter(old: Any, at: Any, new: Any, dimension_numbers: Any, **words: Any) -> Any:
-    """Rows of a cache, each written from its own position on: a choice between old and new by place.
+def _broadcast(x: Any, *sizes: Any, shape: Any, broadcast_dimensions: Any, **words: Any) -> Any:
+    """New axes of size 1 first, which are often all that is needed."""
+    new = [axis for axis in range(len(shape)) if axis not in broadcast_dimensions]
+    if isinstance(x, jax.core.Tracer) and new and not all(isinstance(size, int) for size in shape):
+        wide = [1] * len(shape)
+        for axis, size in zip(broadcast_dimensions, x.shape, strict=True):
+            wide[axis] = size
+        (x,) = _node("Unsqueeze", [x, new], jax.ShapeDtypeStruct(wide, x.dtype))
+        if x.shape == tuple(shape):
+            return x
+        broadcast_dimensions = tuple(range(len(shape)))
+    return jax.lax.broadcast_in_dim_p.bind(x, *sizes, shape=shape, broadcast_dimensions=broadcast_dimensions, **words)
 
-    Other scatters are left to jax2onnx.
-    """
-    d = dimension_numbers
-    if d.operand_batching_dims != (0,) or d.inserted_window_dims or len(d.scatter_dims_to_operand_dims) != old.ndim - 1:
-        return jax.lax.scatter_p.bind(old, at, new, dimension_numbers=dimension_numbers, **words)
-    (axis,) = [i for i in range(1, old.ndim) if new.shape[i] != old.shape[i]] or [old.ndim - 2]
-    first_B = at[:, axis - 1]
-    places_BS = jnp.arange(old.shape[axis])[None] - first_B[:, None]
-    T = new.shape[axis]
-    shape = [1] * old.ndim
-    shape[0], shape[axis] = -1, old.shape[axis]
-    clipped_BS = jnp.clip(places_BS, 0, T - 1)
-    spread = jnp.take_along_axis(new, clipped_BS.reshape(old.shape[0], *shape[1:]), axis)
-    inside = ((places_BS >= 0) & (places_BS < T)).reshape(old.shape[0], *shape[1:])
-    return jnp.where(inside, spread, old)
+
+def _reshape(x: Any, new_sizes: Sequence[Any], dimensions: Any = None, sharding: Any = None) -> Any:
+    """With a free size copied, or left to be found, where one can be; a graph would compute it from the input's."""
+    if isinstance(x, jax.core.Tracer):
+        dims = [
+            size if isinstance(size, int) else 0 if axis < x.ndim and x.shape[axis] == size else -1
+            for axis, size in enumerate(new_sizes)
+        ]
+        if not all(isinstance(size, int) for size in new_sizes) and dims.count(-1) <= 1 and 0 not in new_sizes:
+            (found,) = _node("Reshape", [x, dims], jax.ShapeDtypeStruct(new_sizes, x.dtype))
+            return found
+    return jax.lax.reshape_p.bind(x, new_sizes=new_sizes, dimensions=dimensions, sharding=sharding)
 
 
 _INSTEAD: Mapping[str, Callable[..., Any]] = {
@@ -453,12 +482,129 @@ _INSTEAD: Mapping[str, Callable[..., Any]] = {
     "select_n": _select,
     "dot_general": _dot,
     "gather": _gather,
-    "scatter": _scatter,
+    "reshape": _reshape,
+    "broadcast_in_dim": _broadcast,
 }
 
 
 _AGAIN = {name: rule for name, rule in _INSTEAD.items() if name not in ("gather", "dot_general")}
 """For what these are made of, which has nested functions again."""
+
+
+# --------------------------------------------------------------------------------------------------- fused operations
+
+_node_p = Primitive("onnx_node")
+_node_p.multiple_results = True
+_node_p.def_abstract_eval(lambda *_, outputs, **__: [jax.core.ShapedArray(x.shape, x.dtype) for x in outputs])
+
+
+def _node(op: str, inputs: Sequence[Any], *outputs: Any, domain: str = "", **attributes: Any) -> list[Any]:
+    """An operation of onnxruntime by its name.
+
+    Args:
+      inputs: arrays, None for one that is left out, or a list of whole numbers for a constant i64[N].
+      outputs: their shapes and dtypes.
+    """
+    like = tuple(jax.ShapeDtypeStruct(x.shape, x.dtype) for x in outputs)
+    how = tuple(tuple(x) if isinstance(x, list) else x is not None for x in inputs)
+    given = [x for x in inputs if x is not None and not isinstance(x, list)]
+    return _node_p.bind(*given, op=op, domain=domain, how=how, outputs=like, attributes=tuple(attributes.items()))
+
+
+def _lower(ctx: Any, equation: Any) -> None:
+    """Writes what ``_node`` is."""
+    import onnx_ir as ir
+
+    words = equation.params
+    given = iter([ctx.get_value_for_var(x, name_hint=ctx.fresh_name("x")) for x in equation.invars])
+    outputs = [ctx.get_value_for_var(x, name_hint=ctx.fresh_name("y")) for x in equation.outvars]
+    inputs = [
+        ctx.builder.const_i64(ctx.fresh_name("sizes"), x) if isinstance(x, tuple) else next(given) if x else None
+        for x in words["how"]
+    ]
+    if words["domain"]:
+        ctx.builder.graph.opset_imports[words["domain"]] = 1
+    attributes = ir.convenience.convert_attributes(dict(words["attributes"]))
+    ctx.builder.add_node_obj(ir.Node(words["domain"], words["op"], inputs, attributes, outputs=outputs))
+
+
+def _gelu(approximate: str) -> Callable[[Any], Any]:
+    return lambda x: _node("Gelu", [x], x, approximate=approximate)[0]
+
+
+class _Fused:
+    """What of a model becomes one operation of onnxruntime each: norms and attention, with its cache."""
+
+    def __init__(self) -> None:
+        self._kept: dict[str, Any] = {}
+
+    def module(self, method: Any, args: Any, words: Any, context: Any) -> Any:
+        """In the place of a module's method, as ``flax.linen.intercept_methods`` has it."""
+        module: Any = context.module
+        if (
+            isinstance(module, nn.LayerNorm)
+            and context.method_name == "__call__"
+            and module.has_variable("params", "scale")
+        ):
+            weights: Any = [module.get_variable("params", name) for name in ("scale", "bias")]
+            return _node("LayerNormalization", [args[0], *weights], args[0], axis=-1, epsilon=module.epsilon)[0]
+        if context.method_name == "_keep" and args[2] is not None:
+            name, new_BTGK, position_B = args
+            self._kept[name] = module, new_BTGK, position_B
+            return jnp.swapaxes(module.get_variable("cache", name), 1, 2)
+        return method(*args, **words)
+
+    def attention(
+        self,
+        q: Any,
+        k: Any,
+        v: Any,
+        *,
+        bias: Any = None,
+        mask: Any = None,
+        is_causal: bool = False,
+        local_window_size: Any = None,
+    ) -> Any:
+        """``jax.nn.dot_product_attention``."""
+        (B, L, H, K), (S, G) = q.shape, k.shape[1:3]
+        flat, same = (lambda x: x.reshape(*x.shape[:2], -1)), jax.ShapeDtypeStruct((B, L, H * K), q.dtype)
+        if self._kept:
+            (module, k, position_B), (_, v, _) = self._kept.pop("keys"), self._kept.pop("values")
+            old = [module.get_variable("cache", name) for name in ("keys", "values")]
+            total = jnp.max(position_B) + L
+            if bias is not None:
+                (bias,) = _node("Slice", [bias, jnp.zeros(1, jnp.int32), total[None], jnp.full(1, 3, jnp.int32)], bias)
+            inputs = [*map(flat, (q, k, v)), *old, position_B + (L - 1), total, None, None, None, bias]
+            window = {} if module.style.window is None else {"local_window_size": module.style.window}
+            y, *new = _node(
+                "GroupQueryAttention", inputs, same, *old, domain=_ORT, num_heads=H, kv_num_heads=G, **window
+            )
+            for name, x in zip(("keys", "values"), new, strict=True):
+                module.put_variable("cache", name, x)
+            return y.reshape(q.shape)
+        if local_window_size is not None:
+            ago_LS = jnp.arange(L)[:, None] - jnp.arange(S)
+            near = (ago_LS >= 0) & (ago_LS <= local_window_size[0])
+            mask, is_causal = near[None, None] if mask is None else near & mask, False
+        padding = None
+        if mask is not None and bias is None and mask.shape[1:3] == (1, 1):
+            padding = mask[:, 0, 0].astype(jnp.int32)
+        elif mask is not None:
+            bias = jnp.where(mask, 0.0 if bias is None else bias, UNSEEN)
+        if G != H:
+            k, v = (jnp.repeat(x, H // G, 2) for x in (k, v))
+        inputs = [*map(flat, (q, k, v)), None, padding, bias]
+        return _node(
+            "MultiHeadAttention",
+            inputs,
+            same,
+            domain=_ORT,
+            num_heads=H,
+            mask_filter_value=UNSEEN,
+            unidirectional=int(is_causal),
+        )[0].reshape(q.shape)
+
+
 _BROADCASTS = {"Add", "Sub", "Mul", "Div", "Max", "Min", "And", "Or", "Where"}
 _BROADCASTS |= {"Less", "Greater", "Equal", "LessOrEqual", "GreaterOrEqual"}
 
@@ -468,18 +614,10 @@ def _unexpanded(model: Any) -> Any:
 
     A free size would have to be computed for each, and onnxruntime would not know a bias for one.
     """
-    import onnx
-
     nodes = model.graph.node
     spread = {node.output[0]: node.input[0] for node in nodes if node.op_type == "Expand"}
     known = {x.name for x in model.graph.initializer}
-    zeros = {x.name for x in model.graph.initializer if not x.dims and not onnx.numpy_helper.to_array(x)}
     for node in nodes:
-        if node.op_type == "Gemm" and node.input[-1] in zeros:  # a bias of nothing
-            words = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
-            if words.get("alpha", 1) == 1 and not words.get("transA") and not words.get("transB"):
-                node.op_type = "MatMul"
-                del node.input[2:], node.attribute[:]
         if node.op_type in _BROADCASTS:
             pair = list(node.input)[-2:]
             shaped = [name for name in pair if name not in known and name not in spread] or pair[:1]

@@ -70,8 +70,12 @@ class Session:
         del model
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 4  # errors are raised
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # JAX chooses tokens meanwhile
+        slow = ["SkipLayerNormFusion"]  # which takes six times as long as the two operations that it fuses
         try:
-            self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+            self._session = onnxruntime.InferenceSession(
+                str(path), options, providers=["CPUExecutionProvider"], disabled_optimizers=slow
+            )
         except Exception as error:  # of classes of its own
             said = str(error).partition("\n")[0]
             raise UserError(f"onnxruntime does not take {path}: {said}.") from error

@@ -162,7 +162,8 @@ class Engine:
         arrays, ends_E = SamplingArrays.of(params, B), sampling.end_tokens(self.ends)
 
         cache, logits_BV = _empty(self.model, B, S), None
-        width = L if L <= _CHUNK else _CHUNK if L % _CHUNK == 0 else _CHUNK * 3 // 4
+        whole = L <= _CHUNK or hasattr(self.model, "prefill")  # which other engines read at once
+        width = L if whole else _CHUNK if L % _CHUNK == 0 else _CHUNK * 3 // 4
         for at in range(0, longest, width):
             last_B = length_B - 1 - at
             part_Bl, here_B = tokens_BL[:, at : at + width], (last_B >= 0) & (last_B < width)

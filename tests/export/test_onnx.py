@@ -50,7 +50,7 @@ TEXTS = {
     "translation": Translation(EncoderDecoder(**SIZES, pad_id=0), pad_id=0, start_id=1, end_id=2),
     "t5": Translation(EncoderDecoder(**SIZES, positions="relative"), pad_id=0, start_id=1, end_id=2, beams=2),
 }
-FREE = {"bert", "bag_of_words", "tags", "gpt2", "llama", "translation", "t5"}
+FREE = {"bert", "bag_of_words", "tags", "gpt2", "llama", "windows", "translation", "t5"}
 
 
 def predictor(task, inputs):
