@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import dataclasses
+import hashlib
+import pathlib
+import re
 
 import fastapi
 from fastapi import FastAPI, Request, Response
@@ -63,6 +67,14 @@ def create(models: Models, settings: Settings | None = None, metrics: Metrics | 
 def _router(models: Models, settings: Settings, metrics: Metrics) -> fastapi.APIRouter:
     router = fastapi.APIRouter()
 
+    text = (pathlib.Path(__file__).parent / "page.html").read_text(encoding="utf-8")
+    policy = _policy(text)
+
+    @router.get("/", include_in_schema=False)
+    @router.get("/docs", include_in_schema=False)
+    async def page() -> Response:
+        return Response(text, headers={"Content-Security-Policy": policy}, media_type="text/html")
+
     @router.get("/healthz")
     async def healthz() -> Response:
         """Whether the process is alive."""
@@ -100,6 +112,17 @@ def _router(models: Models, settings: Settings, metrics: Metrics) -> fastapi.API
         return as_json({"model": name, "version": served.version, "answers": answers})
 
     return router
+
+
+def _policy(text: str) -> str:
+    """What a browser may load and run of the page: its own script and style, as they are, and pictures of the user."""
+    own = {
+        tag: base64.b64encode(hashlib.sha256(re.findall(rf"<{tag}>(.*?)</{tag}>", text, re.S)[0].encode()).digest())
+        for tag in ("script", "style")
+    }
+    parts = ["default-src 'none'", "connect-src 'self'", "img-src blob: data:", "base-uri 'none'", "form-action 'none'"]
+    parts += [f"{tag}-src 'sha256-{digest.decode()}'" for tag, digest in own.items()]
+    return "; ".join([*parts, "frame-ancestors 'none'"])
 
 
 _ROW = {"type": "object", "description": 'a row by entry, or {"base64": a file\'s bytes}'}
