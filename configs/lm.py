@@ -27,6 +27,7 @@ from bigbase_jax.optim import Optimizer
 from bigbase_jax.tasks.language import CausalLanguageModel
 from bigbase_jax.train import TrainConfig
 from bigbase_jax.wrappers.quantised import Quantised
+from bigbase_jax.wrappers.sparse import Sparse
 
 
 class Size(NamedTuple):
@@ -50,7 +51,8 @@ SIZES = {
 
 def get_config(arg: str | None = None) -> ConfigDict:
     """``arg``: data=pydoc|text, root=FILE_OR_DIR, tokenizer=bytes|chars|bpe|unigram|wordpiece|FILE_OR_DIR, vocab=4096,
-    size=nano|baby, columns=title+body, encoding=gb18030, quantize=int8|int4|..., tiny.
+    size=nano|baby, columns=title+body, encoding=gb18030, quantize=int8|int4|..., sparsity=SHARE|N:M (of
+    zeros, which grow during training), tiny.
     """
     args = parse_arg(
         arg,
@@ -62,6 +64,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         columns=None,
         encoding="utf-8",
         quantize=None,
+        sparsity=None,
         tiny=False,
     )
     if args.size not in SIZES:
@@ -84,6 +87,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
     )
     if args.quantize:  # trained as it is to be quantised afterwards: docs/compress.md
         config.task = target(Quantised, task=config.task, quantize=args.quantize)
+    if args.sparsity:
+        config.task = target(Sparse, task=config.task, sparsity=args.sparsity)
     config.optim = target(
         Optimizer,
         learning_rate=1e-3,

@@ -66,8 +66,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     """``arg``: root=FILE_OR_DIR, text=COLUMN[+COLUMN...], text_pair=COLUMN, label=COLUMN, class_names=FILE (a name in
     each line, for labels that are numbers), encoding=gb18030, model=bert|decoder|bow, adapt=full|lora|last|probe,
     size=nano|mini|small|base, tokenizer=wordpiece|bpe|unigram|chars|bytes|FILE_OR_DIR, vocab=4096, length=64,
-    quantize=int8|int4|...,
-    sparsity=SHARE (of zeros, which grow during training), tiny.
+    quantize=int8|int4|..., sparsity=SHARE|N:M (of zeros, which grow during training), tiny.
     """
     args = parse_arg(
         arg,
@@ -84,7 +83,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         vocab=4096,
         length=64,
         quantize=None,
-        sparsity=0.0,
+        sparsity=None,
         tiny=False,
     )
     if args.size not in SIZES:

@@ -22,18 +22,19 @@ from bigbase_jax.compress.measured import layer_means
 from bigbase_jax.core import UserError
 from bigbase_jax.runtime.log import say
 from bigbase_jax.wrappers.layers import layers_of
+from bigbase_jax.wrappers.sparse import amount, row
 from bigbase_jax.wrappers.wrapper import Path, check_regex, some_paths
 
 SCORES = ("magnitude", "wanda")
 
 
 def prune(
-    found: Compressed, model: Unrolled, amount: str, score: str, targets: str | None, batches: Batches
+    found: Compressed, model: Unrolled, words: str, score: str, targets: str | None, batches: Batches
 ) -> Compressed:
     """Sets the kernels' least numbers to zero, the same share of each kernel.
 
     Args:
-      amount: the share, as "0.8"; or "N:M": of M inputs in a row, each output keeps N.
+      words: the share, as "0.8"; or "N:M": of M inputs in a row, each output keeps N.
       score: "magnitude"; or "wanda" (Sun et al. 2023): times the norm of the input, compared within each output.
       targets: a regex over paths of parameters, searched for; None: all kernels (of N:M, those whose inputs M divides).
       batches: gives what Wanda reads.
@@ -41,7 +42,7 @@ def prune(
     Raises:
       UserError: a number out of range, an unknown score, or targets that match no kernel or one that cannot be pruned.
     """
-    share, pattern = _amount(amount)
+    share, pattern = amount(words, "--prune", "heads=SHARE,mlp=SHARE,layers=SHARE, channels=SHARE, SHARE and N:M")
     if score not in SCORES:
         raise UserError(f"--prune has no score={score} for masks.{suggest(score, SCORES, 'score')}")
     check_regex("--prune's targets", targets or "")
@@ -50,10 +51,10 @@ def prune(
     if not chosen:
         raise UserError(f"--prune's targets={targets} match no kernel; there are {some_paths(layers)}.")
     params = dict(flatten_dict(model.variables["params"]))
-    if pattern is not None and (unfit := [p for p, n in chosen.items() if _row(params[p].shape, n) % pattern[1]]):
+    if pattern is not None and (unfit := [p for p, n in chosen.items() if row(params[p].shape, n) % pattern[1]]):
         if targets is not None or len(unfit) == len(chosen):
             raise UserError(
-                f"--prune={amount} needs inputs that {pattern[1]} divides, and these have others: {some_paths(unfit)}."
+                f"--prune={words} needs inputs that {pattern[1]} divides, and these have others: {some_paths(unfit)}."
             )
         say(f"prune: left whole, as {pattern[1]} does not divide their inputs: {some_paths(unfit)}")
         chosen = {path: inputs for path, inputs in chosen.items() if path not in unfit}
@@ -72,7 +73,7 @@ def prune(
         keep_OI = largest(groups, round(share * groups.shape[-1])).reshape(score_OI.shape)
         params[path] = kernel * keep_OI.T.reshape(kernel.shape)
     pruned = sum(int((params[path] == 0).sum()) for path in chosen)
-    about = {"prune": amount, "score": score, "kernels": len(chosen), "zeros": pruned, "of": _size(params)}
+    about = {"prune": words, "score": score, "kernels": len(chosen), "zeros": pruned, "of": _size(params)}
     say(f"prune: {pruned:,} zeros in {len(chosen)} kernels, of {_size(params):,} parameters")
     variables = model.rolled({**model.variables, "params": unflatten_dict(params)})
     found.config.compression.masked = True
@@ -85,29 +86,6 @@ def largest(score: np.ndarray, less: int) -> np.ndarray:
     if less:
         np.put_along_axis(keep, np.argpartition(score, less - 1, axis=-1)[..., :less], False, axis=-1)
     return keep
-
-
-def _row(shape: tuple[int, ...], inputs: int) -> int:
-    """How many inputs lie in a row: the channels of a convolution, all inputs of another layer."""
-    return shape[inputs - 1] if inputs > 2 else int(np.prod(shape[:inputs]))
-
-
-def _amount(amount: str) -> tuple[float, tuple[int, int] | None]:
-    """The share of zeros, and (N, M)."""
-    if fits := re.fullmatch(r"(\d{1,4}):(\d{1,4})", amount):
-        n, m = int(fits[1]), int(fits[2])
-        if not 0 < n < m:
-            raise UserError(f"--prune={amount} keeps {n} of every {m} inputs; N is at least 1 and below M, as in 2:4.")
-        return (m - n) / m, (n, m)
-    try:
-        share = float(amount)
-    except ValueError as error:
-        raise UserError(
-            f"--prune={amount} is none of heads=SHARE,mlp=SHARE,layers=SHARE, channels=SHARE, SHARE and N:M."
-        ) from error
-    if not 0 < share < 1:
-        raise UserError(f"--prune={amount} is a share of zeros, above 0 and below 1, such as 0.8.")
-    return share, None
 
 
 def _size(params: Mapping[Path, Any]) -> int:

@@ -71,6 +71,24 @@ def test_zeros_grow_by_the_cubic_schedule_and_never_return():
     np.testing.assert_allclose(shares, [round(x * size) / size for x in expected], atol=1e-6)
 
 
+def test_n_of_m_grows_by_the_schedule_among_the_inputs_of_each_output():
+    task = Sparse(Regression(Net(width=8)), "kernel", "1:4", begin=2, end=10, every=4)
+    batch = {**regression_batch(8), "x": np.asarray(jax.random.normal(KEY, (8, 4)))}
+    variables, kept, shares = dict(task.init(KEY, batch)), [], []
+    for t in range(11):
+        _, state = jax.jit(task.loss)(variables, batch, KEY)
+        noise = jax.random.normal(jax.random.key(t), variables["params"]["hidden"]["kernel"].shape)
+        variables = {**state, "params": jax.tree.map(lambda x: x, variables["params"])}
+        variables["params"]["hidden"]["kernel"] += 0.5 * noise
+        kept.append(np.asarray(state[MASKS]["kept"]["hidden"]["kernel"]))
+        (share,) = set(kept[-1].reshape(-1, 4, 8).sum(1).reshape(-1).tolist())  # the same in each group
+        shares.append(share)
+    assert shares == [4, 4, 4, 4, 4, 4, 1, 1, 1, 1, 1]  # round(3 (1 - (1 - 4 / 8) ** 3)) = 3 are less at step 6
+    assert np.any(kept[0] != kept[-1]) and not np.any(kept[-1] & ~kept[6])
+    with pytest.raises(UserError, match="whose inputs 3 divides, outside of"):
+        Sparse(Regression(Net(width=8)), "hidden", "2:3").init(KEY, batch)
+
+
 def test_no_gradient_reaches_a_zero():
     task, batch = Sparse(Regression()), regression_batch(8)
     variables = begun(task, batch)
@@ -96,6 +114,8 @@ def test_adapters_go_around_masks():
     "words, said",
     [
         ({"sparsity": 1.0}, "above 0 and below 1"),
+        ({"sparsity": "4:2"}, "keeps 4 of every 2"),
+        ({"sparsity": "much"}, "is none of SHARE and N:M"),
         ({"begin": 5, "end": 5}, "begin is at least 0 and below end"),
         ({"targets": "("}, "not a regular expression"),
     ],
