@@ -11,7 +11,7 @@ import os
 import re
 import socket
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import uvicorn
@@ -19,6 +19,8 @@ from fastapi import FastAPI
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from bigbase_jax.core import UserError
+from bigbase_jax.ops.follow import Follower
+from bigbase_jax.ops.registry import Registry, Version
 from bigbase_jax.runtime import compilation, signals
 from bigbase_jax.runtime.log import say
 from bigbase_jax.serve import keys
@@ -49,6 +51,9 @@ def serve(
     rate: float = 0.0,
     cors: Sequence[str] = (),
     log_contents: bool = False,
+    registry: str | None = None,
+    storage: str | None = None,
+    specs: Sequence[str] | None = None,
 ) -> int:
     """Serves the models of runs, or of published folders, until SIGTERM or Ctrl-C; requests in progress are answered.
 
@@ -63,6 +68,9 @@ def serve(
       max_body_mb, timeout_s, cors, log_contents: see ``Settings``.
       drain_s: seconds that requests in progress get when the server ends.
       api_keys, rate: see ``Keys``.
+      registry, storage: see ``Registry.open``.
+      specs: models of the registry, see ``Registry.find``; when one comes to mean another version, that answers from
+        then on, and no request fails.
       add_key: a name; a key is made for it and printed, and nothing is served.
 
     Returns:
@@ -78,9 +86,14 @@ def serve(
         return 0
     compilation.setup()
     options, metrics = Options(max_batch=max_batch, max_wait_ms=max_wait_ms, max_queue=max_queue), Metrics()
-    names = _names(workdirs)
     opener = functools.partial(Served.open, engine=engine, step=step, options=options, metrics=metrics)
-    models = Models({name: functools.partial(opener, name, folder) for name, folder in names.items()})
+    openers: dict[str, Callable[[], Served]] = {
+        name: functools.partial(opener, name, folder) for name, folder in _names(workdirs).items()
+    }
+    followers = _followed(registry, storage, specs or (), opener, openers, lambda new: models.switch(new.name, new))
+    if not openers:
+        raise UserError("--mode=serve needs --workdir: the folder of a run; or --registry and --model=NAME@ALIAS.")
+    models = Models(openers)
     known = None if api_keys is None else keys.Keys(api_keys, rate)
     if rate and known is None:
         raise UserError("--rate is that of each key; give --api_keys too.")
@@ -102,6 +115,8 @@ def serve(
     def load() -> None:
         try:
             models.load()
+            for start in followers:
+                start()
         except BaseException as error:
             failed.append(error)
             server.should_exit = True
@@ -196,9 +211,34 @@ def _names(workdirs: Sequence[str]) -> dict[str, str]:
         if name in found:
             raise UserError(f"{found[name]} and {folder} would both be called {name!r}; say --workdir=NAME=FOLDER.")
         found[name] = folder
-    if not found:
-        raise UserError("--mode=serve needs --workdir: the folder of a run; it may be given several times.")
     return found
+
+
+def _followed(
+    folder: str | None,
+    storage: str | None,
+    specs: Sequence[str],
+    opener: Callable[..., Served],
+    openers: dict[str, Callable[[], Served]],
+    switch: Callable[[Served], None],
+) -> list[Callable[[], None]]:
+    """Adds what opens each model of a registry to ``openers``; gives what follows them from then on."""
+    if (folder is None) != (not specs):
+        raise UserError("--registry and --model=NAME@ALIAS belong together; give both, or neither.")
+
+    def load(version: Version) -> Served:
+        return opener(version.model, version.folder, version=str(version.version))
+
+    followers = []
+    for spec in specs:
+        opened = Registry.open(folder or "", storage)
+        first = opened.resolve(spec)
+        if first.model in openers:
+            raise UserError(f"{first.model!r} is served twice; leave out --model={spec} or name the other otherwise.")
+        openers[first.model] = functools.partial(load, first)
+        follower = Follower(opened, spec, lambda version: switch(load(version)))
+        followers.append(functools.partial(follower.start, first))
+    return followers
 
 
 def _bind(host: str, port: int) -> socket.socket:
