@@ -7,11 +7,13 @@ import dataclasses
 import hashlib
 import pathlib
 import re
+from typing import Any
 
 import fastapi
 from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
+from starlette.responses import PlainTextResponse
 
 from bigbase_jax.serve import protocol
 from bigbase_jax.serve.guard import Guard, as_json, failure
@@ -52,15 +54,15 @@ def create(models: Models, settings: Settings | None = None, metrics: Metrics | 
       metrics: those that ``models`` are measured by.
     """
     settings, metrics = settings or Settings(), metrics or Metrics()
-    app = FastAPI(title="bigbase_jax", docs_url=None, redoc_url=None)
+    app = FastAPI(title="bigbase_jax", docs_url=None, redoc_url=None, redirect_slashes=False)
     app.state.models, app.state.settings, app.state.metrics = models, settings, metrics
     app.add_middleware(Guard, settings=settings, metrics=metrics)
     if settings.cors:
         app.add_middleware(CORSMiddleware, allow_origins=settings.cors, allow_methods=["*"], allow_headers=["*"])
     app.add_exception_handler(Refused, _refused)
     app.add_exception_handler(HTTPException, _not_found)
-    app.include_router(_router(models, settings, metrics))
-    app.include_router(protocol.router(models, settings.max_inputs))
+    for router in (_router(models, settings, metrics), protocol.router(models, settings.max_inputs)):
+        app.include_router(router, responses=ERRORS)
     return app
 
 
@@ -86,7 +88,7 @@ def _router(models: Models, settings: Settings, metrics: Metrics) -> fastapi.API
         ready = models.ready
         return as_json({"status": "ready" if ready else "not ready"}, 200 if ready else 503)
 
-    @router.get("/metrics")
+    @router.get("/metrics", response_class=PlainTextResponse)
     async def measured() -> Response:
         """For Prometheus."""
         return Response(metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
@@ -125,6 +127,11 @@ def _policy(text: str) -> str:
     return "; ".join([*parts, "frame-ancestors 'none'"])
 
 
+ERRORS: dict[int | str, dict[str, Any]] = {
+    code: {"description": "why there is no answer", "content": {"application/json": {"schema": {"type": "object"}}}}
+    for code in (422, "4XX", "5XX")
+}
+"""What OpenAPI says of requests that get no answer."""
 _ROW = {"type": "object", "description": 'a row by entry, or {"base64": a file\'s bytes}'}
 _BODY = {
     "required": True,

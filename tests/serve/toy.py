@@ -29,10 +29,10 @@ class Numbers:
     fields = Fields({"x": [("x",), ("numbers",)]})
 
     def decode(self, given):
-        rows = [json.loads(line) for line in given.splitlines()] if isinstance(given, bytes) else [given]
         try:
+            rows = [json.loads(line) for line in given.splitlines()] if isinstance(given, bytes) else [given]
             return [{"x": np.array(row["x"], np.float32)} for row in rows]
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, KeyError, RecursionError) as error:
             raise UserError("'x' holds no numbers.") from error
 
     def fit(self, example, shapes):
