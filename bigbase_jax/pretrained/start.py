@@ -30,6 +30,7 @@ from bigbase_jax.runtime.rundir import RunDir
 from bigbase_jax.text.tokenizer import Tokenizer, TokenizerFile
 from bigbase_jax.text.tokenizer import load as load_tokenizer
 from bigbase_jax.wrappers import adapter as adapters
+from bigbase_jax.wrappers.distil import Distil
 from bigbase_jax.wrappers.sparse import Sparse
 from bigbase_jax.wrappers.wrapper import Wrapper
 
@@ -212,13 +213,13 @@ def _with_adapter(config: ConfigDict, found: str) -> ConfigDict:
 
 
 def _keep_zeros(config: ConfigDict, origin: ConfigDict) -> None:
-    """Puts masks around the recipe's task, inside of its adapters, where those weights were pruned to zeros."""
+    """Puts masks around the recipe's task, inside of adapters and of a teacher, where those weights were pruned."""
     own, sparse = config.task, import_path(Sparse)
     given = next((node for node in _nodes(origin.task) if node.get("target") == sparse), None)
     if any(node.get("target") == sparse for node in _nodes(own)) or not (given or masked(origin)):
         return
     outer = config
-    while own.target in (import_path(kind) for kind in adapters.KINDS.values()):
+    while own.target in (import_path(kind) for kind in (*adapters.KINDS.values(), Distil)):
         outer, own = own, own.task
     outer.task = target(Sparse, task=own, **({"targets": given.targets} if given else {}))
 

@@ -132,6 +132,10 @@ class Classifier:
         loss_B = self.loss_of(logits_BK, smooth_BK)
         return Loss({"loss": Sum(jnp.sum(weight_B * loss_B), jnp.sum(weight_B))})
 
+    def counts(self, batch: Batch) -> Any:
+        """f32[B]: how much each row of logits counts."""
+        return batch["mask"]
+
     def predict(self, variables: Variables, inputs: Batch) -> Mapping[str, jax.Array]:
         """``logits`` and ``probabilities``, f32[B,K] each; probabilities of sigmoid losses are scaled to sum to 1."""
         logits_BK = self.logits(variables, inputs)

@@ -53,6 +53,7 @@ class MaskedLanguageModel:
 
     inputs: ClassVar[tuple[str, ...]] = ("tokens", "segment_ids", "positions", "token_type_ids", "at", "targets")
     batch_coupled: ClassVar[bool] = False
+    chosen: ClassVar[str] = "tokens"
     metrics: ClassVar[Mapping[str, Metric]] = {
         "loss": Metric("min", "nats"),
         "masked_loss": Metric("min", "nats", "Loss of hidden tokens"),
@@ -92,13 +93,31 @@ class MaskedLanguageModel:
         cross-entropy, that of ``next`` of its row: the same where all rows hide as many, and a plain sum over rows,
         so exact with any padding, slices and devices.
         """
-        logp_BMV, next_logp_B2 = self._log_probabilities(variables, batch, train=True, key=key)
-        weight_BM = _known(batch) * batch["mask"][:, None]
-        total = -jnp.sum(weight_BM * _of_targets(logp_BMV, batch))
-        if next_logp_B2 is not None:
-            total -= jnp.sum(jnp.sum(weight_BM, 1) * _of_next(next_logp_B2, batch))
-        loss = Loss({"loss": Sum(total, jnp.sum(weight_BM))})
+        logits_BMV, logits_B2 = self._logits(variables, batch, train=True, key=key)
+        loss = self.loss_from(logits_BMV, batch)
+        if logits_B2 is not None:
+            next_B = _of_next(jax.nn.log_softmax(logits_B2), batch)
+            total, weight = loss.terms["loss"]
+            loss = Loss({"loss": Sum(total - jnp.sum(jnp.sum(self.counts(batch), 1) * next_B), weight)})
         return loss, textual.state_of(variables)
+
+    def train_logits(self, variables: Variables, batch: Batch, key: jax.Array) -> tuple[jax.Array, Variables]:
+        """f32[B,M,V] in training, and the model state after it."""
+        return self._logits(variables, batch, train=True, key=key)[0], textual.state_of(variables)
+
+    def logits(self, variables: Variables, inputs: Batch) -> jax.Array:
+        """f32[B,M,V] of each token at each hidden place (anything where there is none)."""
+        return self._logits(variables, inputs)[0]
+
+    def loss_from(self, logits_BMV: jax.Array, batch: Batch) -> Loss:
+        """The training loss of logits, without that of ``next``."""
+        weight_BM = self.counts(batch)
+        total = -jnp.sum(weight_BM * _of_targets(jax.nn.log_softmax(logits_BMV), batch))
+        return Loss({"loss": Sum(total, jnp.sum(weight_BM))})
+
+    def counts(self, batch: Batch) -> Any:
+        """f32[B,M]: how much each row of logits counts."""
+        return _known(batch) * batch["mask"][:, None]
 
     def predict(self, variables: Variables, inputs: Batch) -> Mapping[str, jax.Array]:
         """What was hidden, and the ``GUESSES`` most probable tokens.
@@ -108,7 +127,8 @@ class MaskedLanguageModel:
           i32[B,M,G], ``guess_log_probability`` f32[B,M,G] and ``log_probability`` f32[B,M] of the target; with
           ``next_sentence``, ``next_log_probability`` f32[B,2].
         """
-        logp_BMV, next_logp_B2 = self._log_probabilities(variables, inputs)
+        logits_BMV, logits_B2 = self._logits(variables, inputs)
+        logp_BMV = jax.nn.log_softmax(logits_BMV)
         guess_logp_BMG, guess_BMG = jax.lax.top_k(logp_BMV, min(GUESSES, logp_BMV.shape[-1]))
         at_BM = jnp.asarray(inputs["at"])
         return {
@@ -119,7 +139,7 @@ class MaskedLanguageModel:
             "guess": guess_BMG,
             "guess_log_probability": guess_logp_BMG,
             "log_probability": _known(inputs) * _of_targets(logp_BMV, inputs),
-            **({} if next_logp_B2 is None else {"next_log_probability": next_logp_B2}),
+            **({} if logits_B2 is None else {"next_log_probability": jax.nn.log_softmax(logits_B2)}),
         }
 
     def evaluate(self, variables: Variables, batch: Batch) -> tuple[Mapping[str, jax.Array], Mapping[str, Sum]]:
@@ -150,10 +170,10 @@ class MaskedLanguageModel:
             "next_accuracy": Sum(jnp.sum(right_B * mask_B), pairs),
         }
 
-    def _log_probabilities(
+    def _logits(
         self, variables: Variables, batch: Batch, train: bool = False, key: jax.Array | None = None
     ) -> tuple[jax.Array, jax.Array | None]:
-        """f32[B,M,V], of each token at each hidden place (anything where there is none), and f32[B,2], of ``next``."""
+        """f32[B,M,V], and of ``next``, f32[B,2]."""
         words = (batch[name] for name in ("tokens", "segment_ids", "positions", "token_type_ids"))
         rngs = None if key is None else {"dropout": key}
         with model_errors():
@@ -162,9 +182,9 @@ class MaskedLanguageModel:
             y_BMD = jnp.take_along_axis(y_BLD, at_BM1, 1)
             logits_BMV: Any = self.model.apply(variables, y_BMD, method="masked_logits")
             if not self.next_sentence:
-                return jax.nn.log_softmax(logits_BMV), None
+                return logits_BMV, None
             logits_B2: Any = self.model.apply(variables, y_BLD, method="next_logits")
-        return jax.nn.log_softmax(logits_BMV), jax.nn.log_softmax(logits_B2)
+        return logits_BMV, logits_B2
 
     # -- on the host -----------------------------------------------------------------------------------------------
 

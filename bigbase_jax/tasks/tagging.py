@@ -61,6 +61,7 @@ class Tagging:
 
     inputs: ClassVar[tuple[str, ...]] = ("tokens", "segment_ids", "token_type_ids", "starts")
     batch_coupled: ClassVar[bool] = False
+    chosen: ClassVar[str] = "tags"
     metrics: ClassVar[Mapping[str, Metric]] = {
         "overall_f1": Metric("max", "%", "F1 of spans"),
         "accuracy": Metric("max", "%"),
@@ -89,14 +90,25 @@ class Tagging:
 
     def loss(self, variables: Variables, batch: Batch, key: jax.Array) -> tuple[Loss, Variables]:
         """Cross-entropy in nats; its weight is the number of words."""
-        logp_BLK = self._log_probabilities(variables, batch, key)
-        nats, count = _of_tags(logp_BLK, batch)
-        return Loss({"loss": Sum(nats, count)}), textual.state_of(variables)
+        logits_BLK, state = self.train_logits(variables, batch, key)
+        return self.loss_from(logits_BLK, batch), state
+
+    def train_logits(self, variables: Variables, batch: Batch, key: jax.Array) -> tuple[jax.Array, Variables]:
+        """f32[B,L,K] in training, and the model state after it."""
+        return self.logits(variables, batch, key), textual.state_of(variables)
+
+    def loss_from(self, logits_BLK: jax.Array, batch: Batch) -> Loss:
+        """The training loss of logits."""
+        return Loss({"loss": Sum(*_of_tags(jax.nn.log_softmax(logits_BLK), batch))})
+
+    def counts(self, batch: Batch) -> Any:
+        """f32[B,L]: 1 for a word that counts."""
+        return _counted(batch)
 
     def predict(self, variables: Variables, inputs: Batch) -> Mapping[str, jax.Array]:
         """``tokens`` i32[B,L] (-1: padding), ``tag`` i32[B,L], -1 where no word begins, its ``probability``, and
         ``log_probabilities`` f32[B,L,K]."""
-        logp_BLK = self._log_probabilities(variables, inputs)
+        logp_BLK = jax.nn.log_softmax(self.logits(variables, inputs))
         starts_BL = jnp.asarray(inputs["starts"]) == 1
         return {
             "log_probabilities": logp_BLK,
@@ -115,12 +127,11 @@ class Tagging:
         sums = {"loss": Sum(nats, count), "accuracy": Sum(jnp.sum(right_BL), count)}
         return {**outputs, "tags": jnp.asarray(batch["tags"])}, sums
 
-    def _log_probabilities(self, variables: Variables, batch: Batch, key: jax.Array | None = None) -> jax.Array:
+    def logits(self, variables: Variables, batch: Batch, key: jax.Array | None = None) -> jax.Array:
+        """f32[B,L,K], of each tag at each token; without a key, without dropout."""
         body_key, head_key = (None, None) if key is None else jax.random.split(key)
         y_BLD = textual.hidden(self.model, variables, batch, body_key)
-        return jax.nn.log_softmax(
-            textual.head_logits(len(self.tag_names or ()), variables, y_BLD, self.dropout, head_key)
-        )
+        return textual.head_logits(len(self.tag_names or ()), variables, y_BLD, self.dropout, head_key)
 
     # -- on the host -----------------------------------------------------------------------------------------------
 

@@ -46,7 +46,8 @@ class Distil(Around):
     Wrappers go inside: ``Distil(LoRA(Mix(Classification(...))), teacher)``.
 
     Attributes:
-      task: a classification task, or one of the next token (``CausalLanguageModel``, ``Translation``).
+      task: one of classification, tagging or masked tokens, or of the next token (``CausalLanguageModel``,
+        ``Translation``).
       teacher: a ``Given`` with ``task``, ``spec``, ``path`` and ``there`` (``inference.teacher.Teacher``).
       temperature: T.
       weight: of the teacher's distribution; the rest is that of the labels. 1: labels are not read.
@@ -85,8 +86,10 @@ class Distil(Around):
         inner = _innermost(self.task)
         if not (hasattr(inner, "loss_from") or hasattr(inner, "cross_entropy")):
             raise UserError(
-                f"Distil wraps classification, language models and translation, not {type(inner).__name__}."
+                f"Distil wraps classification, tagging, language models and translation, not {type(inner).__name__}."
             )
+        if getattr(inner, "next_sentence", False):
+            raise UserError("Distil compares hidden tokens alone; set next_sentence to False.")
         if getattr(inner, "loss_kind", "softmax") != "softmax":
             raise UserError(f"Distil compares distributions; loss_kind is {inner.loss_kind!r}, set it to 'softmax'.")
         if hasattr(self.task, "given"):
@@ -181,7 +184,8 @@ class Distil(Around):
                 f"the teacher {path} reads by another tokenizer than this data; leave the recipe's open to take the"
                 " teacher's, or take a teacher with this one."
             )
-        ours, theirs = (getattr(task, "class_names", None) for task in (student, teacher))
+        names = "tag_names" if hasattr(student, "tag_names") else "class_names"
+        ours, theirs = (getattr(task, names, None) for task in (student, teacher))
         if None not in (ours, theirs) and ours != theirs and len(ours) == len(theirs):
             told = f"the teacher {path} calls its classes {', '.join(theirs)}, and this data {', '.join(ours)}"
             if sorted(ours) == sorted(theirs):
@@ -190,7 +194,7 @@ class Distil(Around):
 
     def check_widths(self, ours: int, theirs: int, of: str) -> None:
         """Raises UserError where the student has more classes or tokens than the teacher, or other classes."""
-        if ours > theirs or (of == "classes" and ours != theirs):
+        if ours > theirs or (of != "tokens" and ours != theirs):
             raise UserError(
                 f"the teacher {self.teacher.path} has {theirs} {of}, and the student {ours}; take a teacher of the same"
                 f" {of}."
@@ -292,12 +296,14 @@ class _Compared:
         if hasattr(task, "loss_from"):
             with nn.intercept_methods(taps):
                 logits_BV, state = task.train_logits(variables, batch, key)
-            distil.check_widths(logits_BV.shape[-1], theirs.y.shape[-1], "classes")
+            V = logits_BV.shape[-1]
+            distil.check_widths(V, theirs.y.shape[-1], getattr(task, "chosen", "classes"))
+            theirs_BV = theirs.y[..., :V]
             if weight < 1:
                 hard = {"hard": task.loss_from(logits_BV, batch).terms["loss"]}
-            counts = batch["mask"]
-            soft = distil.divergence_of(logits_BV, theirs.y)
-            same = jnp.argmax(logits_BV, -1) == jnp.argmax(theirs.y, -1)
+            counts = task.counts(batch)
+            soft = distil.divergence_of(logits_BV, theirs_BV)
+            same = jnp.argmax(logits_BV, -1) == jnp.argmax(theirs_BV, -1)
         else:
             with nn.intercept_methods(taps):
                 y_BLD = task.hidden(variables, batch, True, key)

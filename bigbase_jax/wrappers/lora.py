@@ -27,6 +27,7 @@ from bigbase_jax.core import Batch, Loss, UserError, Variables
 from bigbase_jax.models.dropout import dropout
 from bigbase_jax.parallel import FROZEN
 from bigbase_jax.wrappers.layers import KERNEL, KINDS, STACKED, beside, each, kernel_axes
+from bigbase_jax.wrappers.sparse import Sparse
 from bigbase_jax.wrappers.wrapper import Path, Wrapper, check_regex, some_paths
 
 A, B, KEY = "lora_a", "lora_b", "lora_key"
@@ -41,7 +42,7 @@ class LoRA(Wrapper):
     authors' code, and B at zero, so that the first step sees the base. The products run beside the calls of
     ``nn.Dense``, ``nn.DenseGeneral`` and ``nn.Conv``: no gradient of a kernel's size is formed. ``nn.Einsum``,
     ``nn.ConvTranspose`` and what is grouped, masked or batched among the others get ``A @ B`` added to their kernels,
-    and cost that gradient.
+    and cost that gradient; so does everything around ``Sparse``, whose zeros stay zeros in the sum.
 
     Weight decay reaches adapters where ``optim.decay_mask`` names them (``"kernel$|lora_"``).
 
@@ -90,7 +91,7 @@ class LoRA(Wrapper):
           UserError: a regex matches nothing, or a layer that cannot be adapted.
         """
         layers: list[_Layer] = []
-        with nn.intercept_methods(each(functools.partial(_note, layers), _LAYERS)):
+        with nn.intercept_methods(each(functools.partial(self._note, layers), _LAYERS)):
             trained, frozen, rest = self._init(key, batch)
         if self.modules_to_save is not None and not trained:
             raise UserError(
@@ -166,14 +167,32 @@ class LoRA(Wrapper):
         with nn.intercept_methods(each(self._beside, _LAYERS)):
             return method(super().unwrap(variables), *args, **kwargs)
 
+    @functools.cached_property
+    def _masked(self) -> bool:
+        """Whether zeros of the kernels are to stay."""
+        task: Any = self.task
+        while task is not None and not isinstance(task, Sparse):
+            task = vars(task).get("task")
+        return task is not None
+
+    def _note(self, layers: list[_Layer], layer: Any, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Keeps what a layer's initialisation shows of it."""
+        y = call(*args, **kwargs)
+        shape: tuple[int, ...] = tuple(layer.get_variable("params", KERNEL).shape)
+        lead, inputs = kernel_axes(layer, len(shape), *args[1:], **kwargs)
+        summed = self._masked or _is_summed(layer)
+        layers.append(_Layer(tuple(layer.path), shape, lead, inputs, summed, bool(layer.scope.root.path)))
+        return y
+
     def _beside(self, layer: Any, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """A layer's output with that of its adapter, if it has one."""
         leaves = beside(layer, A)
         if not leaves:
             return call(*args, **kwargs)
-        if _is_summed(layer):
+        if self._masked or _is_summed(layer):
             own = {name: x for name, x in layer.variables["params"].items() if name not in (A, B)}
-            own[KERNEL] = _added(own[KERNEL], leaves[A], leaves[B], self.scale)
+            kernel = _added(own[KERNEL], leaves[A], leaves[B], self.scale)
+            own[KERNEL] = jnp.where(own[KERNEL] == 0, 0, kernel) if self._masked else kernel
             return layer.clone(parent=None).apply({"params": own}, *args, **kwargs)
         y, x = call(*args, **kwargs), args[0] if args else kwargs["inputs"]
         if KEY in leaves:
@@ -204,15 +223,6 @@ class _Layer(NamedTuple):
     inputs: int | None
     summed: bool
     lifted: bool
-
-
-def _note(layers: list[_Layer], layer: Any, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """Keeps what a layer's initialisation shows of it."""
-    y = call(*args, **kwargs)
-    shape: tuple[int, ...] = tuple(layer.get_variable("params", KERNEL).shape)
-    lead, inputs = kernel_axes(layer, len(shape), *args[1:], **kwargs)
-    layers.append(_Layer(tuple(layer.path), shape, lead, inputs, _is_summed(layer), bool(layer.scope.root.path)))
-    return y
 
 
 def _is_summed(layer: Any) -> bool:

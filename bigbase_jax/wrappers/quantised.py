@@ -128,8 +128,7 @@ class Quantised(Around):
         Raises:
           UserError: it has frozen parameters or a teacher already, or see the class.
         """
-        if hasattr(self.task, "given"):
-            raise UserError("Quantised goes inside: Distil(Quantised(task)).")
+        self._check_inside()
         variables = self.task.init(key, batch)
         if FROZEN in variables:
             name = type(self.task).__name__

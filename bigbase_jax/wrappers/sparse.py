@@ -61,8 +61,10 @@ class Sparse(Around):
     def init(self, key: jax.Array, batch: Batch) -> Variables:
         """
         Raises:
-          UserError: ``targets`` matches no parameter, or with N:M no kernel whose inputs M divides.
+          UserError: the task has a teacher, or ``targets`` matches no parameter, or with N:M no kernel whose inputs M
+            divides.
         """
+        self._check_inside()
         variables = self.task.init(key, batch)
         params = flatten_dict(variables["params"])
         kept = {path: jnp.ones(x.shape, bool) for path, x in params.items() if re.search(self.targets, ".".join(path))}

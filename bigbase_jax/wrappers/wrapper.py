@@ -42,6 +42,11 @@ class Around:
         """The variables of the task inside."""
         raise NotImplementedError
 
+    def _check_inside(self) -> None:
+        """Raises UserError where the task has a teacher: that is around all others."""
+        if hasattr(self.task, "given"):
+            raise UserError(f"{type(self).__name__} goes inside: Distil({type(self).__name__}(task)).")
+
     def _run(self, method: Callable[..., Any], variables: Variables, /, *args: Any, **kwargs: Any) -> Any:
         """A method of the inner task on the wrapped variables."""
         return method(self.unwrap(variables), *args, **kwargs)
@@ -80,8 +85,7 @@ class Wrapper(Around):
 
     def _init(self, key: jax.Array, batch: Batch) -> tuple[dict[Path, Any], dict[Path, Any], dict[str, Any]]:
         """The inner task's trained and frozen parameters by path, and its other collections."""
-        if hasattr(self.task, "given"):
-            raise UserError(f"{type(self).__name__} goes inside: Distil({type(self).__name__}(task)).")
+        self._check_inside()
         variables = dict(self.task.init(key, batch))
         if FROZEN in variables:
             raise UserError(

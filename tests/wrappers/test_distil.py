@@ -24,11 +24,14 @@ from bigbase_jax import parallel, verbs
 from bigbase_jax.core import Loss, UserError, flatten
 from bigbase_jax.inference.predictor import Predictor
 from bigbase_jax.inference.teacher import Teacher
+from bigbase_jax.models.bert import Bert
 from bigbase_jax.models.decoder import Decoder
 from bigbase_jax.models.encoder_decoder import EncoderDecoder
 from bigbase_jax.models.mlp import MLP
 from bigbase_jax.tasks.classification import Classification
 from bigbase_jax.tasks.language import CausalLanguageModel
+from bigbase_jax.tasks.masked_language import MaskedLanguageModel
+from bigbase_jax.tasks.tagging import Tagging
 from bigbase_jax.tasks.translation import Translation
 from bigbase_jax.wrappers.distil import Distil
 from bigbase_jax.wrappers.frozen import Frozen
@@ -320,6 +323,46 @@ def test_translations_are_compared_by_token():
     np.testing.assert_allclose(loss.terms["soft"].mean(), kl(theirs, ours, 2.0).mean(), rtol=1e-4)
     with pytest.raises(UserError, match="one stack of blocks, and the student is a EncoderDecoder"):
         born(Distil(student, known, hidden_weight=1.0), batch)
+
+
+@pytest.mark.parametrize("kind", ["masked", "tags"])
+def test_hidden_tokens_and_tags_are_compared_where_they_count(kind):
+    rng = np.random.default_rng(0)
+    tokens, ones = rng.integers(1, 9, (4, 6)).astype(np.int32), np.ones((4, 6), np.int32)
+    batch = {"tokens": tokens, "segment_ids": ones, "token_type_ids": 0 * ones, "mask": np.ones(4, np.float32)}
+    batch |= {"positions": np.cumsum(ones, 1, dtype=np.int32) - 1, "starts": ones}
+    batch |= {"at": np.array([[0, 2], [1, -1], [3, 5], [4, 0]], np.int32), "tags": tokens % 3}
+    batch |= {"targets": np.array([[1, 2], [3, -1], [4, 5], [6, 7]], np.int32)}
+    batch["tags"][:, 4:], batch["mask"][3] = -1, 0
+    batch = {name: jnp.asarray(x) for name, x in batch.items()}
+
+    def of(width, vocab):
+        model = Bert(vocab_size=vocab, length=6, depth=1, width=width, heads=2, mlp_dim=16, dropout=0.0)
+        return MaskedLanguageModel(model) if kind == "masked" else Tagging(model, ("O", "B", "I"), dropout=0.0)
+
+    student, known = of(16, 9), taught_by(of(32, 10 if kind == "masked" else 9), batch)
+    known.variables["params"] = jax.tree.map(lambda x: 6 * x, known.variables["params"])
+    variables, at = born(student, batch), batch["targets" if kind == "masked" else "tags"]
+    loss = loss_of(Distil(student, known, 2.0, 0.5), variables, batch)
+    assert_close(loss.terms["hard"], student.loss(variables, batch, KEY)[0].terms["loss"])
+    theirs, ours = known.task.logits(known.variables, batch), student.logits(variables, batch)
+    counts = (np.asarray(at) != -1) * np.asarray(batch["mask"])[:, None] > 0
+    soft = kl(theirs[..., : ours.shape[-1]], ours, 2.0)[counts]
+    assert loss.terms["soft"].weight == counts.sum() == (5 if kind == "masked" else 12) and soft.max() > 0.01
+    np.testing.assert_allclose(loss.terms["soft"].mean(), soft.mean(), rtol=1e-4)
+    if kind == "tags":
+        other = dataclasses.replace(known, task=Tagging(known.task.model, ("B", "O", "I"), dropout=0.0))
+        with pytest.raises(UserError, match="bring them into the same order"):
+            loss_of(Distil(student, other), variables, batch)
+    else:
+        with pytest.raises(UserError, match="set next_sentence to False"):
+            Distil(dataclasses.replace(student, next_sentence=True), known)
+
+
+def test_masks_go_inside_of_a_teacher():
+    task = Distil(vit(), taught_by(vit(depth=1)))
+    with pytest.raises(UserError, match=r"Sparse goes inside: Distil\(Sparse\(task\)\)"):
+        Sparse(task).init(KEY, pictures())
 
 
 # -------------------------------------------------------------------------------------------------------------- inside

@@ -102,12 +102,22 @@ def test_no_gradient_reaches_a_zero():
 
 
 def test_adapters_go_around_masks():
+    """What computes is what is merged, in which zeros are zeros."""
     batch = regression_batch(8)
     task = LoRA(Sparse(Regression()), rank=2, targets="hidden")
     variables = task.init(KEY, batch)
+    variables["frozen"]["hidden"]["kernel"] = variables["frozen"]["hidden"]["kernel"].at[:, 1].set(0)
+    plain = task.predict(variables, batch)["y_hat"]
+    variables["params"]["hidden"]["lora_b"] += 1
     _, state = task.loss(variables, batch, KEY)
-    inner = task.task.unwrap(task.unwrap({**variables, **state}))
-    np.testing.assert_allclose(task.predict(variables, batch)["y_hat"], task.task.task.predict(inner, batch)["y_hat"])
+    variables = {**variables, **state}
+    inner = task.task.unwrap(task.unwrap(variables))
+    assert zeros(inner) == pytest.approx(1 / 5)
+    found = task.predict(variables, batch)["y_hat"]
+    assert np.abs(found - plain).max() > 0.01
+    np.testing.assert_allclose(found, task.task.task.predict(inner, batch)["y_hat"], rtol=1e-6)
+    with pytest.raises(UserError, match="where dropout cannot be"):
+        LoRA(Sparse(Regression()), rank=2, targets="hidden", dropout=0.5).init(KEY, batch)
 
 
 @pytest.mark.parametrize(
