@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Float32
 
 from bigbase_jax.models.dropout import Dropout
-from bigbase_jax.models.layers import DTYPES, INITS, BatchNorm, Conv, ModelError, classes, look_up, max_pool_2x2
+from bigbase_jax.models.layers import DTYPES, INITS, Conv, ModelError, classes, look_up, max_pool_2x2
 
 
 class Stage(nn.Module):
@@ -38,7 +38,7 @@ class Stage(nn.Module):
                 name=f"conv_{i}",
             )(x)
             if self.norm:
-                x = BatchNorm(not train, momentum=0.9, dtype=dtype, name=f"bn_{i}")(x)
+                x = nn.BatchNorm(not train, momentum=0.9, dtype=dtype, name=f"bn_{i}")(x)
         # ReLU is monotone, so the last may come after the maximum, where it has a quarter of the work: the classic
         # CNN's step takes 0.8 to 0.9 of the time.
         return jax.nn.relu(max_pool_2x2(x))

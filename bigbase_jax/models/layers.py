@@ -122,18 +122,21 @@ def convolution(
     padding: str | Sequence[tuple[int, int]],
     **words: Any,
 ) -> Float[Array, "B h w D"]:
-    """``jax.lax.conv_general_dilated`` as ``nn.Conv`` calls it; on a CPU one product where the kernel is the larger.
+    """``jax.lax.conv_general_dilated`` as ``nn.Conv`` calls it; on a CPU a product where the kernel is 1x1 or large.
 
-    XLA's CPU compiler exchanges picture and kernel where the kernel has more places than the picture, or its gradient,
-    and has no library for what comes of it: a 3x3 convolution of 512 channels at 2x2 pixels takes 70 times as long as
-    the product with the picture's patches (im2col; Chellapilla et al. 2006). GPUs and TPUs run the program they did.
+    For the weight gradient of a 1x1 convolution XLA's CPU compiler copies the picture and its gradient into another
+    layout, which a product does not need: ResNet-50's step takes three quarters of the time. It exchanges picture and
+    kernel where the kernel has more places than the picture, or its gradient, and has no library for what comes of it:
+    a 3x3 convolution of 512 channels at 2x2 pixels takes 70 times as long as the product with the picture's patches
+    (im2col; Chellapilla et al. 2006). GPUs and TPUs run the program they did.
     """
     size, kernel = x_BHWC.shape[1:3], kernel_klCD.shape[:2]
     if isinstance(padding, str):
         padding = jax.lax.padtype_to_pads(size, kernel, strides, padding)
     out = [(sum(pad) + n - k) // stride + 1 for n, k, stride, pad in zip(size, kernel, strides, padding, strict=True)]
     plain = words["feature_group_count"] == 1 and {*words["lhs_dilation"], *words["rhs_dilation"]} == {1}
-    if platform() != "cpu" or not plain or math.prod(kernel) <= min(map(math.prod, (size, out))) or min(out) < 1:
+    library = 1 < math.prod(kernel) <= min(map(math.prod, (size, out)))
+    if platform() != "cpu" or not plain or library or min(out) < 1:
         return jax.lax.conv_general_dilated(x_BHWC, kernel_klCD, strides, padding, **words)
     borders = [(0, 0, 0), *((*pad, 0) for pad in padding), (0, 0, 0)]
     padded = jax.lax.pad(x_BHWC, jnp.zeros((), x_BHWC.dtype), borders)
@@ -146,7 +149,7 @@ def convolution(
         -1,
     )
     kernel_PD = kernel_klCD.reshape(-1, kernel_klCD.shape[-1])
-    return jnp.tensordot(patches_BhwP, kernel_PD, 1, precision=words["precision"])
+    return product(patches_BhwP, kernel_PD, (((3,), (0,)), ((), ())), words["precision"])
 
 
 Conv = functools.partial(nn.Conv, conv_general_dilated=convolution)
@@ -168,42 +171,6 @@ def product(x: Array, kernel: Array, dimensions: Any, precision: Any = None, **k
     return jax.lax.dot_general(x, kernel, dimensions, precision, **kwargs)
 
 
-class BatchNorm(nn.BatchNorm):
-    """``nn.BatchNorm`` of pictures (Ioffe & Szegedy 2015), whose sums take a third of the time on a CPU.
-
-    XLA's CPU compiler sums over examples, rows and columns at once number by number. Here rows of W x C numbers are
-    added up first, with vector instructions; what a channel has one of is laid out as such a row, so that gradients are
-    summed in this way too. GPUs and TPUs, evaluation, and batches that the compiler spreads, run ``nn.BatchNorm``.
-    """
-
-    @nn.compact
-    def __call__(
-        self, x_BHWC: Float[Array, "B H W C"], use_running_average: bool | None = None, *, mask: Any = None
-    ) -> Float[Array, "B H W C"]:
-        past = nn.merge_param("use_running_average", self.use_running_average, use_running_average)
-        if past or mask is not None or platform() != "cpu" or mesh_axes("batch"):
-            return super().__call__(x_BHWC, use_running_average, mask=mask)
-        B, H, W, C = x_BHWC.shape
-        past_mean = self.variable("batch_stats", "mean", jnp.zeros, (C,))
-        past_var = self.variable("batch_stats", "var", jnp.ones, (C,))
-        scale_C = self.param("scale", self.scale_init, (C,), self.param_dtype)
-        bias_C = self.param("bias", self.bias_init, (C,), self.param_dtype)
-
-        def row(x_C: Any) -> Any:
-            return jnp.broadcast_to(x_C, (W, C)).reshape(-1)
-
-        x = x_BHWC.astype(jnp.float32).reshape(B * H, W * C)
-        means = [jnp.sum(jnp.sum(y, 0).reshape(W, C), 0) / (B * H * W) for y in (x, x * x)]
-        if self.axis_name is not None and not self.is_initializing():
-            means = jax.lax.pmean(means, self.axis_name)
-        mean_C, var_C = means[0], jnp.maximum(0.0, means[1] - means[0] ** 2)
-        if not self.is_initializing():
-            past_mean.value = self.momentum * past_mean.value + (1 - self.momentum) * mean_C
-            past_var.value = self.momentum * past_var.value + (1 - self.momentum) * var_C
-        x = (x - row(mean_C)) * row(jax.lax.rsqrt(var_C + self.epsilon) * scale_C) + row(bias_C)
-        return x.astype(self.dtype or x_BHWC.dtype).reshape(x_BHWC.shape)
-
-
 def max_pool_2x2(x_BHWC: Float[Array, "B H W C"]) -> Float[Array, "B h w C"]:
     """2x2 maxima at stride 2; an odd last row or column is left out, as torch's ``MaxPool2d(2)`` does.
 
@@ -212,9 +179,27 @@ def max_pool_2x2(x_BHWC: Float[Array, "B H W C"]) -> Float[Array, "B h w C"]:
     """
     B, H, W, C = x_BHWC.shape
     x = x_BHWC[:, : H // 2 * 2, : W // 2 * 2].reshape(B, H // 2, 2, W // 2, 2, C)
-    left, right = x[:, :, :, :, 0], x[:, :, :, :, 1]
-    rows = _larger(left, right)
+    return _max_2x2_on_cpu(x) if platform() == "cpu" else _max_2x2(x)
+
+
+def _max_2x2(x_Bhiwjc: Any) -> Any:
+    rows = _larger(x_Bhiwjc[:, :, :, :, 0], x_Bhiwjc[:, :, :, :, 1])
     return _larger(rows[:, :, 0], rows[:, :, 1])
+
+
+@jax.custom_jvp
+def _max_2x2_on_cpu(x_Bhiwjc: Any) -> Any:
+    """``_max_2x2`` as one reduction, which XLA's CPU compiler gives to a library and stores.
+
+    Comparisons it would compute anew, with what comes before, in each operation that reads the maxima: a transposed
+    copy of them for the next convolution's weight gradient took six times as long. The derivative is ``_max_2x2``'s.
+    """
+    return jnp.max(x_Bhiwjc, (2, 4))
+
+
+@_max_2x2_on_cpu.defjvp
+def _max_2x2_jvp(primals: Any, tangents: Any) -> Any:
+    return _max_2x2_on_cpu(*primals), jax.jvp(_max_2x2, primals, tangents)[1]
 
 
 def _larger(a: Any, b: Any) -> Any:

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Float32
 
 from bigbase_jax.models.dropout import Dropout
-from bigbase_jax.models.layers import DTYPES, BatchNorm, Conv, ModelError, classes, look_up, max_pool_3x3
+from bigbase_jax.models.layers import DTYPES, Conv, ModelError, classes, look_up, max_pool_3x3
 
 conv_init = nn.initializers.variance_scaling(2.0, "fan_out", "normal")  # He et al. 2015b
 head_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")  # of torch's Linear
@@ -38,9 +38,9 @@ def _conv(features: int, kernel: int, stride: int, dtype: str, name: str) -> nn.
     )
 
 
-def _norm(train: bool, dtype: str) -> Callable[..., BatchNorm]:
+def _norm(train: bool, dtype: str) -> Callable[..., nn.BatchNorm]:
     return functools.partial(
-        BatchNorm,
+        nn.BatchNorm,
         use_running_average=not train,
         momentum=0.9,  # the old value's share; torch's momentum=0.1 is the new value's
         epsilon=1e-5,
