@@ -13,6 +13,7 @@ python launch.py --mode=export --workdir=runs/catdog --to=stablehlo    or --to=s
 python launch.py --mode=benchmark --workdir=runs/catdog --batch=1,32    latency, rows a second, memory, size
 python launch.py --mode=serve --workdir=runs/catdog --workdir=runs/lm --port=8000    answer requests over HTTP
 python launch.py --mode=registry --registry=DIR --do=push --model=catdog --workdir=runs/catdog    versions, aliases
+python launch.py --mode=monitor --workdir=runs/catdog --input=SAMPLES    drift and live accuracy; status 1 on alarm
 python launch.py --mode=plan --config=configs/catdog.py --topology=v5e:4x4    or --workdir: does it fit, at what cost
 python launch.py --mode=doctor                                    what is wrong with this machine
 
@@ -44,7 +45,7 @@ from bigbase_jax.build import suggest
 from bigbase_jax.core import UserError
 from bigbase_jax.runtime import distributed
 
-ON_A_RUN = ("eval", "predict", "embed", "generate", "report", "compress", "export", "benchmark")
+ON_A_RUN = ("eval", "predict", "embed", "generate", "report", "compress", "export", "benchmark", "monitor")
 ON_SEVERAL = ("compare", "serve", "registry")
 MODES = ("train", *ON_A_RUN, *ON_SEVERAL, "plan", "doctor")
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The recipe: configs/NAME.py[:argument,...].")
@@ -98,7 +99,7 @@ def _verb(mode: str, workdir: str) -> int:
     if isinstance(result, int):
         return result
     print(json.dumps(result, ensure_ascii=False), flush=True)
-    return 128 + result["signal"] if "signal" in result else 0
+    return 128 + result["signal"] if "signal" in result else int(result.get("alarm", False))
 
 
 run = cli.ending(main)

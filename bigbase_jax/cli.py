@@ -25,7 +25,9 @@ _STEP = flags.DEFINE_integer(
     "step", None, "eval, predict, embed, generate, export, benchmark, serve: which; default: the best one."
 )
 _SPLIT = flags.DEFINE_string("split", None, "eval, compare: the split; default: test, or else val.")
-_INPUT = flags.DEFINE_string("input", None, "predict, embed: files or tables, a path or pattern; generate: prompts.")
+_INPUT = flags.DEFINE_string(
+    "input", None, "predict, embed: files or tables, a path or pattern; generate: prompts; monitor: samples."
+)
 _PROMPT = flags.DEFINE_multi_string("prompt", None, "generate: what to go on with; may be given several times.")
 _SAMPLE = flags.DEFINE_string(
     "sample", None, "generate: the words of generation.Sampling, as temperature=0.8,top_p=0.9."
@@ -52,7 +54,9 @@ _CALIBRATE = flags.DEFINE_integer(
     "calibrate", None, "compress, export: examples of the training data to measure on; default: 256."
 )
 _OUTPUT = flags.DEFINE_string(
-    "output", None, "predict: .csv, .tsv, .jsonl, .parquet; embed: .npy; compress, export, compare: a folder."
+    "output",
+    None,
+    "predict: .csv, .tsv, .jsonl, .parquet; embed: .npy; compress, export, compare: a folder; monitor: a page.",
 )
 _TO = flags.DEFINE_string("to", "safetensors", "export: stablehlo, onnx, safetensors, adapter.")
 _PLATFORMS = flags.DEFINE_list("platforms", None, "export: of StableHLO: cpu, cuda, rocm, tpu; default: the one here.")
@@ -95,6 +99,15 @@ _REQUIRE = flags.DEFINE_multi_string(
     "require", None, "registry: promote only what has accuracy>=0.98 or val.loss<0.3; may be given several times."
 )
 _WHY = flags.DEFINE_string("why", None, "registry: the reason, kept beside who and when.")
+_LABELS = flags.DEFINE_string("labels", None, "monitor: a CSV file of what was right: the columns request and label.")
+_FALSE_ALARMS = flags.DEFINE_float(
+    "false_alarms", 0.01, "monitor: how probable an alarm may be if nothing has changed."
+)
+_SAMPLES = flags.DEFINE_string("samples", None, "serve: a folder to keep a share of the predictions in, for monitor.")
+_SAMPLES_SHARE = flags.DEFINE_float("samples_share", 0.1, "serve: of the requests that are kept.")
+_SAMPLES_CONTENTS = flags.DEFINE_bool("samples_contents", False, "serve: keep answers too, not only numbers of them.")
+_SAMPLES_MB = flags.DEFINE_float("samples_mb", 1024.0, "serve: megabytes of samples, beyond which the oldest go.")
+_SAMPLES_DAYS = flags.DEFINE_float("samples_days", 30.0, "serve: after which samples go.")
 _WORDS: Mapping[str, Mapping[str, Any]] = {
     "eval": {"step": _STEP, "split": _SPLIT, "engine": _ENGINE},
     "predict": {"pattern": _INPUT, "step": _STEP, "adapter": _ADAPTER, "output": _OUTPUT, "engine": _ENGINE},
@@ -148,7 +161,13 @@ _WORDS: Mapping[str, Mapping[str, Any]] = {
         "registry": _REGISTRY,
         "storage": _REGISTRY_STORAGE,
         "specs": _MODEL,
+        "samples": _SAMPLES,
+        "samples_share": _SAMPLES_SHARE,
+        "samples_contents": _SAMPLES_CONTENTS,
+        "samples_mb": _SAMPLES_MB,
+        "samples_days": _SAMPLES_DAYS,
     },
+    "monitor": {"pattern": _INPUT, "labels": _LABELS, "output": _OUTPUT, "false_alarms": _FALSE_ALARMS},
     "registry": {
         "registry": _REGISTRY,
         "storage": _REGISTRY_STORAGE,

@@ -311,6 +311,18 @@ def registry(workdirs: Sequence[str], **words: Any) -> dict[str, Any]:
     return command.registry(workdirs, **words)
 
 
+def monitor(workdir: str, **words: Any) -> dict[str, Any]:
+    """Drift and live accuracy of sampled predictions; see ``ops.monitor.monitor``.
+
+    Raises:
+      UserError: the extra is not installed, or there is nothing to compare.
+    """
+    with _of_extra("monitor"):
+        from bigbase_jax.ops import monitor
+    compilation.setup()
+    return monitor.monitor(workdir, **words)
+
+
 @contextlib.contextmanager
 def _of_extra(mode: str) -> Iterator[None]:
     try:

@@ -9,6 +9,7 @@ from bigbase_jax.build import suggest
 from bigbase_jax.compare.runs import SPLITS
 from bigbase_jax.core import UserError
 from bigbase_jax.ops import card
+from bigbase_jax.ops.features import reference
 from bigbase_jax.ops.registry import Registry, Version
 from bigbase_jax.runtime.log import say
 from bigbase_jax.runtime.rundir import RunDir, differing
@@ -67,6 +68,7 @@ def registry(
     if do == "show":
         return _shown(opened, opened.resolve(models[0]))
     if do == "push":
+        _keep_reference(RunDir(workdirs[0]))
         return _said(opened, opened.push(models[0], workdirs[0], why or ""), "pushed")
     if do == "promote":
         found = opened.find(models[0])
@@ -75,6 +77,15 @@ def registry(
     if do == "rollback":
         return _said(opened, opened.rollback(models[0], why or ""), "rolled back")
     return _compared(*(opened.resolve(name) for name in models))
+
+
+def _keep_reference(run: RunDir) -> None:
+    """What ``--mode=monitor`` holds predictions against goes along with a run, where its data is at hand."""
+    try:
+        if "task" in run.config_json():
+            reference(run)
+    except UserError as error:
+        say(f"without a reference of its data: {error}")
 
 
 def _said(registry: Registry, version: Version, what: str) -> dict[str, Any]:

@@ -4,7 +4,7 @@
 the command, commit, versions, devices, first and last step and how it ended; ``data.json`` what predicting needs to
 know of the data; ``start/`` what was kept of ``config.init_from`` and of a teacher; ``metrics.jsonl`` the log;
 ``tensorboard/``; ``checkpoints/STEP/``; ``eval-SPLIT.json`` and ``predictions-SPLIT.npz`` the last evaluation;
-``report.html``.
+``report.html``; ``reference.npz`` what predictions in service are held against.
 """
 
 from __future__ import annotations

@@ -21,6 +21,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from bigbase_jax.core import UserError
 from bigbase_jax.ops.follow import Follower
 from bigbase_jax.ops.registry import Registry, Version
+from bigbase_jax.ops.samples import Sampler
 from bigbase_jax.runtime import compilation, signals
 from bigbase_jax.runtime.log import say
 from bigbase_jax.serve import keys
@@ -54,6 +55,11 @@ def serve(
     registry: str | None = None,
     storage: str | None = None,
     specs: Sequence[str] | None = None,
+    samples: str | None = None,
+    samples_share: float = 0.1,
+    samples_contents: bool = False,
+    samples_mb: float = 1024.0,
+    samples_days: float = 30.0,
 ) -> int:
     """Serves the models of runs, or of published folders, until SIGTERM or Ctrl-C; requests in progress are answered.
 
@@ -71,6 +77,7 @@ def serve(
       registry, storage: see ``Registry.open``.
       specs: models of the registry, see ``Registry.find``; when one comes to mean another version, that answers from
         then on, and no request fails.
+      samples, samples_share, samples_contents, samples_mb, samples_days: see ``Sampler``; None: nothing is kept.
       add_key: a name; a key is made for it and printed, and nothing is served.
 
     Returns:
@@ -93,7 +100,10 @@ def serve(
     followers = _followed(registry, storage, specs or (), opener, openers, lambda new: models.switch(new.name, new))
     if not openers:
         raise UserError("--mode=serve needs --workdir: the folder of a run; or --registry and --model=NAME@ALIAS.")
-    models = Models(openers)
+    sampler = None
+    if samples is not None:
+        sampler = Sampler(samples, samples_share, samples_contents, most_mb=samples_mb, days=samples_days)
+    models = Models(openers, sampler)
     known = None if api_keys is None else keys.Keys(api_keys, rate)
     if rate and known is None:
         raise UserError("--rate is that of each key; give --api_keys too.")
@@ -135,6 +145,8 @@ def serve(
     if failed:
         raise failed[0]
     say("the last request is answered; the server ends")
+    if sampler is not None:
+        sampler.close()
     if loading.is_alive():  # in a compilation, which the interpreter cannot end
         os._exit(0)
     models.close(drain_s)
@@ -229,7 +241,7 @@ def _followed(
     def load(version: Version) -> Served:
         return opener(version.model, version.folder, version=str(version.version))
 
-    followers = []
+    followers: list[Callable[[], None]] = []
     for spec in specs:
         opened = Registry.open(folder or "", storage)
         first = opened.resolve(spec)

@@ -18,9 +18,11 @@ class Models:
 
     Args:
       openers: what loads each model.
+      watch: see ``Served``.
     """
 
-    def __init__(self, openers: Mapping[str, Callable[[], Served]]):
+    def __init__(self, openers: Mapping[str, Callable[[], Served]], watch: Callable[..., None] | None = None):
+        self.watch = watch
         self._openers, self._current = dict(openers), dict[str, Served]()
         self._lock, self._closing = threading.Lock(), False
 
@@ -72,6 +74,7 @@ class Models:
         """Warms up ``new``, lets it answer from the next request on, and closes what answered before, when that has
         answered all that it had begun."""
         new.warm()
+        new.watch = self.watch
         new.crashed = lambda: self._reload(name, new)
         with self._lock:
             old, self._current[name] = self._current.get(name), new

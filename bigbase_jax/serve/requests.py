@@ -19,7 +19,7 @@ from bigbase_jax.inference.inputs import entries_of
 from bigbase_jax.runtime.untrusted import parse_json
 from bigbase_jax.serve.models import Models
 from bigbase_jax.serve.refused import Refused
-from bigbase_jax.serve.served import Given, Served
+from bigbase_jax.serve.served import REQUEST, Given, Served
 
 T = TypeVar("T")
 
@@ -105,6 +105,7 @@ def using(models: Models, name: str, request: Request) -> Iterator[Served]:
     """``models.use``, for the whole of a request, which the log and the metrics then know by the model's name."""
     with models.use(name) as served:
         request.scope["model"] = name
+        REQUEST.set(request.scope["request_id"])
         yield served
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import dataclasses
 import functools
 import os
@@ -49,6 +50,8 @@ class Options:
                 raise UserError(f"--{name}={value} is too small.")
 
 
+REQUEST: contextvars.ContextVar[str] = contextvars.ContextVar("request", default="")
+"""The id of the request that is being answered."""
 CRASHES = 3
 """Errors of computing, one after the other, after which a model is loaded again."""
 
@@ -65,6 +68,7 @@ class Served:
       card: what ``/v1/models`` says of it.
       crashes: errors of computing since the last batch that was computed.
       reopen: opens the same again.
+      watch: takes each prediction, after it is answered, as ``ops.samples.Sampler`` does; None: nobody does.
     """
 
     def __init__(
@@ -77,6 +81,7 @@ class Served:
         self.batcher: Batcher | None = None
         self.slots: Any = None
         self.reopen: Callable[[], Served] | None = None
+        self.watch: Callable[..., None] | None = None
         self._busy = self._users = 0
         self._seconds = 0.0  # of a row, lately
         self._idle = threading.Condition()
@@ -178,6 +183,9 @@ class Served:
             answers = await self._in_thread(self._said, examples, outputs)
         for stage, seconds in (("read", read - began), ("answer", time.monotonic() - computed)):
             self.metrics.stage(self.name, stage, seconds)
+        if self.watch is not None:  # nobody waits for it
+            inputs = [{key: example[key] for key in self.predictor.task.inputs} for example in examples]
+            self._pool.submit(self.watch, REQUEST.get(), self.name, self.version, inputs, outputs, answers)
         return answers
 
     async def outputs(self, examples: Sequence[Example]) -> list[Output]:
