@@ -64,16 +64,19 @@ class Embedding:
         return {"vector": output["vector"].tolist()}
 
 
-def embedder(folder: str | os.PathLike, step: int | None = None) -> Predictor:
+def embedder(folder: str | os.PathLike, step: int | None = None, run: Predictor | None = None) -> Predictor:
     """The model of a run (``step`` as in ``restored.restore``), or of a folder of published weights with a tokenizer,
     to give vectors; long texts are cut.
+
+    Args:
+      run: the run in the folder, where it is open already; its arrays are shared.
 
     Raises:
       UserError: it is neither, or its model does not read text.
     """
     reads: dict[str, Any] = {}
     if is_run(folder):
-        run = Predictor.open(folder, step)
+        run = Predictor.open(folder, step) if run is None else run
         task, model = model_of(run.task)
         if "tokenizer" not in run.dataset_info:
             raise UserError(f"the run in {folder} reads no text, of which there could be vectors.")

@@ -105,7 +105,7 @@ class Engine:
           UserError: its model writes no text.
         """
         (task, model), known = model_of(predictor.task), predictor.dataset_info
-        if "tokenizer" not in known or not hasattr(model, "decode"):
+        if "tokenizer" not in known or not hasattr(model, "decode") or hasattr(task, "translate"):
             raise UserError(f"a {type(task).__name__} writes no text; --mode=predict shows what it does.")
         tokenizer = load(known["tokenizer"])
         ends = known.get("end_ids", {tokenizer.end, known.get("stop_id")} - {None})

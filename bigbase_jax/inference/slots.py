@@ -35,7 +35,7 @@ from bigbase_jax.text.detokenizer import IncrementalDetokenizer
 TOP = 20
 """The most alternatives to a token that are told with its log-probability."""
 _PLACES = 4096  # of a sequence, at most, where nobody says how many
-_SMALL = 256  # places of the smallest cache
+_SMALL = 128  # places of the smallest cache
 _LEAST = 16  # tokens of the smallest chunk, and of a prefix that is worth a copy
 _PATIENCE = 16  # steps after which a cache that is too large is made smaller
 _TRIES = 3  # failures in a row after which the model is given up
@@ -136,6 +136,7 @@ class Slots:
       chunk: tokens of prompts that are read between two decode steps.
       prefixes: prompts whose cache is kept, each as large as a sequence's.
       waiting: requests that may wait for a slot.
+      gave_up: is called when the model has failed so often that nothing is taken any more.
 
     Raises:
       UserError: a size that is out of range.
@@ -149,6 +150,7 @@ class Slots:
         chunk: int = 64,
         prefixes: int = 8,
         waiting: int = 64,
+        gave_up: Callable[[], None] = lambda: None,
     ):
         length = getattr(engine.model, "length", None) or _PLACES
         self.places = min(length, _PLACES) if places is None else places
@@ -157,7 +159,7 @@ class Slots:
                 f"slots={slots}, chunk={chunk}, places={self.places}, prefixes={prefixes} and waiting={waiting} must be"
                 " at least 1, 1, 2, 0 and 0."
             )
-        self.engine, self.slots, self._most = engine, slots, waiting
+        self.engine, self.slots, self._most, self._gave_up = engine, slots, waiting, gave_up
         self._ends = frozenset(engine.ends)
         # Of one row XLA's CPU compiler copies the cache at each step.
         self._batches, self._sizes = _sizes(2, 4, slots), _sizes(_SMALL, 2, self.places)
@@ -475,6 +477,8 @@ class Slots:
             waiting = self._waiting
             self._waiting = collections.deque() if self.broken else waiting
         self._end(f"the model has failed ({type(error).__name__})", waiting if self.broken else ())
+        if self.broken:
+            self._gave_up()
 
     def _end(self, why: str, waiting: Iterable[Handle] | None = None) -> None:
         handles = [*self._rows, *(self._waiting if waiting is None else waiting)]

@@ -15,7 +15,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import PlainTextResponse
 
-from bigbase_jax.serve import protocol
+from bigbase_jax.serve import openai, protocol
 from bigbase_jax.serve.guard import Guard, as_json, failure
 from bigbase_jax.serve.keys import Keys
 from bigbase_jax.serve.metrics import Metrics
@@ -61,7 +61,8 @@ def create(models: Models, settings: Settings | None = None, metrics: Metrics | 
         app.add_middleware(CORSMiddleware, allow_origins=settings.cors, allow_methods=["*"], allow_headers=["*"])
     app.add_exception_handler(Refused, _refused)
     app.add_exception_handler(HTTPException, _not_found)
-    for router in (_router(models, settings, metrics), protocol.router(models, settings.max_inputs)):
+    most = settings.max_inputs
+    for router in (_router(models, settings, metrics), protocol.router(models, most), openai.router(models, most)):
         app.include_router(router, responses=ERRORS)
     return app
 

@@ -15,9 +15,13 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
+import numpy as np
 
 from bigbase_jax.core import Example, UserError
+from bigbase_jax.inference.embedding import Embedding, embedder
+from bigbase_jax.inference.generation import Engine
 from bigbase_jax.inference.predictor import Output, Predictor
+from bigbase_jax.inference.slots import Slots
 from bigbase_jax.serve.batcher import Batcher
 from bigbase_jax.serve.metrics import Metrics
 from bigbase_jax.serve.refused import Refused
@@ -36,6 +40,8 @@ class Options:
       max_queue: inputs that are read, wait or are computed at once, of a model; more are refused (429).
       max_examples: that one input may be read as, such as the windows of a long text or the rows of a file.
       threads: that read inputs and write answers, of a model.
+      slots: texts that a model writes at once.
+      places: tokens of such a text, prompt included; 0: what the model reads, 4,096 at most.
     """
 
     max_batch: int = 32
@@ -43,15 +49,18 @@ class Options:
     max_queue: int = 256
     max_examples: int = 256
     threads: int = min(os.cpu_count() or 1, 4)
+    slots: int = 16
+    places: int = 0
 
     def __post_init__(self) -> None:
         for name, value in dataclasses.asdict(self).items():
-            if value < (0 if name == "max_wait_ms" else 1):
+            if value < (0 if name in ("max_wait_ms", "places") else 1):
                 raise UserError(f"--{name}={value} is too small.")
 
 
 REQUEST: contextvars.ContextVar[str] = contextvars.ContextVar("request", default="")
 """The id of the request that is being answered."""
+_VECTORS = 4  # texts that are computed at once for ``embed`` by a model that does something else
 CRASHES = 3
 """Errors of computing, one after the other, after which a model is loaded again."""
 
@@ -64,7 +73,8 @@ class Served:
       version: of the model, as its card says.
       predictor: the model with all that comes before and after it.
       batcher: computes ``predict``; None: the model answers no inputs.
-      slots: continue texts (``inference.slots``); None: the model writes none.
+      slots: continue texts; None: the model writes none.
+      vectors: computes ``embed``; None: the model gives none.
       card: what ``/v1/models`` says of it.
       crashes: errors of computing since the last batch that was computed.
       reopen: opens the same again.
@@ -79,7 +89,8 @@ class Served:
         self.metrics = metrics or Metrics()
         self.crashes, self.crashed = 0, lambda: None
         self.batcher: Batcher | None = None
-        self.slots: Any = None
+        self.slots: Slots | None = None
+        self.vectors: Batcher | None = None
         self.reopen: Callable[[], Served] | None = None
         self.watch: Callable[..., None] | None = None
         self._busy = self._users = 0
@@ -89,6 +100,21 @@ class Served:
         with contextlib.suppress(UserError):
             predictor.reading  # noqa: B018  # a published decoder has none
             self.batcher = Batcher(predictor, options.max_batch, options.max_wait_ms / 1000, self._seen, self._crash)
+        with contextlib.suppress(UserError):
+            self.slots = Slots(
+                Engine.of(predictor),
+                options.slots,
+                options.places or None,
+                waiting=options.max_queue,
+                gave_up=lambda: self.crashed(),
+            )
+        self._embeds = predictor if isinstance(predictor.task, Embedding) else None
+        if self._embeds is not None:
+            self.vectors = self.batcher
+        elif self.slots is None and predictor.run is not None and predictor.compute is None:
+            with contextlib.suppress(UserError):
+                self._embeds = embedder(predictor.run.path, run=predictor)
+                self.vectors = Batcher(self._embeds, min(options.max_batch, _VECTORS), 0, self._seen, self._crash)
         self.card = self._card()
 
     @classmethod
@@ -111,12 +137,23 @@ class Served:
         again = functools.partial(
             cls.open, name, folder, engine=engine, step=step, options=options, version=version, metrics=metrics
         )
-        served = cls(name, Predictor.open(folder, step, engine=engine), options or Options(), version, metrics)
+        try:
+            predictor = Predictor.open(folder, step, engine=engine)
+        except UserError as error:
+            try:
+                predictor = embedder(folder)  # of published weights that give vectors alone
+            except UserError:
+                raise error from None
+        served = cls(name, predictor, options or Options(), version, metrics)
         served.card["engine"], served.reopen = engine, again
         return served
 
     def warm(self) -> None:
         """Compiles every program and loads what reads inputs, so that no request waits for these."""
+        if self.slots is not None:
+            self.slots.warm()
+        if self.vectors is not None and self.vectors is not self.batcher:
+            self.vectors.warm()
         if self.batcher is None:
             return
         self.batcher.warm()
@@ -128,6 +165,9 @@ class Served:
         task, known = self.predictor.task, self.predictor.dataset_info
         does = ["predict"] if self.batcher is not None else []
         fields = self.predictor.reading.codec.fields if does else None
+        does += ["complete"] if self.slots is not None else []
+        does += ["chat"] if self.slots is not None and known.get("chat_template") else []
+        does += ["embed"] if self.vectors is not None else []
         return {
             "id": self.name,
             "object": "model",
@@ -188,6 +228,27 @@ class Served:
             self._pool.submit(self.watch, REQUEST.get(), self.name, self.version, inputs, outputs, answers)
         return answers
 
+    async def embed(self, texts: Sequence[str]) -> tuple[list[list[float]], int]:
+        """A vector for each text, and how many tokens these have.
+
+        Raises:
+          Refused: as ``predict``.
+        """
+        if self.vectors is None or (predictor := self._embeds) is None:
+            raise Refused(404, f"{self.name!r} gives no vectors.")
+
+        def read() -> list[Example]:
+            try:
+                return [predictor.examples({"text": text})[0] for text in texts]
+            except UserError as error:
+                raise Refused(400, str(error)) from error
+
+        with self._admitted():
+            examples = await self._in_thread(read)
+            outputs = await self.vectors.compute(examples)
+        count = sum(int((np.asarray(example["segment_ids"]) > 0).sum()) for example in examples)
+        return [output["vector"].tolist() for output in outputs], count
+
     async def outputs(self, examples: Sequence[Example]) -> list[Output]:
         """What the model gives of examples that are as ``predictor.spec`` says.
 
@@ -247,7 +308,7 @@ class Served:
     @property
     def ready(self) -> bool:
         """Whether it computes, as far as is known."""
-        return self.crashes < CRASHES
+        return self.crashes < CRASHES and not (self.slots is not None and self.slots.broken)
 
     def close(self, drain_s: float = 30.0) -> None:
         """Waits for the requests that use it, and ends its threads."""
@@ -255,6 +316,7 @@ class Served:
             self._idle.wait_for(lambda: not self._users, drain_s)
         if self.slots is not None:
             self.slots.close(drain_s)
-        if self.batcher is not None:
-            self.batcher.close()
+        for batcher in {self.batcher, self.vectors}:
+            if batcher is not None:
+                batcher.close()
         self._pool.shutdown(wait=False, cancel_futures=True)
