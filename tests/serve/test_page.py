@@ -75,6 +75,7 @@ def app_of(settings=None):
         lines = [*(f"data: {json.dumps(piece)}\n\n" for piece in pieces), "data: [DONE]\n\n"]
         return StreamingResponse(iter(lines), media_type="text/event-stream")
 
+    app.router.routes.insert(0, app.router.routes.pop())  # in the place of the server's own
     return app
 
 
