@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import importlib.util
 import json
 import logging
 import math
@@ -45,6 +46,7 @@ def serve(
     max_batch: int = 32,
     max_queue: int = 256,
     max_body_mb: float = 32.0,
+    max_pixels: int | None = None,
     timeout_s: float = 60.0,
     drain_s: float = 30.0,
     api_keys: str | None = None,
@@ -70,7 +72,7 @@ def serve(
       host: what to listen on; other machines reach the server where it is not the loopback address.
       port: 0: a free one.
       engine, step: see ``Predictor.open``.
-      max_wait_ms, max_batch, max_queue: see ``Options``.
+      max_wait_ms, max_batch, max_queue, max_pixels: see ``Options``.
       max_body_mb, timeout_s, cors, log_contents: see ``Settings``.
       drain_s: seconds that requests in progress get when the server ends.
       api_keys, rate: see ``Keys``.
@@ -91,8 +93,10 @@ def serve(
             raise UserError("--add_key needs --api_keys: the file that is to know the key.")
         print(json.dumps({"name": add_key, "key": keys.add(api_keys, add_key)}), flush=True)
         return 0
+    _traced()
     compilation.setup()
-    options, metrics = Options(max_batch=max_batch, max_wait_ms=max_wait_ms, max_queue=max_queue), Metrics()
+    options = Options(max_batch=max_batch, max_wait_ms=max_wait_ms, max_queue=max_queue, max_pixels=max_pixels)
+    metrics = Metrics()
     opener = functools.partial(Served.open, engine=engine, step=step, options=options, metrics=metrics)
     openers: dict[str, Callable[[], Served]] = {
         name: functools.partial(opener, name, folder) for name, folder in _names(workdirs).items()
@@ -151,6 +155,21 @@ def serve(
         os._exit(0)
     models.close(drain_s)
     return 0
+
+
+def _traced() -> None:
+    """Lets FastAPI send traces, and those alone, where OpenTelemetry's variables say to whom.
+
+    Raises:
+      UserError: what sends them is not installed.
+    """
+    if not {"OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"} & set(os.environ):
+        return
+    if importlib.util.find_spec("opentelemetry.exporter") is None:
+        raise UserError("OTEL_EXPORTER_OTLP_ENDPOINT asks for traces, which need the extra: pip install -e '.[trace]'.")
+    settings = {"FASTAPI_OTEL_AUTO_CONFIGURE": "true", "OTEL_SERVICE_NAME": "bigbase_jax"}
+    for name, value in {**settings, "OTEL_METRICS_EXPORTER": "none", "OTEL_LOGS_EXPORTER": "none"}.items():
+        os.environ.setdefault(name, value)
 
 
 def config_of(app: FastAPI, drain_s: float) -> uvicorn.Config:

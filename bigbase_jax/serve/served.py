@@ -38,6 +38,7 @@ class Options:
       max_batch: examples that are computed at once, at most.
       max_wait_ms: milliseconds that a request waits for others to share a batch with, at most.
       max_queue: inputs that are read, wait or are computed at once, of a model; more are refused (429).
+      max_pixels: of a picture; None: as many as the run's own limits say (``data.files.Limits``).
       max_examples: that one input may be read as, such as the windows of a long text or the rows of a file.
       threads: that read inputs and write answers, of a model.
       slots: texts that a model writes at once.
@@ -47,6 +48,7 @@ class Options:
     max_batch: int = 32
     max_wait_ms: float = 5.0
     max_queue: int = 256
+    max_pixels: int | None = None
     max_examples: int = 256
     threads: int = min(os.cpu_count() or 1, 4)
     slots: int = 16
@@ -54,7 +56,7 @@ class Options:
 
     def __post_init__(self) -> None:
         for name, value in dataclasses.asdict(self).items():
-            if value < (0 if name in ("max_wait_ms", "places") else 1):
+            if value is not None and value < (0 if name in ("max_wait_ms", "places") else 1):
                 raise UserError(f"--{name}={value} is too small.")
 
 
@@ -97,8 +99,13 @@ class Served:
         self._seconds = 0.0  # of a row, lately
         self._idle = threading.Condition()
         self._pool = ThreadPoolExecutor(options.threads, f"{name}-reader")
-        with contextlib.suppress(UserError):
-            predictor.reading  # noqa: B018  # a published decoder has none
+        with contextlib.suppress(UserError):  # a published decoder reads no inputs
+            reading, most = predictor.reading, options.max_pixels
+            codec: Any = reading.codec
+            if most is not None and hasattr(codec, "limits"):
+                limits = dataclasses.replace(codec.limits, pixels=min(most, codec.limits.pixels))
+                codec = dataclasses.replace(codec, limits=limits)
+                predictor.reading = dataclasses.replace(reading, codec=codec)
             self.batcher = Batcher(predictor, options.max_batch, options.max_wait_ms / 1000, self._seen, self._crash)
         with contextlib.suppress(UserError):
             self.slots = Slots(
