@@ -16,6 +16,7 @@ vocabulary, E tokens that end a sequence.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -176,7 +177,7 @@ def init(
     B, L = tokens_BL.shape
     tokens_BS = jnp.zeros((B, places), jnp.int32).at[:, :L].set(tokens_BL)
     state = State(cache, tokens_BS, length_B, length_B, limit_B, limit_B <= 0)
-    return _append(state, choose(logits_BV, state, params), ends_E)
+    return _written(state, logits_BV, params, ends_E)
 
 
 def decode(model: Any, variables: Variables, state: State, params: SamplingArrays, ends_E: Array, steps: Any) -> State:
@@ -188,15 +189,33 @@ def decode(model: Any, variables: Variables, state: State, params: SamplingArray
 
     def one(carry: tuple[Any, State]) -> tuple[Any, State]:
         step, state = carry
-        last_B1 = jnp.take_along_axis(state.tokens_BS, state.position_B[:, None] - 1, 1)
-        logits_BV, cache = prefill(model, variables, state.cache, last_B1, state.position_B - 1)
-        return step + 1, _append(state._replace(cache=cache), choose(logits_BV, state, params), ends_E)
+        logits_BV, cache = prefill(
+            model, variables, state.cache, _last(state._replace(cache=None)), state.position_B - 1
+        )
+        return step + 1, _written(state._replace(cache=cache), logits_BV, params, ends_E)
 
-    return jax.lax.while_loop(more, one, (jnp.int32(0), state))[1]
+    carry = jnp.int32(0), state
+    if hasattr(model, "prefill") and not isinstance(state.position_B, jax.core.Tracer):  # no program's part
+        while more(carry):
+            carry = one(carry)
+        return carry[1]
+    return jax.lax.while_loop(more, one, carry)[1]
 
 
-def _append(state: State, token_B: Array, ends_E: Array) -> State:
-    """One more token for each sequence that has not ended."""
+def _written(state: State, logits_BV: jax.Array, params: SamplingArrays, ends_E: Array) -> State:
+    """One more token for each sequence that has not ended, which these logits follow."""
+    return _append(state._replace(cache=None), logits_BV, params, ends_E)._replace(cache=state.cache)
+
+
+@functools.partial(jax.jit, inline=True)
+def _last(state: State) -> jax.Array:
+    """The last token of each sequence, i32[B,1]."""
+    return jnp.take_along_axis(state.tokens_BS, state.position_B[:, None] - 1, 1)
+
+
+@functools.partial(jax.jit, inline=True)
+def _append(state: State, logits_BV: jax.Array, params: SamplingArrays, ends_E: Array) -> State:
+    token_B = choose(logits_BV, state, params)
     goes_on_B = ~state.done_B
     here_BS = (jnp.arange(state.tokens_BS.shape[1]) == state.position_B[:, None]) & goes_on_B[:, None]
     position_B = state.position_B + goes_on_B

@@ -86,12 +86,13 @@ def write(
         model.graph.name, model.producer_name = name.partition(".")[0], "bigbase_jax"
         path = folder / name
         with _quiet():
-            onnx.helper.set_model_props(model, about)
+            props = {**about, **({"cache": engines.IN_PLACE} if name == STEP else {})}
+            onnx.helper.set_model_props(model, props)
             large = model.ByteSize() > MOST_INSIDE
             onnx.save(model, path, save_as_external_data=large, location=f"{name}.data")
             onnx.checker.check_model(path, full_check=True)
         if quantize is not None:
-            _quantised(path, about, any(node.op_type == "Conv" for node in model.graph.node), batches)
+            _quantised(path, props, any(node.op_type == "Conv" for node in model.graph.node), batches)
         shapes = {
             key: [str(dim).partition("<=")[0] if isinstance(dim, str) else dim for dim in x.shape]
             for key, x in inputs.items()

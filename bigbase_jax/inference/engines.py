@@ -34,6 +34,8 @@ FILE, STEP, SOURCE = "model.onnx", "step.onnx", "source.onnx"
 OUT = "out."
 """Before an output's name that is an input's too."""
 CACHE = "cache."
+IN_PLACE = "in place"
+"""What ``cache`` of a graph's metadata is where an array of the cache may be read from and written to one place."""
 _DOMAINS = ("", "ai.onnx", "ai.onnx.ml", "com.microsoft")
 """Whose operations onnxruntime has by itself."""
 VARIABLES: Variables = {"params": {}}
@@ -81,6 +83,7 @@ class Session:
             raise UserError(f"onnxruntime does not take {path}: {said}.") from error
         about = self._session.get_modelmeta().custom_metadata_map
         self.step = int(step) if (step := about.get("step", "")).isdecimal() else 0
+        self.in_place = about.get("cache") == IN_PLACE
         self.inputs = [x.name for x in self._session.get_inputs()]
         self.outputs = [x.name for x in self._session.get_outputs()]
 
@@ -89,6 +92,22 @@ class Session:
         given = {name: np.ascontiguousarray(arrays[name]) for name in self.inputs}
         found = self._session.run(self.outputs, given)
         return {name.removeprefix(OUT): x for name, x in zip(self.outputs, found, strict=True)}
+
+    def update(self, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """The same, where the graph writes the new entries of a cache into the arrays that are given."""
+        binding, given = self._session.io_binding(), {name: np.ascontiguousarray(arrays[name]) for name in self.inputs}
+        kept = {f"{OUT}{name}": x for name, x in given.items() if self.in_place and name.startswith(CACHE)}
+
+        def place(x: np.ndarray) -> tuple[Any, ...]:
+            return "cpu", 0, x.dtype.type, x.shape, x.ctypes.data
+
+        for name, x in given.items():
+            binding.bind_input(name, *place(x))
+        for name in self.outputs:
+            binding.bind_output(name, *(place(kept[name]) if name in kept else ()))
+        self._session.run_with_iobinding(binding)
+        found = zip(self.outputs, binding.get_outputs(), strict=True)
+        return {name.removeprefix(OUT): kept[name] if name in kept else x.numpy() for name, x in found}
 
 
 def _check(model: Any, path: pathlib.Path) -> None:
@@ -170,7 +189,9 @@ class Written:
     def prefill(
         self, cache: PyTree, tokens_BT: Array, position_B: Array, last_B: Array, *source: Array
     ) -> tuple[Array, PyTree]:
-        """See ``decoding.sampling.prefill``."""
+        """See ``decoding.sampling.prefill``. Outside of programs the cache is numpy's, and written in place."""
+        if not source and not any(isinstance(x, jax.core.Tracer) for x in (tokens_BT, position_B, last_B)):
+            return self._updated(cache, tokens_BT, position_B, last_B)
         shapes = jax.eval_shape(lambda x: x, cache)
         if source and self.source is not None:
             words = dict(zip(("source", "source_segments"), source, strict=False))
@@ -183,6 +204,12 @@ class Written:
         logits = jax.ShapeDtypeStruct((tokens_BT.shape[0], self.module.vocab_size), jnp.float32)
         found = _called(self.step, words, {"logits": logits, **self._written(self.step, shapes)})
         return found.pop("logits"), self._with(cache, found)
+
+    def _updated(self, cache: PyTree, *words: Array) -> tuple[Array, PyTree]:
+        flat = {f"{CACHE}{name}": np.require(x, requirements=("C", "W")) for name, x in flatten(cache).items()}
+        named = zip(("tokens", "position", "last"), words, strict=True)
+        found = self.step.update({**{name: np.asarray(x, np.int32) for name, x in named}, **flat})
+        return found.pop("logits"), self._with(cache, {**flat, **found})
 
     def apply(self, variables: Any, *args: Array, method: str, mutable: Sequence[str] = ()) -> Any:
         """``decode`` of one token, and ``logits`` of what that gave."""

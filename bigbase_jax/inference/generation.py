@@ -162,15 +162,16 @@ class Engine:
         arrays, ends_E = SamplingArrays.of(params, B), sampling.end_tokens(self.ends)
 
         cache, logits_BV = _empty(self.model, B, S), None
-        whole = L <= _CHUNK or hasattr(self.model, "prefill")  # which other engines read at once
-        width = L if whole else _CHUNK if L % _CHUNK == 0 else _CHUNK * 3 // 4
+        other = hasattr(self.model, "prefill")  # another engine, which reads prompts at once and is no program's part
+        prefill, decode = (sampling.prefill, sampling.decode) if other else (_prefill, _decode)
+        width = L if L <= _CHUNK or other else _CHUNK if L % _CHUNK == 0 else _CHUNK * 3 // 4
         for at in range(0, longest, width):
             last_B = length_B - 1 - at
             part_Bl, here_B = tokens_BL[:, at : at + width], (last_B >= 0) & (last_B < width)
             start_B, last_B = np.full(B, at, np.int32), np.clip(last_B, 0, width - 1)
-            new_BV, cache = _prefill(self.model, self.variables, cache, part_Bl, start_B, last_B)
+            new_BV, cache = prefill(self.model, self.variables, cache, part_Bl, start_B, last_B)
             logits_BV = new_BV if logits_BV is None else jnp.where(here_B[:, None], new_BV, logits_BV)
-        state = _init(logits_BV, cache, tokens_BL, length_B, limit_B, S, arrays, ends_E)
+        state = _init(logits_BV, None, tokens_BL, length_B, limit_B, S, arrays, ends_E)._replace(cache=cache)
         seen_B = np.zeros(n, np.int32)
         while True:
             tokens_BS, done_B, written_B = map(np.array, (state.tokens_BS, state.done_B, state.position_B - length_B))
@@ -181,7 +182,7 @@ class Engine:
             if done_B.all():
                 return
             state = state._replace(done_B=jnp.asarray(done_B))
-            state = _decode(self.model, self.variables, state, arrays, ends_E, jnp.int32(min(every, S)))
+            state = decode(self.model, self.variables, state, arrays, ends_E, jnp.int32(min(every, S)))
 
     def _new(self, tokens_T: np.ndarray, seen: int) -> np.ndarray:
         """What is new after the first ``seen`` tokens, up to the end token."""
@@ -318,7 +319,7 @@ def _empty(model: Any, B: int, S: int) -> Any:
 
 
 _prefill = jax.jit(sampling.prefill, static_argnums=0, donate_argnums=2)
-_init = jax.jit(sampling.init, static_argnums=5, donate_argnums=1)
+_init = jax.jit(sampling.init, static_argnums=5)
 _decode = jax.jit(sampling.decode, static_argnums=0, donate_argnums=2)
 _beam_search = jax.jit(
     beams.beam_tokens, static_argnums=0, static_argnames=("max_new_tokens", "beams", "end", "length_penalty")
