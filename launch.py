@@ -45,8 +45,8 @@ from bigbase_jax.build import suggest
 from bigbase_jax.core import UserError
 from bigbase_jax.runtime import distributed
 
-ON_A_RUN = ("eval", "predict", "embed", "generate", "report", "compress", "export", "benchmark", "monitor")
-ON_SEVERAL = ("compare", "serve", "registry")
+ON_A_RUN = ("eval", "predict", "embed", "generate", "report", "compress", "export", "benchmark")
+ON_SEVERAL = ("compare", "serve", "registry", "monitor")
 MODES = ("train", *ON_A_RUN, *ON_SEVERAL, "plan", "doctor")
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The recipe: configs/NAME.py[:argument,...].")
 _MODE = flags.DEFINE_string("mode", "train", f"What to do: {', '.join(MODES)}.")

@@ -87,13 +87,15 @@ _ADD_KEY = flags.DEFINE_string("add_key", None, "serve: make a key of this name,
 _RATE = flags.DEFINE_float("rate", 0.0, "serve: requests per second of each key; 0: any number.", 0)
 _CORS = flags.DEFINE_list("cors", [], "serve: origins whose pages may ask from a browser, as https://example.org.")
 _LOG_CONTENTS = flags.DEFINE_bool("log_contents", False, "serve: log the first 4 KB of each request too.")
-_REGISTRY = flags.DEFINE_string("registry", None, "registry, serve: its folder.")
+_REGISTRY = flags.DEFINE_string("registry", None, "registry, serve, monitor: its folder.")
 _REGISTRY_STORAGE = flags.DEFINE_string(
-    "registry_storage", None, "registry, serve: a database's URL for its records; default: a file in its folder."
+    "registry_storage",
+    None,
+    "registry, serve, monitor: a database's URL for its records; default: a file in its folder.",
 )
 _DO = flags.DEFINE_string("do", "list", "registry: push, list, show, promote, rollback or compare.")
 _MODEL = flags.DEFINE_multi_string(
-    "model", None, "registry, serve: NAME, NAME:VERSION or NAME@ALIAS; may be given several times."
+    "model", None, "registry, serve, monitor: NAME, NAME:VERSION or NAME@ALIAS; may be given several times."
 )
 _ALIAS = flags.DEFINE_string("alias", None, "registry: promote to this one, such as staging or production.")
 _REQUIRE = flags.DEFINE_multi_string(
@@ -169,7 +171,15 @@ _WORDS: Mapping[str, Mapping[str, Any]] = {
         "samples_mb": _SAMPLES_MB,
         "samples_days": _SAMPLES_DAYS,
     },
-    "monitor": {"pattern": _INPUT, "labels": _LABELS, "output": _OUTPUT, "false_alarms": _FALSE_ALARMS},
+    "monitor": {
+        "pattern": _INPUT,
+        "registry": _REGISTRY,
+        "storage": _REGISTRY_STORAGE,
+        "specs": _MODEL,
+        "labels": _LABELS,
+        "output": _OUTPUT,
+        "false_alarms": _FALSE_ALARMS,
+    },
     "registry": {
         "registry": _REGISTRY,
         "storage": _REGISTRY_STORAGE,

@@ -311,7 +311,7 @@ def registry(workdirs: Sequence[str], **words: Any) -> dict[str, Any]:
     return command.registry(workdirs, **words)
 
 
-def monitor(workdir: str, **words: Any) -> dict[str, Any]:
+def monitor(workdirs: Sequence[str], **words: Any) -> dict[str, Any]:
     """Drift and live accuracy of sampled predictions; see ``ops.monitor.monitor``.
 
     Raises:
@@ -320,7 +320,7 @@ def monitor(workdir: str, **words: Any) -> dict[str, Any]:
     with _of_extra("monitor"):
         from bigbase_jax.ops import monitor
     compilation.setup()
-    return monitor.monitor(workdir, **words)
+    return monitor.monitor(workdirs, **words)
 
 
 @contextlib.contextmanager

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import datetime
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from bigbase_jax.core import UserError
 from bigbase_jax.ops import samples
 from bigbase_jax.ops.drift import FALSE_ALARMS, LEAST, Test, drift
 from bigbase_jax.ops.features import CLASS, CONFIDENCE, reference
+from bigbase_jax.ops.registry import Registry
 from bigbase_jax.pages.page import Chart, Series, write_page
 from bigbase_jax.runtime.log import say
 from bigbase_jax.runtime.rundir import RunDir
@@ -28,8 +29,11 @@ _CHARTS = 8
 
 
 def monitor(
-    workdir: str,
+    workdirs: Sequence[str],
     pattern: str | None,
+    registry: str | None = None,
+    storage: str | None = None,
+    specs: Sequence[str] | None = None,
     labels: str | None = None,
     output: str | None = None,
     false_alarms: float = FALSE_ALARMS,
@@ -37,8 +41,10 @@ def monitor(
     """Compares sampled predictions with the run's own examples, and writes a page.
 
     Args:
-      workdir: the run that made the predictions.
+      workdirs: the run that made the predictions, where no registry says it.
       pattern: the folder of the samples.
+      registry, storage: see ``Registry.open``.
+      specs: the model that made them, see ``Registry.find``; without a registry, its name.
       labels: a CSV file with the columns ``request`` and ``label``: what was right, of some requests.
       output: the page; None: ``monitor.html`` in the folder of the samples.
       false_alarms: see ``drift``.
@@ -53,13 +59,19 @@ def monitor(
         raise UserError("--mode=monitor needs --input: the folder of the samples.")
     if not 0 < false_alarms < 1:
         raise UserError(f"--false_alarms={false_alarms:g} is no probability.")
-    run = RunDir(workdir)
+    spec = specs[0] if specs else None
+    version = Registry.open(registry, storage).resolve(spec) if registry and spec else None
+    if len(specs or ()) > 1 or len(workdirs) != (version is None):
+        raise UserError("--mode=monitor takes the run by --workdir, or else by --registry and --model=NAME@ALIAS.")
+    run = RunDir(workdirs[0] if version is None else version.folder)
     run.config_json()
-    seen = samples.read(pattern, LATEST)
+    wanted = (spec, None) if version is None else (version.model, str(version.version))
+    seen = samples.read(pattern, LATEST, *wanted)
     known = reference(run)
     tests = drift(known, seen.features, false_alarms)
     alarms = [name for name, test in tests.items() if test.alarm]
     live = _live(seen, labels) if labels is not None else {}
+    name = run.path.resolve().name if version is None else str(version)
     path = pathlib.Path(output).expanduser() if output else pathlib.Path(pattern).expanduser() / PAGE
     ends = [
         datetime.datetime.fromtimestamp(seen.rows[i]["at"], datetime.UTC).isoformat("T", "seconds") for i in (0, -1)
@@ -69,14 +81,14 @@ def monitor(
     write_page(
         path,
         "monitor.html",
-        title=f"{run.path.resolve().name} · monitor",
-        name=run.path.resolve().name,
+        title=f"{name} · monitor",
+        name=name,
         alarms=alarms,
         enough=len(seen.rows) >= LEAST,
         least=LEAST,
         false_alarms=false_alarms,
         ends=ends,
-        versions=sorted({f"{row['model']} {row['version']}" for row in seen.rows}),
+        model="{model} {version}".format(**seen.rows[-1]),
         tiles=_tiles(seen, tests, live),
         tests=[(name, tests[name], p_text(tests[name].p), p_text(tests[name].p_holm)) for name in order],
         charts=[_chart(name, known[name], seen.features[name], classes) for name in order if name in known][:_CHARTS],

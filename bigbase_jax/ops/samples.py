@@ -154,14 +154,19 @@ class Samples:
     features: dict[str, np.ndarray]
 
 
-def read(folder: str | os.PathLike, most: int) -> Samples:
-    """At most so many of the latest rows.
+def read(folder: str | os.PathLike, most: int, model: str | None = None, version: str | None = None) -> Samples:
+    """At most so many of the latest rows, of one version of one model.
+
+    Args:
+      model: None: the only one there is.
+      version: None: the one that made the latest of them.
 
     Raises:
-      UserError: there are none, or a file holds something else.
+      UserError: there are none, or of several models, or a file holds something else.
     """
     home = pathlib.Path(folder).expanduser()
     rows: list[dict[str, Any]] = []
+    models: set[str] = set()
     for path in sorted(home.glob("*/*.parquet"), reverse=True):
         if len(rows) >= most:
             break
@@ -177,9 +182,15 @@ def read(folder: str | os.PathLike, most: int) -> Samples:
                 row["features"] = {str(k): float(v) for k, v in json.loads(row["features"]).items()}
         except (OSError, ValueError, TypeError, AttributeError, KeyError, pa.ArrowException) as error:
             raise UserError(f"{path} holds no samples ({str(error).splitlines()[0]:.200}).") from error
-        rows = found + rows
+        models |= {row["model"] for row in found}
+        found = [row for row in found if model in (None, row["model"])]
+        version = version or (found[-1]["version"] if found else None)
+        rows = [row for row in found if row["version"] == version] + rows
+    if len(models) > 1 and model is None:
+        raise UserError(f"{home} holds samples of {', '.join(sorted(map(str, models)))}; choose one by --model=NAME.")
     if not rows:
-        raise UserError(f"{home} holds no samples; --mode=serve --samples={home} writes them.")
+        what = "no samples" if model is None else f"no samples of {model}{f':{version}' if version else ''}"
+        raise UserError(f"{home} holds {what}; --mode=serve --samples={home} writes them.")
     rows = rows[-most:]
     names = dict.fromkeys(name for row in rows for name in row["features"])
     columns = {name: np.array([row["features"].get(name, np.nan) for row in rows]) for name in names}

@@ -19,6 +19,7 @@ import toy
 from bigbase_jax.core import UserError
 from bigbase_jax.ops import samples
 from bigbase_jax.ops.features import CLASS, CONFIDENCE, FILE, features, reference
+from bigbase_jax.ops.registry import Registry
 from bigbase_jax.ops.samples import Sampler
 from bigbase_jax.runtime.rundir import RunDir
 
@@ -96,6 +97,30 @@ def test_the_server_keeps_a_share_and_no_contents(tmp_path):
     assert len(samples.read(tmp_path / "samples", 5).rows) == 5
 
 
+def test_of_several_models_and_versions_one_is_looked_at(tmp_path):
+    sampler = Sampler(tmp_path, share=1.0)
+    for model, version in (("a", "1"), ("b", "1"), ("a", "2"), ("a", "2")):
+        sampler(f"{model}{version}", model, version, [{"x": np.ones(3)}], [{"y": np.ones(2)}], [{}])
+    sampler.close()
+    with pytest.raises(UserError, match="samples of a, b; choose one by --model"):
+        samples.read(tmp_path, 10)
+    assert [row["request"] for row in samples.read(tmp_path, 10, "a").rows] == ["a2", "a2"]
+    assert [row["request"] for row in samples.read(tmp_path, 10, "a", "1").rows] == ["a1"]
+
+
+def test_a_version_of_a_registry_is_held_against_its_own_reference(run, tmp_path):
+    from bigbase_jax.ops.monitor import monitor
+
+    (run / "eval-test.json").write_text(json.dumps({"step": 3, "split": "test", "accuracy": 0.9}))
+    registry = Registry.open(tmp_path / "registry", create=True)
+    registry.push("catdog", run)
+    registry.promote("catdog", "production")
+    folder, _ = sampled(tmp_path / "samples", run)
+    words = {"registry": str(tmp_path / "registry"), "specs": ["catdog@production"]}
+    assert monitor([], str(folder), **words)["predictions"] == 60
+    assert registry.resolve("catdog@production")  # nothing was written into it
+
+
 def test_shares_limits_and_a_disk_that_refuses(tmp_path, monkeypatch, capsys):
     def fill(sampler, count):
         for i in range(count):
@@ -150,15 +175,17 @@ def test_mistakes_are_one_sentence(run, tmp_path):
         ({"pattern": None}, "needs --input"),
         ({"pattern": str(tmp_path / "empty")}, "holds no samples"),
         ({"pattern": str(folder), "false_alarms": 2.0}, "is no probability"),
+        ({"pattern": str(folder), "specs": ["pets"]}, "no samples of pets"),
+        ({"pattern": str(folder), "specs": ["a", "b"]}, "takes the run by --workdir"),
         ({"pattern": str(folder), "labels": str(bad)}, "is no CSV file"),
         ({"pattern": str(folder), "labels": str(tmp_path / "none.csv")}, "is no CSV file"),
     ):
         with pytest.raises(UserError, match=said):
-            monitor(str(run), **words)
+            monitor([str(run)], **words)
     with pytest.raises(UserError, match="is not above 0"):
         Sampler(tmp_path / "x", share=0.0)
     broken = shutil.copytree(run, tmp_path / "broken")
     (broken / FILE).write_bytes(b"PK no")
     with pytest.raises(UserError, match="delete it"):
-        monitor(str(broken), str(folder))
+        monitor([str(broken)], str(folder))
     assert features({}, {}) == {}
