@@ -507,6 +507,19 @@ def test_two_processes_learn_what_one_learns(spawned, tmp_path):
     assert result["loss"] == pytest.approx(alone["loss"], rel=1e-3)
 
 
+@pytest.mark.slow
+def test_two_processes_learn_from_a_teacher_what_one_learns(spawned, tmp_path):
+    command = ("--config=configs/distil.py:recipe=catdog_mlp,tiny", f"--config.teacher={spawned[0]}", *SHORT)
+    found = [
+        launch(*command, f"--workdir={tmp_path / name}", *how)[0]
+        for name, how in (("one", ()), ("two", ("--spawn=2",)))
+    ]
+    assert found[0]["loss"] == pytest.approx(found[1]["loss"], rel=1e-3)
+    one, two = (rows(tmp_path / name, "train") for name in ("one", "two"))
+    np.testing.assert_allclose([row["soft"] for row in two], [row["soft"] for row in one], rtol=1e-3)
+    assert min(row["soft"] for row in one) > 0
+
+
 def test_everything_is_written_and_said_once(spawned):
     workdir, result, out, err = spawned
     assert json.loads(out) == result and len(out.splitlines()) == 1

@@ -8,10 +8,12 @@ from bigbase_jax import verbs
 CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
 
 
-def trained(folder, recipe, **train):
+def trained(folder, recipe, scan=False, **train):
     """A run of a few steps."""
     config = runpy.run_path(str(CONFIGS / f"{recipe}.py"))["get_config"]("tiny")
     with config.unlocked():
+        if scan:
+            config.task.model.scan = True
         config.train.update({"steps": 2, "eval_every": 2, **train})
     verbs.train(config, str(folder))
     return str(folder)
@@ -25,5 +27,5 @@ def pictures(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def decoder(tmp_path_factory):
-    """A language model."""
-    return trained(tmp_path_factory.mktemp("decoder") / "run", "lm")
+    """A language model whose blocks are one stack."""
+    return trained(tmp_path_factory.mktemp("decoder") / "run", "lm", scan=True)
