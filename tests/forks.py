@@ -22,7 +22,7 @@ from typing import NamedTuple
 
 ROOT = pathlib.Path(__file__).parents[1]
 LIMIT = 300  # seconds after which a command is given up
-SLOW_TO_IMPORT = ("tensorboardX", "sklearn.metrics", "sacrebleu", "tokenizers", "safetensors.numpy")
+SLOW_TO_IMPORT = ("sklearn.metrics", "sacrebleu", "tokenizers", "safetensors.numpy")
 EARLY = ("JAX_", "PYTHON", "XDG_", "TF_", "LD_")  # variables that are read while something is imported
 
 
@@ -140,6 +140,7 @@ def _serve() -> None:
             importlib.import_module(module.name)
     for name in SLOW_TO_IMPORT:
         importlib.import_module(name)
+    importlib.import_module("bigbase_jax.runtime.log").tensorboard()
     gc.collect()
     gc.freeze()  # a collection in a fork would copy what it looks at
     for line in sys.stdin:

@@ -455,6 +455,12 @@ def test_durations_read_as_on_a_clock():
     assert [duration(s) for s in (5, 135, 3735, 59.6)] == ["0:05", "2:15", "1:02:15", "1:00"]
 
 
+def test_the_events_need_no_torch():
+    code = "import sys; from bigbase_jax.runtime import log; log.tensorboard(); print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+
+
 def test_importing_the_log_loads_no_writer():
     heavy = ("rich.progress", "tensorboardX", "wandb", "mlflow")
     code = f"import sys, bigbase_jax.runtime.log; print([m for m in {heavy} if m in sys.modules])"

@@ -517,12 +517,24 @@ class _Writer(Protocol):
     def close(self) -> None: ...
 
 
+def tensorboard() -> tuple[Any, Any, Any]:
+    """Modules of tensorboardX, which imports torch where it finds it: seconds, and memory that nothing here uses."""
+    hidden = "torch" not in sys.modules
+    if hidden:
+        sys.modules["torch"] = None  # type: ignore[assignment]  # an import of it fails
+    try:
+        from tensorboardX import event_file_writer, proto, summary
+    finally:
+        if hidden:
+            del sys.modules["torch"]
+    return event_file_writer, proto, summary
+
+
 class _TensorBoard:
     """Without tensorboardX's own thread: where the disk is full it dies, and training then waits for it for ever."""
 
     def __init__(self, workdir: str, name: str, config: Mapping[str, Any], start_step: int):
-        from tensorboardX import event_file_writer, proto, summary
-
+        event_file_writer, proto, summary = tensorboard()
         self._proto, self._scalar = proto.event_pb2, summary.scalar
         folder = os.path.join(workdir, "tensorboard")
         os.makedirs(folder, exist_ok=True)
