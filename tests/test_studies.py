@@ -3,6 +3,7 @@
 import json
 import math
 import pathlib
+import runpy
 import subprocess
 import sys
 
@@ -40,3 +41,26 @@ def test_the_study_measures_both_sides_of_a_row(tmp_path):
     row = json.loads(output.read_text())["rows"]["classic_cnn"]
     assert all(row[side]["step_seconds"] > 0 and math.isfinite(row[side]["loss"]) for side in ("ours", "eager")), row
     assert "| classic_cnn |" in done.stdout
+
+
+def test_the_words_of_the_compression_study_are_keys_of_its_recipes(monkeypatch):
+    monkeypatch.syspath_prepend(str(STUDY.parent / "compress"))
+    import study
+
+    for name, about in study.STUDIES.items():
+        steps = study.steps(name, about, 0, pathlib.Path("runs"), "data")
+        assert len({step.folder for step in steps}) == len(steps) > 15
+        for step in steps:
+            config = None
+            for word in step.words:
+                key, _, value = word.removeprefix("--").partition("=")
+                if key == "config":
+                    path, _, arg = value.partition(":")
+                    config = runpy.run_path(str(study.ROOT / path))["get_config"](arg)
+                elif key.startswith("config."):
+                    node = config
+                    for part in key.split(".")[1:]:
+                        assert part in node, word
+                        node = node[part]
+                else:
+                    assert key in ("mode", "workdir", "output", "prune", "quantize", "to", "allow_drop"), word
