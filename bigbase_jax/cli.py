@@ -106,6 +106,9 @@ _LABELS = flags.DEFINE_string("labels", None, "monitor: a CSV file of what was r
 _FALSE_ALARMS = flags.DEFINE_float(
     "false_alarms", 0.01, "monitor: how probable an alarm may be if nothing has changed."
 )
+_CANDIDATE = flags.DEFINE_string("candidate", None, "serve: the alias of what is tried beside --model, as staging.")
+_CANARY = flags.DEFINE_float("canary", 0.0, "serve: the share of requests that the candidate answers.")
+_SHADOW = flags.DEFINE_bool("shadow", False, "serve: the candidate computes what it does not answer, to be compared.")
 _SAMPLES = flags.DEFINE_string("samples", None, "serve: a folder to keep a share of the predictions in, for monitor.")
 _SAMPLES_SHARE = flags.DEFINE_float("samples_share", 0.1, "serve: of the requests that are kept.")
 _SAMPLES_CONTENTS = flags.DEFINE_bool("samples_contents", False, "serve: keep answers too, not only numbers of them.")
@@ -165,6 +168,9 @@ _WORDS: Mapping[str, Mapping[str, Any]] = {
         "registry": _REGISTRY,
         "storage": _REGISTRY_STORAGE,
         "specs": _MODEL,
+        "candidate": _CANDIDATE,
+        "canary": _CANARY,
+        "shadow": _SHADOW,
         "samples": _SAMPLES,
         "samples_share": _SAMPLES_SHARE,
         "samples_contents": _SAMPLES_CONTENTS,

@@ -27,6 +27,7 @@ from bigbase_jax.runtime import compilation, signals
 from bigbase_jax.runtime.log import say
 from bigbase_jax.serve import keys
 from bigbase_jax.serve.app import Settings, create
+from bigbase_jax.serve.candidate import Trial
 from bigbase_jax.serve.metrics import Metrics
 from bigbase_jax.serve.models import Models
 from bigbase_jax.serve.served import Options, Served
@@ -57,6 +58,9 @@ def serve(
     registry: str | None = None,
     storage: str | None = None,
     specs: Sequence[str] | None = None,
+    candidate: str | None = None,
+    canary: float = 0.0,
+    shadow: bool = False,
     samples: str | None = None,
     samples_share: float = 0.1,
     samples_contents: bool = False,
@@ -79,6 +83,8 @@ def serve(
       registry, storage: see ``Registry.open``.
       specs: models of the registry, see ``Registry.find``; when one comes to mean another version, that answers from
         then on, and no request fails.
+      candidate: the alias of what is tried beside each of ``specs``, see ``Trial``: of its model, followed as well.
+      canary, shadow: see ``Trial``.
       samples, samples_share, samples_contents, samples_mb, samples_days: see ``Sampler``; None: nothing is kept.
       add_key: a name; a key is made for it and printed, and nothing is served.
 
@@ -101,13 +107,20 @@ def serve(
     openers: dict[str, Callable[[], Served]] = {
         name: functools.partial(opener, name, folder) for name, folder in _names(workdirs).items()
     }
+    trial = Trial(canary, shadow, log_contents)
+    if (candidate is None) != (trial.canary == 0 and not trial.shadow) or (candidate is not None and not specs):
+        raise UserError("--candidate=ALIAS takes --registry, --model and one of --canary=SHARE and --shadow, or both.")
     followers = _followed(registry, storage, specs or (), opener, openers, lambda new: models.switch(new.name, new))
+    beside = dict[str, Callable[[], Served]]()
+    if candidate is not None:
+        others = [f"{re.split('[@:]', spec)[0]}@{candidate}" for spec in specs or ()]
+        followers += _followed(registry, storage, others, opener, beside, lambda new: models.try_out(new.name, new))
     if not openers:
         raise UserError("--mode=serve needs --workdir: the folder of a run; or --registry and --model=NAME@ALIAS.")
     sampler = None
     if samples is not None:
         sampler = Sampler(samples, samples_share, samples_contents, most_mb=samples_mb, days=samples_days)
-    models = Models(openers, sampler)
+    models = Models(openers, sampler, trial)
     known = None if api_keys is None else keys.Keys(api_keys, rate)
     if rate and known is None:
         raise UserError("--rate is that of each key; give --api_keys too.")
@@ -129,6 +142,8 @@ def serve(
     def load() -> None:
         try:
             models.load()
+            for name, load_candidate in beside.items():
+                models.try_out(name, load_candidate())
             for start in followers:
                 start()
         except BaseException as error:

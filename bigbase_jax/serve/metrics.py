@@ -29,6 +29,12 @@ class Metrics:
         self.busy = Gauge("bigbase_inputs_running", "Inputs that are read, wait or are computed", ["model"], **of)
         self.ready = Gauge("bigbase_model_ready", "Whether the model answers", ["model"], **of)
         self.crashes = Counter("bigbase_crashes", "Errors of computing", ["model"], **of)
+        self.compared = Counter(
+            "bigbase_candidate_compared",
+            "Answers of a candidate and of what answers: yes, no, error",
+            ["model", "same"],
+            **of,
+        )
         self.versions = Gauge("bigbase_model_info", "The version that answers", ["model", "version"], **of)
         self._version: dict[str, str] = {}
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import random
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from bigbase_jax.build import suggest
 from bigbase_jax.runtime.log import say
+from bigbase_jax.serve.candidate import Pair, Trial
 from bigbase_jax.serve.refused import Refused
 from bigbase_jax.serve.served import Served
 
@@ -19,10 +21,17 @@ class Models:
     Args:
       openers: what loads each model.
       watch: see ``Served``.
+      trial: how candidates are tried, where there are any.
     """
 
-    def __init__(self, openers: Mapping[str, Callable[[], Served]], watch: Callable[..., None] | None = None):
-        self.watch = watch
+    def __init__(
+        self,
+        openers: Mapping[str, Callable[[], Served]],
+        watch: Callable[..., None] | None = None,
+        trial: Trial | None = None,
+    ):
+        self.watch, self._trial = watch, trial or Trial()
+        self._candidates = dict[str, Served]()
         self._openers, self._current = dict(openers), dict[str, Served]()
         self._lock, self._closing = threading.Lock(), False
 
@@ -51,8 +60,11 @@ class Models:
         return [{**self._current[name].card, "ready": self._current[name].ready} for name in sorted(self._current)]
 
     @contextlib.contextmanager
-    def use(self, name: str) -> Iterator[Served]:
+    def use(self, name: str, candidate: bool = False) -> Iterator[Served]:
         """The current version of a model, which stays while it is used: for the whole of a request.
+
+        Args:
+          candidate: it may be the candidate, for the share of requests that this answers.
 
         Raises:
           Refused: there is none of this name (404), or it is not ready (503).
@@ -63,6 +75,9 @@ class Models:
                 if name not in self.names:
                     raise Refused(404, f"there is no model {name[:80]!r}.{suggest(name[:80], self.names, 'model')}")
                 raise Refused(503, f"the model {name!r} is being loaded; ask again.", 5)
+            other = self._candidates.get(name) if candidate else None
+            if other is not None and other.ready and random.random() < self._trial.canary:
+                served = other
             used = served.used()
             used.__enter__()
         try:
@@ -78,6 +93,7 @@ class Models:
         new.crashed = lambda: self._reload(name, new)
         with self._lock:
             old, self._current[name] = self._current.get(name), new
+            self._pair(name)
         new.metrics.version(name, new.version)
         new.metrics.ready.labels(name).set_function(lambda: float(new.ready))
         new.metrics.busy.labels(name).set_function(lambda: float(new.busy))
@@ -88,9 +104,25 @@ class Models:
         if old is not None:
             threading.Thread(target=old.close, daemon=True).start()
 
+    def try_out(self, name: str, new: Served) -> None:
+        """Warms up ``new``, and makes it the candidate of a model in place of the one before."""
+        new.warm()
+        new.watch = self.watch
+        with self._lock:
+            old, self._candidates[name] = self._candidates.get(name), new
+            self._pair(name)
+        say(f"{name} {new.version} is the candidate")
+        if old is not None:
+            threading.Thread(target=old.close, daemon=True).start()
+
+    def _pair(self, name: str) -> None:
+        current, candidate = self._current.get(name), self._candidates.get(name)
+        if current is not None and candidate is not None:
+            Pair(current, candidate, self._trial)
+
     def _reload(self, name: str, crashed: Served) -> None:
         def load() -> None:
-            if crashed.reopen is not None:
+            if crashed.reopen is not None and self._current.get(name) is crashed:
                 self.switch(name, crashed.reopen())
 
         say(f"{name} has crashed {crashed.crashes} times; it is loaded again")
@@ -103,5 +135,5 @@ class Models:
     def close(self, drain_s: float = 30.0) -> None:
         """Closes all models."""
         self.drain()
-        for served in self._current.values():
+        for served in (*self._current.values(), *self._candidates.values()):
             served.close(drain_s)

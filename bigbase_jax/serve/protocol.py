@@ -78,7 +78,7 @@ def router(models: Models, max_inputs: int) -> APIRouter:
     @found.post("/models/{name}/versions/{version}/infer", openapi_extra={"requestBody": _BODY})
     async def infer(name: str, request: Request, version: str = "") -> Response:
         """What a model gives of tensors."""
-        with using(models, name, request) as served:
+        with using(models, name, request, version) as served:
             _check_version(served, version)
             asked, tensors = _read(await request.body(), request.headers.get(_LENGTH))
             given = await within(request, _infer(served, tensors, max_inputs))

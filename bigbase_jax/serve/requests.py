@@ -101,9 +101,13 @@ async def body_json(request: Request) -> Any:
 
 
 @contextlib.contextmanager
-def using(models: Models, name: str, request: Request) -> Iterator[Served]:
-    """``models.use``, for the whole of a request, which the log and the metrics then know by the model's name."""
-    with models.use(name) as served:
+def using(models: Models, name: str, request: Request, version: str = "") -> Iterator[Served]:
+    """``models.use``, for the whole of a request, which the log and the metrics then know by the model's name.
+
+    Args:
+      version: that the request asks for, "" being any: a candidate may answer it.
+    """
+    with models.use(name, candidate=not version) as served:
         request.scope["model"] = name
         REQUEST.set(request.scope["request_id"])
         yield served

@@ -81,6 +81,7 @@ class Served:
       crashes: errors of computing since the last batch that was computed.
       reopen: opens the same again.
       watch: takes each prediction, after it is answered, as ``ops.samples.Sampler`` does; None: nobody does.
+      compare: takes each answer, as ``candidate.Pair`` does; None: nobody does.
     """
 
     def __init__(
@@ -95,6 +96,7 @@ class Served:
         self.vectors: Batcher | None = None
         self.reopen: Callable[[], Served] | None = None
         self.watch: Callable[..., None] | None = None
+        self.compare: Callable[[Served, Given, list[dict[str, Any]]], None] | None = None
         self._busy = self._users = 0
         self._seconds = 0.0  # of a row, lately
         self._idle = threading.Condition()
@@ -209,6 +211,13 @@ class Served:
         return self._busy
 
     async def predict(self, given: Given) -> list[dict[str, Any]]:
+        """``answer``, which is then compared with that of another version, where there is one to compare with."""
+        answers = await self.answer(given)
+        if self.compare is not None:
+            self.compare(self, given, answers)
+        return answers
+
+    async def answer(self, given: Given) -> list[dict[str, Any]]:
         """The answers to one input, as ``Predictor.answer`` gives them.
 
         Raises:

@@ -84,14 +84,14 @@ def live(app):
 
 
 @contextlib.contextmanager
-def client(*, settings=None, options=None, load=True, watch=None, **models):
+def client(*, settings=None, options=None, load=True, watch=None, trial=None, **models):
     """A client of a server of ``name=predictor``."""
     metrics = Metrics()
     openers = {
         name: lambda name=name, model=model: Served(name, model, options or Options(max_batch=4), metrics=metrics)
         for name, model in (models or {"toy": predictor()}).items()
     }
-    served = Models(openers, watch)
+    served = Models(openers, watch, trial)
     if load:
         served.load()
     with TestClient(create(served, settings or Settings(), metrics), raise_server_exceptions=False) as found:
