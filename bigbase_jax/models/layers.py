@@ -176,30 +176,13 @@ def max_pool_2x2(x_BHWC: Float[Array, "B H W C"]) -> Float[Array, "B h w C"]:
 
     Written over reshaped axes because the gradient of ``reduce_window`` is slow on CPUs (the classic CNN's step takes
     1.2x as long), and by ``_larger`` because of what that says. Of equal maxima the first gets the gradient, as there.
+    Not a maximum over axes either: that of the library which XLA's CPU compiler uses (YNNPACK) loses NaN.
     """
     B, H, W, C = x_BHWC.shape
     x = x_BHWC[:, : H // 2 * 2, : W // 2 * 2].reshape(B, H // 2, 2, W // 2, 2, C)
-    return _max_2x2_on_cpu(x) if platform() == "cpu" else _max_2x2(x)
-
-
-def _max_2x2(x_Bhiwjc: Any) -> Any:
-    rows = _larger(x_Bhiwjc[:, :, :, :, 0], x_Bhiwjc[:, :, :, :, 1])
+    left, right = x[:, :, :, :, 0], x[:, :, :, :, 1]
+    rows = _larger(left, right)
     return _larger(rows[:, :, 0], rows[:, :, 1])
-
-
-@jax.custom_jvp
-def _max_2x2_on_cpu(x_Bhiwjc: Any) -> Any:
-    """``_max_2x2`` as one reduction, which XLA's CPU compiler gives to a library and stores.
-
-    Comparisons it would compute anew, with what comes before, in each operation that reads the maxima: a transposed
-    copy of them for the next convolution's weight gradient took six times as long. The derivative is ``_max_2x2``'s.
-    """
-    return jnp.max(x_Bhiwjc, (2, 4))
-
-
-@_max_2x2_on_cpu.defjvp
-def _max_2x2_jvp(primals: Any, tangents: Any) -> Any:
-    return _max_2x2_on_cpu(*primals), jax.jvp(_max_2x2, primals, tangents)[1]
 
 
 def _larger(a: Any, b: Any) -> Any:
