@@ -70,6 +70,15 @@ def create(models: Models, settings: Settings | None = None, metrics: Metrics | 
 def _router(models: Models, settings: Settings, metrics: Metrics) -> fastapi.APIRouter:
     router = fastapi.APIRouter()
 
+    @router.post("/v1/predict/{name}", openapi_extra={"requestBody": _BODY})
+    async def predict(name: str, request: Request) -> Response:
+        """The answers of a model to files or rows."""
+        with using(models, name, request) as served:
+            inputs = await inputs_of(request, served, settings.max_inputs)
+            found = await within(request, all_of(served, inputs))
+        answers = [{**({"input": i} if len(found) > 1 else {}), **x} for i, part in enumerate(found) for x in part]
+        return as_json({"model": name, "version": served.version, "answers": answers})
+
     text = (pathlib.Path(__file__).parent / "page.html").read_text(encoding="utf-8")
     policy = _policy(text)
 
@@ -104,15 +113,6 @@ def _router(models: Models, settings: Settings, metrics: Metrics) -> fastapi.API
         """One of them."""
         with models.use(name) as served:
             return as_json(served.card)
-
-    @router.post("/v1/predict/{name}", openapi_extra={"requestBody": _BODY})
-    async def predict(name: str, request: Request) -> Response:
-        """The answers of a model to files or rows."""
-        with using(models, name, request) as served:
-            inputs = await inputs_of(request, served, settings.max_inputs)
-            found = await within(request, all_of(served, inputs))
-        answers = [{**({"input": i} if len(found) > 1 else {}), **x} for i, part in enumerate(found) for x in part]
-        return as_json({"model": name, "version": served.version, "answers": answers})
 
     return router
 

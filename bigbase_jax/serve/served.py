@@ -63,6 +63,7 @@ class Options:
 REQUEST: contextvars.ContextVar[str] = contextvars.ContextVar("request", default="")
 """The id of the request that is being answered."""
 _VECTORS = 4  # texts that are computed at once for ``embed`` by a model that does something else
+_BRIEF = 1e-4  # seconds
 CRASHES = 3
 """Errors of computing, one after the other, after which a model is loaded again."""
 
@@ -98,7 +99,7 @@ class Served:
         self.watch: Callable[..., None] | None = None
         self.compare: Callable[[Served, Given, list[dict[str, Any]]], None] | None = None
         self._busy = self._users = 0
-        self._seconds = 0.0  # of a row, lately
+        self._seconds, self._saying = 0.0, 1.0  # of computing a row, and of writing an answer, lately
         self._idle = threading.Condition()
         self._pool = ThreadPoolExecutor(options.threads, f"{name}-reader")
         with contextlib.suppress(UserError):  # a published decoder reads no inputs
@@ -236,7 +237,10 @@ class Served:
             read = time.monotonic()
             outputs = await batcher.compute(examples)
             computed = time.monotonic()
-            answers = await self._in_thread(self._said, examples, outputs)
+            if len(examples) == 1 and self._saying < _BRIEF:  # less than another thread would take to wake up
+                answers = self._said(examples, outputs)
+            else:
+                answers = await self._in_thread(self._said, examples, outputs)
         for stage, seconds in (("read", read - began), ("answer", time.monotonic() - computed)):
             self.metrics.stage(self.name, stage, seconds)
         if self.watch is not None:  # nobody waits for it
@@ -303,10 +307,13 @@ class Served:
         return examples
 
     def _said(self, examples: Sequence[Example], outputs: Sequence[Output]) -> list[dict[str, Any]]:
+        began = time.thread_time()
         try:
             return self.predictor.said(list(zip(examples, outputs, strict=True)))
         except UserError as error:
             raise Refused(422, str(error)) from error
+        finally:
+            self._saying = max(time.thread_time() - began, 0.9 * self._saying)
 
     # ------------------------------------------------------------------------------------------------------------ state
 

@@ -37,7 +37,21 @@ LEAVES = (
     "../../etc/passwd",
 )
 NAMES = ("inputs", "x", "text", "image", "base64", "name", "shape", "datatype", "data", "parameters", "outputs", "id")
-KINDS = ("right", "json", "tensor", "bomb", "form", "file", "fuzzed", "noise", "path", "head", "large", "left")
+KINDS = (
+    "right",
+    "json",
+    "tensor",
+    "bomb",
+    "form",
+    "file",
+    "fuzzed",
+    "noise",
+    "path",
+    "head",
+    "large",
+    "left",
+    "openai",
+)
 METHODS = ("GET", "POST", "PUT", "DELETE", "BREW", "OPTIONS", "HEAD")
 PATHS = (
     "/v1/predict/../../etc/passwd",
@@ -49,6 +63,13 @@ PATHS = (
     "*",
     "/v2/models/x/versions/%0a/infer",
 )
+OPENAI = (
+    ("/v1/completions", {"prompt": "a b", "max_tokens": 2}),
+    ("/v1/completions", {"prompt": "a b", "max_tokens": 500, "stream": True}),
+    ("/v1/chat/completions", {"messages": [{"role": "user", "content": "a"}], "max_tokens": 2}),
+    ("/v1/embeddings", {"input": ["a", "b"]}),
+)
+WORDS = ("prompt", "messages", "input", "max_tokens", "temperature", "top_p", "n", "stop", "logprobs", "seed", "stream")
 HEADS = (
     ["x: " + "y" * 70_000],
     [f"x{i}: y" for i in range(3000)],
@@ -128,6 +149,10 @@ def request(rng, model, right):
         data = message(rng.choice(METHODS), rng.choice(PATHS), b"{}")
     elif kind == "head":
         data = message("POST", predict, good, more=rng.choice(HEADS))
+    elif kind == "openai":
+        path, asked = rng.choice(OPENAI)
+        asked = {"model": model, **asked, **{rng.choice(WORDS): value(rng) for _ in range(rng.randrange(3))}}
+        data = message("POST", path, json.dumps(asked).encode())
     elif kind == "large":
         body = json.dumps({"inputs": [right] * rng.choice([100, 10_000])}).encode()
         data = message("POST", predict, body, more=rng.choice([(), ("x-request-timeout: 0.01",)]))
