@@ -34,7 +34,9 @@ _SAMPLE = flags.DEFINE_string(
 )
 _STOP = flags.DEFINE_multi_string("stop", None, "generate: a text at which to stop; may be given several times.")
 _CHAT = flags.DEFINE_bool("chat", False, "generate: the prompt is what a user says, to be answered.")
-_ADAPTER = flags.DEFINE_string("adapter", None, "predict, generate: what --to=adapter wrote, on its base in --workdir.")
+_ADAPTER = flags.DEFINE_string(
+    "adapter", None, "predict, generate: what --to=adapter wrote, on its base in --workdir; serve: NAME=FOLDER,..."
+)
 _TOPOLOGY = flags.DEFINE_string("topology", None, "plan: the devices, as v5e:4x4, v6e:16x16, h100:8 or cpu:8.")
 _PRICE = flags.DEFINE_float("price", None, "plan: US dollars per device and hour.")
 _SEARCH = flags.DEFINE_bool("search", False, "plan: try meshes, microbatches and remat policies, fastest first.")
@@ -75,6 +77,8 @@ _ENGINE = flags.DEFINE_string(
 )
 _HOST = flags.DEFINE_string("host", "127.0.0.1", "serve: the address to listen on; 0.0.0.0: all of this machine's.")
 _PORT = flags.DEFINE_integer("port", 8000, "serve: the port to listen on; 0: a free one.", 0, 65535)
+_SLOTS = flags.DEFINE_integer("slots", 16, "serve: texts that a model writes at once.", 1)
+_PLACES = flags.DEFINE_integer("places", 0, "serve: tokens of a text, prompt included; 0: as many as fit.", 0)
 _MAX_BATCH = flags.DEFINE_integer("max_batch", 32, "serve: examples that are computed at once, at most.", 1)
 _MAX_WAIT = flags.DEFINE_float("max_wait_ms", 5.0, "serve: how long a request waits for others to share a batch.", 0)
 _MAX_QUEUE = flags.DEFINE_integer("max_queue", 256, "serve: inputs of a model in progress; more are refused (429).", 1)
@@ -156,6 +160,9 @@ _WORDS: Mapping[str, Mapping[str, Any]] = {
         "max_batch": _MAX_BATCH,
         "max_wait_ms": _MAX_WAIT,
         "max_queue": _MAX_QUEUE,
+        "slots": _SLOTS,
+        "places": _PLACES,
+        "adapter": _ADAPTER,
         "max_body_mb": _MAX_BODY,
         "max_pixels": _MAX_PIXELS,
         "timeout_s": _TIMEOUT,

@@ -121,16 +121,21 @@ class Predictor:
             raise UserError(f"--engine={engine} computes runs of ours, and {folder} is none; leave it out.")
         else:
             found = published.opened(str(folder))
-        if adapter is not None and engine != "jax":
+        return found if adapter is None else found.with_adapter(adapter)
+
+    def with_adapter(self, folder: str) -> Predictor:
+        """The same with an adapter of this model around it, whose arrays it shares.
+
+        Raises:
+          UserError: there is no adapter in the folder, it is another model's, or another engine computes.
+        """
+        if self.compute is not None:
             raise UserError("--engine computes what was exported, and no --adapter on it; export a run that has it.")
-        if adapter is not None:
-            batch = {key: jax.ShapeDtypeStruct((1, *x.shape), x.dtype) for key, x in found.spec.items()}
-            inner: Any = next(task for task in chain(found.task) if not isinstance(task, Wrapper))
-            variables = merged(found.task, found.variables)
-            wrapper: Any
-            wrapper, found.variables = adapters.wrapped(adapter, inner, variables, batch)
-            found.task = wrapper
-        return found
+        batch = {key: jax.ShapeDtypeStruct((1, *x.shape), x.dtype) for key, x in self.spec.items()}
+        inner: Any = next(task for task in chain(self.task) if not isinstance(task, Wrapper))
+        wrapper: Any
+        wrapper, variables = adapters.wrapped(folder, inner, merged(self.task, self.variables), batch)
+        return dataclasses.replace(self, task=wrapper, variables=variables)
 
     @functools.cached_property
     def reading(self) -> Reading:

@@ -19,17 +19,20 @@ import functools
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from bigbase_jax.build import suggest
 from bigbase_jax.core import PyTree, UserError, Variables
 from bigbase_jax.decoding import sampling
 from bigbase_jax.decoding.sampling import SamplingArrays, SamplingParams, State
+from bigbase_jax.inference.beside import ADAPTERS, ROWS, with_adapters
 from bigbase_jax.inference.generation import GREEDY, Engine, refuse_unknown
+from bigbase_jax.inference.predictor import Predictor
 from bigbase_jax.text.detokenizer import IncrementalDetokenizer
 
 TOP = 20
@@ -90,6 +93,7 @@ class Handle:
       length: of the prompt.
       position: tokens there are.
       limit: places that it may fill.
+      adapter: its number; 0: none.
       cancelled: its slot is free at the next step, and no piece comes any more.
     """
 
@@ -101,6 +105,7 @@ class Handle:
     top: int | None
     on_piece: Callable[[Piece], None]
     detokenizer: IncrementalDetokenizer | None
+    adapter: int
     cancelled: bool = False
 
     def cancel(self) -> None:
@@ -114,6 +119,7 @@ class _Prefix:
 
     tokens: np.ndarray
     row: PyTree
+    adapter: int
 
 
 @dataclasses.dataclass(eq=False)
@@ -136,6 +142,7 @@ class Slots:
       chunk: tokens of prompts that are read between two decode steps.
       prefixes: prompts whose cache is kept, each as large as a sequence's.
       waiting: requests that may wait for a slot.
+      adapters: LoRA adapters by name, each as ``with_adapters`` takes it; a request has one of them, or none.
       gave_up: is called when the model has failed so often that nothing is taken any more.
 
     Raises:
@@ -150,6 +157,7 @@ class Slots:
         chunk: int = 64,
         prefixes: int = 8,
         waiting: int = 64,
+        adapters: Mapping[str, Predictor] | None = None,
         gave_up: Callable[[], None] = lambda: None,
     ):
         length = getattr(engine.model, "length", None) or _PLACES
@@ -159,7 +167,9 @@ class Slots:
                 f"slots={slots}, chunk={chunk}, places={self.places}, prefixes={prefixes} and waiting={waiting} must be"
                 " at least 1, 1, 2, 0 and 0."
             )
-        self.engine, self.slots, self._most, self._gave_up = engine, slots, waiting, gave_up
+        self.engine = with_adapters(engine, adapters) if adapters else engine
+        self.adapters = tuple(adapters or ())
+        self.slots, self._most, self._gave_up = slots, waiting, gave_up
         self._ends = frozenset(engine.ends)
         # Of one row XLA's CPU compiler copies the cache at each step.
         self._batches, self._sizes = _sizes(2, 4, slots), _sizes(_SMALL, 2, self.places)
@@ -185,6 +195,7 @@ class Slots:
         params: SamplingParams = GREEDY,
         on_piece: Callable[[Piece], None] = lambda piece: None,
         top: int | None = None,
+        adapter: str | None = None,
     ) -> Handle:
         """Asks for what follows a prompt.
 
@@ -193,9 +204,10 @@ class Slots:
           on_piece: takes each piece, on the engine's thread, in order, the last one with a ``finish_reason``. It must
             not take long; what it raises cancels the request.
           top: of each token tell its log-probability, and that of so many most probable ones; None: do not.
+          adapter: the name of one; None: the base alone.
 
         Raises:
-          UserError: the prompt does not fit, or the parameters ask for a beam search.
+          UserError: there is no such adapter, the prompt does not fit, or the parameters ask for a beam search.
           Full: too many requests wait.
           Closed: see there.
         """
@@ -217,7 +229,11 @@ class Slots:
             raise UserError("without a tokenizer there is no text at which to stop; leave out stop.")
         tokens = np.zeros(self.places, np.int32)
         tokens[:length] = prompt
-        handle = Handle(tokens, length, length, min(limit, self.places), params, top, on_piece, detokenizer)
+        if adapter is not None and adapter not in self.adapters:
+            raise UserError(f"there is no adapter {adapter!r}.{suggest(adapter, self.adapters, 'adapter')}")
+        number = 0 if adapter is None else self.adapters.index(adapter) + 1
+        limit = min(limit, self.places)
+        handle = Handle(tokens, length, length, limit, params, top, on_piece, detokenizer, number)
         with self._changed:
             if self._closing:
                 raise Closed("the model is closed, or has failed again and again; it takes no request.")
@@ -254,10 +270,10 @@ class Slots:
             row = _empty(model, 1, S)
             for width in {min(self._chunk, S), min(_LEAST, self._chunk, S)}:
                 part = np.zeros((1, width), np.int32), np.zeros(1, np.int32), np.zeros(1, np.int32)
-                logits_BV, row = _read(model, self._given(1), row, *part)
+                logits_BV, row = _read(model, self._given([None]), row, *part)
             for B in self._batches:
                 cache, zeros = _put(_empty(model, B, S), row, np.int32(0)), np.zeros(B, np.int32)
-                logits_BV, cache = _read(model, self._given(B), cache, zeros[:, None], zeros)
+                logits_BV, cache = _read(model, self._given([None] * B), cache, zeros[:, None], zeros)
         kinds = GREEDY, SamplingParams(temperature=1.0), SamplingParams(temperature=1.0, top_k=1)
         for B in (1, *self._batches):
             for params in kinds:
@@ -323,7 +339,7 @@ class Slots:
             S = _least(self._sizes, handle.length)
             self._reading = reading = _Reading(handle, None, S, 0)
         prompt = handle.tokens[: handle.length]
-        common = [_common(prefix.tokens, prompt[:-1]) for prefix in self._prefixes]
+        common = [_common(x.tokens, prompt[:-1]) if x.adapter == handle.adapter else 0 for x in self._prefixes]
         best = int(np.argmax(common)) if common else 0
         if not common or common[best] < _LEAST:
             reading.row = _empty(self.engine.model, 1, S)
@@ -348,7 +364,7 @@ class Slots:
         part_1l = np.zeros((1, width), np.int32)
         part_1l[0, : end - at] = handle.tokens[at:end]
         start_B, last_B = np.array([at], np.int32), np.array([end - at - 1], np.int32)
-        logits_1V, reading.row = _read(self.engine.model, self._given(1), reading.row, part_1l, start_B, last_B)
+        logits_1V, reading.row = _read(self.engine.model, self._given([handle]), reading.row, part_1l, start_B, last_B)
         self._counts["prompt_tokens"] += end - reading.at
         reading.at = end
         if end == handle.length:
@@ -357,11 +373,11 @@ class Slots:
 
     def _join(self, handle: Handle, row_1: PyTree, logits_1V: jax.Array) -> None:
         prompt = handle.tokens[: handle.length].copy()
-        common = [(_common(prefix.tokens, prompt), prefix) for prefix in self._prefixes]
+        common = [(_common(x.tokens, prompt), x) for x in self._prefixes if x.adapter == handle.adapter]
         if len(prompt) >= _LEAST and not any(n == len(prompt) for n, _ in common):
             for prefix in [prefix for n, prefix in common if n == len(prefix.tokens)]:
                 self._prefixes.remove(prefix)  # this one begins with it
-            self._prefixes.appendleft(_Prefix(prompt, row_1))
+            self._prefixes.appendleft(_Prefix(prompt, row_1, handle.adapter))
         arrays = SamplingArrays.of([handle.params], 1, few=True)
         if not self._take([handle], logits_1V, arrays)[0]:
             self._fit([handle])
@@ -399,7 +415,7 @@ class Slots:
         for b, handle in enumerate(self._rows):
             if handle is not None:
                 last_B1[b], position_B[b] = handle.tokens[handle.position - 1], handle.position - 1
-        logits_BV, self._cache = _read(self.engine.model, self._given(B), self._cache, last_B1, position_B)
+        logits_BV, self._cache = _read(self.engine.model, self._given(self._rows), self._cache, last_B1, position_B)
         if self._arrays is None:
             self._arrays = SamplingArrays.of(
                 [handle.params if handle else GREEDY for handle in self._rows], B, few=True
@@ -462,8 +478,11 @@ class Slots:
                 tokens_BS[b], length_B[b], position_B[b] = handle.tokens[:S], handle.length, handle.position
         return _choose(logits_BV, State((), tokens_BS, length_B, position_B, length_B, length_B), arrays)
 
-    def _given(self, B: int) -> Variables:
-        return self.engine.variables
+    def _given(self, rows: Sequence[Handle | None]) -> Variables:
+        variables = self.engine.variables
+        if ADAPTERS not in variables:
+            return variables
+        return {**variables, ROWS: np.array([handle.adapter if handle else 0 for handle in rows], np.int32)}
 
     def _fail(self, error: Exception) -> None:
         """Ends the sequences of the step that has failed; what waits goes on with a new cache."""
@@ -495,7 +514,15 @@ def _empty(model: Any, B: int, S: int) -> PyTree:
     return model.cache(B, S)
 
 
-_read = jax.jit(sampling.prefill, static_argnums=0, donate_argnums=2)
+_program = jax.jit(sampling.prefill, static_argnums=0, donate_argnums=2)
+
+
+def _read(model: Any, *args: Any) -> tuple[jax.Array, PyTree]:
+    """``sampling.prefill``, compiled; of another engine, as it is."""
+    found: tuple[jax.Array, PyTree] = (sampling.prefill if hasattr(model, "prefill") else _program)(model, *args)
+    return found
+
+
 _choose = jax.jit(sampling.choose)
 
 

@@ -61,6 +61,9 @@ def serve(
     candidate: str | None = None,
     canary: float = 0.0,
     shadow: bool = False,
+    slots: int = 16,
+    places: int = 0,
+    adapter: str | None = None,
     samples: str | None = None,
     samples_share: float = 0.1,
     samples_contents: bool = False,
@@ -80,6 +83,9 @@ def serve(
       max_body_mb, timeout_s, cors, log_contents: see ``Settings``.
       drain_s: seconds that requests in progress get when the server ends.
       api_keys, rate: see ``Keys``.
+      slots, places: see ``Options``.
+      adapter: LoRA adapters of the only model, ``NAME=FOLDER,NAME=FOLDER``: by each name clients ask for the model with
+        that adapter.
       registry, storage: see ``Registry.open``.
       specs: models of the registry, see ``Registry.find``; when one comes to mean another version, that answers from
         then on, and no request fails.
@@ -101,15 +107,26 @@ def serve(
         return 0
     _traced()
     compilation.setup()
-    options = Options(max_batch=max_batch, max_wait_ms=max_wait_ms, max_queue=max_queue, max_pixels=max_pixels)
+    options = Options(
+        max_batch=max_batch,
+        max_wait_ms=max_wait_ms,
+        max_queue=max_queue,
+        max_pixels=max_pixels,
+        slots=slots,
+        places=places,
+    )
     metrics = Metrics()
     opener = functools.partial(Served.open, engine=engine, step=step, options=options, metrics=metrics)
-    openers: dict[str, Callable[[], Served]] = {
+    openers: dict[str, Callable[..., Served]] = {
         name: functools.partial(opener, name, folder) for name, folder in _names(workdirs).items()
     }
     trial = Trial(canary, shadow, log_contents)
     if (candidate is None) != (trial.canary == 0 and not trial.shadow) or (candidate is not None and not specs):
         raise UserError("--candidate=ALIAS takes --registry, --model and one of --canary=SHARE and --shadow, or both.")
+    if adapter is not None:
+        if len(openers) != 1:
+            raise UserError("--adapter is of one model; give one --workdir.")
+        openers = {name: functools.partial(only, adapters=_adapters(adapter)) for name, only in openers.items()}
     followers = _followed(registry, storage, specs or (), opener, openers, lambda new: models.switch(new.name, new))
     beside = dict[str, Callable[[], Served]]()
     if candidate is not None:
@@ -245,6 +262,16 @@ class Server(uvicorn.Server):
 
     async def serve(self, sockets: list[socket.socket] | None = None) -> None:
         await self._serve(sockets)
+
+
+def _adapters(given: str) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for part in given.split(","):
+        name, _, folder = part.partition("=")
+        if not re.fullmatch(r"[\w.-]+", name, flags=re.ASCII) or not folder or name in found:
+            raise UserError(f"--adapter={given} is not NAME=FOLDER,NAME=FOLDER with names of their own.")
+        found[name] = folder
+    return found
 
 
 def _names(workdirs: Sequence[str]) -> dict[str, str]:

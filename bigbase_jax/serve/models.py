@@ -56,8 +56,19 @@ class Models:
         return not self._closing and all(served is not None and served.ready for served in found)
 
     def cards(self) -> list[dict[str, Any]]:
-        """Of the models that are loaded, by name."""
-        return [{**self._current[name].card, "ready": self._current[name].ready} for name in sorted(self._current)]
+        """Of the models that are loaded, by name, each followed by its adapters."""
+        found = []
+        for _, served in sorted(self._current.items()):
+            found.append({**served.card, "ready": served.ready})
+            for adapter in served.slots.adapters if served.slots is not None else ():
+                does = [word for word in served.card["does"] if word in ("complete", "chat")]
+                found.append({**found[-1], "id": adapter, "parent": served.name, "does": does})
+        return found
+
+    def base_of(self, name: str) -> str:
+        """The model that has an adapter of this name; or the name, where no model has."""
+        own = (served for served in [*self._current.values()] if served.slots and name in served.slots.adapters)
+        return next((served.name for served in own), name) if name not in self._current else name
 
     @contextlib.contextmanager
     def use(self, name: str, candidate: bool = False) -> Iterator[Served]:

@@ -304,7 +304,7 @@ async def _answer(
     if not 1 <= len(prompts) * asked.n <= most:
         raise Refused(400, f"{len(prompts)} prompts and n={asked.n}; from 1 to {most} texts are written at once.")
     with contextlib.ExitStack() as stack:
-        served = stack.enter_context(using(models, asked.model, request))
+        served = stack.enter_context(using(models, models.base_of(asked.model), request))
         if served.slots is None:
             raise Refused(404, f"{asked.model!r} writes no text; POST /v1/predict/{asked.model} answers inputs.")
         texts = stack.enter_context(contextlib.closing(_Texts(served, served.slots, asked.model, form, request)))
@@ -342,6 +342,7 @@ class _Texts:
         self._handles: list[Handle] = []
         self._coming: asyncio.Queue[tuple[int, Piece]] = asyncio.Queue()
         self._prompt_tokens = self._tokens = 0
+        self._adapter = name if name in slots.adapters else None
         kind = {"id": f"{form.prefix}-{uuid.uuid4().hex}", "created": int(time.time()), "model": name}
         self._about = {**kind, "system_fingerprint": f"{served.name}-{served.version}"}
         tokenizer = self._slots.engine.tokenizer
@@ -363,7 +364,8 @@ class _Texts:
                 self._prompt_tokens += len(tokens)
                 for each in params:
                     index = len(self._handles)
-                    self._handles.append(self._slots.submit(tokens, each, functools.partial(told, index), top))
+                    on_piece = functools.partial(told, index)
+                    self._handles.append(self._slots.submit(tokens, each, on_piece, top, self._adapter))
                     if self._closed:  # the client has left meanwhile
                         self.close()
                         return

@@ -86,7 +86,13 @@ class Served:
     """
 
     def __init__(
-        self, name: str, predictor: Predictor, options: Options, version: str = "", metrics: Metrics | None = None
+        self,
+        name: str,
+        predictor: Predictor,
+        options: Options,
+        version: str = "",
+        metrics: Metrics | None = None,
+        adapters: Mapping[str, Predictor] | None = None,
     ):
         self.name, self.predictor, self.options = name, predictor, options
         self.version = version or str(predictor.step)
@@ -110,14 +116,14 @@ class Served:
                 codec = dataclasses.replace(codec, limits=limits)
                 predictor.reading = dataclasses.replace(reading, codec=codec)
             self.batcher = Batcher(predictor, options.max_batch, options.max_wait_ms / 1000, self._seen, self._crash)
+        writer = None
         with contextlib.suppress(UserError):
-            self.slots = Slots(
-                Engine.of(predictor),
-                options.slots,
-                options.places or None,
-                waiting=options.max_queue,
-                gave_up=lambda: self.crashed(),
-            )
+            writer = Engine.of(predictor)
+        if writer is not None:
+            more: Any = {"waiting": options.max_queue, "adapters": adapters, "gave_up": lambda: self.crashed()}
+            self.slots = Slots(writer, options.slots, options.places or None, **more)
+        elif adapters:
+            raise UserError(f"{name!r} writes no text, and takes no --adapter.")
         self._embeds = predictor if isinstance(predictor.task, Embedding) else None
         if self._embeds is not None:
             self.vectors = self.batcher
@@ -138,14 +144,27 @@ class Served:
         options: Options | None = None,
         version: str = "",
         metrics: Metrics | None = None,
+        adapters: Mapping[str, str] | None = None,
     ) -> Served:
         """Loads a run, or a published folder; see ``Predictor.open``.
 
+        Args:
+          adapters: folders of LoRA adapters of a model that writes, by the names that clients call the model with
+            them.
+
         Raises:
-          UserError: it cannot be loaded, or answers nothing.
+          UserError: it cannot be loaded, or answers nothing, or an adapter is another model's.
         """
         again = functools.partial(
-            cls.open, name, folder, engine=engine, step=step, options=options, version=version, metrics=metrics
+            cls.open,
+            name,
+            folder,
+            engine=engine,
+            step=step,
+            options=options,
+            version=version,
+            metrics=metrics,
+            adapters=adapters,
         )
         try:
             predictor = Predictor.open(folder, step, engine=engine)
@@ -154,7 +173,8 @@ class Served:
                 predictor = embedder(folder)  # of published weights that give vectors alone
             except UserError:
                 raise error from None
-        served = cls(name, predictor, options or Options(), version, metrics)
+        beside = {name: predictor.with_adapter(path) for name, path in (adapters or {}).items()}
+        served = cls(name, predictor, options or Options(), version, metrics, beside)
         served.card["engine"], served.reopen = engine, again
         return served
 

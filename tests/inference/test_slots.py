@@ -14,9 +14,15 @@ from bigbase_jax.core import UserError
 from bigbase_jax.decoding.sampling import SamplingParams
 from bigbase_jax.inference import slots as module
 from bigbase_jax.inference.generation import Engine
+from bigbase_jax.inference.predictor import Predictor
 from bigbase_jax.inference.slots import Closed, Full, Slots
 from bigbase_jax.models.decoder import Decoder
+from bigbase_jax.models.transformer import stack_blocks
+from bigbase_jax.parallel import FROZEN
+from bigbase_jax.pretrained.start import runnable
+from bigbase_jax.tasks.language import CausalLanguageModel
 from bigbase_jax.text.tokenizer import Characters
+from bigbase_jax.wrappers.lora import LoRA
 
 LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789 ."
 FILTERED = {"top_k": 9, "top_p": 0.95, "min_p": 0.01, "repetition_penalty": 1.2}
@@ -169,6 +175,38 @@ def test_logprobs_are_the_models():
     assert len({x.logprob for x in said}) > 1
 
 
+@pytest.mark.parametrize("scan", [False, True])
+def test_adapters_share_a_base_and_the_steps(scan):
+    """Of other ranks and layers, some rows with none: each sequence is that of the model with its adapter merged."""
+    task, base = CausalLanguageModel(engine().model.clone(scan=scan)), engine().variables["params"]
+    batch, tuned = dict.fromkeys(("inputs", "segment_ids", "positions"), np.zeros((1, 8), np.int32)), {}
+    random = np.random.default_rng(2)
+    for name, rank, targets in (("a0", 2, "(query|value)$"), ("a1", 3, "(mlp.up|out|key)$")):
+        wrapper = LoRA(task, rank=rank, targets=targets)
+        shapes = jax.eval_shape(wrapper.init, jax.random.key(0), batch)["params"]
+        params = jax.tree.map(lambda x: np.float32(0.4 * random.normal(size=x.shape)), shapes)
+        tuned[name] = Predictor(wrapper, {"params": params, FROZEN: stack_blocks(base) if scan else base}, {}, {}, None)
+    engines = {
+        name: Engine(*runnable(x.task, x.variables), engine().ends, engine().tokenizer) for name, x in tuned.items()
+    }
+    names = [None, "a0", "a1"] * 2
+    some = [(prompt, params, name) for (prompt, params), name in zip(requests(6, 11), names, strict=True)]
+    expected = [engines.get(name, engine()).complete([p], s)[0].tokens.tolist() for p, s, name in some]
+    plain = wanted([(p, s) for p, s, _ in some])
+    assert [a == b for a, b in zip(plain, expected, strict=True)].count(True) == 2
+    with running(adapters=tuned) as slots:
+        told = [asked(slots, prompt, params, adapter=name)[0] for prompt, params, name in some]
+        assert [listener.wait().tokens for listener in told] == expected
+        before = slots.stats()["prefix_hits"]
+        for name in (None, "a0", "a1"):  # a prompt that is kept is that of its adapter
+            asked(slots, np.arange(8, 40), SamplingParams(max_new_tokens=1), adapter=name)[0].wait()
+        assert slots.stats()["prefix_hits"] == before
+        leaves = (jax.tree.leaves(x.variables["params"]) for x in (slots.engine, engine()))
+        assert all(x is y for x, y in zip(*leaves, strict=True))
+        with pytest.raises(UserError, match="no adapter 'a2'. Known adapters: a0, a1"):
+            asked(slots, some[0][0], SamplingParams(), adapter="a2")
+
+
 # --------------------------------------------------------------------------------------------------- come, wait, leave
 
 
@@ -274,8 +312,8 @@ def test_what_does_not_fit_is_one_sentence(prompt, words, says):
 def test_all_programs_are_compiled_before():
     with running(slots=3) as slots:
         slots.warm()
-        compiled = module._read._cache_size(), module._choose._cache_size(), module._likely._cache_size()
+        compiled = module._program._cache_size(), module._choose._cache_size(), module._likely._cache_size()
         some = list(requests(9, 10))
         for listener in [asked(slots, *each, top=2)[0] for each in some]:
             listener.wait()
-        assert (module._read._cache_size(), module._choose._cache_size(), module._likely._cache_size()) == compiled
+        assert (module._program._cache_size(), module._choose._cache_size(), module._likely._cache_size()) == compiled

@@ -1,6 +1,7 @@
 """OpenAI's API, asked by OpenAI's own client over a socket: what is written is what generate writes."""
 
 import base64
+import dataclasses
 import functools
 import json
 import time
@@ -21,6 +22,7 @@ from bigbase_jax.inference.generation import Engine
 from bigbase_jax.inference.predictor import Predictor, Reading
 from bigbase_jax.models.bert import Bert
 from bigbase_jax.models.decoder import Decoder
+from bigbase_jax.parallel import FROZEN
 from bigbase_jax.serve.app import Settings, create
 from bigbase_jax.serve.metrics import Metrics
 from bigbase_jax.serve.models import Models
@@ -30,6 +32,7 @@ from bigbase_jax.tasks.textual import headless
 from bigbase_jax.text import chat_template
 from bigbase_jax.text.chat_template import ChatTemplate
 from bigbase_jax.text.tokenizer import Bytes, dataset_info_of
+from bigbase_jax.wrappers.lora import LoRA
 
 MESSAGES = [{"role": "system", "content": "be brief"}, {"role": "user", "content": "hello"}]
 
@@ -63,6 +66,17 @@ def writer():
     return Predictor(CausalLanguageModel(model), variables, known, {}, no_inputs)
 
 
+@functools.cache
+def tuned():
+    """The same with an adapter."""
+    task, random = LoRA(writer().task, rank=2), np.random.default_rng(1)
+    batch = dict.fromkeys(("inputs", "segment_ids", "positions"), np.zeros((1, 8), np.int32))
+    shapes = jax.eval_shape(task.init, jax.random.key(0), batch)["params"]
+    params = jax.tree.map(lambda x: np.float32(0.4 * random.normal(size=x.shape)), shapes)
+    variables = {"params": params, FROZEN: writer().variables["params"]}
+    return dataclasses.replace(writer(), task=task, variables=variables)
+
+
 def embedding():
     """A tiny encoder of bytes."""
     tokens = tokenizer()
@@ -78,8 +92,9 @@ def embedding():
 @pytest.fixture(scope="module")
 def served():
     metrics, options = Metrics(), Options(max_batch=2, slots=2, places=128, max_queue=4)
+    beside = {"writer": {"poet": tuned()}}
     openers = {
-        name: lambda name=name, model=model: Served(name, model, options, metrics=metrics)
+        name: lambda name=name, model=model: Served(name, model, options, metrics=metrics, adapters=beside.get(name))
         for name, model in {"writer": writer(), "vectors": embedding(), "toy": toy.predictor()}.items()
     }
     models = Models(openers)
@@ -132,6 +147,13 @@ def test_completions_are_what_generate_writes(client):
     assert found.usage.completion_tokens == sum(len(c.tokens) for c in wanted)
     tokens = client.completions.create(model="writer", prompt=list(b"once upon"), temperature=0)
     assert tokens.choices[0].text == alone("once upon", max_new_tokens=16).text
+
+
+def test_an_adapter_is_asked_by_its_name(client):
+    words = {"prompt": "once upon", "temperature": 0, "max_tokens": 12}
+    base, poet = (client.completions.create(model=name, **words) for name in ("writer", "poet"))
+    assert poet.choices[0].text == Engine.of(tuned()).complete(["once upon"], SamplingParams(12))[0].text
+    assert poet.choices[0].text != base.choices[0].text and poet.model == "poet"
 
 
 def test_n_texts_are_drawn_from_a_seed(client):
@@ -208,7 +230,12 @@ def test_embeddings_in_both_forms(client):
 
 def test_cards_say_what_models_do(client):
     does = {card.id: card.model_extra["does"] for card in client.models.list()}
-    assert does == {"writer": ["complete", "chat"], "vectors": ["predict", "embed"], "toy": ["predict"]}
+    assert does == {
+        "writer": ["complete", "chat"],
+        "poet": ["complete", "chat"],
+        "vectors": ["predict", "embed"],
+        "toy": ["predict"],
+    }
 
 
 @pytest.mark.parametrize(
