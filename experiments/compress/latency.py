@@ -79,7 +79,7 @@ def jax_side(name, runs, peers):
             program = jax.jit(lambda variables, batch: predictor.task.predict(variables, batch)["tokens"])
         return lambda arrays: jax.device_get(program(predictor.variables, arrays))
 
-    variants = ("base", "int8", "int4", "pruned-75", "pruned-50", "pruned-25", "distilled")
+    variants = ("base", "int8", "int4", "pruned-75", "pruned-50", "pruned-46-of-8", "pruned-25", "distilled")
     there = [variant for variant in variants if (runs / variant / "config.json").exists()]
     return {variant: of(runs / variant) for variant in there}
 

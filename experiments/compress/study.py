@@ -73,6 +73,7 @@ STUDIES = {
             "75": "channels=0.15,score=taylor",
             "50": "channels=0.3,score=taylor",
             "25": "channels=0.5,score=taylor",
+            "46-of-8": "channels=0.33333,score=taylor",  # widths that 8 divides
         },
         tune=("--config.train.epochs=12", "--config.optim.learning_rate=1e-3"),
         student=("--config.{task}.model.stages=(12,24,48,96,96)",),
@@ -240,14 +241,14 @@ def table(name: str) -> None:
             rows.setdefault(str(record["variant"]), []).append(record)
     scale = 100 if study.metric == "accuracy" else 1
     base = {row["seed"]: row["metrics"][study.metric] for row in rows["base"]}
-    full = statistics.fmean(row["bytes"] for row in rows["base"])
+    full = next(row["bytes_before"] for found in rows.values() for row in found if "bytes_before" in row)
     print(f"| variant | test {study.metric} | mean | against the original | forward pass | bytes | core-seconds |")
     print("| --- | --- | --- | --- | --- | --- | --- |")
     for variant, found in rows.items():
         found.sort(key=lambda row: row["seed"])
         values = [scale * row["metrics"][study.metric] for row in found]
         apart = [scale * (row["metrics"][study.metric] - base[row["seed"]]) for row in found if row["seed"] in base]
-        size = statistics.fmean(row["bytes"] for row in found)
+        size = statistics.fmean(row.get("bytes", full) for row in found)
         spent = [row["core_seconds"] for row in found if row.get("core_seconds")]
         digits = 2 if scale == 100 else 3
         print(
