@@ -94,6 +94,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         Data,
         dataset=dataset,
         batch_size=size.batch_size,
+        eval_batch_size=64 if args.tiny else None,
         train_transforms=(target(MaskTokens),),
         eval_transforms=(target(MaskTokens),),
     )

@@ -76,6 +76,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         Data,
         dataset=target(ChatFiles, root=args.root, encoding=args.encoding, **words) if args.root else made_up,
         batch_size=size.batch_size,
+        eval_batch_size=64 if args.tiny else None,
     )
     model = target(
         Decoder,

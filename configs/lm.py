@@ -79,7 +79,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         Data,
         dataset=texts(args.data, args.root, tokenizer, size.length, 1, args.columns, args.encoding),
         batch_size=size.batch_size,
-        eval_batch_size=size.batch_size if args.tiny else 128,
+        eval_batch_size=64 if args.tiny else 128,
     )
     config.task = target(
         CausalLanguageModel,
