@@ -79,13 +79,13 @@ def _router(models: Models, settings: Settings, metrics: Metrics) -> fastapi.API
         answers = [{**({"input": i} if len(found) > 1 else {}), **x} for i, part in enumerate(found) for x in part]
         return as_json({"model": name, "version": served.version, "answers": answers})
 
-    text = (pathlib.Path(__file__).parent / "page.html").read_text(encoding="utf-8")
-    policy = _policy(text)
+    html = (pathlib.Path(__file__).parent / "page.html").read_bytes()
+    policy = _policy(html)
 
     @router.get("/", include_in_schema=False)
     @router.get("/docs", include_in_schema=False)
     async def page() -> Response:
-        return Response(text, headers={"Content-Security-Policy": policy}, media_type="text/html")
+        return Response(html, headers={"Content-Security-Policy": policy}, media_type="text/html")
 
     @router.get("/healthz")
     async def healthz() -> Response:
@@ -101,7 +101,7 @@ def _router(models: Models, settings: Settings, metrics: Metrics) -> fastapi.API
     @router.get("/metrics", response_class=PlainTextResponse)
     async def measured() -> Response:
         """For Prometheus."""
-        return Response(metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+        return Response(metrics.exposition(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
     @router.get("/v1/models")
     async def listed() -> Response:
@@ -117,14 +117,14 @@ def _router(models: Models, settings: Settings, metrics: Metrics) -> fastapi.API
     return router
 
 
-def _policy(text: str) -> str:
+def _policy(html: bytes) -> str:
     """What a browser may load and run of the page: its own script and style, as they are, and pictures of the user."""
     own = {
-        tag: base64.b64encode(hashlib.sha256(re.findall(rf"<{tag}>(.*?)</{tag}>", text, re.S)[0].encode()).digest())
-        for tag in ("script", "style")
+        tag: base64.b64encode(hashlib.sha256(re.findall(b"<%b>(.*?)</%b>" % (tag, tag), html, re.S)[0]).digest())
+        for tag in (b"script", b"style")
     }
     parts = ["default-src 'none'", "connect-src 'self'", "img-src blob: data:", "base-uri 'none'", "form-action 'none'"]
-    parts += [f"{tag}-src 'sha256-{digest.decode()}'" for tag, digest in own.items()]
+    parts += [f"{tag.decode()}-src 'sha256-{digest.decode()}'" for tag, digest in own.items()]
     return "; ".join([*parts, "frame-ancestors 'none'"])
 
 

@@ -143,10 +143,10 @@ class Guard:
 def as_json(value: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
     """A response; numbers that JSON does not have are null."""
     try:
-        text = json.dumps(value, ensure_ascii=False, allow_nan=False, default=str)
+        body = json.dumps(value, ensure_ascii=False, allow_nan=False, default=str)
     except ValueError:
-        text = json.dumps(_finite(value), ensure_ascii=False, default=str)
-    return Response(text.encode("utf-8", "replace"), status, headers, "application/json")
+        body = json.dumps(_finite(value), ensure_ascii=False, default=str)
+    return Response(body.encode("utf-8", "replace"), status, headers, "application/json")
 
 
 def _finite(value: Any) -> Any:

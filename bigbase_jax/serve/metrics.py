@@ -55,6 +55,6 @@ class Metrics:
         self._version[model] = version
         self.versions.labels(model, version).set(1)
 
-    def text(self) -> bytes:
+    def exposition(self) -> bytes:
         """All of them, in Prometheus' format."""
         return generate_latest(self.registry)

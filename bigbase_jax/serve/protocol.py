@@ -275,7 +275,7 @@ def _written(served: Served, asked: Mapping[str, Any], tensors: Tensors) -> Resp
         described: dict[str, Any] = {"name": one["name"], "datatype": kind, "shape": list(x.shape)}
         told = one.get("parameters")
         if (told.get("binary_data") if isinstance(told, dict) else None) is True or (every and told is None):
-            data = x.tobytes() if kind != "BYTES" else b"".join(_with_length(text) for text in x.reshape(-1))
+            data = x.tobytes() if kind != "BYTES" else b"".join(_with_length(piece) for piece in x.reshape(-1))
             described["parameters"], tail = {"binary_data_size": len(data)}, tail + data
         else:
             described["data"] = x.reshape(-1).tolist()
@@ -289,6 +289,6 @@ def _written(served: Served, asked: Mapping[str, Any], tensors: Tensors) -> Resp
     return response
 
 
-def _with_length(text: str) -> bytes:
-    data = text.encode()
+def _with_length(piece: str) -> bytes:
+    data = piece.encode()
     return len(data).to_bytes(4, "little") + data
