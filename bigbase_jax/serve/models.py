@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import random
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -13,6 +14,9 @@ from bigbase_jax.runtime.log import say
 from bigbase_jax.serve.candidate import Pair, Trial
 from bigbase_jax.serve.refused import Refused
 from bigbase_jax.serve.served import Served
+
+AGAIN = 10.0
+"""Seconds between two tries to load a model that has crashed."""
 
 
 class Models:
@@ -133,8 +137,12 @@ class Models:
 
     def _reload(self, name: str, crashed: Served) -> None:
         def load() -> None:
-            if crashed.reopen is not None and self._current.get(name) is crashed:
-                self.switch(name, crashed.reopen())
+            while crashed.reopen is not None and self._current.get(name) is crashed and not self._closing:
+                try:
+                    self.switch(name, crashed.reopen())
+                except Exception as error:
+                    say(f"{name} cannot be loaded again ({error}); it is tried every {AGAIN:g} seconds")
+                    time.sleep(AGAIN)
 
         say(f"{name} has crashed {crashed.crashes} times; it is loaded again")
         threading.Thread(target=load, daemon=True).start()

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 import toy
 
+from bigbase_jax.core import UserError
+from bigbase_jax.serve import models
 from bigbase_jax.serve.batcher import Batcher
 from bigbase_jax.serve.refused import Refused
 from bigbase_jax.serve.served import CRASHES, Options, Served
@@ -125,14 +127,18 @@ def test_a_full_queue_is_refused_with_the_time_to_wait():
     served.close(1)
 
 
-def test_a_model_that_crashes_is_loaded_again_and_the_others_answer_on():
-    broken = [True]
+def test_a_model_that_crashes_is_loaded_again_and_the_others_answer_on(monkeypatch):
+    broken, tries = [True], []
+    monkeypatch.setattr(models, "AGAIN", 0.1)
 
     def hook(x):
         if broken[0] and x.any():
             raise RuntimeError("/secret/path: out of memory")
 
     def opened():
+        tries.append(len(tries))
+        if len(tries) == 2:
+            raise UserError("the disk is gone")
         found = Served("bad", toy.predictor(hook=hook), Options(max_batch=1))
         found.reopen = opened
         return found
@@ -149,7 +155,7 @@ def test_a_model_that_crashes_is_loaded_again_and_the_others_answer_on():
         while (status := client.post("/v1/predict/bad", json=row).status_code) != 200 and time.monotonic() < deadline:
             assert status == 503
             time.sleep(0.01)
-        assert status == 200 and client.get("/readyz").status_code == 200
+        assert status == 200 and len(tries) == 3 and client.get("/readyz").status_code == 200
 
 
 def test_versions_are_switched_between_two_requests():
