@@ -17,6 +17,8 @@ from bigbase_jax.serve.served import Served
 
 AGAIN = 10.0
 """Seconds between two tries to load a model that has crashed."""
+DRAIN_S = 3600.0
+"""Seconds that the requests of a version that was replaced get; each has a shorter time of its own."""
 
 
 class Models:
@@ -117,7 +119,7 @@ class Models:
             new.metrics.queue.labels(name).set_function(lambda: float(waiting.waiting))
         say(f"{name} {new.version} answers")
         if old is not None:
-            threading.Thread(target=old.close, daemon=True).start()
+            threading.Thread(target=old.close, args=(DRAIN_S,), daemon=True).start()
 
     def try_out(self, name: str, new: Served) -> None:
         """Warms up ``new``, and makes it the candidate of a model in place of the one before."""
@@ -128,7 +130,7 @@ class Models:
             self._pair(name)
         say(f"{name} {new.version} is the candidate")
         if old is not None:
-            threading.Thread(target=old.close, daemon=True).start()
+            threading.Thread(target=old.close, args=(DRAIN_S,), daemon=True).start()
 
     def _pair(self, name: str) -> None:
         current, candidate = self._current.get(name), self._candidates.get(name)

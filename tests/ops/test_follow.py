@@ -17,7 +17,7 @@ import toy
 from bigbase_jax.core import UserError
 from bigbase_jax.ops.follow import Follower
 from bigbase_jax.ops.registry import Registry
-from bigbase_jax.serve.app import create
+from bigbase_jax.serve.app import Settings, create
 from bigbase_jax.serve.metrics import Metrics
 from bigbase_jax.serve.models import Models
 from bigbase_jax.serve.served import Options, Served
@@ -65,7 +65,7 @@ def test_no_request_fails_while_the_alias_is_switched(registry, capsys):
     models.load()
     right = {str(number): toy.predictor(number).answer(ROW)[0]["y"] for number in (1, 2)}
     assert right["1"] != right["2"]
-    app = create(models, metrics=metrics)
+    app = create(models, Settings(timeout_s=600), metrics)  # the machine may stand still for a while
     switched = []
 
     def switch(version):
