@@ -131,6 +131,7 @@ async def within(request: Request, answer: Coroutine[Any, Any, T]) -> T:
             raise Refused(499, "the client has left.")
         raise Refused(504, "the answer took longer than the request may.")
     finally:
+        task.add_done_callback(lambda ended: ended.cancelled() or ended.exception())  # nobody else may ask for it
         task.cancel()
         gone.cancel()
 
