@@ -27,6 +27,7 @@ class Metrics:
         self.rows = Histogram("bigbase_batch_rows", "Rows computed at once", ["model"], buckets=ROWS, **of)
         self.queue = Gauge("bigbase_queue_rows", "Rows that wait to be computed", ["model"], **of)
         self.busy = Gauge("bigbase_inputs_running", "Inputs that are read, wait or are computed", ["model"], **of)
+        self.slots = Gauge("bigbase_slots", "Of continuous batching, see Slots.stats", ["model", "what"], **of)
         self.ready = Gauge("bigbase_model_ready", "Whether the model answers", ["model"], **of)
         self.crashes = Counter("bigbase_crashes", "Errors of computing", ["model"], **of)
         self.compared = Counter(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import random
 import threading
 import time
@@ -10,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from bigbase_jax.build import suggest
+from bigbase_jax.inference.slots import Slots
 from bigbase_jax.runtime.log import say
 from bigbase_jax.serve.candidate import Pair, Trial
 from bigbase_jax.serve.refused import Refused
@@ -114,6 +116,9 @@ class Models:
         new.metrics.version(name, new.version)
         new.metrics.ready.labels(name).set_function(lambda: float(new.ready))
         new.metrics.busy.labels(name).set_function(lambda: float(new.busy))
+        if (slots := new.slots) is not None:
+            for what in slots.stats():
+                new.metrics.slots.labels(name, what).set_function(functools.partial(_stat, slots, what))
         if new.batcher is not None:
             waiting = new.batcher
             new.metrics.queue.labels(name).set_function(lambda: float(waiting.waiting))
@@ -158,3 +163,7 @@ class Models:
         self.drain()
         for served in (*self._current.values(), *self._candidates.values()):
             served.close(drain_s)
+
+
+def _stat(slots: Slots, what: str) -> float:
+    return slots.stats()[what]

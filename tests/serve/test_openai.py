@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import json
 import time
+import urllib.request
 
 import jax
 import numpy as np
@@ -228,7 +229,9 @@ def test_embeddings_in_both_forms(client):
     np.testing.assert_allclose(client.embeddings.create(model="vectors", input=texts[0]).data[0].embedding, vector)
 
 
-def test_cards_say_what_models_do(client):
+def test_cards_and_metrics_say_what_models_do(client):
+    with urllib.request.urlopen(f"http://127.0.0.1:{client.base_url.port}/metrics") as response:
+        assert b'bigbase_slots{model="writer",what="slots"} 2.0' in response.read()
     does = {card.id: card.model_extra["does"] for card in client.models.list()}
     assert does == {
         "writer": ["complete", "chat"],
