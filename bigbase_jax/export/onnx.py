@@ -14,12 +14,14 @@ Axes: B examples, L length, T tokens that a step reads, S places of the cache, M
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import dataclasses
 import functools
 import io
 import json
 import logging
+import math
 import pathlib
 import types
 import warnings
@@ -40,6 +42,7 @@ from bigbase_jax.decoding import sampling
 from bigbase_jax.inference import engines
 from bigbase_jax.inference.engines import CACHE, FILE, OUT, SOURCE, STEP
 from bigbase_jax.inference.predictor import Predictor
+from bigbase_jax.models import cnn, resnet
 from bigbase_jax.models.attention import UNSEEN
 from bigbase_jax.models.layers import ACTIVATIONS
 from bigbase_jax.models.transformer import unstack_blocks
@@ -312,6 +315,8 @@ def traced(
         jax.sharding.use_abstract_mesh(AbstractMesh((1,), ("data",), abstract_device=device)),
         nn.intercept_methods(fused.module),
         mock.patch.object(jax.nn, "dot_product_attention", fused.attention),
+        mock.patch.object(cnn, "max_pool_2x2", functools.partial(_max_pool, 2, 0)),
+        mock.patch.object(resnet, "max_pool_3x3", functools.partial(_max_pool, 3, 1)),
         mock.patch.dict(ACTIVATIONS, {"gelu": _gelu("none"), "gelu_tanh": _gelu("tanh")}),
     ):
         closed = jax.make_jaxpr(listed)(*specs)
@@ -478,6 +483,7 @@ _INSTEAD: Mapping[str, Callable[..., Any]] = {
     "optimization_barrier": lambda *x, **_: list(x),
     "clamp": lambda low, x, high: jnp.minimum(jnp.maximum(x, low), high),
     "sub": _sub,
+    "max": lambda x, y: _max(x, y),
     "pad": _pad,
     "stack": _stack,
     "select_n": _select,
@@ -531,6 +537,21 @@ def _lower(ctx: Any, equation: Any) -> None:
 
 def _gelu(approximate: str) -> Callable[[Any], Any]:
     return lambda x: _node("Gelu", [x], x, approximate=approximate)[0]
+
+
+def _max_pool(size: int, pad: int, x_BHWC: Any) -> Any:
+    """At stride 2; models write it otherwise, for the gradient."""
+    B, H, W, C = x_BHWC.shape
+    small = jax.ShapeDtypeStruct((B, C, *((n + 2 * pad - size) // 2 + 1 for n in (H, W))), x_BHWC.dtype)
+    words: dict[str, Any] = {"kernel_shape": (size, size), "strides": (2, 2), "pads": (pad,) * 4}
+    (y_BCHW,) = _node("MaxPool", [jnp.transpose(x_BHWC, (0, 3, 1, 2))], small, **words)
+    return jnp.transpose(y_BCHW, (0, 2, 3, 1))
+
+
+def _max(x: Any, y: Any) -> Any:
+    if not isinstance(y, jax.core.Tracer) and np.ndim(y) == 0 and y == 0 and jnp.issubdtype(x.dtype, jnp.floating):
+        return _node("Relu", [x], x)[0]
+    return jax.lax.max_p.bind(x, y)
 
 
 class _Fused:
@@ -625,6 +646,7 @@ def _unexpanded(model: Any) -> Any:
             for i, name in enumerate(node.input):
                 if name in spread and (i < len(node.input) - 2 or name != shaped[0]) and shaped[0] not in known:
                     node.input[i] = spread[name]
+    _with_biases(model.graph)
     wanted = {x.name for x in model.graph.output}
     for i in reversed(range(len(nodes))):
         if wanted.isdisjoint(nodes[i].output):
@@ -638,6 +660,37 @@ def _unexpanded(model: Any) -> Any:
     for x in unused:
         model.graph.initializer.remove(x)
     return model
+
+
+def _with_biases(graph: Any) -> None:
+    """A convolution takes the bias that is added after it; what is added to a product is so before it is reshaped."""
+    made: dict[str, Any] = {node.output[0]: node for node in graph.node}
+    reshaped = set()
+    read = collections.Counter(name for node in graph.node for name in node.input)
+    weights = {x.name: x for x in graph.initializer}
+    for add in [node for node in graph.node if node.op_type == "Add"]:
+        bias, after = weights.get(add.input[1]), made.get(add.input[0])
+        before = made.get(after.input[0]) if after is not None else None
+        if (
+            bias is None
+            or after is None
+            or before is None
+            or {read[x] for x in (bias.name, *after.output, *before.output)} != {1}
+        ):
+            continue
+        count, both = math.prod(bias.dims), (before.op_type, after.op_type)
+        if both == ("Conv", "Transpose") and 1 < count == bias.dims[-1] and len(before.input) == 2:
+            bias.dims[:] = [count]
+            before.input.append(bias.name)
+            reshaped.add(bias.name)
+            after.output[0] = add.output[0]
+            graph.node.remove(add)
+        elif both == ("MatMul", "Reshape") and [*getattr(weights.get(before.input[1]), "dims", ())][1:] == [count]:
+            bias.dims[:] = [count]
+            reshaped |= {bias.name, after.output[0]}
+            after.op_type, add.op_type, after.input[1], add.input[1] = "Add", "Reshape", bias.name, after.input[1]
+    for x in [x for x in graph.value_info if x.name in reshaped]:
+        graph.value_info.remove(x)
 
 
 @contextlib.contextmanager

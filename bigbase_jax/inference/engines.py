@@ -65,7 +65,8 @@ class Session:
             with open_regular(path, path.parent) as file:
                 if os.fstat(file.fileno()).st_size >= _MOST_GRAPH:
                     raise UserError(f"{path} is larger than a graph can be; large weights are beside it.")
-                model = onnx.load_model_from_string(file.read())
+                data = file.read()
+            model = onnx.load_model_from_string(data)
         except (OSError, DecodeError) as error:
             raise UserError(f"{path} is damaged or was not copied whole; export the model again ({error}).") from error
         _check(model, path)
@@ -73,10 +74,11 @@ class Session:
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 4  # errors are raised
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # JAX chooses tokens meanwhile
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))
         slow = ["SkipLayerNormFusion"]  # which takes six times as long as the two operations that it fuses
         try:
             self._session = onnxruntime.InferenceSession(
-                str(path), options, providers=["CPUExecutionProvider"], disabled_optimizers=slow
+                data, options, providers=["CPUExecutionProvider"], disabled_optimizers=slow
             )
         except Exception as error:  # of classes of its own
             said = str(error).partition("\n")[0]

@@ -3,10 +3,10 @@
 python experiments/compress/decoder_124m.py --make --folder=DIR                    # writes the model in every form
 python experiments/compress/decoder_124m.py --folder=DIR [--engines=jax,float32,int8,transformers,llama] [--batches=1,8]
 
-Engines: ``jax`` (float32 by XLA), ``float32`` and ``int8`` (what ``--to=onnx`` writes, by onnxruntime), ``transformers``
-(its ``generate``, float32), ``llama`` (llama.cpp with Q8_0, ``pip install llama-cpp-python gguf``, as ``--peers=PYTHON`` may
-have it). They take turns; the best round of each counts: tokens per second of the clock, and per core-second. A round
-reads prompts of 16 tokens too. Prints one JSON object for each batch.
+Engines: ``jax`` (float32 by XLA), ``float32`` and ``int8`` (what ``--to=onnx`` writes, by onnxruntime),
+``transformers`` (its ``generate``, float32), ``llama`` (llama.cpp with Q8_0: ``pip install llama-cpp-python gguf``,
+which another Python may have: ``--peers=PYTHON``). They take turns; the best round of each counts: tokens per second of
+the clock, and per core-second. A round reads prompts of 16 tokens too. Prints one JSON object for each batch.
 """
 
 import argparse
@@ -40,7 +40,7 @@ def main() -> None:
     engines = {name: ENGINES[name](args) for name in args.engines.split(",")}
     for batch in map(int, args.batches.split(",")):
         found = {name: {"tokens_per_second": 0.0, "per_core_second": 0.0} for name in engines}
-        for name, write in engines.items():
+        for write in engines.values():
             write(batch)  # compiles
         for _ in range(args.rounds):
             for name, write in engines.items():
@@ -141,7 +141,7 @@ def gguf_file(path: pathlib.Path) -> None:
     writer.close()
 
 
-# ----------------------------------------------------------------------------------------------------------- the engines
+# --------------------------------------------------------------------------------------------------------- the engines
 
 
 def prompts(batch: int):
@@ -153,9 +153,7 @@ def prompts(batch: int):
 def ours(args, engine):
     from bigbase_jax.decoding.sampling import SamplingParams
 
-    return lambda batch: timed(
-        lambda: engine.generate(list(prompts(batch)), SamplingParams(max_new_tokens=args.new))
-    )
+    return lambda batch: timed(lambda: engine.generate(list(prompts(batch)), SamplingParams(max_new_tokens=args.new)))
 
 
 def by_jax(args):
@@ -196,8 +194,18 @@ def by_transformers(args):
 
 def by_llama(args):
     """llama.cpp in a process of its own, which answers a line with the seconds of a round."""
-    words = [args.peers, __file__, "--folder", str(args.folder), "--llama", f"--new={args.new}", f"--threads={args.threads}"]
-    process = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    words = [
+        args.peers,
+        __file__,
+        "--folder",
+        str(args.folder),
+        "--llama",
+        f"--new={args.new}",
+        f"--threads={args.threads}",
+    ]
+    process = subprocess.Popen(
+        words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
 
     def write(batch: int) -> tuple[float, float]:
         process.stdin.write(f"{batch}\n")
