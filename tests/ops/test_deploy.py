@@ -18,7 +18,7 @@ DEPLOY = ROOT / "deploy"
 @pytest.fixture(scope="module")
 def known():
     """Every series that a server gives, whether or not there is a value yet."""
-    kinds = re.findall(r"^# TYPE (\w+) (\w+)$", Metrics().text().decode(), re.M)
+    kinds = re.findall(r"^# TYPE (\w+) (\w+)$", Metrics().exposition().decode(), re.M)
     ends = {"histogram": ("_bucket", "_sum", "_count"), "counter": ("",), "gauge": ("",)}
     found = {name + end for name, kind in kinds for end in ends[kind]}
     assert {"bigbase_requests_total", "bigbase_request_seconds_bucket", "bigbase_queue_rows"} <= found
