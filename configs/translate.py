@@ -91,7 +91,9 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config = ConfigDict()
     config.seed = 0
     config.init_from = placeholder(str)
-    config.data = target(Data, dataset=dataset, batch_size=size.batch_size, eval_batch_size=64 if args.tiny else 128)
+    config.data = target(
+        Data, dataset=dataset, batch_size=size.batch_size, eval_batch_size=size.batch_size if args.tiny else 128
+    )
     config.task = target(
         Translation,
         model=target(

@@ -509,7 +509,8 @@ def test_two_processes_learn_what_one_learns(spawned, tmp_path):
 
 @pytest.mark.slow
 def test_two_processes_learn_from_a_teacher_what_one_learns(spawned, tmp_path):
-    command = ("--config=configs/distil.py:recipe=catdog_mlp,tiny", f"--config.teacher={spawned[0]}", *SHORT)
+    every = "--config.train.log_every=1"
+    command = ("--config=configs/distil.py:tiny", f"--config.teacher={spawned[0]}", every, *SHORT)
     found = [
         launch(*command, f"--workdir={tmp_path / name}", *how)[0]
         for name, how in (("one", ()), ("two", ("--spawn=2",)))
