@@ -73,7 +73,7 @@ class Session:
         del model
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 4  # errors are raised
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # JAX chooses tokens meanwhile
+        options.add_session_config_entry("session.force_spinning_stop", "1")  # between calls, when JAX computes
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))
         slow = ["SkipLayerNormFusion"]  # which takes six times as long as the two operations that it fuses
         try:
