@@ -252,10 +252,26 @@ def _quantised(
             kinds = {"op_types_to_quantize": ["MatMul", "Gemm", "Gather"], "use_external_data_format": large}
             quantize_dynamic(ready, path, **kinds, **words)
         quantised = onnx.load(path, load_external_data=False)
+        _share(quantised.graph)
         onnx.helper.set_model_props(quantised, dict(about))
         path.write_bytes(quantised.SerializeToString())
     for left in path.parent.glob(f"{ready.name}*"):
         left.unlink()
+
+
+def _share(graph: Any) -> None:
+    """Lets constants that are the same stand once: a layer that is called twice is quantised at each call."""
+    kept: dict[bytes, str] = {}
+    instead: dict[str, str] = {}
+    for tensor in list(graph.initializer):
+        name, tensor.name = tensor.name, ""
+        first = kept.setdefault(tensor.SerializeToString(deterministic=True), name)
+        tensor.name = name
+        if first != name:
+            instead[name] = first
+            graph.initializer.remove(tensor)
+    for node in graph.node:
+        node.input[:] = [instead.get(name, name) for name in node.input]
 
 
 # ---------------------------------------------------------------------------------------------------- the plain program

@@ -4,6 +4,7 @@ import json
 
 import jax
 import numpy as np
+import onnx as onnx_library
 import pytest
 
 from bigbase_jax import verbs
@@ -154,6 +155,17 @@ def test_eight_bits_are_a_quarter_and_nearly_the_model(tmp_path):
     pictures = predictor(Classification(PICTURES["convnet"]), {"image": np.zeros((1, 16, 16, 3), np.uint8)})
     with pytest.raises(UserError, match="is calibrated, and there are no examples"):
         onnx.write(pictures, tmp_path, "int8")
+
+
+def test_a_network_that_is_called_twice_is_stored_once_in_eight_bits(tmp_path):
+    image = np.random.default_rng(0).integers(0, 255, (2, 16, 16, 3), np.uint8)
+    given = predictor(Classification(PICTURES["convnet"], flip_test=True), {"image": image})
+    onnx.write(given, tmp_path, "int8", [{"image": image}])
+    graph = onnx_library.load(tmp_path / "model.onnx").graph
+    convolutions = [node for node in graph.node if node.op_type == "Conv"]
+    kernels = [x for x in graph.initializer if x.data_type == onnx_library.TensorProto.INT8 and len(x.dims) == 4]
+    assert len(convolutions) == 2 * len(kernels) > 0
+    same(given, tmp_path, {"image": image}, 0.1)
 
 
 def test_a_run_is_exported_and_answers_by_either_engine(pictures, tmp_path, capsys):
