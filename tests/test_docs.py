@@ -36,7 +36,7 @@ NOT_RUN = {  # what a command begins with -> why it is not run here
 NOT_HERE = {  # what stands in a command of launch.py -> why it is checked and not run
     "--spawn=": "starts processes that each import everything; tests/test_distributed.py",
     "--coordinator=": "needs two hosts; tests/test_distributed.py",
-    "--mode=serve": "runs until a signal ends it; tests/serve/test_command.py",
+    "--mode=serve": "runs until a signal ends it; tests/serve/test_serve_command.py",
     "--topology=v5e": "needs the TPU compiler; tests/test_plan.py",
     "data=tfds": "needs a download; tests/data",
 }

@@ -14,6 +14,7 @@ from bigbase_jax.compress.compressed import plain as plain_of
 from bigbase_jax.core import UserError, flatten
 from bigbase_jax.inference.predictor import Predictor
 from bigbase_jax.parallel import FROZEN
+from bigbase_jax.runtime.rundir import RunDir
 from bigbase_jax.wrappers.lora import LoRA
 from bigbase_jax.wrappers.quantised import Quantised
 
@@ -58,7 +59,8 @@ def test_an_adapter_is_merged_first(model):
     variables = task.init(KEY, batches()[0])
     adapter = jax.tree.map(lambda x: x + 0.3, variables["params"])
     config = ConfigDict({"task": target(LoRA, task=target(Regression, model=target(Net, width=16)), targets="hidden")})
-    adapted = Predictor(task, {**variables, "params": adapter}, {}, predictor.spec, lambda: None, config=config)
+    words = {"run": RunDir("a"), "config": config}
+    adapted = Predictor(task, {**variables, "params": adapter}, {}, predictor.spec, lambda: None, **words)
     found = quantise.quantise(adapted, plain_of(adapted), "int8_weights", batches)
     assert found.config.task.task.target.endswith(":Regression")
     x = batches()[0]
@@ -129,10 +131,11 @@ def test_mistakes_are_one_sentence(model, text, sentence):
 
 
 def test_no_examples_and_twice(model):
-    predictor, plain, batches = model
+    predictor, plain, _ = model
     with pytest.raises(UserError, match="needs training examples"):
         quantise.quantise(predictor, plain(), "int8", lambda: [])
     found = quantise.quantise(predictor, plain(), "int8_weights", lambda: [])
-    again = Predictor(found.task, found.variables, {}, predictor.spec, lambda: None)
-    with pytest.raises(UserError, match="quantised already"):
-        quantise.quantise(again, plain(), "int8", batches)
+    words = {"run": RunDir("a"), "config": found.config}
+    again = Predictor(found.task, found.variables, {}, predictor.spec, lambda: None, **words)
+    with pytest.raises(UserError, match="a is quantised already"):
+        plain_of(again)
