@@ -20,6 +20,7 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 from scipy import stats
+from waiting import until
 
 from bigbase_jax.build import deferred, target
 from bigbase_jax.core import Metric, UserError
@@ -409,13 +410,6 @@ def child(folder, sweep, fake, url=None):
     return process
 
 
-def until(condition, seconds=30):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen"
-        time.sleep(0.01)
-
-
 @pytest.mark.slow
 def test_workers_that_race_run_every_trial_once(tmp_path, storage):
     sweep = Sweep("accuracy", space=RATES, trials=8, sampler="random")
@@ -437,7 +431,7 @@ def test_a_killed_worker_loses_nothing_and_its_trial_goes_on_from_where_it_was(t
     sweep = Sweep("accuracy", space=RATES, trials=3, pruner="median")
     first = child(tmp_path / "s", sweep, Fake(0.7), storage)
     study = Study(sweep, CONFIG, tmp_path / "s", storage)
-    until((tmp_path / "s" / "trial-0000" / "checkpoints" / "2").exists)
+    until((tmp_path / "s" / "trial-0000" / "checkpoints" / "2").exists, 30)
     settings = study.get(0).params
     assert study.claim(0) is None, "a live worker's trial was given away"
     os.kill(first.pid, signal.SIGKILL)

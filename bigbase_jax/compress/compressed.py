@@ -14,8 +14,7 @@ from ml_collections import ConfigDict
 from bigbase_jax.core import Task, UserError, Variables
 from bigbase_jax.inference.predictor import Predictor
 from bigbase_jax.models.transformer import stack_blocks, unstack_blocks
-from bigbase_jax.pretrained.start import chain, masked, merged, model_of
-from bigbase_jax.wrappers.quantised import Quantised
+from bigbase_jax.pretrained.start import chain, masked, merged, model_of, stored
 from bigbase_jax.wrappers.sparse import Sparse
 
 Batches = Callable[[], Sequence[Mapping[str, np.ndarray]]]
@@ -46,7 +45,7 @@ def plain(predictor: Predictor) -> Compressed:
     """
     if predictor.config is None or predictor.run is None:
         raise UserError("--mode=compress takes the folder of a run; train one from published weights with init_from.")
-    if any(isinstance(task, Quantised) and task.stored for task in chain(predictor.task)):
+    if stored(predictor.task) is not None:
         raise UserError(f"{predictor.run.path} is quantised already; compress the run that it was made of.")
     config = copy.deepcopy(predictor.config)
     config.unlock()

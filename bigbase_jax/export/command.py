@@ -16,12 +16,11 @@ from bigbase_jax.core import UserError, flatten
 from bigbase_jax.export import manifest, onnx, proof, stablehlo
 from bigbase_jax.inference.predictor import Predictor
 from bigbase_jax.pretrained.files import SINGLE, is_ours, read_safetensors, some, write_safetensors
-from bigbase_jax.pretrained.start import chain
+from bigbase_jax.pretrained.start import chain, stored
 from bigbase_jax.runtime import compilation, whole
 from bigbase_jax.runtime.log import say
 from bigbase_jax.runtime.rundir import RunDir
 from bigbase_jax.wrappers import adapter
-from bigbase_jax.wrappers.quantised import Quantised
 from bigbase_jax.wrappers.wrapper import Wrapper
 
 ALLOW_DROP = 0.5
@@ -124,7 +123,7 @@ def _refuse_foreign(folder: pathlib.Path) -> None:
 
 def _safetensors(predictor: Predictor, folder: pathlib.Path) -> dict[str, Any]:
     assert predictor.run is not None and predictor.config is not None
-    if (small := _quantised(predictor)) is not None:
+    if (small := stored(predictor.task)) is not None:
         flat = flatten(predictor.variables)
         shapes = {name: (x.shape, x.dtype) for name, x in flat.items()}
         write_safetensors(folder / SINGLE, shapes, lambda name: np.asarray(flat[name]))
@@ -136,16 +135,12 @@ def _safetensors(predictor: Predictor, folder: pathlib.Path) -> dict[str, Any]:
 
 def _opened_safetensors(folder: pathlib.Path, predictor: Predictor) -> Predictor | None:
     """Of a quantised run, what the file holds."""
-    if _quantised(predictor) is None:
+    if stored(predictor.task) is None:
         return None
     arrays = read_safetensors(folder / SINGLE)
     leaves = [jax.device_put(arrays[name], x.sharding) for name, x in flatten(predictor.variables).items()]
     variables = jax.tree.unflatten(jax.tree.structure(predictor.variables), leaves)
     return dataclasses.replace(predictor, variables=variables)
-
-
-def _quantised(predictor: Predictor) -> Quantised | None:
-    return next((task for task in chain(predictor.task) if isinstance(task, Quantised) and task.stored), None)
 
 
 def _adapter(predictor: Predictor, folder: pathlib.Path) -> dict[str, Any]:

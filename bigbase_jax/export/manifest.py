@@ -9,7 +9,7 @@ import os
 import pathlib
 import sys
 from collections.abc import Mapping
-from typing import Any
+from typing import IO, Any
 
 import jax
 
@@ -111,13 +111,19 @@ def read(folder: pathlib.Path, to: str | None) -> dict[str, Any]:
         try:
             with open_regular(path, folder) as file:
                 there = os.fstat(file.fileno()).st_size
-                whole = there == size and hashlib.file_digest(file, "sha256").hexdigest() == sha256  # type: ignore[arg-type]
+                whole = same(file, size, sha256)
         except OSError as error:
             raise UserError(f"{path} cannot be read ({error.strerror}); copy the whole folder.") from error
         if not whole:
             held = f"has {there:,} of its {size:,} bytes" if there != size else "does not hold what was written"
             raise UserError(f"{path} {held}: it was not copied whole; copy the folder again.")
     return found
+
+
+def same(file: IO[bytes], size: int, sha256: str) -> bool:
+    """Whether an open file is that of this size and sha256."""
+    there = os.fstat(file.fileno()).st_size
+    return there == size and hashlib.file_digest(file, "sha256").hexdigest() == sha256  # type: ignore[arg-type]
 
 
 def digest(path: pathlib.Path) -> str:

@@ -22,6 +22,7 @@ from bigbase_jax.core import UserError, Variables
 from bigbase_jax.inference.generation import Engine
 from bigbase_jax.inference.predictor import Predictor
 from bigbase_jax.models.transformer import unstack_blocks
+from bigbase_jax.wrappers.layers import each
 from bigbase_jax.wrappers.lora import STACKED, A, B, LoRA
 
 ADAPTERS, ROWS = "adapters", "adapter_rows"
@@ -37,7 +38,8 @@ class Beside:
     def apply(self, variables: Variables, *args: Any, **kwargs: Any) -> Any:
         """As the model's, of variables with ``ADAPTERS`` and ``ROWS``."""
         own = {name: x for name, x in variables.items() if name not in (ADAPTERS, ROWS)}
-        with nn.intercept_methods(functools.partial(_add, variables[ADAPTERS], variables[ROWS])):
+        add = functools.partial(_add, variables[ADAPTERS], variables[ROWS])
+        with nn.intercept_methods(each(add, (nn.Module,))):
             return self.inner.apply(own, *args, **kwargs)
 
     def __getattr__(self, name: str) -> Any:
@@ -47,11 +49,10 @@ class Beside:
 
 
 def _add(
-    adapters: Mapping[str, Any], row_B: jax.Array, call: Callable[..., Any], args: Any, kwargs: Any, context: Any
+    adapters: Mapping[str, Any], row_B: jax.Array, layer: Any, call: Callable[..., Any], *args: Any, **kwargs: Any
 ) -> Any:
-    y, layer = call(*args, **kwargs), context.module
-    found = adapters.get(".".join(layer.path)) if context.method_name == "__call__" else None
-    if found is None:
+    y = call(*args, **kwargs)
+    if (found := adapters.get(".".join(layer.path))) is None:
         return y
     a_NIR, b_NRO = found
     x = args[0] if args else kwargs["inputs"]

@@ -67,6 +67,11 @@ def fails(found: Mapping[str, Any]) -> str | None:
     return None
 
 
+def first_split(metrics: Mapping[str, Any]) -> str:
+    """The split that counts where none is named: of those measured, the first of ``SPLITS``; "" if there is none."""
+    return next((name for name in (*SPLITS, *metrics) if name in metrics), "")
+
+
 def holds(condition: str, card: Mapping[str, Any]) -> bool:
     """Whether a version fulfils ``[SPLIT.]METRIC>=NUMBER`` (or <=, >, <); of no split, the first of ``SPLITS``.
 
@@ -76,7 +81,7 @@ def holds(condition: str, card: Mapping[str, Any]) -> bool:
     if not (parts := _CONDITION.fullmatch(condition.strip())):
         raise UserError(f"--require={condition} is no condition such as accuracy>=0.98 or val.loss<0.3.")
     metrics = card["metrics"]
-    split = parts["split"] or next((name for name in (*SPLITS, *metrics) if name in metrics), "")
+    split = parts["split"] or first_split(metrics)
     value = finite(metrics.get(split, {}).get(parts["metric"]))
     if value is None:
         known = ", ".join(f"{split}.{name}" for split, found in metrics.items() for name in found)

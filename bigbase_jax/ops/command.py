@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from bigbase_jax.build import suggest
-from bigbase_jax.compare.runs import SPLITS
 from bigbase_jax.core import UserError
 from bigbase_jax.ops import card
 from bigbase_jax.ops.features import reference
@@ -102,7 +101,7 @@ def _listed(registry: Registry, model: str) -> dict[str, Any]:
 
 
 def _metrics(version: Version) -> str:
-    split = next((name for name in (*SPLITS, *version.card["metrics"]) if name in version.card["metrics"]), "")
+    split = card.first_split(version.card["metrics"])
     found = version.card["metrics"].get(split, {})
     return ", ".join(f"{name} {value:.4g}" for name, value in list(found.items())[:3]) + f" ({split})"
 

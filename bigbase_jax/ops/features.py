@@ -9,6 +9,7 @@ import zipfile
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import numpy as np
 
 from bigbase_jax.core import UserError
@@ -89,13 +90,13 @@ def reference(run: RunDir, predictor: Predictor | None = None) -> dict[str, np.n
         rows: list[dict[str, float]] = []
         with data.eval_batches(split, limit=EXAMPLES) as batches:
             for batch in batches:
-                inputs = {name: batch[name] for name in predictor.task.inputs}
-                outputs = {k: np.asarray(v) for k, v in predictor.program(predictor.variables, inputs).items()}
+                arrays: Mapping[str, Any] = {name: batch[name] for name in predictor.task.inputs}
+                if part == "output":
+                    arrays = jax.device_get(predictor.program(predictor.variables, arrays))
                 for i in np.flatnonzero(batch["mask"] > 0):
-                    rows.append(features({k: x[i] for k, x in inputs.items()}, {k: x[i] for k, x in outputs.items()}))
-        for name in rows[0]:
-            if name.startswith(f"{part}."):
-                found[name] = np.array([row[name] for row in rows], np.float32)
+                    one = {name: x[i] for name, x in arrays.items()}
+                    rows.append(features(one, {}) if part == "input" else features({}, one))
+        found |= {name: np.array([row[name] for row in rows], np.float32) for name in rows[0]}
     try:
         run.write_npz(FILE, found)
     except UserError as error:  # of a folder that is only read

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import datetime
 import getpass
 import hashlib
 import json
@@ -33,9 +32,10 @@ import sqlalchemy as sa
 
 from bigbase_jax.build import suggest
 from bigbase_jax.core import UserError
+from bigbase_jax.export import manifest
 from bigbase_jax.ops.card import describe
 from bigbase_jax.runtime import redact, whole
-from bigbase_jax.runtime.rundir import refuse_filled
+from bigbase_jax.runtime.rundir import now, refuse_filled
 from bigbase_jax.runtime.untrusted import open_regular
 
 DATABASE = "registry.db"
@@ -212,9 +212,7 @@ class Registry:
                 if name not in version.files:
                     raise UserError(f"{there[name]} was not there when {version} was pushed; move it away.")
                 with open_regular(version.folder / name, self.folder) as file:
-                    size, sha256 = version.files[name]
-                    same = os.fstat(file.fileno()).st_size == size
-                    if not same or hashlib.file_digest(file, "sha256").hexdigest() != sha256:  # type: ignore[arg-type]
+                    if not manifest.same(file, *version.files[name]):
                         raise UserError(f"{version.folder / name} is not what was pushed as {version}; push it again.")
         except OSError as error:
             raise UserError(f"{version} is damaged: {error.filename}: {error.strerror}; push it again.") from error
@@ -357,11 +355,6 @@ def who() -> str:
     except (KeyError, OSError):  # of a container, that no file names
         user = str(os.getuid())
     return f"{user}@{socket.gethostname()}"
-
-
-def now() -> str:
-    """The time, to the second, with its zone."""
-    return datetime.datetime.now().astimezone().isoformat(timespec="seconds")
 
 
 def _stack(lines: list[dict[str, Any]], alias: str) -> list[int]:

@@ -80,9 +80,24 @@ class Sampler:
         outputs: Sequence[Mapping[str, Any]],
         answers: Sequence[Mapping[str, Any]],
     ) -> None:
+        """``keep``, if this one is ``wanted``."""
+        if self.wanted():
+            self.keep(request, model, version, inputs, outputs, answers)
+
+    def wanted(self) -> bool:
+        """Whether the next prediction is to be kept: by chance, and while there is room."""
+        return random.random() < self.share and len(self._held) < _WAITING
+
+    def keep(
+        self,
+        request: str,
+        model: str,
+        version: str,
+        inputs: Sequence[Mapping[str, Any]],
+        outputs: Sequence[Mapping[str, Any]],
+        answers: Sequence[Mapping[str, Any]],
+    ) -> None:
         """Takes a prediction: its examples as the model reads them, what it gave of each, and the answers."""
-        if random.random() >= self.share or len(self._held) >= _WAITING:
-            return
         about = {"request": request, "at": time.time(), "model": model, "version": version}
         if len(answers) == 1 and isinstance(label := answers[0].get("label"), str):
             about["label"] = label

@@ -51,7 +51,7 @@ from bigbase_jax.runtime.chips import GIB, Chip
 from bigbase_jax.runtime.log import duration, engineering, say
 from bigbase_jax.runtime.rundir import RunDir
 from bigbase_jax.train import TrainConfig
-from bigbase_jax.wrappers.quantised import Quantised, served_bytes
+from bigbase_jax.wrappers.quantised import served_bytes
 
 PREFETCHED = int(inspect.signature(parallel.prefetch).parameters["depth"].default)
 """Batches that ``parallel.prefetch`` keeps on the device beside the one in use."""
@@ -166,7 +166,7 @@ class Planner:
         self.data = config.data
         self.dataset_info, self.spec, self.examples = known or read_example(config)
         task = build(config.task, self.dataset_info, _path="config.task")
-        self.trains = not any(isinstance(part, Quantised) and part.stored for part in pretrained.chain(task))
+        self.trains = pretrained.stored(task) is None
         self._switches = list(_remat_switches(config.task, "config.task"))
 
     def recipe(self) -> Choice:

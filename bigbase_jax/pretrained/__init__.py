@@ -15,7 +15,7 @@ from bigbase_jax.pretrained.provenance import (
     recorded_by_sweep,
     recorded_origin,
 )
-from bigbase_jax.pretrained.start import FROM_RECIPE, chain, initialise, resolve
+from bigbase_jax.pretrained.start import FROM_RECIPE, chain, initialise, resolve, stored
 
 __all__ = [
     "FROM_RECIPE",
@@ -32,5 +32,6 @@ __all__ = [
     "resolve",
     "save",
     "shapes_of",
+    "stored",
     "write_tokenizer",
 ]

@@ -31,6 +31,7 @@ from bigbase_jax.text.tokenizer import Tokenizer, TokenizerFile
 from bigbase_jax.text.tokenizer import load as load_tokenizer
 from bigbase_jax.wrappers import adapter as adapters
 from bigbase_jax.wrappers.distil import Distil
+from bigbase_jax.wrappers.quantised import Quantised
 from bigbase_jax.wrappers.sparse import Sparse
 from bigbase_jax.wrappers.wrapper import Wrapper
 
@@ -269,6 +270,11 @@ def chain(task: Task) -> Iterator[Any]:
     while inner is not None:
         yield inner
         inner = vars(inner).get("task")
+
+
+def stored(task: Task) -> Quantised | None:
+    """What of a task keeps its weights in few bits for good; None: nothing does."""
+    return next((part for part in chain(task) if isinstance(part, Quantised) and part.stored), None)
 
 
 def model_of(task: Task) -> tuple[Any, Any]:

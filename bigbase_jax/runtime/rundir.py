@@ -144,7 +144,7 @@ class RunDir:
             with contextlib.suppress(OSError):
                 if os.path.samestat(os.fstat(file.fileno()), os.stat(self.path / _LOCK)):  # else it was just removed
                     file.truncate(0)
-                    file.write(f"process {os.getpid()} on {socket.gethostname()} since {_now()} ({_command()})")
+                    file.write(f"process {os.getpid()} on {socket.gethostname()} since {now()} ({_command()})")
                     file.flush()
                     return file
             file.close()
@@ -277,7 +277,7 @@ class RunDir:
             },
             "host": {"name": socket.gethostname(), "cores": os.cpu_count(), "system": platform.platform()},
         }
-        starts = [*before, {"started": _now(), "from_step": step, **here}]
+        starts = [*before, {"started": now(), "from_step": step, **here}]
         self.write_json("lineage.json", {**here, "data": dict(data), "started": starts[0]["started"], "starts": starts})
         try:
             yield
@@ -292,8 +292,8 @@ class RunDir:
             return
         last = (lineage.get("starts") or [None])[-1]
         if isinstance(last, dict) and "how" not in last:
-            last.update({"ended": _now(), "how": how} | ({} if step is None else {"to_step": step}))
-        self.write_json("lineage.json", lineage | ({"finished": _now()} if finished else {}))
+            last.update({"ended": now(), "how": how} | ({} if step is None else {"to_step": step}))
+        self.write_json("lineage.json", lineage | ({"finished": now()} if finished else {}))
 
 
 def refuse_filled(folder: pathlib.Path, what: str) -> None:
@@ -338,7 +338,8 @@ def _command() -> str:
     return shlex.join([os.path.basename(sys.executable), *redact.command(sys.argv)])
 
 
-def _now() -> str:
+def now() -> str:
+    """The time, to the second, with its zone."""
     return datetime.datetime.now().astimezone().isoformat(timespec="seconds")
 
 

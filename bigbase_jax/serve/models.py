@@ -12,6 +12,7 @@ from typing import Any
 
 from bigbase_jax.build import suggest
 from bigbase_jax.inference.slots import Slots
+from bigbase_jax.ops.samples import Sampler
 from bigbase_jax.runtime.log import say
 from bigbase_jax.serve.candidate import Pair, Trial
 from bigbase_jax.serve.refused import Refused
@@ -35,7 +36,7 @@ class Models:
     def __init__(
         self,
         openers: Mapping[str, Callable[[], Served]],
-        watch: Callable[..., None] | None = None,
+        watch: Sampler | None = None,
         trial: Trial | None = None,
     ):
         self.watch, self._trial = watch, trial or Trial()
@@ -107,12 +108,8 @@ class Models:
     def switch(self, name: str, new: Served) -> None:
         """Warms up ``new``, lets it answer from the next request on, and closes what answered before, when that has
         answered all that it had begun."""
-        new.warm()
-        new.watch = self.watch
         new.crashed = lambda: self._reload(name, new)
-        with self._lock:
-            old, self._current[name] = self._current.get(name), new
-            self._pair(name)
+        self._take(self._current, name, new)
         new.metrics.version(name, new.version)
         new.metrics.ready.labels(name).set_function(lambda: float(new.ready))
         new.metrics.busy.labels(name).set_function(lambda: float(new.busy))
@@ -123,24 +120,22 @@ class Models:
             waiting = new.batcher
             new.metrics.queue.labels(name).set_function(lambda: float(waiting.waiting))
         say(f"{name} {new.version} answers")
-        if old is not None:
-            threading.Thread(target=old.close, args=(DRAIN_S,), daemon=True).start()
 
     def try_out(self, name: str, new: Served) -> None:
         """Warms up ``new``, and makes it the candidate of a model in place of the one before."""
+        self._take(self._candidates, name, new)
+        say(f"{name} {new.version} is the candidate")
+
+    def _take(self, served: dict[str, Served], name: str, new: Served) -> None:
         new.warm()
         new.watch = self.watch
         with self._lock:
-            old, self._candidates[name] = self._candidates.get(name), new
-            self._pair(name)
-        say(f"{name} {new.version} is the candidate")
+            old, served[name] = served.get(name), new
+            current, candidate = self._current.get(name), self._candidates.get(name)
+            if current is not None and candidate is not None:
+                Pair(current, candidate, self._trial)
         if old is not None:
             threading.Thread(target=old.close, args=(DRAIN_S,), daemon=True).start()
-
-    def _pair(self, name: str) -> None:
-        current, candidate = self._current.get(name), self._candidates.get(name)
-        if current is not None and candidate is not None:
-            Pair(current, candidate, self._trial)
 
     def _reload(self, name: str, crashed: Served) -> None:
         def load() -> None:

@@ -175,7 +175,7 @@ def _messages(given: Sequence[dict[str, Any]]) -> list[dict[str, str]]:
     return found
 
 
-def _params(asked: Any) -> Iterator[SamplingParams]:
+def _params(asked: Any) -> list[SamplingParams]:
     """Those of each of the ``n`` texts; as OpenAI does, tokens are drawn unless the temperature is 0."""
     temperature = 1.0 if asked.temperature is None else asked.temperature
     words: dict[str, Any] = {
@@ -189,8 +189,10 @@ def _params(asked: Any) -> Iterator[SamplingParams]:
         filters = {"top_p": asked.top_p, "top_k": asked.top_k if asked.top_k != -1 else None, "min_p": asked.min_p}
         words |= {name: value for name, value in filters.items() if value is not None}
     seed = secrets.randbits(32) if asked.seed is None else asked.seed
-    for i in range(asked.n):
-        yield SamplingParams(temperature=temperature, seed=(seed + i) % 2**32, **words)
+    try:
+        return [SamplingParams(temperature=temperature, seed=(seed + i) % 2**32, **words) for i in range(asked.n)]
+    except UserError as error:
+        raise Refused(400, str(error)) from error
 
 
 # -------------------------------------------------------------------------------------------------------------- writing
@@ -212,13 +214,11 @@ class _Completion:
             raise UserError("a prompt's tokens are none.")
         return np.array(prompt, np.int32)
 
-    def whole(self, index: int, text: str, said: Any, reason: str) -> dict[str, Any]:
-        """A choice."""
+    def part(self, index: int, text: str, said: Any, reason: str | None) -> dict[str, Any]:
+        """A choice, whole or of a chunk."""
         return {"index": index, "text": text, "logprobs": said, "finish_reason": reason}
 
-    def part(self, index: int, text: str, said: Any, reason: str | None) -> dict[str, Any]:
-        """A choice of a chunk."""
-        return {"index": index, "text": text, "logprobs": said, "finish_reason": reason}
+    whole = part
 
     def first(self, index: int) -> dict[str, Any] | None:
         """A choice of what comes before all chunks."""
@@ -308,7 +308,7 @@ async def _answer(
         if served.slots is None:
             raise Refused(404, f"{asked.model!r} writes no text; POST /v1/predict/{asked.model} answers inputs.")
         texts = stack.enter_context(contextlib.closing(_Texts(served, served.slots, asked.model, form, request)))
-        await within(request, texts.ask(prompts, list(_params_of(asked)), top))
+        await within(request, texts.ask(prompts, _params(asked), top))
         if not asked.stream:
             return as_json(await within(request, texts.whole()))
         return _Stream(texts.parts(request.scope), stack.pop_all())
@@ -324,13 +324,6 @@ class _Stream(StreamingResponse):
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         with self._stack:
             await super().__call__(scope, receive, send)
-
-
-def _params_of(asked: Any) -> Iterator[SamplingParams]:
-    try:
-        yield from _params(asked)
-    except UserError as error:
-        raise Refused(400, str(error)) from error
 
 
 class _Texts:

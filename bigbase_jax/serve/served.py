@@ -22,6 +22,7 @@ from bigbase_jax.inference.embedding import Embedding, embedder
 from bigbase_jax.inference.generation import Engine
 from bigbase_jax.inference.predictor import Output, Predictor
 from bigbase_jax.inference.slots import Slots
+from bigbase_jax.ops.samples import Sampler
 from bigbase_jax.serve.batcher import Batcher
 from bigbase_jax.serve.metrics import Metrics
 from bigbase_jax.serve.refused import Refused
@@ -81,7 +82,7 @@ class Served:
       card: what ``/v1/models`` says of it.
       crashes: errors of computing since the last batch that was computed.
       reopen: opens the same again.
-      watch: takes each prediction, after it is answered, as ``ops.samples.Sampler`` does; None: nobody does.
+      watch: takes a share of the predictions, after they are answered; None: nobody does.
       compare: takes each answer, as ``candidate.Pair`` does; None: nobody does.
     """
 
@@ -102,7 +103,7 @@ class Served:
         self.slots: Slots | None = None
         self.vectors: Batcher | None = None
         self.reopen: Callable[[], Served] | None = None
-        self.watch: Callable[..., None] | None = None
+        self.watch: Sampler | None = None
         self.compare: Callable[[Served, Given, list[dict[str, Any]]], None] | None = None
         self._busy = self._users = 0
         self._seconds, self._saying = 0.0, 1.0  # of computing a row, and of writing an answer, lately
@@ -263,9 +264,9 @@ class Served:
                 answers = await self._in_thread(self._said, examples, outputs)
         for stage, seconds in (("read", read - began), ("answer", time.monotonic() - computed)):
             self.metrics.stage(self.name, stage, seconds)
-        if self.watch is not None:  # nobody waits for it
+        if self.watch is not None and self.watch.wanted():  # nobody waits for it
             inputs = [{key: example[key] for key in self.predictor.task.inputs} for example in examples]
-            self._pool.submit(self.watch, REQUEST.get(), self.name, self.version, inputs, outputs, answers)
+            self._pool.submit(self.watch.keep, REQUEST.get(), self.name, self.version, inputs, outputs, answers)
         return answers
 
     async def embed(self, texts: Sequence[str]) -> tuple[list[list[float]], int]:

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 import pytest
 from toys import styled
+from waiting import until
 
 from bigbase_jax.core import UserError
 from bigbase_jax.decoding.sampling import SamplingParams
@@ -208,14 +209,6 @@ def test_adapters_share_a_base_and_the_steps(scan):
 
 
 # --------------------------------------------------------------------------------------------------- come, wait, leave
-
-
-def until(condition):
-    for _ in range(12_000):
-        if condition():
-            return
-        time.sleep(0.01)
-    raise AssertionError("it has not come to pass")
 
 
 def test_who_leaves_frees_the_slot_and_who_is_too_many_is_told():

@@ -13,6 +13,7 @@ import openai
 import pytest
 import toy
 from toys import styled
+from waiting import until
 
 from bigbase_jax.core import UserError
 from bigbase_jax.data.sources.text.labelled_text import LabelledText
@@ -125,14 +126,6 @@ def alone(prompt, **words):
 
 def slots(served):
     return served[0]._current["writer"].slots
-
-
-def until(condition):
-    for _ in range(12_000):
-        if condition():
-            return
-        time.sleep(0.01)
-    raise AssertionError("it has not come to pass")
 
 
 REASON = {"end": "stop", "stop": "stop", "length": "length"}
