@@ -1,0 +1,560 @@
+"""Logs of who chose what (``user item [rating] [time]``) as histories, for recommendation.
+
+The interactions of all users lie in one array in columns on disk, user by user, each user's in order of time, with the
+places at which users begin (compressed sparse rows). Building it takes memory for ids and for some millions of
+interactions, however long the log is. Items are numbered from 1, 0 is padding; users from 0.
+
+Of each user, interactions up to some place are ``train``, those up to a second place ``val``, the rest ``test``:
+
+- ``split="last"``: the last interaction is test, the one before it val (Kang & McAuley 2018); users with fewer than
+  three are train alone. Interactions of train may be later than another user's of test, which is said.
+- ``split="time"``: whatever is later than a moment that all users share is val, later than another test.
+
+Examples, with L = ``length``:
+
+- train: ``user`` i32[], ``history`` i32[L], padded on the left, and ``target`` i32[L], the item after each place;
+- train with ``pairs=True``: an example per interaction: ``user``, ``history``, ``item`` i32[] and ``log_q`` f32[], the
+  logarithm of the item's share of the interactions of train;
+- val and test: ``user``, ``history``, and ``target`` i32[], the first item after it.
+
+Legend: T interactions, U users, I items, N examples of a split, n some of them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import pathlib
+import re
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import scipy.sparse
+
+from bigbase_jax.core import Batch, Example, UserError
+from bigbase_jax.data.cache import Store, Writer
+from bigbase_jax.data.files import File, list_files
+from bigbase_jax.data.sources.splits import digest
+from bigbase_jax.data.sources.text.base import Write, kept, source_digest
+
+SPLITS = ("train", "val", "test")
+
+
+class Log(NamedTuple):
+    """Interactions in the order in which they were written down.
+
+    Attributes:
+      user, item: integer [T], ids, or places in the names; below 0: missing.
+      time: integer [T], of any unit; None: they are in order.
+      user_names, item_names: of these places; None: the ids are numbers of any size.
+    """
+
+    user: np.ndarray
+    item: np.ndarray
+    time: np.ndarray | None = None
+    user_names: Sequence[str] | None = None
+    item_names: Sequence[str] | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Interactions:
+    """A log, and how histories are made of it; ``prepare`` reads it. Subclasses say where it comes from.
+
+    Attributes:
+      length: L; of longer histories, the latest.
+      pairs: whether an example of train is one interaction instead of a user.
+      split: "last" or "time".
+      core: users and items with fewer interactions are left out until there is none such; 0: all stay.
+      repeats: whether later interactions of a user with the same item count.
+      val_fraction, test_fraction: of ``split="time"``, shares of the interactions.
+
+    Raises:
+      UserError: a value out of its range.
+    """
+
+    length: int = 50
+    pairs: bool = False
+    split: str = "last"
+    core: int = 0
+    repeats: bool = True
+    val_fraction: float = 0.1
+    test_fraction: float = 0.1
+
+    def __post_init__(self) -> None:
+        if self.length < 1:
+            raise UserError(f"length is {self.length}; it must be at least 1.")
+        if self.split not in ("last", "time"):
+            raise UserError(f"split is {self.split!r}; it is 'last' (leave the last one out) or 'time'.")
+        if not 0 < self.val_fraction + self.test_fraction < 1 or min(self.val_fraction, self.test_fraction) < 0:
+            raise UserError("val_fraction and test_fraction are at least 0, and together above 0 and below 1.")
+
+    # -- what subclasses say ---------------------------------------------------------------------------------------
+
+    def origin(self) -> str:
+        """Where the log comes from, in words."""
+        raise NotImplementedError
+
+    def file_signature(self) -> list[Any]:
+        """What changes when the log does, and all that says how to read it."""
+        raise NotImplementedError
+
+    def log(self, cache: pathlib.Path, say: Callable[[str], None]) -> Log:
+        """All interactions."""
+        raise NotImplementedError
+
+    # --------------------------------------------------------------------------------------------------------------
+
+    def prepare(self, cache: pathlib.Path, limit_bytes: float, say: Callable[[str], None]) -> Histories:
+        """Sorts the log, unless that is in the cache; see ``core.RawDataset``.
+
+        Raises:
+          UserError: no interaction is left, or none to learn from or to test on.
+        """
+        how = [self.split, self.core, self.repeats, self.val_fraction, self.test_fraction]
+        key = digest([source_digest("data.sources.table.interactions"), self.file_signature(), how])
+
+        def begin() -> Write:
+            log = self.log(cache, say)
+            return lambda writer: _write(log, self, cache if cache.is_dir() else None, writer)
+
+        store = kept(key, begin, cache, limit_bytes, say, f"sorting {self.origin()} once, by user and time")
+        return Histories(store, self)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class InteractionFiles(Interactions):
+    """A log in a file: csv, tsv, txt or Parquet, with a header, or without and in the order user, item, rating, time.
+
+    Attributes:
+      root: the file, or a folder with one that is called after interactions or ratings.
+      user, item, rating, time: the columns' names; None: found by what such columns are usually called.
+      min_rating: interactions with lower ratings are left out; None: all count, whatever their rating.
+    """
+
+    root: str
+    user: str | None = None
+    item: str | None = None
+    rating: str | None = None
+    time: str | None = None
+    min_rating: float | None = None
+
+    def origin(self) -> str:
+        return self.root
+
+    def file_signature(self) -> list[Any]:
+        names = [self.user, self.item, self.rating, self.time]
+        return [self._file().file_signature, names, self.min_rating]
+
+    def log(self, cache: pathlib.Path, say: Callable[[str], None]) -> Log:
+        """
+        Raises:
+          UserError: no such columns, or a file that cannot be read.
+        """
+        import pyarrow.csv
+
+        path = self._file().path
+        with open(path) as file:
+            line = file.readline()
+        mark = next((mark for mark in "\t,;| " if mark in line), ",")
+        headless = line.split(mark)[0].strip().isdigit()
+        read = pyarrow.csv.ReadOptions(autogenerate_column_names=headless)
+        table = pyarrow.csv.read_csv(path, read, pyarrow.csv.ParseOptions(delimiter=mark))
+        found = {}
+        for k, (kind, usual) in enumerate(_USUAL.items()):
+            asked = getattr(self, kind)
+            if headless:
+                name = f"f{k}" if f"f{k}" in table.column_names else None
+            else:
+                name = asked or next((name for name in table.column_names if name.lower() in usual), None)
+            if name is not None:
+                found[kind] = table[name].to_numpy()
+        if "user" not in found or "item" not in found:
+            raise UserError(f"{path} has no columns of users and items; name them with user=... and item=...")
+        if self.min_rating is not None:
+            left = found["rating"] >= self.min_rating
+            found = {kind: x[left] for kind, x in found.items()}
+        return Log(found["user"], found["item"], found.get("time"))
+
+    def _file(self) -> File:
+        files = list_files(self.root)
+        chosen = [file for file in files if _LOGS.search(file.name.lower())] or files
+        if len(chosen) > 1:
+            raise UserError(f"{self.root} holds {', '.join(file.name for file in chosen)}; give root=... one of them.")
+        return chosen[0]
+
+
+_USUAL = {
+    "user": ("user", "user_id", "userid", "uid", "reviewerid"),
+    "item": ("item", "item_id", "itemid", "movieid", "movie_id", "asin", "product_id"),
+    "rating": ("rating", "stars", "overall", "score"),
+    "time": ("timestamp", "time", "date", "unixreviewtime", "ts"),
+}
+_LOGS = re.compile("rating|interaction|[.]inter|review|click|event|log")
+
+
+class Histories:
+    """A ``Dataset`` of histories.
+
+    Attributes:
+      kept: where it is, for people.
+      item_names: [I], of the items from 1 on.
+      user_names: [U].
+      counts: i64[I + 1], how often each item is in train.
+      dataset_info: ``num_items`` (I; a table of items has I + 1 rows), ``num_users``, ``length`` and ``item_names``.
+    """
+
+    def __init__(self, store: Store, made: Interactions):
+        about, self._made, self.kept = store.about, made, store.kept
+        self._items, start = store.get("items", 0), store.get("start", 0)
+        self._begin, self._train, self.counts = start[:-1], store.get("train_stop", 0), store.get("counts", 0)
+        self.item_names, self.user_names = _names(store, "item"), _names(store, "user")
+        val = store.get("val_stop", 0)
+        splits: dict[str, _Split] = {}
+        if made.pairs:
+            splits["train"] = Pairs(self, np.arange(len(self._begin)), self._begin, self._train)
+        else:
+            user = np.flatnonzero(self._train - self._begin > 1)
+            splits["train"] = Sequences(self, user, self._begin[user], self._train[user] - 1)
+        for split, end, stop in (("val", self._train, val), ("test", val, start[1:])):
+            user = np.flatnonzero((stop > end) & (end > self._begin))
+            splits[split] = Targets(self, user, self._begin[user], end[user], stop[user])
+        self.splits = {name: split for name, split in splits.items() if len(split)}
+        self.dataset_info: Mapping[str, Any] = {
+            "num_items": len(self.item_names),
+            "num_users": len(self.user_names),
+            "length": made.length,
+            "item_names": tuple(self.item_names),
+        }
+        self.description = f"{made.origin()}: {about['said']}"
+
+    def fingerprint(self) -> str:
+        """A digest of the log and of what is made of it."""
+        return digest([self._made.file_signature(), dataclasses.astuple(self._made)])
+
+    def items(self, ids: np.ndarray) -> Batch:
+        """What is known of items [n]: ``item`` i32[n]."""
+        return {"item": np.asarray(ids, np.int32)}
+
+    def history(self, begin: np.ndarray, end: np.ndarray, ahead: int = 0) -> np.ndarray:
+        """i32[n, L]: the latest items of the places from ``begin`` to before ``end``, 0 where there are fewer; or
+        those that come ``ahead`` places after these."""
+        place = end[:, None] - self._made.length + np.arange(self._made.length)
+        real = place >= begin[:, None]
+        return np.where(real, self._items[np.where(real, place + ahead, 0)], 0)
+
+    def item_at(self, place: np.ndarray) -> np.ndarray:
+        """i32[n]: the items at places."""
+        return self._items[place]
+
+    def padded(self, begin: np.ndarray, end: np.ndarray) -> np.ndarray:
+        """i32[n, most]: all items of these places, with 0 behind them."""
+        place = begin[:, None] + np.arange((end - begin).max(initial=1))
+        real = place < end[:, None]
+        return np.where(real, self._items[np.where(real, place, 0)], 0)
+
+    def matrix(self, begin: np.ndarray | None = None, end: np.ndarray | None = None) -> scipy.sparse.csr_matrix:
+        """f32[n, I + 1]: how often each item is among these places; None: those of train, of all users."""
+        begin, end = self._begin if begin is None else begin, self._train if end is None else end
+        stop = np.concatenate([[0], np.cumsum(end - begin)])
+        items = self._items[np.arange(stop[-1]) + np.repeat(begin - stop[:-1], end - begin)]
+        shape = (len(begin), len(self.item_names) + 1)
+        found = scipy.sparse.csr_matrix((np.ones(len(items), np.float32), items, stop), shape)
+        found.sum_duplicates()
+        return found
+
+
+class _Split:
+    """A ``Source``: what the user of example i had chosen before is at places ``begin`` to before ``end``, i64[N]."""
+
+    def __init__(self, of: Histories, user: np.ndarray, begin: np.ndarray, end: np.ndarray):
+        self._of, self._user, self.begin, self.end = of, user, begin, end
+        self.in_memory = of.kept
+
+    def __len__(self) -> int:
+        return len(self._user)
+
+    def __getitem__(self, index: int) -> Example:
+        if not 0 <= index < len(self):
+            raise IndexError(f"there are {len(self)} examples; there is no {index}")
+        return {name: x[0] for name, x in self.batch(np.array([index])).items()}
+
+    def batch(self, indices: np.ndarray) -> Batch:
+        """The examples of i64[n]; see above."""
+        begin, end = self.begin[indices], self.end[indices]
+        return {"user": self._user[indices].astype(np.int32), "history": self._of.history(begin, end)}
+
+    def name(self, index: int) -> str:
+        """The user."""
+        return f"user {self._of.user_names[self._user[index]]}"
+
+
+class Sequences(_Split):
+    """Users of train; see above."""
+
+    def batch(self, indices: np.ndarray) -> Batch:
+        target = self._of.history(self.begin[indices], self.end[indices], ahead=1)
+        return {**super().batch(indices), "target": target}
+
+
+class Pairs(_Split):
+    """Interactions of train; see above."""
+
+    def __init__(self, of: Histories, user: np.ndarray, begin: np.ndarray, end: np.ndarray):
+        super().__init__(of, user, begin, end)
+        self._stop = np.cumsum(end - begin)
+
+    def __len__(self) -> int:
+        return int(self._stop[-1])
+
+    def batch(self, indices: np.ndarray) -> Batch:
+        user = np.searchsorted(self._stop, indices, side="right")
+        place = self.end[user] - self._stop[user] + indices
+        item, counts = self._of.item_at(place), self._of.counts
+        return {
+            "user": user.astype(np.int32),
+            "history": self._of.history(self.begin[user], place),
+            "item": item,
+            "log_q": np.log(counts[item] / counts.sum()).astype(np.float32),
+        }
+
+    def name(self, index: int) -> str:
+        user = int(np.searchsorted(self._stop, index, side="right"))
+        nth = index + 1 - self._stop[user] + self.end[user] - self.begin[user]
+        return f"user {self._of.user_names[user]}, interaction {nth}"
+
+
+class Targets(_Split):
+    """Users of val or test, each with what they chose next, at places ``end`` to before ``stop``."""
+
+    def __init__(self, of: Histories, user: np.ndarray, begin: np.ndarray, end: np.ndarray, stop: np.ndarray):
+        super().__init__(of, user, begin, end)
+        self.stop = stop
+
+    def batch(self, indices: np.ndarray) -> Batch:
+        return {**super().batch(indices), "target": self._of.item_at(self.end[indices])}
+
+    def seen(self, indices: np.ndarray) -> np.ndarray:
+        """i32[n, most]: all items that their users had chosen before, with 0 behind them."""
+        return self._of.padded(self.begin[indices], self.end[indices])
+
+    def relevant(self, indices: np.ndarray) -> np.ndarray:
+        """i32[n, most]: all items that they chose afterwards, up to where the split ends, with 0 behind them."""
+        return self._of.padded(self.end[indices], self.stop[indices])
+
+
+class _Names(Sequence[str]):
+    """Ids as texts, each made when it is asked for: of numbers [n], or of UTF-8 bytes that end at ``stop`` i64[n]."""
+
+    def __init__(self, ids: np.ndarray, stop: np.ndarray | None):
+        self._ids, self._stop = ids, stop
+
+    def __len__(self) -> int:
+        return len(self._ids if self._stop is None else self._stop)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        if self._stop is None:
+            return str(self._ids[index])
+        start = self._stop[index - 1] if index else 0
+        return self._ids[start : self._stop[index]].tobytes().decode()
+
+
+# --- from a log to histories ------------------------------------------------------------------------------------------
+
+_ROWS = 1 << 22  # interactions that are sorted at once
+_SAMPLED = 1 << 20  # times by which moments are found
+_NEVER = np.iinfo(np.int64).min  # a time that is missing
+_ROW = np.dtype([("user", np.int32), ("item", np.int32), ("time", np.int64)])
+
+
+def _write(log: Log, made: Interactions, folder: pathlib.Path | None, writer: Writer) -> Mapping[str, Any]:
+    """Adds the one row of the store; ``folder``: where there is room for the log while it is sorted."""
+    user_ids, item_ids = _distinct(log.user), _distinct(log.item)
+    if not len(user_ids) or not len(item_ids):
+        raise UserError(f"{made.origin()} has no interaction.")
+    with contextlib.ExitStack() as files:
+        parts, missing = _parted(log, user_ids, item_ids, folder, files)
+        timed = log.time is not None
+        copied, again = np.sum([_sort(part, timed, made.repeats) for part in parts], 0)
+        count_U, count_I = _core(parts, len(user_ids), len(item_ids), made.core)
+        kept_U, kept_I = np.flatnonzero(count_U), np.flatnonzero(count_I)
+        if not len(kept_U):
+            raise UserError(
+                f"{made.origin()}: no interaction is left of {len(log.user):,} where users and items have at least "
+                f"{made.core} each; use a smaller core."
+            )
+        start = np.concatenate([[0], np.cumsum(count_U[kept_U])])
+
+        def read() -> Iterator[np.ndarray]:
+            return _numbered(parts, count_U, count_I)
+
+        train, val, told = _last(read, start, timed) if made.split == "last" else _by_time(read, start, made)
+        last = {
+            "start": start,
+            "train_stop": train,
+            "val_stop": val,
+            **_texts("user", user_ids[kept_U], log.user_names),
+            **_texts("item", item_ids[kept_I], log.item_names),
+        }
+        counts, at = np.zeros(len(kept_I) + 1, np.int64), 0
+        none = {name: x[:0] for name, x in {**last, "counts": counts}.items()}
+        for rows in read():
+            writer.extend({"items": rows["item"], **none})
+            trained = at + np.arange(len(rows)) < train[rows["user"]]
+            counts += np.bincount(rows["item"][trained], minlength=len(counts))
+            at += len(rows)
+        writer.add({"items": np.zeros(0, np.int32), **last, "counts": counts})
+    said = f"{start[-1]:,} interactions of {len(kept_U):,} users with {len(kept_I):,} items"
+    if missing:
+        said += f"; {missing:,} without a user, an item or a time left out"
+    if copied:
+        said += f"; {copied:,} copies of others left out"
+    if again:
+        said += f"; {again:,} later ones with the same item {'kept' if made.repeats else 'left out'}"
+    if len(kept_U) < len(user_ids) or len(kept_I) < len(item_ids):
+        users, items = len(user_ids) - len(kept_U), len(item_ids) - len(kept_I)
+        said += f"; {users:,} users and {items:,} items outside the {made.core}-core"
+    return {"said": f"{said}; {told}"}
+
+
+def _blocks(size: int) -> Iterator[slice]:
+    return (slice(at, at + _ROWS) for at in range(0, size, _ROWS))
+
+
+def _distinct(values: np.ndarray) -> np.ndarray:
+    """The values from 0 on that there are, in ascending order."""
+    found = np.zeros(0, np.int64)
+    for block in _blocks(len(values)):
+        found = np.union1d(found, values[block])
+    return found[found >= 0]
+
+
+def _parted(
+    log: Log, user_ids: np.ndarray, item_ids: np.ndarray, folder: pathlib.Path | None, files: contextlib.ExitStack
+) -> tuple[list[Any], int]:
+    """Files of interactions, those of a user in one, each of about as many as are sorted at once; and how many lack a
+    user, an item or a time."""
+    count_U = np.zeros(len(user_ids), np.int64)
+    for block in _blocks(len(log.user)):
+        user = log.user[block]
+        count_U += np.bincount(np.searchsorted(user_ids, user[user >= 0]), minlength=len(user_ids))
+    part_U = (np.cumsum(count_U) - count_U) // _ROWS
+    parts = [files.enter_context(tempfile.TemporaryFile(dir=folder)) for _ in range(part_U[-1] + 1)]  # noqa: SIM115
+    missing = 0
+    for block in _blocks(len(log.user)):
+        user, item = log.user[block], log.item[block]
+        whole = (user >= 0) & (item >= 0)
+        time = np.zeros(len(user), np.int64) if log.time is None else log.time[block]
+        whole &= time != _NEVER
+        rows = np.empty(int(whole.sum()), _ROW)
+        rows["user"] = np.searchsorted(user_ids, user[whole])
+        rows["item"] = np.searchsorted(item_ids, item[whole])
+        rows["time"] = time[whole]
+        missing += len(user) - len(rows)
+        part = part_U[rows["user"]]
+        for k in np.unique(part):
+            parts[k].write(rows[part == k].tobytes())
+    return parts, missing
+
+
+def _rows(part: Any) -> np.ndarray:
+    part.seek(0)
+    return np.fromfile(part, _ROW)
+
+
+def _sort(part: Any, timed: bool, repeats: bool) -> np.ndarray:
+    """Sorts a file by user and time, in the log's order where these are the same, without rows that are copies of
+    another (of the same time), nor, unless ``repeats``, later ones of the same user and item. Returns how many there
+    are of each, i64[2]."""
+    rows = _rows(part)
+    rows = rows[np.lexsort((rows["time"], rows["user"]))]
+    order = np.lexsort((rows["item"], rows["user"]))
+    first, then = rows[order[:-1]], rows[order[1:]]
+    again = (first["user"] == then["user"]) & (first["item"] == then["item"])
+    copied = again & (first["time"] == then["time"]) & timed
+    left = np.ones(len(rows), bool)
+    left[order[1:][copied if repeats else again]] = False
+    part.seek(0)
+    part.truncate()
+    part.write(rows[left].tobytes())
+    return np.array([copied.sum(), again.sum() - copied.sum()])
+
+
+def _core(parts: Sequence[Any], users: int, items: int, core: int) -> tuple[np.ndarray, np.ndarray]:
+    """i64 each, how many interactions each user and each item has in the k-core, 0 outside."""
+    keep_U, keep_I = np.ones(users, bool), np.ones(items, bool)
+    while True:
+        count_U, count_I = np.zeros(users, np.int64), np.zeros(items, np.int64)
+        for part in parts:
+            rows = _rows(part)
+            rows = rows[keep_U[rows["user"]] & keep_I[rows["item"]]]
+            count_U += np.bincount(rows["user"], minlength=users)
+            count_I += np.bincount(rows["item"], minlength=items)
+        before = keep_U.sum() + keep_I.sum()
+        keep_U, keep_I = count_U >= max(core, 1), count_I >= max(core, 1)
+        if keep_U.sum() + keep_I.sum() == before or not keep_U.any():
+            return np.where(keep_U, count_U, 0), np.where(keep_I, count_I, 0)
+
+
+def _numbered(parts: Sequence[Any], count_U: np.ndarray, count_I: np.ndarray) -> Iterator[np.ndarray]:
+    """The interactions of the core, with users numbered from 0 and items from 1."""
+    number_U, number_I = np.cumsum(count_U > 0) - 1, np.cumsum(count_I > 0)
+    for part in parts:
+        rows = _rows(part)
+        rows = rows[(count_U[rows["user"]] > 0) & (count_I[rows["item"]] > 0)]
+        rows["user"], rows["item"] = number_U[rows["user"]], number_I[rows["item"]]
+        yield rows
+
+
+def _last(read: Callable[[], Iterator[np.ndarray]], start: np.ndarray, timed: bool) -> tuple[Any, Any, str]:
+    """Where train and val end, i64[U] each, where the last two of each user are left out; and what is to be said."""
+    stop, enough = start[1:], np.diff(start) >= 3
+    train, val = stop - 2 * enough, stop - enough
+    told = "the last of each user is test, the one before it val"
+    if timed:
+        every, at, trained, tested = 1 + start[-1] // _SAMPLED, 0, [], []
+        for rows in read():
+            place = at + np.arange(len(rows))
+            trained.append(rows["time"][place < train[rows["user"]]][::every])
+            tested.append(rows["time"][place >= val[rows["user"]]])
+            at += len(rows)
+        order = np.sort(np.concatenate(trained))
+        later = 1 - np.searchsorted(order, np.concatenate(tested), side="right") / len(order)
+        if later.size:
+            told += f"; on average {later.mean():.0%} of train is later than an example of test (split=time has none)"
+    return train, val, told
+
+
+def _by_time(read: Callable[[], Iterator[np.ndarray]], start: np.ndarray, made: Interactions) -> tuple[Any, Any, str]:
+    """Where train and val end, i64[U] each, at two moments; and what is to be said."""
+    every = 1 + start[-1] // _SAMPLED
+    times = np.sort(np.concatenate([rows["time"][::every] for rows in read()]))
+    shares = (1 - made.val_fraction - made.test_fraction, 1 - made.test_fraction)
+    moments = [times[min(int(share * len(times)), len(times) - 1)] for share in shares]
+    train, val = start[:-1].copy(), start[:-1].copy()
+    for rows in read():
+        for stop, moment in zip((train, val), moments, strict=True):
+            stop += np.bincount(rows["user"][rows["time"] < moment], minlength=len(stop))
+    if (train == start[:-1]).all():
+        raise UserError(f"{made.origin()}: all times are the same, so that split='time' leaves nothing to train on.")
+    new = ((train == start[:-1]) & (start[1:] > val)).sum()
+    says = [str(np.datetime64(int(t), "s")) if 10**8 < t < 10**10 else str(t) for t in moments]
+    told = f"val is what is from {says[0]} on, test from {says[1]} on"
+    return train, val, told + (f"; {new:,} users of test have nothing in train" if new else "")
+
+
+def _texts(kind: str, ids: np.ndarray, names: Sequence[str] | None) -> dict[str, np.ndarray]:
+    """Ids as the store keeps them; see ``_Names``."""
+    if names is None:
+        return {f"{kind}_ids": ids}
+    texts = [str(names[i]).encode() for i in ids]
+    stop = np.cumsum([len(text) for text in texts], dtype=np.int64)
+    return {f"{kind}_ids": np.frombuffer(b"".join(texts), np.uint8), f"{kind}_stop": stop}
+
+
+def _names(store: Store, kind: str) -> _Names:
+    named = f"{kind}_stop" in store[0]
+    return _Names(store.get(f"{kind}_ids", 0), store.get(f"{kind}_stop", 0) if named else None)
