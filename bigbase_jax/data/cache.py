@@ -16,6 +16,7 @@ import hashlib
 import importlib.metadata
 import inspect
 import json
+import math
 import mmap
 import os
 import pathlib
@@ -182,6 +183,44 @@ class Writer:
             self._write(name, array)
             self._begun[name] = self._begun.get(name, 0) + len(array)
 
+    def reserve(self, name: str, dtype: Any, shape: tuple[int, ...]) -> Callable[[int, np.ndarray], None]:
+        """Begins an entry of a store that has one row, whose elements come in any order: what is returned writes some,
+        from a place among all of them on. All entries of such a store are reserved, and none is added.
+
+        Raises:
+          NotCacheable: all takes more than the limit.
+        """
+        dtype, count = np.dtype(dtype), math.prod(shape)
+        self._count(count * dtype.itemsize)
+        self._dtypes[name], self._shapes[name] = dtype, [shape]
+        if self._folder is None:
+            array = np.zeros(count, dtype)
+            self._parts[name] = [array]
+
+            def fill(start: int, values: np.ndarray) -> None:
+                array[start : start + values.size] = values.ravel()
+
+            return fill
+        file = open(f"{self._folder}/{len(self._dtypes) - 1}.bin", "wb", buffering=0)  # noqa: SIM115
+        file.truncate(count * dtype.itemsize)
+        self._files[name] = file
+
+        def write(start: int, values: np.ndarray) -> None:
+            left, place = (
+                memoryview(np.ascontiguousarray(values, dtype).reshape(-1).view(np.uint8)),
+                start * dtype.itemsize,
+            )
+            while left:
+                done = os.pwrite(file.fileno(), left, place)
+                left, place = left[done:], place + done
+
+        return write
+
+    def _count(self, nbytes: int) -> None:
+        self._size += nbytes
+        if self._size > self._limit:
+            raise NotCacheable(f"they take more than {self._limit / 1e9:g} GB, the limit data.cache_limit_gb")
+
     def _arrays(self, example: Example) -> dict[str, np.ndarray]:
         arrays = {name: as_array(value) for name, value in example.items()}
         dtypes = {name: array.dtype for name, array in arrays.items()}
@@ -194,9 +233,7 @@ class Writer:
                 self._files[name] = open(f"{self._folder}/{k}.bin", "wb", buffering=1 << 20)  # noqa: SIM115
         if list(dtypes.items()) != list(self._dtypes.items()):
             raise NotCacheable("their entries, dtypes or ranks differ")
-        self._size += sum(array.nbytes for array in arrays.values())
-        if self._size > self._limit:
-            raise NotCacheable(f"they take more than {self._limit / 1e9:g} GB, the limit data.cache_limit_gb")
+        self._count(sum(array.nbytes for array in arrays.values()))
         return arrays
 
     def commit(self, about: Mapping[str, Any]) -> Store:

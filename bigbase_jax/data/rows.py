@@ -120,7 +120,7 @@ def class_names(file: File, column: str) -> list[str] | None:
     if kind_of(file.name) not in (".parquet", ".arrow"):
         return None
     with one_sentence(file, "utf-8"):
-        _, metadata, _ = _columns(file)
+        _, metadata, _ = arrow_batches(file)
     try:
         names = json.loads((metadata or {})[b"huggingface"])["info"]["features"][column]["names"]
     except (KeyError, ValueError, TypeError):
@@ -385,7 +385,7 @@ def _sheet(file: File) -> Iterator[tuple[int, list[str]]]:
 
 def rows_of_columns(file: File, choose: Callable[[list[str]], Sequence[str]]) -> Iterator[tuple[int, dict[str, Any]]]:
     """(number, values of the columns that ``choose`` takes) of each row of a Parquet or Arrow file."""
-    names, _, batches = _columns(file)
+    names, _, batches = arrow_batches(file)
     columns = list(choose(names))
     number, count = 0, file.limits.meter(file, file.size)
     for batch in batches(columns):
@@ -408,7 +408,7 @@ def _size(value: Any) -> int:
     return 8 + sum(map(_size, value)) if isinstance(value, list) else 8
 
 
-def _columns(file: File) -> tuple[list[str], Mapping[bytes, bytes] | None, Callable[[list[str]], Iterator[Any]]]:
+def arrow_batches(file: File) -> tuple[list[str], Mapping[bytes, bytes] | None, Callable[[list[str]], Iterator[Any]]]:
     """Names of the columns, metadata of the schema, and what gives batches of some columns."""
     pyarrow = optional("pyarrow", "pyarrow", str(file))
     if kind_of(file.name) == ".parquet":
