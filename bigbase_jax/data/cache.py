@@ -206,10 +206,8 @@ class Writer:
         self._files[name] = file
 
         def write(start: int, values: np.ndarray) -> None:
-            left, place = (
-                memoryview(np.ascontiguousarray(values, dtype).reshape(-1).view(np.uint8)),
-                start * dtype.itemsize,
-            )
+            left: Any = np.ascontiguousarray(values, dtype).reshape(-1).view(np.uint8).data
+            place = start * dtype.itemsize
             while left:
                 done = os.pwrite(file.fileno(), left, place)
                 left, place = left[done:], place + done
