@@ -75,6 +75,9 @@ _ALLOW_DROP = flags.DEFINE_float(
 _ENGINE = flags.DEFINE_string(
     "engine", "jax", "eval, predict, generate, benchmark, serve: jax, or onnxruntime of what --to=onnx wrote."
 )
+_ANSWERS = flags.DEFINE_list(
+    "answers", [], "predict, serve: evaluators of the run that have a say in its answers, as risk,reasons."
+)
 _HOST = flags.DEFINE_string("host", "127.0.0.1", "serve: the address to listen on; 0.0.0.0: all of this machine's.")
 _PORT = flags.DEFINE_integer("port", 8000, "serve: the port to listen on; 0: a free one.", 0, 65535)
 _SLOTS = flags.DEFINE_integer("slots", 16, "serve: texts that a model writes at once.", 1)
@@ -120,7 +123,14 @@ _SAMPLES_MB = flags.DEFINE_float("samples_mb", 1024.0, "serve: megabytes of samp
 _SAMPLES_DAYS = flags.DEFINE_float("samples_days", 30.0, "serve: after which samples go.")
 _WORDS: Mapping[str, Mapping[str, Any]] = {
     "eval": {"step": _STEP, "split": _SPLIT, "engine": _ENGINE},
-    "predict": {"pattern": _INPUT, "step": _STEP, "adapter": _ADAPTER, "output": _OUTPUT, "engine": _ENGINE},
+    "predict": {
+        "pattern": _INPUT,
+        "step": _STEP,
+        "adapter": _ADAPTER,
+        "output": _OUTPUT,
+        "engine": _ENGINE,
+        "answers_of": _ANSWERS,
+    },
     "embed": {"pattern": _INPUT, "step": _STEP, "output": _OUTPUT},
     "generate": {
         "pattern": _INPUT,
@@ -155,6 +165,7 @@ _WORDS: Mapping[str, Mapping[str, Any]] = {
     "serve": {
         "step": _STEP,
         "engine": _ENGINE,
+        "answers_of": _ANSWERS,
         "host": _HOST,
         "port": _PORT,
         "max_batch": _MAX_BATCH,

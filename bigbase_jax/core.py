@@ -206,6 +206,13 @@ class Evaluator(Protocol):
     catalogue, retrieval, verification pairs, generation), beside ``val`` and ``test``, which are always evaluated
     where there are such splits.
 
+    What else an evaluator may have:
+
+    - ``figures(evaluated)``: as a task's, of what the evaluator has measured: the report of a run shows them too.
+    - ``answering(task, metrics)``: the task as it answers inputs where ``--answers=NAME`` asks for that, by the metrics
+      that this evaluator has kept of the run: with calibrated probabilities, with reasons. They come from a folder, and
+      may be anything; raises UserError where they do not fit.
+
     Attributes:
       final: whether it runs once, on the checkpoint that the run ends with, rather than each ``train.eval_every`` too.
     """

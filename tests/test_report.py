@@ -320,4 +320,4 @@ def test_a_task_that_is_not_trusted_has_a_page_without_figures(tmp_path, capsys)
 def test_a_figure_that_does_not_hold_together_is_left_out(capsys):
     found = figures.shaped([Matrix("t", ("a", "b"), [[1]]), Table("u", ("a",), [(1,)])], "test")
     assert [figure["title"] for figure in found] == ["u"] and "'t' cannot be drawn" in capsys.readouterr().err
-    assert figures.of_task(object(), Evaluated("test", {}, {})) == []
+    assert figures.made_by(object(), Evaluated("test", {}, {})) == []

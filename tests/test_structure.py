@@ -42,6 +42,7 @@ ALLOWED = {  # file or folder -> the files and folders of ours that it may impor
         "inference",
         "compare",
     ),
+    "evaluators": (*LEAVES, "parallel", "evaluate", "models", "tasks", "wrappers", "compare"),
     "compress": (
         *LEAVES,
         "parallel",

@@ -22,10 +22,10 @@ import numpy as np
 from bigbase_jax.build import build, suggest
 from bigbase_jax.compare.numbers import finite
 from bigbase_jax.compare.studies import choices, endings, objective, trial_number, unread
-from bigbase_jax.core import Evaluated, Metric, Task, UserError
+from bigbase_jax.core import Evaluated, Evaluator, Metric, Task, UserError
 from bigbase_jax.runtime import redact
 from bigbase_jax.runtime.log import read_rows, say
-from bigbase_jax.runtime.restored import dataset_info, metrics
+from bigbase_jax.runtime.restored import dataset_info, evaluator, metrics
 from bigbase_jax.runtime.rundir import MACHINERY, RunDir
 from bigbase_jax.runtime.untrusted import read_object
 
@@ -100,6 +100,16 @@ class Run:
             return task_of(RunDir(self.path))
         except (UserError, *_BROKEN) as error:
             say(f"the task of {self.name} is not known, so its figures are left out: {error}")
+            return None
+
+    def evaluator(self, name: str) -> Evaluator | None:
+        """``config.evaluators.NAME``; None where there is none, or, with a line that says why, it cannot be built."""
+        if not isinstance(own := self.config.get("evaluators"), dict) or name not in own:
+            return None
+        try:
+            return evaluator(RunDir(self.path), name)
+        except (UserError, *_BROKEN) as error:
+            say(f"the evaluator {name} of {self.name} is not known, so its figures are left out: {error}")
             return None
 
     @functools.cached_property

@@ -21,7 +21,7 @@ from bigbase_jax.data.files import LIMITS, Limits, limits_of
 from bigbase_jax.data.pipeline import apply_eval
 from bigbase_jax.inference.inputs import Input
 from bigbase_jax.pretrained.start import chain, merged
-from bigbase_jax.runtime.restored import batch_spec, dataset_info, restore
+from bigbase_jax.runtime.restored import answering, batch_spec, dataset_info, restore
 from bigbase_jax.runtime.rundir import RunDir
 from bigbase_jax.wrappers import adapter as adapters
 from bigbase_jax.wrappers.wrapper import Wrapper
@@ -90,6 +90,7 @@ class Predictor:
         adapter: str | None = None,
         spread: bool = False,
         engine: str = "jax",
+        answers_of: Sequence[str] = (),
     ) -> Predictor:
         """Opens a run, ``step`` as in ``restored.restore``, or a published folder.
 
@@ -97,6 +98,7 @@ class Predictor:
           adapter: the folder of an adapter of this model (``wrappers.adapter``), which is then around it.
           spread: over the run's own mesh, where it fits the devices here, or else over all of them; not on one alone.
           engine: "jax", or "onnxruntime" for what the run's folder has in ``export/onnx``.
+          answers_of: evaluators of the run that have a say in its answers; see ``core.Evaluator``.
 
         Raises:
           UserError: there is neither, no such checkpoint, the adapter is another model's, or there is no such engine
@@ -114,9 +116,13 @@ class Predictor:
                 task, variables, step = restore(run, config, mesh, step)
             else:
                 task, variables, compute, step = engines.restored(engine, run, config, step)
+            for name in answers_of:
+                task = answering(run, name, task)
             inputs = {key: jax.ShapeDtypeStruct(spec[key].shape[1:], spec[key].dtype) for key in task.inputs}
             found = cls(task, variables, known, inputs, lambda: _reading(config, known), step, run, config, mesh)
             found.compute = compute
+        elif answers_of:
+            raise UserError(f"--answers names evaluators of runs of ours, and {folder} is none; leave it out.")
         elif engine != "jax":
             raise UserError(f"--engine={engine} computes runs of ours, and {folder} is none; leave it out.")
         else:

@@ -194,7 +194,7 @@ def _figures(found: Comparison) -> list[tuple[str, list[tuple[Group, dict[str, A
     columns: dict[str, list[tuple[Group, dict[str, Any]]]] = {}
     for group in shown:
         run = next((run for run in group.runs if split in run.evals), None)
-        made: list[Figure] = figures.of_task(run.task, run.evaluated(split)) if run else []
+        made: list[Figure] = figures.made_by(run.task, run.evaluated(split)) if run else []
         for drawn in figures.shaped([figure for figure in made if not isinstance(figure, Gallery)], split):
             columns.setdefault(drawn["title"], []).append((group, drawn))
     return [(title, drawn) for title, drawn in columns.items() if len(drawn) > 1]

@@ -10,7 +10,19 @@ from typing import Any
 
 import numpy as np
 
-from bigbase_jax.core import Clips, Evaluated, Figure, Gallery, Highlights, Matrix, Plot, Table, Task, UserError
+from bigbase_jax.core import (
+    Clips,
+    Evaluated,
+    Evaluator,
+    Figure,
+    Gallery,
+    Highlights,
+    Matrix,
+    Plot,
+    Table,
+    Task,
+    UserError,
+)
 from bigbase_jax.pages.page import Chart, Series
 from bigbase_jax.runtime.log import say
 
@@ -22,12 +34,12 @@ _SIZES = (("large", 6), ("middle", 12), ("small", 30))  # of a matrix, up to so 
 _COLOURS = ("train", "val", "test", "other")
 
 
-def of_task(task: Task | None, evaluated: Evaluated) -> list[Figure]:
-    """The figures of a task; those before the first that it fails to make. A task may have none."""
+def made_by(maker: Task | Evaluator | None, evaluated: Evaluated) -> list[Figure]:
+    """The figures of a task or an evaluator; those before the first that it fails to make. It may have none."""
     found: list[Figure] = []
     try:
-        found.extend(getattr(task, "figures", lambda _: ())(evaluated))
-    except Exception as error:  # whatever the code of a task raises: the rest of the page is there all the same
+        found.extend(getattr(maker, "figures", lambda _: ())(evaluated))
+    except Exception as error:  # whatever the code of a user raises: the rest of the page is there all the same
         say(f"figures of {evaluated.split} are left out: {type(error).__name__}: {error}")
     return found
 

@@ -29,7 +29,8 @@ _TABLES = ("devices", "host", "versions")
 
 
 def write(workdir: str, pictures: Callable[[], figures.Pictures] | None = None) -> str:
-    """(Re)writes ``workdir/report.html``, atomically; what it shows of an evaluation is the run's task's to say.
+    """(Re)writes ``workdir/report.html``, atomically; what it shows of an evaluation is the run's task's and its
+    evaluators' to say.
 
     Args:
       workdir: the run folder.
@@ -53,7 +54,11 @@ def write(workdir: str, pictures: Callable[[], figures.Pictures] | None = None) 
     shown: list[dict[str, Any]] = []
     if split is not None:
         evaluated = run.evaluated(split)._replace(metrics=evals.get(split, {}))
-        shown = figures.shaped(figures.of_task(run.task, evaluated), split, pictures)
+        shown = figures.shaped(figures.made_by(run.task, evaluated), split, pictures)
+    for name in evals:
+        if (evaluator := run.evaluator(name)) is not None and name != split:
+            evaluated = run.evaluated(name)._replace(metrics=evals[name])
+            shown += figures.shaped(figures.made_by(evaluator, evaluated), name, pictures)
     main, more = _curves(run, known, evals)
     write_page(
         folder / "report.html",

@@ -10,8 +10,8 @@ import jax
 from ml_collections import ConfigDict
 
 from bigbase_jax import parallel
-from bigbase_jax.build import build
-from bigbase_jax.core import Metric, Task, UserError, Variables
+from bigbase_jax.build import build, suggest
+from bigbase_jax.core import Evaluator, Metric, Task, UserError, Variables
 from bigbase_jax.runtime.checkpoint import Checkpoints
 from bigbase_jax.runtime.rundir import RunDir
 
@@ -50,6 +50,33 @@ def metrics(run: RunDir) -> dict[str, Metric]:
         return found
     except (AttributeError, TypeError) as error:
         raise UserError(f"{run.path / 'data.json'} does not say what is measured ({error}).") from error
+
+
+def evaluator(run: RunDir, name: str) -> Evaluator:
+    """``config.evaluators.NAME`` of a run.
+
+    Raises:
+      UserError: it has no such evaluator, or it cannot be built.
+    """
+    own = run.config().get("evaluators") or {}
+    if name not in own:
+        raise UserError(f"{run.path} has no evaluator {name!r}.{suggest(name, own, 'evaluator')}")
+    built: Evaluator = build(own[name], dataset_info(run), _path=f"config.evaluators.{name}")
+    return built
+
+
+def answering(run: RunDir, name: str, task: Task) -> Task:
+    """The task as it answers by what an evaluator of the run has kept; see ``core.Evaluator``.
+
+    Raises:
+      UserError: there is no such evaluator, it adds nothing to answers, or it has kept nothing yet.
+    """
+    of: Any = evaluator(run, name)
+    if not hasattr(of, "answering"):
+        raise UserError(f"--answers={name}: {type(of).__name__} adds nothing to answers; leave it out.")
+    missing = f"{run.path} has no eval-{name}.json yet; run --mode=eval --workdir={run.path} first"
+    answers: Task = of.answering(task, run.read_json(f"eval-{name}.json", missing))
+    return answers
 
 
 def batch_spec(run: RunDir) -> dict[str, jax.ShapeDtypeStruct]:

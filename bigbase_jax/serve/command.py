@@ -42,6 +42,7 @@ def serve(
     host: str = "127.0.0.1",
     port: int = 8000,
     engine: str = "jax",
+    answers_of: Sequence[str] = (),
     step: int | None = None,
     max_wait_ms: float = 5.0,
     max_batch: int = 32,
@@ -78,7 +79,7 @@ def serve(
       workdirs: a folder for each model, which is called as the folder is, or as in NAME=FOLDER.
       host: what to listen on; other machines reach the server where it is not the loopback address.
       port: 0: a free one.
-      engine, step: see ``Predictor.open``.
+      engine, answers_of, step: see ``Predictor.open``.
       max_wait_ms, max_batch, max_queue, max_pixels: see ``Options``.
       max_body_mb, timeout_s, cors, log_contents: see ``Settings``.
       drain_s: seconds that requests in progress get when the server ends.
@@ -116,7 +117,8 @@ def serve(
         places=places,
     )
     metrics = Metrics()
-    opener = functools.partial(Served.open, engine=engine, step=step, options=options, metrics=metrics)
+    how: dict[str, Any] = {"engine": engine, "step": step, "answers_of": tuple(answers_of)}
+    opener = functools.partial(Served.open, **how, options=options, metrics=metrics)
     openers: dict[str, Callable[..., Served]] = {
         name: functools.partial(opener, name, folder) for name, folder in _names(workdirs).items()
     }

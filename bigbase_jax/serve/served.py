@@ -141,6 +141,7 @@ class Served:
         folder: str | os.PathLike,
         *,
         engine: str = "jax",
+        answers_of: Sequence[str] = (),
         step: int | None = None,
         options: Options | None = None,
         version: str = "",
@@ -161,6 +162,7 @@ class Served:
             name,
             folder,
             engine=engine,
+            answers_of=answers_of,
             step=step,
             options=options,
             version=version,
@@ -168,7 +170,7 @@ class Served:
             adapters=adapters,
         )
         try:
-            predictor = Predictor.open(folder, step, engine=engine)
+            predictor = Predictor.open(folder, step, engine=engine, answers_of=answers_of)
         except UserError as error:
             try:
                 predictor = embedder(folder)  # of published weights that give vectors alone
