@@ -156,11 +156,11 @@ class Index:
 
     def save(self, path: str | os.PathLike) -> None:
         """Writes all of it into one file."""
-        arrays = {"vectors": self.vectors, "ids": self.ids, "step": np.int64(self.step)}
+        arrays = {"vectors": self.vectors, "ids": self.ids, "step": np.asarray(self.step, np.int64)}
         if self.centroids is not None and self.cell is not None:
-            arrays |= {"centroids": self.centroids, "cell": self.cell, "probes": np.int64(self.probes)}
-        specs = {name: (np.shape(x), np.asarray(x).dtype) for name, x in arrays.items()}
-        write_safetensors(pathlib.Path(path), specs, lambda name: np.asarray(arrays[name]))
+            arrays |= {"centroids": self.centroids, "cell": self.cell, "probes": np.asarray(self.probes, np.int64)}
+        specs = {name: (x.shape, x.dtype) for name, x in arrays.items()}
+        write_safetensors(pathlib.Path(path), specs, arrays.__getitem__)
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> Index:

@@ -1,0 +1,162 @@
+"""Retrieval: of a catalogue that is too large to be scored item by item, those that a user is likeliest to choose.
+
+Axes: B examples of a batch, L length of a history, D width of the vectors, T words, F features, K items of a list.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bigbase_jax.core import Array, Batch, Example, Loss, Meter, Metric, Sum, UserError, Variables
+from bigbase_jax.tasks.errors import model_errors
+
+
+@dataclasses.dataclass(frozen=True)
+class Retrieval:
+    """Two towers, trained by the softmax over the items of the batch.
+
+    A batch holds users: ``user`` i32[B] (from 0; -1: unknown) and ``history`` i32[B,L] (items from 1, 0 for padding);
+    and in training items, those that they chose: ``item`` i32[B] and ``log_q`` f32[B], the logarithm of the item's
+    share of the training examples. Where the model reads them, ``user_words`` and ``item_words`` i32[B,T] and
+    ``item_features`` f32[B,F] too.
+
+    The softmax over the whole catalogue is estimated by the other items of the batch, which are drawn as often as they
+    are chosen: each has its logarithm of that taken from its score (the logQ correction: Bengio & Senécal 2008; Yi et
+    al. 2019). As what the user chose is always there, and not drawn, its own score is not corrected, and the same item
+    elsewhere in the batch is no negative. So the partition function is estimated without bias.
+
+    Attributes:
+      model: a Linen module with the methods ``users`` and ``items`` (see ``models.two_tower``).
+      num_items: of the catalogue.
+      item_names: of item 1, 2, ...; None: their numbers.
+      correct: whether scores are corrected; else what is often chosen is recommended too seldom.
+      id_dropout: share of the users and of the items whose id is hidden in training, so that what has none that
+        training has seen is known by its history, its words and its features (Volkovs et al. 2017).
+      top: K, the items of an answer.
+
+    Raises:
+      UserError: a value out of its range.
+    """
+
+    model: nn.Module
+    num_items: int | None = None
+    item_names: Sequence[str] | None = None
+    correct: bool = True
+    id_dropout: float = 0.1
+    top: int = 10
+
+    batch_coupled: ClassVar[bool] = True
+    metrics: ClassVar[Mapping[str, Metric]] = {"loss": Metric("min", "nats")}
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.id_dropout < 1:
+            raise UserError(f"id_dropout is {self.id_dropout}; it lies in [0, 1), for example 0.1.")
+        if self.top < 1:
+            raise UserError(f"top is {self.top}; an answer has at least 1 item.")
+        object.__setattr__(self, "item_names", None if self.item_names is None else tuple(self.item_names))
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """See ``core.Task``: what is known of a user."""
+        return ("user", "history", *(("user_words",) if getattr(self.model, "user_words", None) else ()))
+
+    # -- inside the compiled step ----------------------------------------------------------------------------------
+
+    def init(self, key: jax.Array, batch: Batch) -> Variables:
+        """
+        Raises:
+          UserError: the model does not fit the batch, or a size is not known.
+        """
+        one = {name: jnp.zeros((1, *x.shape[1:]), x.dtype) for name, x in batch.items()}
+        with model_errors():
+            return self.model.init(key, _of_user(one), _of_item(one))
+
+    def users(self, variables: Variables, batch: Batch) -> jax.Array:
+        """f32[B,D]: vectors, whose inner product with those of items is the score."""
+        with model_errors():
+            found: Any = self.model.apply(variables, *_of_user(batch), method="users")
+            return found
+
+    def items(self, variables: Variables, batch: Batch) -> jax.Array:
+        """f32[B,D]: the vectors of items that a batch has in the place of users."""
+        with model_errors():
+            found: Any = self.model.apply(variables, *_of_item(batch), method="items")
+            return found
+
+    def loss(self, variables: Variables, batch: Batch, key: jax.Array | None) -> tuple[Loss, Variables]:
+        """In nats; without a key, no id is hidden."""
+        real_B = jnp.asarray(batch["mask"]) > 0
+        if key is not None and self.id_dropout:
+            hidden_2B = jax.random.bernoulli(key, self.id_dropout, (2, len(real_B)))
+            hidden = {"user": jnp.where(hidden_2B[0], -1, batch["user"]), "cold": hidden_2B[1]}
+            chosen_B, partition_B = self.log_partition(variables, {**batch, **hidden})
+        else:
+            chosen_B, partition_B = self.log_partition(variables, batch)
+        total = jnp.sum(jnp.where(real_B, partition_B - chosen_B, 0.0))
+        state = {name: x for name, x in variables.items() if name != "params"}
+        return Loss({"loss": Sum(total, jnp.sum(batch["mask"]))}), state
+
+    def log_partition(self, variables: Variables, batch: Batch) -> tuple[jax.Array, jax.Array]:
+        """f32[B] each: the scores of the chosen items, and the logarithms of what the batch estimates of the sum of the
+        catalogue's exponential scores."""
+        real_B, item_B, log_q_B = jnp.asarray(batch["mask"]) > 0, batch["item"], batch["log_q"]
+        score_BB = self.users(variables, batch) @ self.items(variables, batch).T
+        other_BB = (item_B[:, None] != item_B) & real_B
+        if self.correct:
+            drawn_B = jnp.where(jnp.isfinite(log_q_B), log_q_B, 0.0) + jnp.log(jnp.maximum(jnp.sum(real_B) - 1, 1))
+            others_BB = jnp.where(other_BB, score_BB - drawn_B, -jnp.inf)
+        else:
+            others_BB = jnp.where(other_BB, score_BB, -jnp.inf)
+        chosen_B = jnp.diagonal(score_BB)
+        return chosen_B, jax.nn.logsumexp(jnp.concatenate([chosen_B[:, None], others_BB], 1), 1)
+
+    def predict(self, variables: Variables, inputs: Batch) -> Mapping[str, jax.Array]:
+        """``vector`` f32[B,D] of each user; the items are those that ``inference.index`` finds for it."""
+        return {"vector": self.users(variables, inputs)}
+
+    def evaluate(self, variables: Variables, batch: Batch) -> tuple[Mapping[str, Array], Mapping[str, Sum]]:
+        """``loss`` where the batch has items, as in training but with all ids."""
+        if "item" not in batch:
+            return {}, {}
+        return {}, dict(self.loss(variables, batch, None)[0].terms)
+
+    # -- on the host -----------------------------------------------------------------------------------------------
+
+    def meters(self) -> Mapping[str, Meter]:
+        """None: what is measured of a ranking is an evaluator's."""
+        return {}
+
+    def postprocess(self, output: Mapping[str, np.ndarray], example: Example) -> dict[str, Any]:
+        """``items``: the best ones, best first, that the history does not have, with their ``score``; where nothing has
+        looked them up, the ``vector`` to do so by."""
+        if "items" not in output:
+            return {"vector": output["vector"].tolist()}
+        ranked = zip(output["items"].tolist(), output["scores"].tolist(), strict=True)
+        seen = {0, -1, *np.asarray(example["history"]).tolist()}
+        best = [{"item": self.name(item), "score": score} for item, score in ranked if item not in seen]
+        return {"items": best[: self.top]}
+
+    def name(self, item: int) -> str:
+        """Of an item, from 1."""
+        return str(item) if self.item_names is None else self.item_names[item - 1]
+
+
+def _of_user(batch: Batch) -> tuple[Any, ...]:
+    return _arrays(batch["user"] + 1, batch["history"], batch.get("user_words"))
+
+
+def _of_item(batch: Batch) -> tuple[Any, ...]:
+    """Id 0 stands for that of an item which training never sees, or which is to be taken for one."""
+    known_B = jnp.isfinite(batch["log_q"]) & ~jnp.asarray(batch.get("cold", False))
+    return _arrays(jnp.where(known_B, batch["item"], 0), batch.get("item_words"), batch.get("item_features"))
+
+
+def _arrays(*found: Array | None) -> tuple[jax.Array | None, ...]:
+    return tuple(None if x is None else jnp.asarray(x) for x in found)
