@@ -410,6 +410,15 @@ def _of_batch(batch: Any) -> Iterator[tuple[int, Mapping[str, Any]]]:
         yield part.num_rows, dict(zip(part.schema.names, whole, strict=True))
 
 
+def first_names(file: File, encoding: str) -> list[str]:
+    """The names of a table's columns; of one without a header, the cells of its first line."""
+    if kind_of(file.name) in (".parquet", ".arrow"):
+        return arrow_batches(file)[0]
+    if kind_of(file.name) in _BY_ROWS:
+        return list(next(iter(rows(file, encoding))).values)
+    return _first(file, encoding)[1]
+
+
 def _first(file: File, encoding: str) -> tuple[str, list[str]]:
     """What divides the cells of a table, and those of its first line."""
     packed = next((suffix for suffix in (".gz", ".zst") if file.name.lower().endswith(suffix)), "")

@@ -57,7 +57,7 @@ class SyntheticInteractions(Interactions):
     def origin(self) -> str:
         return f"choices of nobody, made up here (seed {self.seed})"
 
-    def log(self, cache: pathlib.Path, say: Callable[[str], None]) -> Log:
+    def log(self, cache: pathlib.Path | None, limit_bytes: float, say: Callable[[str], None]) -> Log:
         random = np.random.default_rng([self.seed, 1])
         lengths = np.minimum(5 + random.geometric(1 / (self.mean_length - 4), self.users) - 1, self.num_items // 2)
         chosen: list[np.ndarray] = []

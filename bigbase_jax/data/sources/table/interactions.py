@@ -12,7 +12,7 @@ Of each user, interactions up to some place are ``train``, those up to a second 
 
 Examples, with L = ``length``:
 
-- train: ``user`` i32[], ``history`` i32[L], padded on the left, and ``target`` i32[L], the item after each place;
+- train: ``user`` i32[], ``history`` i32[L], 0 behind its items, and ``target`` i32[L], the item after each place;
 - train with ``pairs=True``: an example per interaction: ``user``, ``history``, ``item`` i32[] and ``log_q`` f32[], the
   logarithm of the item's share of the interactions of train;
 - val and test: ``user``, ``history``, and ``target`` i32[], the first item after it.
@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 import pathlib
 import re
 import tempfile
@@ -35,7 +36,8 @@ import scipy.sparse
 
 from bigbase_jax.core import Batch, Example, UserError
 from bigbase_jax.data.cache import Store, Writer
-from bigbase_jax.data.files import File, list_files
+from bigbase_jax.data.columns import Column, read_columns, table_files
+from bigbase_jax.data.files import LIMITS, TABLES, File, Limits, kind_of, list_files, optional
 from bigbase_jax.data.sources.splits import digest
 from bigbase_jax.data.sources.text.base import Write, kept, source_digest
 
@@ -46,9 +48,10 @@ class Log(NamedTuple):
     """Interactions in the order in which they were written down.
 
     Attributes:
-      user, item: integer [T], ids, or places in the names; below 0: missing.
-      time: integer [T], of any unit; None: they are in order.
+      user, item: [T], whole numbers: ids, or places in the names; below 0, or not finite: missing.
+      time: numbers or datetime64 [T]; None: they are in order.
       user_names, item_names: of these places; None: the ids are numbers of any size.
+      rating: numbers [T], of which those below ``min_rating`` leave an interaction out.
     """
 
     user: np.ndarray
@@ -56,6 +59,8 @@ class Log(NamedTuple):
     time: np.ndarray | None = None
     user_names: Sequence[str] | None = None
     item_names: Sequence[str] | None = None
+    rating: np.ndarray | None = None
+    min_rating: float | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -100,8 +105,8 @@ class Interactions:
         """What changes when the log does, and all that says how to read it."""
         raise NotImplementedError
 
-    def log(self, cache: pathlib.Path, say: Callable[[str], None]) -> Log:
-        """All interactions."""
+    def log(self, cache: pathlib.Path | None, limit_bytes: float, say: Callable[[str], None]) -> Log:
+        """All interactions; what is read on the way may be kept below ``cache``."""
         raise NotImplementedError
 
     # --------------------------------------------------------------------------------------------------------------
@@ -116,7 +121,7 @@ class Interactions:
         key = digest([source_digest("data.sources.table.interactions"), self.file_signature(), how])
 
         def begin() -> Write:
-            log = self.log(cache, say)
+            log = self.log(cache if limit_bytes > 0 else None, limit_bytes, say)
             return lambda writer: _write(log, self, cache if cache.is_dir() else None, writer)
 
         store = kept(key, begin, cache, limit_bytes, say, f"sorting {self.origin()} once, by user and time")
@@ -125,12 +130,16 @@ class Interactions:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class InteractionFiles(Interactions):
-    """A log in a file: csv, tsv, txt or Parquet, with a header, or without and in the order user, item, rating, time.
+    """A log in files; see ``data.columns``. Without a header, columns are called "0", "1", ..., and are user, item,
+    rating and time in this order, as in the releases of SASRec and MovieLens.
 
     Attributes:
-      root: the file, or a folder with one that is called after interactions or ratings.
-      user, item, rating, time: the columns' names; None: found by what such columns are usually called.
-      min_rating: interactions with lower ratings are left out; None: all count, whatever their rating.
+      root: a file, or a folder: in it, files called after ratings, interactions, reviews, clicks or events, one after
+        another; else all.
+      user, item, rating, time: columns; None: those that are usually called so, if there are some.
+      min_rating: interactions with lower ratings, or none, are left out; None: all count.
+      encoding: of all but Parquet and Arrow.
+      limits: of reading a file.
     """
 
     root: str
@@ -139,59 +148,106 @@ class InteractionFiles(Interactions):
     rating: str | None = None
     time: str | None = None
     min_rating: float | None = None
+    encoding: str = "utf-8"
+    limits: Limits = LIMITS
 
     def origin(self) -> str:
         return self.root
 
     def file_signature(self) -> list[Any]:
-        names = [self.user, self.item, self.rating, self.time]
-        return [self._file().file_signature, names, self.min_rating]
+        names = [self.user, self.item, self.rating, self.time, self.min_rating, self.encoding]
+        return [[file.file_signature for file in self._files()], names]
 
-    def log(self, cache: pathlib.Path, say: Callable[[str], None]) -> Log:
+    def log(self, cache: pathlib.Path | None, limit_bytes: float, say: Callable[[str], None]) -> Log:
         """
         Raises:
-          UserError: no such columns, or a file that cannot be read.
+          UserError: there are no columns of users and items, or a file cannot be read.
         """
-        import pyarrow.csv
+        files = self._files()
+        header, names = self._columns(files[0])
+        if self.min_rating is None:
+            names.pop("rating", None)
+        elif "rating" not in names:
+            raise UserError(f"{files[0]} has no column of ratings, which min_rating asks for; name it with rating=...")
 
-        path = self._file().path
-        with open(path) as file:
-            line = file.readline()
-        mark = next((mark for mark in "\t,;| " if mark in line), ",")
-        headless = line.split(mark)[0].strip().isdigit()
-        read = pyarrow.csv.ReadOptions(autogenerate_column_names=headless)
-        table = pyarrow.csv.read_csv(path, read, pyarrow.csv.ParseOptions(delimiter=mark))
-        found = {}
-        for k, (kind, usual) in enumerate(_USUAL.items()):
-            asked = getattr(self, kind)
-            if headless:
-                name = f"f{k}" if f"f{k}" in table.column_names else None
-            else:
-                name = asked or next((name for name in table.column_names if name.lower() in usual), None)
-            if name is not None:
-                found[kind] = table[name].to_numpy()
-        if "user" not in found or "item" not in found:
-            raise UserError(f"{path} has no columns of users and items; name them with user=... and item=...")
-        if self.min_rating is not None:
-            left = found["rating"] >= self.min_rating
-            found = {kind: x[left] for kind, x in found.items()}
-        return Log(found["user"], found["item"], found.get("time"))
+        def read(kinds: Mapping[str, str]) -> dict[str, Column]:
+            given: dict[str, Any] = {"cache": cache, "limit_bytes": limit_bytes, "say": say, "encoding": self.encoding}
+            found = read_columns(files, kinds=kinds, header=header, columns=set(names.values()), **given)
+            return {kind: found[name] for kind, name in names.items()}
 
-    def _file(self) -> File:
-        files = list_files(self.root)
-        chosen = [file for file in files if _LOGS.search(file.name.lower())] or files
-        if len(chosen) > 1:
-            raise UserError(f"{self.root} holds {', '.join(file.name for file in chosen)}; give root=... one of them.")
-        return chosen[0]
+        columns = read({})
+        texts = {names[kind]: "category" for kind in ("user", "item") if columns[kind].kind in ("text", "date")}
+        columns = read(texts) if texts else columns
+        user, item, time, rating = (columns.get(kind) for kind in ("user", "item", "time", "rating"))
+        assert user is not None and item is not None
+        if time is not None and time.kind not in ("number", "date"):
+            raise UserError(f"{files[0]}: {time.name} holds no times but a {time.kind}; name the column with time=...")
+        if rating is not None and rating.kind != "number":
+            raise UserError(f"{files[0]}: {rating.name} holds no ratings but a {rating.kind}; name it with rating=...")
+        return Log(
+            user.values,
+            item.values,
+            time and time.values,
+            user.names if user.kind == "category" else None,
+            item.names if item.kind == "category" else None,
+            rating and rating.values,
+            self.min_rating,
+        )
+
+    def _files(self) -> list[File]:
+        """
+        Raises:
+          UserError: there are none.
+        """
+        if not os.path.isdir(os.path.expanduser(self.root)):
+            return table_files(self.root, self.encoding, self.limits)
+        there = list_files(self.root, self.limits)
+        found = [file for file in there if kind_of(file.name) in TABLES] or there
+        return [file for file in found if _LOGS.search(file.name.lower())] or found
+
+    def _columns(self, file: File) -> tuple[bool, dict[str, str]]:
+        """Whether the files have a header, and which columns are which."""
+        from bigbase_jax.data.column_files import first_names
+
+        optional("pyarrow", "pyarrow", str(file))
+        cells = first_names(file, self.encoding)
+        asked = {kind: name for kind in _USUAL if (name := getattr(self, kind)) is not None}
+        names = {kind: cell for kind, usual in _USUAL.items() for cell in cells if _plain_name(cell) in usual} | asked
+        header = not set(names.values()).isdisjoint(cells)
+        by_place = all(name.isdigit() for name in asked.values())
+        if not header and by_place and len(cells) >= 2 and any(map(_is_number, cells)):
+            order = ["user", "item", "rating", "time"]
+            if len(cells) == 3 and not (_is_number(cells[2]) and float(cells[2]) < _LEAST_TIME):
+                order.remove("rating")
+            return False, {kind: str(i) for i, kind in enumerate(order[: len(cells)])} | asked
+        for kind in ("user", "item"):
+            if kind not in names:
+                raise UserError(
+                    f"{file} has the columns {', '.join(cells)[:200]}; say which holds the {kind}s with {kind}=..."
+                )
+        return True, names
 
 
 _USUAL = {
-    "user": ("user", "user_id", "userid", "uid", "reviewerid"),
-    "item": ("item", "item_id", "itemid", "movieid", "movie_id", "asin", "product_id"),
-    "rating": ("rating", "stars", "overall", "score"),
-    "time": ("timestamp", "time", "date", "unixreviewtime", "ts"),
+    "user": ("user", "user_id", "userid", "uid", "reviewerid", "visitorid", "session_id"),
+    "item": ("item", "item_id", "itemid", "movieid", "movie_id", "asin", "parent_asin", "product_id", "productid"),
+    "rating": ("rating", "ratings", "stars", "overall", "score"),
+    "time": ("timestamp", "time", "date", "datetime", "unixreviewtime", "ts"),
 }
-_LOGS = re.compile("rating|interaction|[.]inter|review|click|event|log")
+_LOGS = re.compile("rating|interaction|[.]inter$|review|click|event")
+_LEAST_TIME = 1e6  # a number from here on is no rating
+
+
+def _plain_name(cell: str) -> str:
+    """A column's name without case, and without the type that RecBole's files add to it (``user_id:token``)."""
+    return cell.strip().lower().partition(":")[0]
+
+
+def _is_number(cell: str) -> bool:
+    try:
+        return bool(np.isfinite(float(cell)))
+    except ValueError:
+        return False
 
 
 class Histories:
@@ -211,6 +267,12 @@ class Histories:
         self._begin, self._train, self.counts = start[:-1], store.get("train_stop", 0), store.get("counts", 0)
         self.item_names, self.user_names = _names(store, "item"), _names(store, "user")
         val = store.get("val_stop", 0)
+        self.dataset_info: Mapping[str, Any] = {
+            "num_items": len(self.item_names),
+            "num_users": len(self.user_names),
+            "length": made.length,
+            "item_names": tuple(self.item_names),
+        }
         splits: dict[str, _Split] = {}
         if made.pairs:
             splits["train"] = Pairs(self, np.arange(len(self._begin)), self._begin, self._train)
@@ -221,12 +283,6 @@ class Histories:
             user = np.flatnonzero((stop > end) & (end > self._begin))
             splits[split] = Targets(self, user, self._begin[user], end[user], stop[user])
         self.splits = {name: split for name, split in splits.items() if len(split)}
-        self.dataset_info: Mapping[str, Any] = {
-            "num_items": len(self.item_names),
-            "num_users": len(self.user_names),
-            "length": made.length,
-            "item_names": tuple(self.item_names),
-        }
         self.description = f"{made.origin()}: {about['said']}"
 
     def fingerprint(self) -> str:
@@ -238,10 +294,10 @@ class Histories:
         return {"item": np.asarray(ids, np.int32)}
 
     def history(self, begin: np.ndarray, end: np.ndarray, ahead: int = 0) -> np.ndarray:
-        """i32[n, L]: the latest items of the places from ``begin`` to before ``end``, 0 where there are fewer; or
-        those that come ``ahead`` places after these."""
-        place = end[:, None] - self._made.length + np.arange(self._made.length)
-        real = place >= begin[:, None]
+        """i32[n, L]: the latest L items of the places from ``begin`` to before ``end``, or those that come ``ahead``
+        places after these; 0 behind them."""
+        place = np.maximum(begin, end - self._made.length)[:, None] + np.arange(self._made.length)
+        real = place < end[:, None]
         return np.where(real, self._items[np.where(real, place + ahead, 0)], 0)
 
     def item_at(self, place: np.ndarray) -> np.ndarray:
@@ -271,6 +327,8 @@ class _Split:
     def __init__(self, of: Histories, user: np.ndarray, begin: np.ndarray, end: np.ndarray):
         self._of, self._user, self.begin, self.end = of, user, begin, end
         self.in_memory = of.kept
+        self.lengths: np.ndarray | None = np.minimum(end - begin, of.dataset_info["length"])
+        self.sequences: tuple[str, ...] = ("history",)
 
     def __len__(self) -> int:
         return len(self._user)
@@ -293,6 +351,10 @@ class _Split:
 class Sequences(_Split):
     """Users of train; see above."""
 
+    def __init__(self, of: Histories, user: np.ndarray, begin: np.ndarray, end: np.ndarray):
+        super().__init__(of, user, begin, end)
+        self.sequences = ("history", "target")
+
     def batch(self, indices: np.ndarray) -> Batch:
         target = self._of.history(self.begin[indices], self.end[indices], ahead=1)
         return {**super().batch(indices), "target": target}
@@ -303,7 +365,7 @@ class Pairs(_Split):
 
     def __init__(self, of: Histories, user: np.ndarray, begin: np.ndarray, end: np.ndarray):
         super().__init__(of, user, begin, end)
-        self._stop = np.cumsum(end - begin)
+        self._stop, self.lengths = np.cumsum(end - begin), None
 
     def __len__(self) -> int:
         return int(self._stop[-1])
@@ -376,7 +438,7 @@ def _write(log: Log, made: Interactions, folder: pathlib.Path | None, writer: Wr
     if not len(user_ids) or not len(item_ids):
         raise UserError(f"{made.origin()} has no interaction.")
     with contextlib.ExitStack() as files:
-        parts, missing = _parted(log, user_ids, item_ids, folder, files)
+        parts, missing, lower = _parted(log, user_ids, item_ids, folder, files)
         timed = log.time is not None
         copied, again = np.sum([_sort(part, timed, made.repeats) for part in parts], 0)
         count_U, count_I = _core(parts, len(user_ids), len(item_ids), made.core)
@@ -410,6 +472,8 @@ def _write(log: Log, made: Interactions, folder: pathlib.Path | None, writer: Wr
     said = f"{start[-1]:,} interactions of {len(kept_U):,} users with {len(kept_I):,} items"
     if missing:
         said += f"; {missing:,} without a user, an item or a time left out"
+    if lower:
+        said += f"; {lower:,} with a rating below {log.min_rating:g} left out"
     if copied:
         said += f"; {copied:,} copies of others left out"
     if again:
@@ -424,40 +488,50 @@ def _blocks(size: int) -> Iterator[slice]:
     return (slice(at, at + _ROWS) for at in range(0, size, _ROWS))
 
 
+def _whole(values: np.ndarray, none: int = -1) -> np.ndarray:
+    """i64 of numbers or dates, ``none`` where there is none."""
+    if values.dtype.kind == "f":
+        finite = np.isfinite(values)
+        return np.where(finite, np.floor(np.where(finite, values, 0)), none).astype(np.int64)
+    return values.view(np.int64) if values.dtype.kind == "M" else values.astype(np.int64)
+
+
 def _distinct(values: np.ndarray) -> np.ndarray:
-    """The values from 0 on that there are, in ascending order."""
+    """The ids that there are, in ascending order."""
     found = np.zeros(0, np.int64)
     for block in _blocks(len(values)):
-        found = np.union1d(found, values[block])
+        found = np.union1d(found, _whole(values[block]))
     return found[found >= 0]
 
 
 def _parted(
     log: Log, user_ids: np.ndarray, item_ids: np.ndarray, folder: pathlib.Path | None, files: contextlib.ExitStack
-) -> tuple[list[Any], int]:
-    """Files of interactions, those of a user in one, each of about as many as are sorted at once; and how many lack a
-    user, an item or a time."""
+) -> tuple[list[Any], int, int]:
+    """Files of interactions, those of a user in one, each of about as many as are sorted at once; how many lack a user,
+    an item or a time, and how many have a lower rating."""
     count_U = np.zeros(len(user_ids), np.int64)
     for block in _blocks(len(log.user)):
-        user = log.user[block]
+        user = _whole(log.user[block])
         count_U += np.bincount(np.searchsorted(user_ids, user[user >= 0]), minlength=len(user_ids))
     part_U = (np.cumsum(count_U) - count_U) // _ROWS
     parts = [files.enter_context(tempfile.TemporaryFile(dir=folder)) for _ in range(part_U[-1] + 1)]  # noqa: SIM115
-    missing = 0
+    missing = lower = 0
     for block in _blocks(len(log.user)):
-        user, item = log.user[block], log.item[block]
-        whole = (user >= 0) & (item >= 0)
-        time = np.zeros(len(user), np.int64) if log.time is None else log.time[block]
-        whole &= time != _NEVER
+        user, item = _whole(log.user[block]), _whole(log.item[block])
+        time = np.zeros(len(user), np.int64) if log.time is None else _whole(log.time[block], _NEVER)
+        whole = (user >= 0) & (item >= 0) & (time != _NEVER)
+        missing += len(user) - int(whole.sum())
+        if log.rating is not None:
+            low = whole & ~(log.rating[block] >= log.min_rating)
+            lower, whole = lower + int(low.sum()), whole & ~low
         rows = np.empty(int(whole.sum()), _ROW)
         rows["user"] = np.searchsorted(user_ids, user[whole])
         rows["item"] = np.searchsorted(item_ids, item[whole])
         rows["time"] = time[whole]
-        missing += len(user) - len(rows)
         part = part_U[rows["user"]]
         for k in np.unique(part):
             parts[k].write(rows[part == k].tobytes())
-    return parts, missing
+    return parts, missing, lower
 
 
 def _rows(part: Any) -> np.ndarray:
