@@ -31,6 +31,7 @@ from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from bigbase_jax.core import Array, Batch, Loss, PyTree, Sum, Task, TrainState, UserError, add, flatten
+from bigbase_jax.models import tables
 
 AXES = DATA, FSDP, EXPERT, PIPELINE, SEQUENCE, TENSOR = "data", "fsdp", "expert", "pipeline", "sequence", "tensor"
 BATCH = (DATA, FSDP, EXPERT)
@@ -51,11 +52,16 @@ TENSOR_RULES: tuple[tuple[str, tuple], ...] = (
     (r"mlp\.(up|gate)\.kernel$", (None, TENSOR)),
     (r"mlp\.(up|gate)\.bias$", (TENSOR,)),
     (r"mlp\.down\.kernel$", (TENSOR, None)),
+    (r"(^|\.)table$", (TENSOR, None)),
 )
 """Columns, then rows, of the transformers' attention and feed-forward layers (Shoeybi et al. 2019, section 3): one
-reduction each per pass. A spec counts from the last dimension, so that stacked layers are covered too."""
+reduction each per pass; and the rows of tables. A spec counts from the last dimension, so that stacked layers are
+covered too."""
 STACK = re.compile(r"(^|\.)blocks\.")
 """Parameters of a stack of layers, whose first dimension counts them."""
+TABLE = re.compile(r"(^|\.)table$")
+"""Embedding tables, of which a batch reads few rows. They are spread by rows and never gathered under "jit": each device
+looks up the rows that it holds, and the sum over devices of what they found is the lookup (Naumov et al. 2019)."""
 FSDP_MIN_SIZE = 2**14
 """Parameters with fewer elements stay whole under the ``fsdp`` preset: gathering them costs more than it saves."""
 PRESETS = ("replicated", FSDP, TENSOR, PIPELINE)
@@ -236,7 +242,7 @@ def shardings(tree: PyTree, mesh: Mesh, rules: Sequence[Rule] = ()) -> PyTree:
                 return NamedSharding(mesh, specs[name])
         return NamedSharding(mesh, PartitionSpec())
 
-    return jax.tree.unflatten(jax.tree.structure(tree), [of(path, leaf) for path, leaf in flatten(tree).items()])
+    return _map(of, tree)
 
 
 def fitting_shardings(tree: PyTree, mesh: Mesh, rules: Sequence[Rule]) -> PyTree:
@@ -280,7 +286,9 @@ def _spec(name: str, shape: tuple[int, ...], mesh: Mesh, rules: Sequence[Rule]) 
         axes[0] = PIPELINE
     if min_size is not None and math.prod(shape) >= min_size:
         free = [d for d in range(int(stacked), len(shape)) if axes[d] is None and shape[d] % mesh.shape[FSDP] == 0]
-        if free:
+        if TABLE.search(name) and shape[0] % (mesh.shape[FSDP] * (mesh.shape[TENSOR] if axes[0] else 1)) == 0:
+            axes[0] = (FSDP, TENSOR) if axes[0] else FSDP
+        elif free:
             axes[max(free, key=lambda d: shape[d])] = FSDP
     if not presets:
         raise UserError(
@@ -400,6 +408,7 @@ def program(
     mode: str = "jit",
     microbatches: int = 1,
     ema_decay: float | None = None,
+    lazy_tables: bool = False,
 ) -> Program:
     """The state and the steps of a run. The seed and the numbers are no part of the compiled programs.
 
@@ -411,7 +420,7 @@ def program(
       seed: of the parameters and of the run's randomness.
       numbers: of ``optim.Optimizer.numbers``: keywords of ``tx.init``.
       sharding: see ``shardings``.
-      mode, microbatches, ema_decay: see ``train_step``.
+      mode, microbatches, ema_decay, lazy_tables: see ``train_step``.
 
     Raises:
       UserError: whatever ``shardings`` and ``train_step`` refuse.
@@ -425,7 +434,8 @@ def program(
     with _InMesh(None, mesh).entered():  # where a model that does not fit the mesh says so
         shapes = jax.eval_shape(init, *own, dict(spec))
     state_shardings = shardings(shapes, mesh, sharding)
-    step = functools.partial(train_step, task, tx, mesh, state_shardings, mode, microbatches, ema_decay)
+    how = (mode, microbatches, ema_decay, lazy_tables)
+    step = functools.partial(train_step, task, tx, mesh, state_shardings, *how)
     compiled_init = _InMesh(jax.jit(init, out_shardings=state_shardings), mesh, first=own)
     state = placed(shapes, state_shardings)
     if not hasattr(task, "given"):
@@ -696,6 +706,7 @@ def train_step(
     mode: str = "jit",
     microbatches: int = 1,
     ema_decay: float | None = None,
+    lazy_tables: bool = False,
     *given: PyTree,
 ) -> Any:
     """The compiled training step ``(state, batch) -> (state, sums)``; the state's buffers are donated.
@@ -709,29 +720,38 @@ def train_step(
         statistics over all devices, and random masks differ from those of "jit".
       microbatches: slices of the batch whose gradients are accumulated before the update.
       ema_decay: decay of the moving average of the parameters; None: the state has none.
+      lazy_tables: see ``lazily``.
       given: of a task with ``given``, where its variables live: the step takes them as its third argument.
 
     Raises:
       UserError: see ``check_step``.
     """
     check_step(task, mesh, mode, microbatches)
-    given_too = _with_given(shardings, *given)
-    lasting = {"params": shardings.params, **_parted(given_too.model_state)[0]}
+    if lazy_tables and (mode == "shard_map" or microbatches > 1):
+        raise UserError(
+            "config.train.lazy_tables takes a batch as a whole; set config.train.parallel='jit' and "
+            "config.train.microbatches=1."
+        )
+    everywhere, rows = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec(BATCH))
+    seen = _map(lambda name, x: everywhere if TABLE.search(name) else x, shardings) if lazy_tables else shardings
+    given_too = _with_given(seen, *given)
+    lasting = {"params": seen.params, **_parted(given_too.model_state)[0]}
     specs = jax.tree.map(lambda sharding: sharding.spec, lasting)
 
     def constrained(state: TrainState, batch: Batch, key: jax.Array) -> Gradient:
         """The global program; the compiler partitions it. Parameters are made whole over ``fsdp`` before their first
-        use, except for stacks, which the compiler gathers layer by layer; gradients go back to the pieces."""
+        use, except for tables, and for stacks, which the compiler gathers layer by layer; gradients go back to the
+        pieces."""
         if not any(_names(spec) for spec in jax.tree.leaves(specs, is_leaf=_is_spec)):
             return loss_and_grads(task, state, batch, key, microbatches)
         used = [
-            sharding if STACK.search(name) else NamedSharding(mesh, _without_fsdp(sharding.spec))
+            sharding if STACK.search(name) or TABLE.search(name) else NamedSharding(mesh, _without_fsdp(sharding.spec))
             for name, sharding in flatten(lasting).items()
         ]
         whole = jax.tree.unflatten(jax.tree.structure(lasting), used)
         place = jax.lax.with_sharding_constraint
         return loss_and_grads(
-            task, state, batch, key, microbatches, lambda tree: place(tree, whole), lambda g: place(g, shardings.params)
+            task, state, batch, key, microbatches, lambda tree: place(tree, whole), lambda g: place(g, seen.params)
         )
 
     def local(state: TrainState, batch: Batch, key: jax.Array) -> Gradient:
@@ -756,7 +776,6 @@ def train_step(
         mean = jax.tree.map(lambda x: jax.lax.pmean(x, BATCH) if _is_inexact(x) else x, found.model_state)
         return Gradient(objective, sums, grads, mean)
 
-    everywhere, rows = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec(BATCH))
     if mode == "jit":
         gradient = constrained
     else:
@@ -765,9 +784,72 @@ def train_step(
         outputs = Gradient(PartitionSpec(), PartitionSpec(), specs["params"], PartitionSpec())  # type: ignore[arg-type]
         gradient = jax.shard_map(local, mesh=mesh, in_specs=inputs, out_specs=outputs, check_vma=False)
     step = plain_step(task, tx, microbatches, ema_decay, gradient)
+    if lazy_tables:
+        step = lazily(step, task)
     where = (shardings, rows, *given)
     jitted = jax.jit(step, donate_argnums=0, in_shardings=where, out_shardings=(shardings, everywhere))
     return _InMesh(jitted, mesh, LOGICAL if mode == "jit" else ())
+
+
+def lazily(step: Step, task: Task) -> Step:
+    """``step``, to which each table that the loss looks into has only the rows that the batch reads, each once.
+
+    The same goes for the table's slots in the optimizer and its moving average. What a step costs then grows with the
+    batch and not with the table, whatever the algorithm; the rows that a batch does not read stay as they are, with
+    their slots (TensorFlow's LazyAdam and torch's SparseAdam do so too), where Adam would go on moving them.
+
+    Raises:
+      UserError: the model has no such table, or one lookup could be in several.
+    """
+
+    def lazy(state: TrainState, batch: Batch, *given: PyTree) -> tuple[TrainState, dict[str, Sum]]:
+        key, seen = jax.random.fold_in(state.key, state.step), _with_given(state, *given)
+        with tables.noted() as read:  # of this loss the compiler keeps nothing but the ids
+            task.loss({"params": seen.params, **seen.model_state}, batch, key)
+        trained = {name: x.shape for name, x in flatten(state.params).items() if TABLE.search(name)}
+        read_K: dict[str, Array] = {}  # rows with repetitions, and those of them that are written back
+        written_K: dict[str, Array] = {}
+        places = {}
+        for path, ids in read.items():
+            names = [name for name in trained if f".{name}".endswith(".".join(("", *path, "table")))]
+            if not names:
+                continue  # frozen
+            if len(names) > 1:
+                raise UserError(f"config.train.lazy_tables cannot tell the tables {' and '.join(names)} apart.")
+            rows = trained[names[0]][0]
+            row_K = jnp.clip(jnp.concatenate([x.ravel() for x in ids]), 0, rows - 1)
+            k_K = jnp.arange(row_K.size, dtype=jnp.int32)
+            first_K = jnp.full(rows, row_K.size, jnp.int32).at[row_K].min(k_K)[row_K]  # faster than sorting
+            read_K[names[0]], written_K[names[0]] = row_K, jnp.where(first_K == k_K, row_K, rows)
+            cuts = np.cumsum([x.size for x in ids])[:-1].tolist()
+            places[path] = [at.reshape(x.shape) for at, x in zip(jnp.split(first_K, cuts), ids, strict=True)]
+        if not places:
+            raise UserError("config.train.lazy_tables is set, but the loss looks into no table of trained parameters.")
+
+        def table_of(path: str, leaf: Any) -> str | None:
+            owns = (n for n in read_K if f".{path}".endswith(f".{n}") and np.shape(leaf) == trained[n])
+            return next(owns, None)
+
+        def take(path: str, leaf: Any) -> Any:
+            name = table_of(path, leaf)
+            return leaf if name is None else jax.lax.with_sharding_constraint(leaf[read_K[name]], PartitionSpec())
+
+        with tables.answered(places):
+            after, sums = step(_map(take, state), batch, *given)
+        new = flatten(after)
+
+        def put_back(path: str, leaf: Any) -> Any:
+            name = table_of(path, leaf)
+            return new[path] if name is None else leaf.at[written_K[name]].set(new[path], mode="drop")
+
+        return _map(put_back, state), sums
+
+    return lazy
+
+
+def _map(fn: Callable[[str, Any], Any], tree: PyTree) -> PyTree:
+    """``fn(path, leaf)`` of every leaf."""
+    return jax.tree.unflatten(jax.tree.structure(tree), [fn(path, leaf) for path, leaf in flatten(tree).items()])
 
 
 def check_step(task: Task, mesh: Mesh, mode: str, microbatches: int) -> None:

@@ -48,6 +48,7 @@ class TrainConfig:
       patience: stop after so many evaluations in a row without a better ``best_metric``; None: never.
       microbatches: slices of each batch whose gradients are accumulated before the update.
       ema_decay: decay per step of the moving average of the parameters that evaluation uses; None: no average.
+      lazy_tables: update only the rows of embedding tables that a batch reads (``parallel.lazily``).
       parallel: form of the step, "jit" or "shard_map" (axes ``data`` and ``fsdp`` only).
       devices: how many devices; None: all.
       mesh: how many of them each axis has; ``mesh``, ``sharding`` and ``devices`` may change between starts of a run.
@@ -67,6 +68,7 @@ class TrainConfig:
     patience: int | None = None
     microbatches: int = 1
     ema_decay: float | None = None
+    lazy_tables: bool = False
     parallel: str = "jit"
     devices: int | None = None
     mesh: MeshShape = MeshShape()
@@ -157,6 +159,7 @@ def train(config: ConfigDict, workdir: str, name: str = "", observe: Observe | N
         mode=loop.parallel,
         microbatches=loop.microbatches,
         ema_decay=loop.ema_decay,
+        lazy_tables=loop.lazy_tables,
     )
     state, progress = checkpoints.restore_latest(program.state)
     if state is None:

@@ -256,7 +256,8 @@ class Planner:
             program, _ = self.program(choice)
         except UserError:
             return False
-        return _bytes(program.state) + _bytes(program.state.params) <= self.chip.memory - self.chip.reserve
+        gradient = 0 if self.loop.lazy_tables else _bytes(program.state.params)
+        return _bytes(program.state) + gradient <= self.chip.memory - self.chip.reserve
 
     def program(self, choice: Choice) -> tuple[parallel.Program, Any]:
         """What ``train`` would compile for the choice, and its mesh.
@@ -294,6 +295,7 @@ class Planner:
             mode=loop.parallel,
             microbatches=loop.microbatches,
             ema_decay=loop.ema_decay,
+            lazy_tables=loop.lazy_tables,
         )
         return program, mesh
 

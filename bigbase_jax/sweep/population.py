@@ -125,6 +125,8 @@ def train(
     if config.get("init_from"):
         raise UserError("a population starts from random weights; this recipe has config.init_from.")
     loop = build(config.train, _path="config.train")
+    if loop.lazy_tables:
+        raise UserError("a population updates whole tables; set config.train.lazy_tables=False.")
     optimizer: Optimizer = build(config.optim, _path="config.optim")
     data: Prepared = build(config.data, _path="config.data").prepare(say)
     task: Task = build(config.task, data.dataset_info, _path="config.task")
