@@ -60,8 +60,8 @@ covered too."""
 STACK = re.compile(r"(^|\.)blocks\.")
 """Parameters of a stack of layers, whose first dimension counts them."""
 TABLE = re.compile(r"(^|\.)table$")
-"""Embedding tables, of which a batch reads few rows. They are spread by rows and never gathered under "jit": each device
-looks up the rows that it holds, and the sum over devices of what they found is the lookup (Naumov et al. 2019)."""
+"""Embedding tables, of which a batch reads few rows. They are spread by rows and never gathered under "jit": each
+device looks up the rows that it holds, and the sum over devices of what they found is the lookup."""
 FSDP_MIN_SIZE = 2**14
 """Parameters with fewer elements stay whole under the ``fsdp`` preset: gathering them costs more than it saves."""
 PRESETS = ("replicated", FSDP, TENSOR, PIPELINE)

@@ -50,9 +50,7 @@ class Torch:
     def bags(self):
         """One table per column, as the releases have it: cut from ours."""
         tables = torch.split(self.params["embedding"]["table"][: sum(CARDINALITIES)], CARDINALITIES)
-        return [
-            torch.nn.functional.embedding(self.categories[:, i].long(), table) for i, table in enumerate(tables)
-        ]
+        return [torch.nn.functional.embedding(self.categories[:, i].long(), table) for i, table in enumerate(tables)]
 
 
 def test_dlrm_is_that_of_the_paper(rows):

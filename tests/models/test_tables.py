@@ -26,8 +26,7 @@ ROWS = 3584  # 3500, rounded up
 class Clicks:
     """A click model with nothing around it."""
 
-    model: Any = DLRM(2, CARDINALITIES, width=8, bottom=(8,), top=(16,))
-    whole: bool = False
+    model: Any = dataclasses.field(default_factory=lambda: DLRM(2, CARDINALITIES, width=8, bottom=(8,), top=(16,)))
 
     batch_coupled: ClassVar[bool] = False
     inputs: ClassVar = ("numbers", "categories")
@@ -83,11 +82,6 @@ def steps(task, devices=1, tx=None, count=3, **how):
 
 def assert_same(a, b, tolerance=1e-5):
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=tolerance, atol=tolerance), a, b)
-
-
-@functools.cache
-def plain():
-    return steps(Clicks())[:3]
 
 
 SPREAD = {"devices": 8, "shape": {"data": 2, "fsdp": 2, "tensor": 2}}
