@@ -12,12 +12,13 @@ from __future__ import annotations
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 from bigbase_jax.core import UserError
+from bigbase_jax.data.sources.table.catalogue import Known, known_of
 from bigbase_jax.data.sources.table.interactions import Interactions, Log
 
 _SUCCESSORS = 6
@@ -71,6 +72,11 @@ class SyntheticInteractions(Interactions):
         names = [f"thing {i + 1} of group {i % self.groups + 1}" for i in range(self.num_items)]
         begin_U = random.integers(0, 200, self.users)
         return Log(user, np.stack(chosen, 1)[user, place], begin_U[user] + place, None, names)
+
+    def known(self, side: str, names: Sequence[str]) -> tuple[Sequence[str], Known] | None:
+        """Of items, the group."""
+        groups = [name.partition(" of ")[2].replace(" ", "") for name in names]
+        return (names, known_of(groups, 1)) if side == "item" else None
 
     def probabilities(self, last_n: np.ndarray, left_nI: np.ndarray) -> np.ndarray:
         """f64[n, I] of the next choices, given the last ones (-1: there is none) and which items are left."""

@@ -14,8 +14,9 @@ Examples, with L = ``length``:
 
 - train: ``user`` i32[], ``history`` i32[L], 0 behind its items, and ``target`` i32[L], the item after each place;
 - train with ``pairs=True``: an example per interaction: ``user``, ``history``, ``item`` i32[] and ``log_q`` f32[], the
-  logarithm of the item's share of the interactions of train;
-- val and test: ``user``, ``history``, and ``target`` i32[], the first item after it.
+  logarithm of the item's share of the interactions of train, and what else is known of the user and of the item;
+- val and test: ``user``, ``history``, and ``target`` i32[], the first item after it; with ``pairs=True`` also what an
+  example of train has, of that item.
 
 Legend: T interactions, U users, I items, N examples of a split, n some of them.
 """
@@ -39,6 +40,7 @@ from bigbase_jax.data.cache import Store, Writer
 from bigbase_jax.data.columns import Column, read_columns, table_files
 from bigbase_jax.data.files import LIMITS, TABLES, File, Limits, kind_of, list_files, optional
 from bigbase_jax.data.sources.splits import digest
+from bigbase_jax.data.sources.table.catalogue import Attributes, Known
 from bigbase_jax.data.sources.text.base import Write, kept, source_digest
 
 SPLITS = ("train", "val", "test")
@@ -109,6 +111,11 @@ class Interactions:
         """All interactions; what is read on the way may be kept below ``cache``."""
         raise NotImplementedError
 
+    def known(self, side: str, names: Sequence[str]) -> tuple[Sequence[str], Known] | None:
+        """What is known of all items (``side="item"``) or users ("user"), and the names of all that there are, those of
+        the log first; None: nothing but the log."""
+        return None
+
     # --------------------------------------------------------------------------------------------------------------
 
     def prepare(self, cache: pathlib.Path, limit_bytes: float, say: Callable[[str], None]) -> Histories:
@@ -138,6 +145,8 @@ class InteractionFiles(Interactions):
         another; else all.
       user, item, rating, time: columns; None: those that are usually called so, if there are some.
       min_rating: interactions with lower ratings, or none, are left out; None: all count.
+      items, users: tables of what is known of them. Items that the log does not have are in the catalogue too, except
+        with a ``core``.
       encoding: of all but Parquet and Arrow.
       limits: of reading a file.
     """
@@ -148,6 +157,8 @@ class InteractionFiles(Interactions):
     rating: str | None = None
     time: str | None = None
     min_rating: float | None = None
+    items: Attributes | None = None
+    users: Attributes | None = None
     encoding: str = "utf-8"
     limits: Limits = LIMITS
 
@@ -193,6 +204,10 @@ class InteractionFiles(Interactions):
             rating and rating.values,
             self.min_rating,
         )
+
+    def known(self, side: str, names: Sequence[str]) -> tuple[Sequence[str], Known] | None:
+        table = self.items if side == "item" else self.users
+        return None if table is None else table.read(names, grows=side == "item" and not self.core)
 
     def _files(self) -> list[File]:
         """
@@ -255,23 +270,34 @@ class Histories:
 
     Attributes:
       kept: where it is, for people.
+      pairs: see ``Interactions``.
       item_names: [I], of the items from 1 on.
       user_names: [U].
       counts: i64[I + 1], how often each item is in train.
-      dataset_info: ``num_items`` (I; a table of items has I + 1 rows), ``num_users``, ``length`` and ``item_names``.
+      dataset_info: ``num_items`` (I; a table of items has I + 1 rows), ``num_users``, ``length``, ``item_names``; and
+        where more is known, ``item_titles``, and how many words there are: ``item_words``, ``user_words``.
     """
 
     def __init__(self, store: Store, made: Interactions):
-        about, self._made, self.kept = store.about, made, store.kept
+        about, self._made, self.kept, self.pairs = store.about, made, store.kept, made.pairs
         self._items, start = store.get("items", 0), store.get("start", 0)
         self._begin, self._train, self.counts = start[:-1], store.get("train_stop", 0), store.get("counts", 0)
-        self.item_names, self.user_names = _names(store, "item"), _names(store, "user")
+        self.item_names: Sequence[str] = _names(store, "item")
+        self.user_names: Sequence[str] = _names(store, "user")
         val = store.get("val_stop", 0)
+        self._known: dict[str, Known] = {}
+        if (items := made.known("item", self.item_names)) is not None:
+            self.item_names, self._known["item"] = items
+            self.counts = np.pad(self.counts, (0, 1 + len(self.item_names) - len(self.counts)))
+        if (users := made.known("user", self.user_names)) is not None:
+            self._known["user"] = users[1]
         self.dataset_info: Mapping[str, Any] = {
             "num_items": len(self.item_names),
             "num_users": len(self.user_names),
             "length": made.length,
             "item_names": tuple(self.item_names),
+            **{f"{side}_words": known.buckets for side, known in self._known.items()},
+            **({"item_titles": self._known["item"].titles} if items and items[1].titles else {}),
         }
         splits: dict[str, _Split] = {}
         if made.pairs:
@@ -287,11 +313,21 @@ class Histories:
 
     def fingerprint(self) -> str:
         """A digest of the log and of what is made of it."""
-        return digest([self._made.file_signature(), dataclasses.astuple(self._made)])
+        tables = [table.file_signature() for table in vars(self._made).values() if isinstance(table, Attributes)]
+        return digest([self._made.file_signature(), dataclasses.astuple(self._made), *tables])
 
     def items(self, ids: np.ndarray) -> Batch:
-        """What is known of items [n]: ``item`` i32[n]."""
-        return {"item": np.asarray(ids, np.int32)}
+        """What is known of items [n]: ``item`` i32[n], ``log_q`` f32[n], the logarithm of its share of train (-inf: it
+        has none), and where there is a table of items, what ``Known.batch`` gives."""
+        with np.errstate(divide="ignore"):
+            log_q = np.log(self.counts[ids] / max(self.counts.sum(), 1)).astype(np.float32)
+        more = self._known["item"].batch("item", ids) if "item" in self._known else {}
+        return {"item": np.asarray(ids, np.int32), "log_q": log_q, **more}
+
+    def users(self, numbers: np.ndarray) -> Batch:
+        """The same of users [n]: ``user`` i32[n] (-1: nobody that is known), and what a table has."""
+        more = self._known["user"].batch("user", 1 + numbers) if "user" in self._known else {}
+        return {"user": np.asarray(numbers, np.int32), **more}
 
     def history(self, begin: np.ndarray, end: np.ndarray, ahead: int = 0) -> np.ndarray:
         """i32[n, L]: the latest L items of the places from ``begin`` to before ``end``, or those that come ``ahead``
@@ -373,13 +409,8 @@ class Pairs(_Split):
     def batch(self, indices: np.ndarray) -> Batch:
         user = np.searchsorted(self._stop, indices, side="right")
         place = self.end[user] - self._stop[user] + indices
-        item, counts = self._of.item_at(place), self._of.counts
-        return {
-            "user": user.astype(np.int32),
-            "history": self._of.history(self.begin[user], place),
-            "item": item,
-            "log_q": np.log(counts[item] / counts.sum()).astype(np.float32),
-        }
+        history = self._of.history(self.begin[user], place)
+        return {**self._of.users(user), "history": history, **self._of.items(self._of.item_at(place))}
 
     def name(self, index: int) -> str:
         user = int(np.searchsorted(self._stop, index, side="right"))
@@ -395,7 +426,9 @@ class Targets(_Split):
         self.stop = stop
 
     def batch(self, indices: np.ndarray) -> Batch:
-        return {**super().batch(indices), "target": self._of.item_at(self.end[indices])}
+        target = self._of.item_at(self.end[indices])
+        found = {**super().batch(indices), "target": target}
+        return {**found, **self._of.users(self._user[indices]), **self._of.items(target)} if self._of.pairs else found
 
     def seen(self, indices: np.ndarray) -> np.ndarray:
         """i32[n, most]: all items that their users had chosen before, with 0 behind them."""
