@@ -60,7 +60,7 @@ class Ensemble(Around):
 
     def predict(self, variables: Variables, inputs: Batch) -> Mapping[str, jax.Array]:
         """The means over S; ``logits`` become the logarithms of the mean probabilities."""
-        each = [self.task.predict(jax.tree.map(lambda x: x[s], variables), inputs) for s in range(self.members)]
+        each = [self.task.predict(jax.tree.map(lambda x, s=s: x[s], variables), inputs) for s in range(self.members)]
         mean = {name: jnp.mean(jnp.stack([said[name] for said in each]), 0) for name in each[0]}
         return {**mean, "logits": jnp.log(mean["probabilities"])} if "logits" in mean else mean
 

@@ -34,7 +34,7 @@ def test_each_member_is_what_it_would_be_alone():
     ensemble = Ensemble(TASK, S)
     variables = ensemble.init(jax.random.key(0), BATCH)
     together, losses = trained(ensemble, variables)
-    alone = [trained(TASK, jax.tree.map(lambda x: x[s], variables)) for s in range(S)]
+    alone = [trained(TASK, jax.tree.map(lambda x, s=s: x[s], variables)) for s in range(S)]
     for s, (member, _) in enumerate(alone):
         for one, all_ in zip(jax.tree.leaves(member), jax.tree.leaves(together), strict=True):
             np.testing.assert_allclose(one, all_[s], atol=2e-5)
