@@ -274,9 +274,12 @@ class Histories:
       item_names: [I], of the items from 1 on.
       user_names: [U].
       counts: i64[I + 1], how often each item is in train.
+      best: where the best possible scores are known: f32[n, I + 1], of histories i32[n, S] as ``Targets.seen`` has.
       dataset_info: ``num_items`` (I; a table of items has I + 1 rows), ``num_users``, ``length``, ``item_names``; and
         where more is known, ``item_titles``, and how many words there are: ``item_words``, ``user_words``.
     """
+
+    best: Callable[[np.ndarray], np.ndarray] | None = None
 
     def __init__(self, store: Store, made: Interactions):
         about, self._made, self.kept, self.pairs = store.about, made, store.kept, made.pairs
@@ -513,7 +516,8 @@ def _write(log: Log, made: Interactions, folder: pathlib.Path | None, writer: Wr
         said += f"; {again:,} later ones with the same item {'kept' if made.repeats else 'left out'}"
     if len(kept_U) < len(user_ids) or len(kept_I) < len(item_ids):
         users, items = len(user_ids) - len(kept_U), len(item_ids) - len(kept_I)
-        said += f"; {users:,} users and {items:,} items outside the {made.core}-core"
+        where = f"outside the {made.core}-core" if made.core else "without any left"
+        said += f"; {users:,} users and {items:,} items {where}"
     return {"said": f"{said}; {told}"}
 
 
