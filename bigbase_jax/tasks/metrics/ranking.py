@@ -21,7 +21,8 @@ def of_users(rank_NT: np.ndarray, ks: Sequence[int]) -> dict[str, np.ndarray]:
     Args:
       rank_NT: integers, ranks of the relevant items, below 1 where there are fewer than T; each user has one at least.
     """
-    real_NT, found = rank_NT > 0, {}
+    real_NT = rank_NT > 0
+    found: dict[str, np.ndarray] = {}
     count_N = real_NT.sum(1)
     gain_NT = np.where(real_NT, 1 / np.log2(np.maximum(rank_NT, 1) + 1.0), 0)
     ideal_T = np.cumsum(1 / np.log2(np.arange(rank_NT.shape[1]) + 2.0))
@@ -58,9 +59,9 @@ def means(of_N: Mapping[str, np.ndarray]) -> dict[str, float]:
 def by_activity(activity_N: np.ndarray, groups: int) -> dict[str, np.ndarray]:
     """bool[N] of each group of users, by how many interactions they have: about as many users in each, and users with
     as many interactions in one."""
-    edges = np.unique(np.quantile(activity_N, np.arange(1, groups) / groups, method="inverted_cdf"))
-    edges, found, low = [*edges[edges < activity_N.max()], activity_N.max()], {}, activity_N.min()
-    for high in edges:
+    borders = np.unique(np.quantile(activity_N, np.arange(1, groups) / groups, method="inverted_cdf"))
+    low, most, found = int(activity_N.min()), int(activity_N.max()), {}
+    for high in [*borders[borders < most].astype(int).tolist(), most]:
         found[f"{low}" if low == high else f"{low} to {high}"] = (activity_N >= low) & (activity_N <= high)
         low = high + 1
     return found
