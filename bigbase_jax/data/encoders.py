@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -252,27 +253,19 @@ class Encoders:
     Attributes:
       columns: one of each column that a model reads.
       left_out: why others are not read, by name.
-      features: names of the F numbers.
-      categories: names of the C columns of categories, and
+      features: what each of the F numbers is, and
+      number_names: the column that it is from.
+      category_names: the C columns of categories, and
       cardinalities: how many integers each may be.
     """
 
     def __init__(self, columns: Sequence[Encoder], left_out: Mapping[str, str] | None = None):
         self.columns, self.left_out = tuple(columns), dict(left_out or {})
         self.features = tuple(feature for encoder in columns for feature in encoder.features)
+        self.number_names = tuple(encoder.name for encoder in columns for _ in encoder.features)
         counts = {encoder.name: encoder.cardinality for encoder in columns}
-        self.categories = tuple(name for name, count in counts.items() if count is not None)
+        self.category_names = tuple(name for name, count in counts.items() if count is not None)
         self.cardinalities = tuple(count for count in counts.values() if count is not None)
-
-    def places(self) -> dict[str, tuple[range, int | None]]:
-        """By column: which of the F numbers are its own, and which of the C categories it is."""
-        found, start = {}, 0
-        for encoder in self.columns:
-            stop = start + len(encoder.features)
-            category = None if encoder.cardinality is None else self.categories.index(encoder.name)
-            found[encoder.name] = (range(start, stop), category)
-            start = stop
-        return found
 
     def binds(self, columns: Mapping[str, Column]) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
         """What encodes rows of a table, i64[n]: ``numbers`` f32[n,F] and ``categories`` i32[n,C].
@@ -289,7 +282,7 @@ class Encoders:
 
         def encode(rows: np.ndarray) -> dict[str, np.ndarray]:
             numbers = np.empty((len(rows), len(self.features)), np.float32)
-            categories = np.empty((len(rows), len(self.categories)), np.int32)
+            categories = np.empty((len(rows), len(self.category_names)), np.int32)
             at = {True: 0, False: 0}
             for of, is_numbers in bound:
                 found = of(rows)
@@ -319,20 +312,21 @@ class Encoders:
             columns[name] = column_of(name, [row[name]], encoder.kind, getattr(encoder, "form", ISO))
         return {entry: array[0] for entry, array in self.binds(columns)(np.zeros(1, np.int64)).items()}
 
-    def state(self) -> dict[str, Any]:
-        """JSON-able."""
+    def state(self) -> str:
+        """All of it, as JSON."""
         known = {cls: name for name, cls in _KINDS.items()}
         columns = [{"encoder": known[type(e)], **dataclasses.asdict(e)} for e in self.columns]
-        return {"columns": columns, "left_out": self.left_out}
+        return json.dumps({"columns": columns, "left_out": self.left_out}, ensure_ascii=False)
 
     @staticmethod
-    def from_state(state: Any) -> Encoders:
+    def from_state(state: str) -> Encoders:
         """
         Raises:
           UserError: that is no state of encoders.
         """
         try:
-            return Encoders([_restored(**entry) for entry in state["columns"]], state["left_out"])
+            found = json.loads(state)
+            return Encoders([_restored(**entry) for entry in found["columns"]], found["left_out"])
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise UserError(f"what the run has kept of its table's encoders cannot be read: {error!r}.") from error
 

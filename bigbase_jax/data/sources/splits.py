@@ -6,6 +6,7 @@ import hashlib
 import math
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -13,7 +14,7 @@ from bigbase_jax.core import Example, UserError
 
 
 def stratified(
-    names: Sequence[str], labels: np.ndarray, fractions: Mapping[str, float], seed: int
+    names: Sequence[Any], labels: np.ndarray, fractions: Mapping[str, float], seed: int
 ) -> dict[str, np.ndarray]:
     """Splits examples by class: of n examples a split gets ``round(n * fraction)``, ``train`` the rest.
 
@@ -21,7 +22,7 @@ def stratified(
     nothing. The first split of ``fractions`` does not depend on the fractions of those after it.
 
     Args:
-      names: the examples' names, each once.
+      names: the examples' names, or numbers, each once.
       labels: their classes, [N].
       fractions: shares of the splits other than ``train``.
       seed: of the order in which examples are dealt.
@@ -51,6 +52,49 @@ def stratified(
         parts["train"].append(dealt[start:])
     joined = {split: np.sort(np.concatenate(part)) for split, part in parts.items() if part}
     return {split: indices for split, indices in joined.items() if indices.size}
+
+
+def by_time(
+    time_N: np.ndarray, fractions: Mapping[str, float], moments: Mapping[str, np.datetime64] | None = None
+) -> dict[str, np.ndarray]:
+    """Splits rows by time: what is earliest is ``train``, then come the others in their order, and the last is latest.
+
+    Rows of one time are in one split, so that nothing of a later split is known in an earlier one.
+
+    Args:
+      time_N: of each row, in any order.
+      fractions: shares of the rows that the other splits have, such as ``{"val": 0.1, "test": 0.2}``.
+      moments: when a split begins, in the place of its share.
+
+    Returns:
+      Ascending indices by split, ``train`` first; splits without rows are left out.
+
+    Raises:
+      UserError: fractions that leave nothing to train on, or moments that are out of order.
+    """
+    moments = moments or {}
+    shares = {split: 0.0 if split in moments else share for split, share in fractions.items()}
+    if not all(0 <= share < 1 for share in shares.values()) or sum(shares.values()) >= 1:
+        given = " and ".join(f"{split}_fraction={share}" for split, share in fractions.items())
+        raise UserError(f"{given} leave nothing to train on; use shares of at least 0 whose sum is below 1.")
+    order_N = np.argsort(time_N, kind="stable")
+    sorted_N = time_N[order_N]
+    cuts, stop, left = {}, len(order_N), len(order_N)
+    for split in reversed(list(fractions)):
+        if split in moments:
+            left = int(np.searchsorted(sorted_N, moments[split]))
+        else:
+            left -= math.floor(len(order_N) * shares[split] + 0.5)
+            left = int(np.searchsorted(sorted_N, sorted_N[left])) if 0 <= left < len(order_N) else left
+        if left > stop:
+            raise UserError(
+                f"the {split} split begins at {moments[split]}, which is after the one behind it; move one."
+            )
+        cuts[split], stop = (left, stop), left
+    if stop <= 0:
+        raise UserError("no row is left to train on: the other splits begin before the first time.")
+    parts = {"train": (0, stop), **{split: cuts[split] for split in fractions}}
+    return {split: np.sort(order_N[a:b]) for split, (a, b) in parts.items() if b > a}
 
 
 def deal(

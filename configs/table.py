@@ -1,0 +1,114 @@
+"""Classes or numbers from the rows of a table: risk scores, diagnoses, prices.
+
+python launch.py --config=configs/table.py                                   scikit-learn's breast-cancer set, embedded
+python launch.py --config=configs/table.py:root=FILE_OR_DIR,target=income    any csv, tsv, parquet; {train,test}.csv
+python launch.py --config=configs/table.py:root=FILE,target=price,task=regression,loss=pinball    with an interval
+python launch.py --config=configs/table.py:root=FILE,target=14,header=false                       columns by number
+python launch.py --config=configs/table.py:root=FILE,target=y,drop=id+name,kinds=zip:category,by_time=day
+python launch.py --config=configs/table.py:model=linear                      which others have to beat
+python launch.py --mode=predict --workdir=runs/table --input=new.csv --output=answers.csv         of each row
+python launch.py --mode=sweep --config=configs/table.py --sweep=STUDY        ensembles: docs/tables.md
+
+Needs the extra ``tables`` for files. Measured on two cores of an AMD EPYC: see docs/tables.md.
+"""
+
+import optax
+from ml_collections import ConfigDict
+
+from bigbase_jax.build import deferred, parse_arg, suggest, target
+from bigbase_jax.core import UserError
+from bigbase_jax.data.pipeline import Data
+from bigbase_jax.data.sources.table.table import BreastCancer, Table
+from bigbase_jax.models.tabular import TabularLinear, TabularMLP
+from bigbase_jax.optim import Optimizer
+from bigbase_jax.tasks.tabular import TabularClassification, TabularRegression, outputs_of
+from bigbase_jax.train import TrainConfig
+
+
+def get_config(arg: str | None = None) -> ConfigDict:
+    """``arg``: root=FILE_OR_DIR, target=COLUMN, task=classification|regression, model=mlp|linear,
+    embedding=plr|ple|none (of numbers), positive=CLASS (of two, the one that scores are of), weights=none|balanced,
+    loss=squared|absolute|pinball (of a regression), drop=COLUMN+COLUMN, kinds=COLUMN:category|number|date|text+...,
+    by_time=COLUMN or by_group=COLUMN (how rows are split), audit=COLUMN (between whose groups decisions are compared),
+    header=false, names=COLUMN+COLUMN (where there is no header), encoding=gb18030, numbers=quantile|standard,
+    epochs=20, tiny.
+    """
+    args = parse_arg(
+        arg,
+        root=None,
+        target=None,
+        task="classification",
+        model="mlp",
+        embedding="plr",
+        positive=None,
+        weights="none",
+        loss="squared",
+        drop=None,
+        kinds=None,
+        by_time=None,
+        by_group=None,
+        audit=None,
+        header=True,
+        names=None,
+        encoding="utf-8",
+        numbers="quantile",
+        epochs=20.0,
+        tiny=False,
+    )
+    for name, known in (
+        ("task", ("classification", "regression")),
+        ("model", ("mlp", "linear")),
+        ("weights", ("none", "balanced")),
+    ):
+        if (value := getattr(args, name)) not in known:
+            raise UserError(f"there is no {name}={value}.{suggest(value, known, name)}")
+    if args.root and not args.target:
+        raise UserError("say which column is to be predicted: configs/table.py:root=...,target=NAME.")
+    regression = args.task == "regression"
+    if regression and not args.root:
+        raise UserError("the embedded set has classes; give a table with numbers: root=FILE,target=NAME.")
+
+    columns = {name: tuple((getattr(args, name) or "").split("+")) for name in ("drop", "kinds")}
+    rows = {
+        **{name: names if names != ("",) else () for name, names in columns.items()},
+        **{name: getattr(args, name) for name in ("by_time", "by_group", "audit", "numbers")},
+        "regression": regression,
+        "balanced": args.weights == "balanced",
+    }
+    if args.root:
+        form = {"header": args.header, "encoding": args.encoding, "names": tuple((args.names or "").split("+"))}
+        form["names"] = () if not args.names else form["names"]
+        dataset = target(Table, root=args.root, target_name=args.target, positive=args.positive, **form, **rows)
+    else:
+        dataset = target(BreastCancer, **rows)
+
+    outputs = {"num_classes": outputs_of(args.loss, TabularRegression.quantiles)} if regression else {}
+    if args.model == "linear":
+        model = target(TabularLinear, **outputs)
+    elif args.tiny:
+        model = target(TabularMLP, embedding=args.embedding, width=4, frequencies=4, hidden=(16, 16), **outputs)
+    else:
+        model = target(TabularMLP, embedding=args.embedding, **outputs)
+
+    config = ConfigDict()
+    config.seed = 0
+    config.data = target(Data, dataset=dataset, batch_size=16 if args.tiny else 128, eval_batch_size=1024)
+    if regression:
+        config.task = target(TabularRegression, model=model, loss_kind=args.loss)
+    else:
+        config.task = target(TabularClassification, model=model)
+    config.optim = target(
+        Optimizer,
+        learning_rate=1e-2 if args.model == "linear" else 1e-3,
+        algorithm=deferred(optax.adamw),
+        schedule=deferred(optax.cosine_decay_schedule),
+        weight_decay=0.0 if args.model == "linear" else 1e-2,
+        clip_norm=1.0,
+    )
+    if args.tiny:
+        config.train = target(TrainConfig, steps=8, log_every=2, eval_every=4, best_metric="loss", best_mode="min")
+    else:
+        config.train = target(
+            TrainConfig, epochs=args.epochs, log_every=50, best_metric="loss", best_mode="min", patience=8
+        )
+    return config
