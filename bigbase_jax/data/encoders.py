@@ -24,7 +24,6 @@ from bigbase_jax.data.columns import ISO, Column, Columns, column_of
 
 NUMBERS = ("quantile", "standard")
 _FITTED = 1_000_000  # rows that quantiles, means and deviations are taken from, at most
-_TAIL = 1e-7  # of the normal distribution that quantiles reach to, as scikit-learn's
 _DAY = 86400.0
 _CYCLES = {"year": 365.2425, "week": 7.0, "day": 1.0}  # in days
 
@@ -83,22 +82,20 @@ class _Number(Encoder):
 
 @dataclasses.dataclass(frozen=True)
 class Quantile(_Number):
-    """A number by its rank in training, as a normal variable: scikit-learn's ``QuantileTransformer``, which Gorishniy
-    et al. 2021 (section 4.2) use before networks, but a value that many rows share is in the middle of its ranks also
-    where it is the least or the greatest. Infinite numbers are as these.
+    """A number by its rank in training, as a normal variable, which Gorishniy et al. 2021 (section 4.2) use before
+    networks. What many rows share is in the middle of their ranks; infinite numbers are as the greatest and the least.
 
     Attributes:
-      knots: quantiles at equal steps from 0 to 1; empty: the number tells nothing but whether it is missing.
+      knots: ascending values, between which ranks are interpolated; one: the number tells nothing but whether it is
+        missing.
+      ranks: of these, between 0 and 1: the share of rows below, and half of those that are equal.
     """
 
-    knots: tuple[float, ...] = ()
+    knots: tuple[float, ...] = (0.0,)
+    ranks: tuple[float, ...] = (0.5,)
 
     def scaled(self, x_n: np.ndarray) -> np.ndarray:
-        knots_Q = np.array(self.knots or (0.0,))
-        rank_Q = np.linspace(0, 1, len(knots_Q)) if self.knots else np.array([0.5])
-        # of equal knots, one side finds the last and the other the first
-        up_n, down_n = np.interp(x_n, knots_Q, rank_Q), np.interp(-x_n, -knots_Q[::-1], -rank_Q[::-1])
-        return scipy.special.ndtri(np.clip((up_n - down_n) / 2, _TAIL, 1 - _TAIL))
+        return scipy.special.ndtri(np.interp(x_n, self.knots, self.ranks))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -334,9 +331,13 @@ class Encoders:
 def _restored(encoder: str, **fields: Any) -> Encoder:
     kind: Callable[..., Encoder] = _KINDS[encoder]
     made = kind(**{name: tuple(x) if isinstance(x, list | tuple) else x for name, x in fields.items()})
-    names, numbers = getattr(made, "names", ()), getattr(made, "knots", ())
-    if not all(isinstance(x, str) for x in (made.name, *names)) or not np.isfinite(np.array(numbers, float)).all():
+    names = getattr(made, "names", ())
+    if not all(isinstance(x, str) for x in (made.name, *names)):
         raise ValueError(made.name)
+    if isinstance(made, Quantile):
+        knots_Q, rank_Q = np.array(made.knots, float), np.array(made.ranks, float)
+        if not (np.diff(knots_Q) > 0).all() or knots_Q.shape != rank_Q.shape or not ((0 < rank_Q) & (rank_Q < 1)).all():
+            raise ValueError(made.name)
     if not 0 < getattr(made, "buckets", 1) <= 1 << 28 or not getattr(made, "std", 1.0) > 0:
         raise ValueError(made.name)
     return made
@@ -350,7 +351,7 @@ def fit_encoders(
     rows: np.ndarray | None = None,
     *,
     numbers: str = "quantile",
-    quantiles: int = 128,
+    quantiles: int = 256,
     max_categories: int = 1000,
     min_count: int = 1,
     buckets: int = 1024,
@@ -362,7 +363,7 @@ def fit_encoders(
       columns: those that a model is to read: neither the target, nor what splits the rows.
       rows: i64, those of training; None: all.
       numbers: "quantile" or "standard".
-      quantiles: knots of a quantile, at most.
+      quantiles: values that ranks are kept of, about as many at most.
       max_categories: a column of more names is hashed.
       min_count: a name that is rarer is unknown.
       buckets: of the hashed columns of categories, each.
@@ -411,8 +412,13 @@ def _fit_number(column: Column, rows: np.ndarray, how: str, quantiles: int) -> E
         return Quantile(column.name, True) if missing else "the same in all rows"
     if how == "standard":
         return Standard(column.name, missing, float(x_n.mean()), float(x_n.std()), low, high)
-    knots_Q = np.quantile(x_n, np.linspace(0, 1, min(quantiles, len(x_n))))
-    return Quantile(column.name, missing, tuple(np.maximum.accumulate(knots_Q).tolist()))
+    knots_Q, count_Q = np.unique(x_n, return_counts=True)
+    rank_Q = (np.cumsum(count_Q) - count_Q / 2) / len(x_n)
+    if len(knots_Q) > quantiles:  # half of them at equal steps of rank, half of value, where most have the same one
+        by_rank = np.searchsorted(rank_Q[:-1], np.linspace(0, 1, quantiles // 2 + 1))
+        chosen = np.union1d(by_rank, np.linspace(0, len(knots_Q) - 1, quantiles - quantiles // 2).astype(int))
+        knots_Q, rank_Q = knots_Q[chosen], rank_Q[chosen]
+    return Quantile(column.name, missing, tuple(knots_Q.tolist()), tuple(rank_Q.tolist()))
 
 
 def _fit_category(column: Column, rows: np.ndarray, most: int, least: int, buckets: int) -> Encoder | str:

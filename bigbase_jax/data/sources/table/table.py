@@ -77,7 +77,7 @@ class TableRows:
     audit: str | None = None
     balanced: bool = False
     numbers: str = "quantile"
-    quantiles: int = 128
+    quantiles: int = 256
     max_categories: int = 1000
     min_count: int = 1
     buckets: int = 1024
