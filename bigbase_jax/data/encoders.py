@@ -336,7 +336,7 @@ def _restored(encoder: str, **fields: Any) -> Encoder:
         raise ValueError(made.name)
     if isinstance(made, Quantile):
         knots_Q, rank_Q = np.array(made.knots, float), np.array(made.ranks, float)
-        if not (np.diff(knots_Q) > 0).all() or knots_Q.shape != rank_Q.shape or not ((0 < rank_Q) & (rank_Q < 1)).all():
+        if not (np.diff(knots_Q) > 0).all() or knots_Q.shape != rank_Q.shape or not ((rank_Q > 0) & (rank_Q < 1)).all():
             raise ValueError(made.name)
     if not 0 < getattr(made, "buckets", 1) <= 1 << 28 or not getattr(made, "std", 1.0) > 0:
         raise ValueError(made.name)
