@@ -78,6 +78,7 @@ _ENGINE = flags.DEFINE_string(
 _ANSWERS = flags.DEFINE_list(
     "answers", [], "predict, serve: evaluators of the run that have a say in its answers, as risk,reasons."
 )
+_TOP = flags.DEFINE_integer("top", None, "predict: how many items are recommended; default: the recipe's task.top.", 1)
 _HOST = flags.DEFINE_string("host", "127.0.0.1", "serve: the address to listen on; 0.0.0.0: all of this machine's.")
 _PORT = flags.DEFINE_integer("port", 8000, "serve: the port to listen on; 0: a free one.", 0, 65535)
 _SLOTS = flags.DEFINE_integer("slots", 16, "serve: texts that a model writes at once.", 1)
@@ -130,6 +131,7 @@ _WORDS: Mapping[str, Mapping[str, Any]] = {
         "output": _OUTPUT,
         "engine": _ENGINE,
         "answers_of": _ANSWERS,
+        "top": _TOP,
     },
     "embed": {"pattern": _INPUT, "step": _STEP, "output": _OUTPUT},
     "generate": {

@@ -106,6 +106,7 @@ def predict(
     adapter: str | None = None,
     engine: str = "jax",
     answers_of: Sequence[str] = (),
+    top: int | None = None,
 ) -> int:
     """Answers files, and the rows of tables and the lines of texts one by one, in the order of their names.
 
@@ -116,7 +117,7 @@ def predict(
       output: a file to write them to instead (see ``answers.Answers``), each beside the columns of its row; where there
         is a column of the same name, the answer's is called ``predicted_NAME``.
       adapter: the folder of an adapter of the model in ``workdir``.
-      engine, answers_of: see ``Predictor.open``.
+      engine, answers_of, top: see ``Predictor.open``.
 
     Returns:
       The exit status: 1 if something could not be read.
@@ -136,7 +137,7 @@ def predict(
             named = {f"predicted_{name}" if name in columns else name: value for name, value in answer.items()}
             write({**(item.place if len(files) > 1 or item.row is None else {}), **item.values, **named})
 
-        predictor = Predictor.open(workdir, step, adapter, engine=engine, answers_of=answers_of)
+        predictor = Predictor.open(workdir, step, adapter, engine=engine, answers_of=answers_of, top=top)
         number, failed = _answer(predictor, files, pattern, "predict", None if write is None else add, out)
     if output is not None:
         print(json.dumps({"output": output, "answers": number, "errors": failed}), flush=True, file=out)

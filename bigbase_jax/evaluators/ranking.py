@@ -51,7 +51,7 @@ class Ranking:
       peers: baselines, fitted to train, and ranked for the same users.
       chunk: C.
       seed: of what is drawn.
-      item_names: of the items from 1 on; None: the data says it.
+      item_names, item_titles: of the items from 1 on; None: the data says it.
       final: see ``core.Evaluator``.
 
     Raises:
@@ -68,6 +68,7 @@ class Ranking:
     chunk: int = 8192
     seed: int = 0
     item_names: tuple[str, ...] | None = None
+    item_titles: tuple[str, ...] | None = None
     final: bool = True
 
     def __post_init__(self) -> None:
@@ -162,8 +163,13 @@ class Ranking:
         return self._named(before), self._named(top[top > 0]), self._named([then]), rank
 
     def _named(self, items: Any) -> str:
-        names = self.item_names or ()
-        return "; ".join(names[i - 1] if 0 < i <= len(names) else f"item {i}" for i in map(int, items))
+        names, titles = self.item_names or (), self.item_titles or ()
+
+        def of(i: int) -> str:
+            title = titles[i - 1] if 0 < i <= len(titles) else ""
+            return title or (names[i - 1] if 0 < i <= len(names) else f"item {i}")
+
+        return "; ".join(map(of, map(int, items)))
 
     def _measured(self, found: Mapping[str, np.ndarray], dataset: Any) -> dict[str, float]:
         metrics = ranking.means(ranking.of_users(found["rank"], self.ks))
@@ -177,6 +183,8 @@ class Ranking:
 
     def _model(self, task: Any, variables: Any, data: Any, mesh: Any) -> tuple[Callable[..., _Scores], Any]:
         """What gives the scores of a batch, from what is given beside it."""
+        if not jax.tree.leaves(variables):
+            raise UserError(f"--engine gives no scores of all items, which this ranks; try --split={self.split}.")
         if hasattr(task, "users") and hasattr(task, "items"):
             dataset, count = data.data.dataset, data.data.dataset.dataset_info["num_items"] + 1
             size = min(self.chunk, count) + -min(self.chunk, count) % parallel.shards(mesh)

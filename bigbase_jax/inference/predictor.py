@@ -24,7 +24,7 @@ from bigbase_jax.pretrained.start import chain, merged
 from bigbase_jax.runtime.restored import answering, batch_spec, dataset_info, restore
 from bigbase_jax.runtime.rundir import RunDir
 from bigbase_jax.wrappers import adapter as adapters
-from bigbase_jax.wrappers.wrapper import Wrapper
+from bigbase_jax.wrappers.wrapper import Around, Wrapper
 
 ROWS = 32
 Output = dict[str, np.ndarray]
@@ -91,6 +91,7 @@ class Predictor:
         spread: bool = False,
         engine: str = "jax",
         answers_of: Sequence[str] = (),
+        top: int | None = None,
     ) -> Predictor:
         """Opens a run, ``step`` as in ``restored.restore``, or a published folder.
 
@@ -99,6 +100,7 @@ class Predictor:
           spread: over the run's own mesh, where it fits the devices here, or else over all of them; not on one alone.
           engine: "jax", or "onnxruntime" for what the run's folder has in ``export/onnx``.
           answers_of: evaluators of the run that have a say in its answers; see ``core.Evaluator``.
+          top: how many of what a model ranks an answer holds; None: as its config says.
 
         Raises:
           UserError: there is neither, no such checkpoint, the adapter is another model's, or there is no such engine
@@ -116,11 +118,14 @@ class Predictor:
                 task, variables, step = restore(run, config, mesh, step)
             else:
                 task, variables, compute, step = engines.restored(engine, run, config, step)
+            task = task if top is None else _with_top(task, top)
             for name in answers_of:
                 task = answering(run, name, task)
             inputs = {key: jax.ShapeDtypeStruct(spec[key].shape[1:], spec[key].dtype) for key in task.inputs}
             found = cls(task, variables, known, inputs, lambda: _reading(config, known), step, run, config, mesh)
             found.compute = compute
+        elif top is not None:
+            raise UserError(f"--top is for runs of ours that rank, and {folder} is none; leave it out.")
         elif answers_of:
             raise UserError(f"--answers names evaluators of runs of ours, and {folder} is none; leave it out.")
         elif engine != "jax":
@@ -253,6 +258,15 @@ class Predictor:
             computed = jax.device_get(compiled(self.variables, self.trim(batch) if self.trim else batch))
             for i in range(len(some)):
                 yield {key: x[i] for key, x in computed.items()}
+
+
+def _with_top(task: Any, top: int) -> Any:
+    """The task with so many answers to a question, where it ranks them."""
+    if isinstance(task, Around):
+        return dataclasses.replace(task, task=_with_top(task.task, top))
+    if not hasattr(task, "top"):
+        raise UserError(f"--top={top}: {type(task).__name__} ranks nothing; leave it out.")
+    return dataclasses.replace(task, top=top)
 
 
 def _mesh_of(config: ConfigDict) -> Any:

@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import os
 import pathlib
 import re
@@ -36,12 +37,14 @@ import numpy as np
 import scipy.sparse
 
 from bigbase_jax.core import Batch, Example, UserError
-from bigbase_jax.data.cache import Store, Writer
+from bigbase_jax.data.cache import Store, Writer, default_root
 from bigbase_jax.data.columns import Column, read_columns, table_files
 from bigbase_jax.data.files import LIMITS, TABLES, File, Limits, kind_of, list_files, optional
 from bigbase_jax.data.sources.splits import digest
 from bigbase_jax.data.sources.table.catalogue import Attributes, Known
+from bigbase_jax.data.sources.table.history_codec import HistoryCodec
 from bigbase_jax.data.sources.text.base import Write, kept, source_digest
+from bigbase_jax.runtime.log import say
 
 SPLITS = ("train", "val", "test")
 
@@ -96,6 +99,12 @@ class Interactions:
             raise UserError(f"split is {self.split!r}; it is 'last' (leave the last one out) or 'time'.")
         if not 0 < self.val_fraction + self.test_fraction < 1 or min(self.val_fraction, self.test_fraction) < 0:
             raise UserError("val_fraction and test_fraction are at least 0, and together above 0 and below 1.")
+
+    def codec(self, config: Any, dataset_info: Mapping[str, Any]) -> HistoryCodec:
+        """Reads the log where a row names a user, and else nothing of it."""
+        opened = functools.cache(lambda: self.prepare(default_root(None), 4e9, say))
+        names, titles = dataset_info["item_names"], dataset_info.get("item_titles", ())
+        return HistoryCodec(names, titles, dataset_info["length"], lambda user: opened().of_user(user))
 
     # -- what subclasses say ---------------------------------------------------------------------------------------
 
@@ -338,6 +347,18 @@ class Histories:
         place = np.maximum(begin, end - self._made.length)[:, None] + np.arange(self._made.length)
         real = place < end[:, None]
         return np.where(real, self._items[np.where(real, place + ahead, 0)], 0)
+
+    def of_user(self, name: str) -> tuple[np.ndarray, int] | None:
+        """All items of a user by name, and the user's number; None: there is none of this name."""
+        user = self._number.get(name)
+        if user is None:
+            return None
+        end = self._begin[user + 1] if user + 1 < len(self._begin) else len(self._items)
+        return np.asarray(self._items[self._begin[user] : end]), user
+
+    @functools.cached_property
+    def _number(self) -> Mapping[str, int]:
+        return {name: user for user, name in enumerate(self.user_names)}
 
     def item_at(self, place: np.ndarray) -> np.ndarray:
         """i32[n]: the items at places."""
