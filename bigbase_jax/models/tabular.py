@@ -134,7 +134,7 @@ class PerColumn(nn.Module):
         return jnp.einsum("BFk,FkD->BFD", x, kernel_FkD) + bias_FD
 
 
-def periodic(x_BF: Float[Array, "B F"], frequency_Fk: Float[Array, "F k"]) -> Float[Array, "B F 2k"]:
+def periodic(x_BF: Float[Array, "B F"], frequency_Fk: Float[Array, "F k"]) -> Float[Array, "B F 2*k"]:
     """``[cos, sin](2 pi c x)`` (equation 8)."""
     angle_BFk = 2 * jnp.pi * frequency_Fk * x_BF[..., None]
     return jnp.concatenate([jnp.cos(angle_BFk), jnp.sin(angle_BFk)], -1)
