@@ -362,6 +362,7 @@ class Fields(NamedTuple):
       files: whether a column names files, as seen from the table's folder, which are read in the place of the row.
       encoding: of texts.
       header: whether a table's first line has the names of its columns; else they are "0", "1", ...
+      short: entries that fit one line, and what each is likely to be, where that is known.
     """
 
     columns: Mapping[str, Sequence[tuple[str, ...]]] = {}
@@ -369,6 +370,7 @@ class Fields(NamedTuple):
     files: bool = False
     encoding: str = "utf-8"
     header: bool = True
+    short: Mapping[str, Sequence[str]] = {}
 
 
 @runtime_checkable

@@ -33,7 +33,7 @@ def embedded(
     if cardinalities is None or len(cardinalities) != categories_BC.shape[1]:
         raise ModelError(f"the model's cardinalities are {cardinalities} for {categories_BC.shape[1]} categories.")
     if not cardinalities:
-        return jnp.zeros((len(categories_BC), 0, width))
+        return jnp.zeros((categories_BC.shape[0], 0, width))
     first_C = np.array([0, *itertools.accumulate(cardinalities[:-1])], np.int32)
     return nn.Embed(sum(cardinalities), width, embedding_init=init, name="embedding")(categories_BC + first_C)
 
@@ -54,8 +54,9 @@ class TabularLinear(nn.Module):
         self, numbers: Float[Array, "B F"], categories: Int[Array, "B C"], train: bool = False
     ) -> Float32[Array, "B K"]:
         outputs, zeros = classes(self.num_classes), nn.initializers.zeros
+        logits_BK = nn.Dense(outputs, kernel_init=zeros, name="head")(numbers)
         of_categories_BCK = embedded(categories, self.cardinalities, outputs, zeros)
-        return nn.Dense(outputs, kernel_init=zeros, name="head")(numbers) + of_categories_BCK.sum(1)
+        return logits_BK + of_categories_BCK.sum(1) if self.cardinalities else logits_BK
 
 
 class TabularMLP(nn.Module):
@@ -97,7 +98,6 @@ class TabularMLP(nn.Module):
     def __call__(
         self, numbers: Float[Array, "B F"], categories: Int[Array, "B C"], train: bool = False
     ) -> Float32[Array, "B K"]:
-        B = len(numbers)
         category_init = nn.initializers.normal(self.category_width**-0.5)
         categories_BCD = embedded(categories, self.cardinalities, self.category_width, category_init)
         numbers_BFD = numbers[..., None]
@@ -109,7 +109,8 @@ class TabularMLP(nn.Module):
             else:
                 parts_BFk = piecewise_linear(numbers, normal_edges(self.frequencies))
             numbers_BFD = jax.nn.relu(PerColumn(self.width, name="numbers")(parts_BFk))
-        x_BH = jnp.concatenate([numbers_BFD.reshape(B, -1), categories_BCD.reshape(B, -1)], -1)
+        parts = [x.reshape(x.shape[0], -1) for x in (numbers_BFD, categories_BCD) if x.shape[1]]
+        x_BH = jnp.concatenate(parts, -1)
         for i, width in enumerate(self.hidden):
             x_BH = jax.nn.relu(nn.Dense(width, kernel_init=INITS["he"], name=f"dense_{i}")(x_BH))
             x_BH = Dropout(self.dropout, deterministic=not train)(x_BH)

@@ -210,7 +210,11 @@ class Served:
             "task": type(task).__name__,
             "step": self.predictor.step,
             "does": does,
-            "reads": {"files": fields is None or fields.files, "entries": sorted(fields.columns) if fields else []},
+            "reads": {
+                "files": fields is None or fields.files,
+                "entries": list(fields.columns) if fields else [],
+                "short": {name: list(known) for name, known in fields.short.items()} if fields else {},
+            },
             "parameters": sum(x.size for x in jax.tree.leaves(self.predictor.variables)),
             **({"classes": list(known["class_names"])} if known.get("class_names") else {}),
         }

@@ -47,7 +47,7 @@ def entries_of(cardinalities: tuple[int, ...] | None, number_names: tuple[str, .
 
 def rows_of(inputs: Batch) -> tuple[jax.Array, jax.Array]:
     """``numbers`` f32[B,F] and ``categories`` i32[B,C] of a batch, which may lack one of them."""
-    B = len(next(iter(inputs.values())))
+    B = next(inputs[name] for name in ENTRIES if name in inputs).shape[0]
     numbers = inputs.get("numbers", jnp.zeros((B, 0), jnp.float32))
     return jnp.asarray(numbers), jnp.asarray(inputs.get("categories", jnp.zeros((B, 0), jnp.int32)))
 

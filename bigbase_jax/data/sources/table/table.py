@@ -37,6 +37,7 @@ from bigbase_jax.data.sources.text.base import SPLITS, Opened, kept, source_dige
 _CODE = ("data.columns", "data.column_files", "data.encoders", "data.sources.splits", "data.sources.table.table")
 _BLOCK = 1 << 16  # rows that are encoded at once
 _CLASSES = 1000  # that a target may have
+_CHOICES = 100  # of a category that a form offers
 _SHOWN = 8  # columns that are named in one line
 _NUMBERS = 20  # a number that takes more values than this is no class, unless it is asked for
 
@@ -501,7 +502,8 @@ class RowCodec(Codec):
 
     def __init__(self, encoders: Encoders, encoding: str = "utf-8"):
         self._encoders, self._encoding = encoders, encoding
-        self.fields = Fields({e.name: ((e.name,),) for e in encoders.columns}, encoding=encoding)
+        short = {e.name: getattr(e, "names", ())[:_CHOICES] for e in encoders.columns if e.kind != "text"}
+        self.fields = Fields({e.name: ((e.name,),) for e in encoders.columns}, encoding=encoding, short=short)
 
     def decode(self, given: bytes | str | Mapping[str, Any]) -> list[Example]:
         """
