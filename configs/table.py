@@ -7,7 +7,7 @@ python launch.py --config=configs/table.py:root=FILE,target=14,header=false     
 python launch.py --config=configs/table.py:root=FILE,target=y,drop=id+name,kinds=zip:category,by_time=day
 python launch.py --config=configs/table.py:model=linear                      which others have to beat
 python launch.py --mode=predict --workdir=runs/table --input=new.csv --output=answers.csv         of each row
-python launch.py --mode=sweep --config=configs/table.py --sweep=STUDY        ensembles: docs/tables.md
+python launch.py --config=configs/table.py:members=8                         an ensemble, trained side by side
 
 Needs the extra ``tables`` for files. Measured on two cores of an AMD EPYC: see docs/tables.md.
 """
@@ -23,6 +23,7 @@ from bigbase_jax.models.tabular import TabularLinear, TabularMLP
 from bigbase_jax.optim import Optimizer
 from bigbase_jax.tasks.tabular import TabularClassification, TabularRegression, outputs_of
 from bigbase_jax.train import TrainConfig
+from bigbase_jax.wrappers.ensemble import Ensemble
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
@@ -31,7 +32,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     loss=squared|absolute|pinball (of a regression), drop=COLUMN+COLUMN, kinds=COLUMN:category|number|date|text+...,
     by_time=COLUMN or by_group=COLUMN (how rows are split), audit=COLUMN (between whose groups decisions are compared),
     header=false, names=COLUMN+COLUMN (where there is no header), encoding=gb18030, numbers=quantile|standard,
-    epochs=20, tiny.
+    members=8 (of an ensemble), sigma=1 (of the frequencies of plr; less is smoother), epochs=20, tiny.
     """
     args = parse_arg(
         arg,
@@ -52,6 +53,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
         names=None,
         encoding="utf-8",
         numbers="quantile",
+        members=1,
+        sigma=10.0,
         epochs=20.0,
         tiny=False,
     )
@@ -88,7 +91,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     elif args.tiny:
         model = target(TabularMLP, embedding=args.embedding, width=4, frequencies=4, hidden=(16, 16), **outputs)
     else:
-        model = target(TabularMLP, embedding=args.embedding, **outputs)
+        model = target(TabularMLP, embedding=args.embedding, sigma=args.sigma, **outputs)
 
     config = ConfigDict()
     config.seed = 0
@@ -97,6 +100,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
         config.task = target(TabularRegression, model=model, loss_kind=args.loss)
     else:
         config.task = target(TabularClassification, model=model)
+    if args.members > 1:
+        config.task = target(Ensemble, task=config.task, members=args.members)
     config.optim = target(
         Optimizer,
         learning_rate=1e-2 if args.model == "linear" else 1e-3,

@@ -214,11 +214,11 @@ class TabularRegression:
 
     def evaluate(self, variables: Variables, batch: Batch) -> tuple[Mapping[str, jax.Array], Mapping[str, Sum]]:
         """What ``predict`` gives, and ``target``."""
-        scaled_BQ = applied(self.model, variables, batch, None)[0]
-        found, target_B = self._told(scaled_BQ), jnp.asarray(batch["target"])
-        values = {"mae": jnp.abs(found["value"] - target_B), "loss": self._loss(scaled_BQ, batch)}
+        found, target_B = self.predict(variables, batch), jnp.asarray(batch["target"])
+        mean, std = self._scale
+        y_BQ = found["quantiles"] if self.loss_kind == "pinball" else found["value"][:, None]
+        values = {"mae": jnp.abs(found["value"] - target_B), "loss": self._loss((y_BQ - mean) / std, batch)}
         if self.loss_kind == "pinball":
-            y_BQ = found["quantiles"]
             values["pinball"] = jnp.mean(pinball(y_BQ, target_B, self.quantiles), -1)
             values["coverage"] = (y_BQ[:, 0] <= target_B) & (target_B <= y_BQ[:, -1])
             values["interval_width"] = y_BQ[:, -1] - y_BQ[:, 0]

@@ -39,7 +39,7 @@ class Ensemble(Around):
     def __post_init__(self) -> None:
         if self.members < 1:
             raise UserError(f"members is {self.members}; an ensemble has at least 1.")
-        if getattr(self.task, "loss_kind", "softmax") != "softmax":
+        if hasattr(self.task, "num_classes") and getattr(self.task, "loss_kind", "softmax") != "softmax":
             raise UserError("an ensemble of classifiers needs loss_kind='softmax'.")
         self._check_inside()
 
