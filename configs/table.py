@@ -32,7 +32,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     loss=squared|absolute|pinball (of a regression), drop=COLUMN+COLUMN, kinds=COLUMN:category|number|date|text+...,
     by_time=COLUMN or by_group=COLUMN (how rows are split), audit=COLUMN (between whose groups decisions are compared),
     header=false, names=COLUMN+COLUMN (where there is no header), encoding=gb18030, numbers=quantile|standard,
-    members=8 (of an ensemble), sigma=1 (of the frequencies of plr; less is smoother), epochs=20, tiny.
+    members=8 (of an ensemble), batch=32 (where rows are few), epochs=20, tiny.
     """
     args = parse_arg(
         arg,
@@ -54,7 +54,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         encoding="utf-8",
         numbers="quantile",
         members=1,
-        sigma=10.0,
+        batch=128,
         epochs=20.0,
         tiny=False,
     )
@@ -91,11 +91,13 @@ def get_config(arg: str | None = None) -> ConfigDict:
     elif args.tiny:
         model = target(TabularMLP, embedding=args.embedding, width=4, frequencies=4, hidden=(16, 16), **outputs)
     else:
-        model = target(TabularMLP, embedding=args.embedding, sigma=args.sigma, **outputs)
+        model = target(TabularMLP, embedding=args.embedding, **outputs)
 
     config = ConfigDict()
     config.seed = 0
-    config.data = target(Data, dataset=dataset, batch_size=16 if args.tiny else 128, eval_batch_size=1024)
+    config.data = target(
+        Data, dataset=dataset, batch_size=16 if args.tiny else args.batch if args.root else 32, eval_batch_size=1024
+    )
     if regression:
         config.task = target(TabularRegression, model=model, loss_kind=args.loss)
     else:
@@ -107,7 +109,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         learning_rate=1e-2 if args.model == "linear" else 1e-3,
         algorithm=deferred(optax.adamw),
         schedule=deferred(optax.cosine_decay_schedule),
-        weight_decay=0.0 if args.model == "linear" else 1e-2,
+        weight_decay=0.0 if args.model == "linear" else 0.3,
         clip_norm=1.0,
     )
     if args.tiny:

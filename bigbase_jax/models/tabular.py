@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -19,6 +20,8 @@ from bigbase_jax.models.dropout import Dropout
 from bigbase_jax.models.layers import INITS, ModelError, classes, look_up
 
 EMBEDDINGS = {"plr": None, "ple": None, "none": None}
+_LOWEST, _HIGHEST = 0.02, (0.5, 50.0)  # frequencies at the start
+_ROWS = 600  # for each unit of the highest
 _EDGE = 0.001  # ranks of the outermost edges of the bins
 
 
@@ -71,7 +74,10 @@ class TabularMLP(nn.Module):
         3.2); "none", the number itself.
       width: D, of the embedding of a number.
       frequencies: k, or how many bins.
-      sigma: of "plr": standard deviation of the frequencies at the start.
+      highest_frequency: of "plr", in cycles per unit of a number: at the start, frequencies are spread evenly over the
+        magnitudes up to it. The paper tunes a normal distribution for each table in its place. None: what the rows can
+        tell apart, 600 of them for each unit of it.
+      train_rows: how many there are in training; None in a config: the data says it.
       category_width: D, of the embedding of a category.
       hidden: widths of the layers, with ReLU and dropout after each.
       dropout: rate.
@@ -84,15 +90,22 @@ class TabularMLP(nn.Module):
     cardinalities: tuple[int, ...] | None = None
     embedding: str = "plr"
     width: int = 16
-    frequencies: int = 32
-    sigma: float = 0.1
+    frequencies: int = 48
+    highest_frequency: float | None = None
+    train_rows: int | None = None
     category_width: int = 8
     hidden: tuple[int, ...] = (256, 256)
-    dropout: float = 0.2
+    dropout: float = 0.4
 
     def __post_init__(self) -> None:
         look_up(EMBEDDINGS, self.embedding, "embedding")
         super().__post_init__()
+
+    @property
+    def _highest(self) -> float:
+        """In cycles per unit."""
+        of_rows = min(max((self.train_rows or 0) / _ROWS, _HIGHEST[0]), _HIGHEST[1])
+        return of_rows if self.highest_frequency is None else self.highest_frequency
 
     @nn.compact
     def __call__(
@@ -103,8 +116,8 @@ class TabularMLP(nn.Module):
         numbers_BFD = numbers[..., None]
         if self.embedding != "none" and numbers.shape[1]:
             if self.embedding == "plr":
-                init = nn.initializers.normal(self.sigma)
-                frequency_Fk = self.param("frequencies", init, (numbers.shape[1], self.frequencies))
+                shape = (numbers.shape[1], self.frequencies)
+                frequency_Fk = self.param("frequencies", log_uniform(_LOWEST, self._highest), shape)
                 parts_BFk = periodic(numbers, frequency_Fk)
             else:
                 parts_BFk = piecewise_linear(numbers, normal_edges(self.frequencies))
@@ -133,6 +146,15 @@ class PerColumn(nn.Module):
         kernel_FkD = self.param("kernel", init, (F, k, self.features))
         bias_FD = self.param("bias", nn.initializers.zeros, (F, self.features))
         return jnp.einsum("BFk,FkD->BFD", x, kernel_FkD) + bias_FD
+
+
+def log_uniform(low: float, high: float) -> nn.initializers.Initializer:
+    """Positive numbers whose logarithms are uniform between those of two."""
+
+    def init(key: jax.Array, shape: Any, dtype: Any = jnp.float32) -> jax.Array:
+        return jnp.exp(jax.random.uniform(key, shape, dtype, np.log(low), np.log(high)))
+
+    return init
 
 
 def periodic(x_BF: Float[Array, "B F"], frequency_Fk: Float[Array, "F k"]) -> Float[Array, "B F 2*k"]:

@@ -74,7 +74,7 @@ def test_the_linear_model_is_one_of_one_hot_categories():
 @pytest.mark.parametrize("embedding", ["plr", "ple", "none"])
 def test_rows_do_not_mix_and_every_column_counts(embedding):
     given = batch()
-    model = TabularMLP(K, CARDINALITIES, embedding, 16, 4, sigma=1.0, hidden=(32,))
+    model = TabularMLP(K, CARDINALITIES, embedding, 16, 4, highest_frequency=1.0, hidden=(32,))
     variables = model.init(jax.random.key(0), given["numbers"], given["categories"])
 
     def logit(numbers):

@@ -8,8 +8,8 @@ Columns -> splits -> encoders, fitted to the rows of train -> encoded rows, whic
 - ``group`` i32, where an ``audit`` is asked for: the place of that column's value in ``group_names``, -1 where missing.
 
 Facts: ``encoders`` (their state), ``number_names`` and ``category_names`` (the columns that the F and the C are from),
-``cardinalities`` (of the C), ``target_name``; ``num_classes`` and ``class_names``, and ``class_weights`` where they are
-asked for; or ``target_mean`` and ``target_std`` of the training rows; ``group_names``.
+``cardinalities`` (of the C), ``target_name``, ``train_rows``; ``num_classes`` and ``class_names``, and
+``class_weights`` where they are asked for; or ``target_mean`` and ``target_std`` of the training rows; ``group_names``.
 """
 
 from __future__ import annotations
@@ -437,6 +437,7 @@ class TableData(Opened):
             "category_names": self.encoders.category_names,
             "cardinalities": self.encoders.cardinalities,
             "target_name": data.target_name,
+            "train_rows": about["splits"]["train"],
         }
         if about["groups"] is not None:
             info["group_names"] = tuple(about["groups"])
