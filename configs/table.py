@@ -89,7 +89,9 @@ def get_config(arg: str | None = None) -> ConfigDict:
     if args.model == "linear":
         model = target(TabularLinear, **outputs)
     elif args.tiny:
-        model = target(TabularMLP, embedding=args.embedding, width=4, frequencies=4, hidden=(16, 16), **outputs)
+        model = target(
+            TabularMLP, embedding=args.embedding, width=4, frequencies=4, hidden=(16, 16), dropout=0.0, **outputs
+        )
     else:
         model = target(TabularMLP, embedding=args.embedding, **outputs)
 
