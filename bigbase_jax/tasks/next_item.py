@@ -41,8 +41,8 @@ class NextItem:
       loss_kind: of the training: "softmax" over all items; "sampled_softmax", over the target and K others, with the
         correction of Bengio & Senécal 2008 for how probable it was to draw them; or "bce", whether an item is the
         target or drawn (Kang & McAuley 2018).
-      negatives: K, drawn uniformly and left out where they are among the user's own. One is drawn for each place of a
-        history, several are drawn for a whole batch. Unread by "softmax".
+      negatives: K, drawn uniformly and left out where they are among the user's own; by "sampled_softmax" for a batch,
+        by "bce" for each history or, a single one, for each place of it. Unread by "softmax".
       calibration: t in [0, 1] of gBCE (Petrov & Macdonald 2023): how much of the overconfidence is taken back that BCE
         has because few negatives are drawn. 0: plain BCE, 1: scores tend to those of the full softmax.
       top: T, the items of an answer.
@@ -117,20 +117,23 @@ class NextItem:
         V, K = self.num_items or 0, self.negatives
         own_BM = jnp.concatenate([history_BL, target_BL], 1)
         positive_BL = self._own(variables, y_BLD, target_BL)
-        if K == 1:
-            drawn_BL = jax.random.randint(key, target_BL.shape, 1, V + 1)
-            negative_BLK = self._own(variables, y_BLD, drawn_BL)[..., None]
-            own_BLK = jnp.any(drawn_BL[..., None] == own_BM[:, None], -1)[..., None]
-        else:
+        if self.loss_kind == "sampled_softmax":
             drawn_K = jax.random.randint(key, (K,), 1, V + 1)
             negative_BLK = self._scores(variables, y_BLD, drawn_K)
             own_BLK = jnp.any(drawn_K == own_BM[..., None], 1)[:, None]
-        if self.loss_kind == "sampled_softmax":
             others_BLK = jnp.where(own_BLK, -jnp.inf, negative_BLK - math.log(K / V))
             loss_BL = jax.nn.logsumexp(jnp.concatenate([positive_BL[..., None], others_BLK], -1), -1) - positive_BL
         else:
+            B, L = target_BL.shape
+            drawn_BXK = jax.random.randint(key, (B, L if K == 1 else 1, K), 1, V + 1)
+            drawn_BXKD: Any = self.model.apply(variables, drawn_BXK, method="items")
+            if K == 1:
+                negative_BLK = jnp.sum(y_BLD[:, :, None] * drawn_BXKD, -1)
+            else:
+                negative_BLK = y_BLD @ jnp.swapaxes(drawn_BXKD[:, 0], 1, 2)
+            own_BXK = jnp.any(drawn_BXK[..., None] == own_BM[:, None, None], -1)
             beta = 1 - self.calibration * (1 - K / max(V - 1, 1))
-            against_BL = jnp.sum(jnp.where(own_BLK, 0, jax.nn.softplus(negative_BLK)), -1)
+            against_BL = jnp.sum(jnp.where(own_BXK, 0, jax.nn.softplus(negative_BLK)), -1)
             loss_BL = beta * jax.nn.softplus(-positive_BL) + against_BL
         return jnp.sum(jnp.where(target_BL > 0, loss_BL, 0))
 
