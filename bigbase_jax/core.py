@@ -108,6 +108,8 @@ class Task(Protocol):
       the input. Without it, each example has an answer of its own.
     - ``figures(evaluated)``: an iterable of ``Figure``s, what the report of a run and comparisons show of an
       ``Evaluated``. Arrays and metrics of it may be missing, as those that an evaluation did not keep.
+    - ``indexed``, True: what it predicts is a ``vector`` by which its answers are looked up (``inference.retrieval``)
+      among those that its ``items(variables, batch)`` gives of a catalogue.
     - ``given``: a ``Given``, variables that ``loss`` finds among its own as the collection ``given``.
 
     Attributes:

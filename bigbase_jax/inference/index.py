@@ -15,6 +15,7 @@ import dataclasses
 import functools
 import os
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -22,6 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bigbase_jax.core import UserError
+from bigbase_jax.data.columns import Texts
 from bigbase_jax.pretrained.files import read_safetensors, write_safetensors
 
 FILE = "index.safetensors"
@@ -30,6 +32,7 @@ CELLS_FROM = 100_000
 RECALL = 0.99
 _CHUNK, _QUERIES = 4096, 256  # rows that are compared at once
 _ITERATIONS, _PER_CELL = 10, 64  # of k-means, and the vectors that it sees for each cell
+_TEXTS = ("names", "titles")
 _SAMPLE = 512  # vectors that are searched for to choose the number of cells to look through
 
 
@@ -44,6 +47,7 @@ class Index:
       centroids: f32[C,D] of the cells; None: there are none, and every search is exact.
       cell: i32[N], that of each vector.
       probes: cells that a search looks through.
+      names, titles: [N] each, what each is called for people; empty: nothing is known.
 
     Raises:
       UserError: the arrays do not fit each other.
@@ -55,6 +59,8 @@ class Index:
     centroids: np.ndarray | None = None
     cell: np.ndarray | None = None
     probes: int = 0
+    names: Sequence[str] = ()
+    titles: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         vectors, ids, centroids, cell = self.vectors, self.ids, self.centroids, self.cell
@@ -69,6 +75,8 @@ class Index:
                 wrong = "its cells are not those of its vectors"
             elif not (cell.min() >= 0 and cell.max() < len(centroids) and 1 <= self.probes <= len(centroids)):
                 wrong = "its vectors are in cells that it does not have"
+        if not wrong and not all(len(texts) in (0, len(ids)) for texts in (self.names, self.titles)):
+            wrong = "it has not one name for each vector"
         parts = [vectors] if centroids is None else [vectors, centroids]
         if not wrong and not all(np.isfinite(x[i : i + 2**16]).all() for x in parts for i in range(0, len(x), 2**16)):
             wrong = "its vectors are not finite"
@@ -86,6 +94,8 @@ class Index:
         step: int = 0,
         cells: int | None = None,
         recall: float = RECALL,
+        names: Sequence[str] = (),
+        titles: Sequence[str] = (),
     ) -> Index:
         """
         Args:
@@ -101,6 +111,8 @@ class Index:
             np.ascontiguousarray(vectors, np.float32),
             np.arange(len(vectors)) if ids is None else np.asarray(ids, np.int64),
             step,
+            names=names,
+            titles=titles,
         )
         if cells is None:
             cells = int(4 * len(exact) ** 0.5) if len(exact) >= CELLS_FROM and _faiss(needed=False) else 0
@@ -159,6 +171,11 @@ class Index:
         arrays = {"vectors": self.vectors, "ids": self.ids, "step": np.asarray(self.step, np.int64)}
         if self.centroids is not None and self.cell is not None:
             arrays |= {"centroids": self.centroids, "cell": self.cell, "probes": np.asarray(self.probes, np.int64)}
+        for name in _TEXTS:
+            texts = [text.encode() for text in getattr(self, name)]
+            if texts:
+                arrays[name] = np.frombuffer(b"".join(texts), np.uint8)
+                arrays[f"{name}.bounds"] = np.cumsum([0, *map(len, texts)], dtype=np.int64)
         specs = {name: (x.shape, x.dtype) for name, x in arrays.items()}
         write_safetensors(pathlib.Path(path), specs, arrays.__getitem__)
 
@@ -172,8 +189,9 @@ class Index:
         arrays = read_safetensors(pathlib.Path(path))
         try:
             numbers = {name: int(arrays.pop(name).reshape(())) for name in ("step", "probes") if name in arrays}
-            return cls(**arrays, **numbers)  # type: ignore[arg-type]
-        except (TypeError, ValueError) as error:
+            texts = {name: _texts(arrays.pop(name), arrays.pop(f"{name}.bounds")) for name in _TEXTS if name in arrays}
+            return cls(**arrays, **numbers, **texts)  # type: ignore[arg-type]
+        except (KeyError, TypeError, ValueError) as error:
             raise UserError(f"{os.fspath(path)} holds no index ({error}).") from error
         except UserError as error:
             raise UserError(f"{os.fspath(path)}: {error}") from error
@@ -222,6 +240,14 @@ def _nearest(chunks_CMD: jax.Array, count: jax.Array, queries_QD: jax.Array, k: 
 
     nothing = jnp.full((len(queries_QD), k), -jnp.inf), jnp.full((len(queries_QD), k), -1)
     return jax.lax.scan(more, nothing, (chunks_CMD, rows * jnp.arange(chunks)))[0]
+
+
+def _texts(data: np.ndarray, bounds: np.ndarray) -> Texts:
+    if data.dtype != np.uint8 or bounds.dtype != np.int64 or data.ndim != 1 or bounds.ndim != 1:
+        raise ValueError("its names are no texts")
+    if len(bounds) < 1 or bounds[0] != 0 or bounds[-1] != len(data) or (np.diff(bounds) < 0).any():
+        raise ValueError("its names do not follow each other")
+    return Texts(data, bounds)
 
 
 def _overlap(truth_QK: np.ndarray, found_QK: np.ndarray) -> float:

@@ -106,7 +106,7 @@ class Predictor:
           UserError: there is neither, no such checkpoint, the adapter is another model's, or there is no such engine
             or nothing exported for it.
         """
-        from bigbase_jax.inference import engines, published  # which give what is defined here
+        from bigbase_jax.inference import engines, published, retrieval  # which give what is defined here
 
         run = RunDir(folder)
         if "task" in run.config_json():
@@ -122,7 +122,8 @@ class Predictor:
             for name in answers_of:
                 task = answering(run, name, task)
             inputs = {key: jax.ShapeDtypeStruct(spec[key].shape[1:], spec[key].dtype) for key in task.inputs}
-            found = cls(task, variables, known, inputs, lambda: _reading(config, known), step, run, config, mesh)
+            kind = retrieval.Retriever if getattr(task, "indexed", False) else cls
+            found = kind(task, variables, known, inputs, lambda: _reading(config, known), step, run, config, mesh)
             found.compute = compute
         elif top is not None:
             raise UserError(f"--top is for runs of ours that rank, and {folder} is none; leave it out.")

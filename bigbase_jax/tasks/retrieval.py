@@ -18,7 +18,7 @@ from bigbase_jax.core import Array, Batch, Example, Loss, Meter, Metric, Sum, Us
 from bigbase_jax.tasks.errors import model_errors
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Retrieval:
     """Two towers, trained by the softmax over the items of the batch.
 
@@ -35,7 +35,7 @@ class Retrieval:
     Attributes:
       model: a Linen module with the methods ``users`` and ``items`` (see ``models.two_tower``).
       num_items: of the catalogue.
-      item_names: of item 1, 2, ...; None: their numbers.
+      item_names, item_titles: of item 1, 2, ...; None: their numbers, and no titles.
       correct: whether scores are corrected; else what is often chosen is recommended too seldom.
       id_dropout: share of the users and of the items whose id is hidden in training, so that what has none that
         training has seen is known by its history, its words and its features (Volkovs et al. 2017).
@@ -48,11 +48,13 @@ class Retrieval:
     model: nn.Module
     num_items: int | None = None
     item_names: Sequence[str] | None = None
+    item_titles: Sequence[str] | None = None
     correct: bool = True
     id_dropout: float = 0.1
     top: int = 10
 
     batch_coupled: ClassVar[bool] = True
+    indexed: ClassVar[bool] = True
     metrics: ClassVar[Mapping[str, Metric]] = {"loss": Metric("min", "nats")}
 
     def __post_init__(self) -> None:
@@ -60,7 +62,8 @@ class Retrieval:
             raise UserError(f"id_dropout is {self.id_dropout}; it lies in [0, 1), for example 0.1.")
         if self.top < 1:
             raise UserError(f"top is {self.top}; an answer has at least 1 item.")
-        object.__setattr__(self, "item_names", None if self.item_names is None else tuple(self.item_names))
+        for name in ("item_names", "item_titles"):
+            object.__setattr__(self, name, tuple(getattr(self, name) or ()))
 
     @property
     def inputs(self) -> tuple[str, ...]:
@@ -84,10 +87,11 @@ class Retrieval:
             found: Any = self.model.apply(variables, *_of_user(batch), method="users")
             return found
 
-    def items(self, variables: Variables, batch: Batch) -> jax.Array:
-        """f32[B,D]: the vectors of items that a batch has in the place of users."""
+    def items(self, variables: Variables, items: Batch) -> jax.Array:
+        """f32[B,D]: the vectors of items, of which a batch holds ``item``, ``log_q`` (-inf: training has not seen it) and
+        what else the model reads."""
         with model_errors():
-            found: Any = self.model.apply(variables, *_of_item(batch), method="items")
+            found: Any = self.model.apply(variables, *_of_item(items), method="items")
             return found
 
     def loss(self, variables: Variables, batch: Batch, key: jax.Array | None) -> tuple[Loss, Variables]:
@@ -133,19 +137,26 @@ class Retrieval:
         """None: what is measured of a ranking is an evaluator's."""
         return {}
 
+    def query_of(self, item: np.ndarray) -> np.ndarray:
+        """f32[D]: what finds the items that are alike to one of this vector: its direction, without its bias."""
+        return np.append(item[:-1], np.float32(0))
+
     def postprocess(self, output: Mapping[str, np.ndarray], example: Example) -> dict[str, Any]:
-        """``items``: the best ones, best first, that the history does not have, with their ``score``; where nothing has
-        looked them up, the ``vector`` to do so by."""
+        """``items``: the best ones that the history does not have, best first: each with its name (``item``), its
+        ``title`` and its ``score``; and ``history``, what of the given one the model has read. Where nothing has been
+        looked up, the ``vector`` to do so by."""
         if "items" not in output:
             return {"vector": output["vector"].tolist()}
         ranked = zip(output["items"].tolist(), output["scores"].tolist(), strict=True)
-        seen = {0, -1, *np.asarray(example["history"]).tolist()}
-        best = [{"item": self.name(item), "score": score} for item, score in ranked if item not in seen]
-        return {"items": best[: self.top]}
+        history = [item for item in np.asarray(example["history"]).tolist() if item]
+        best = [{**self.about(item), "score": score} for item, score in ranked if item > 0 and item not in history]
+        return {"items": best[: self.top], "history": [self.about(item) for item in history]}
 
-    def name(self, item: int) -> str:
-        """Of an item, from 1."""
-        return str(item) if self.item_names is None else self.item_names[item - 1]
+    def about(self, item: int) -> dict[str, str]:
+        """What an item (from 1) is called: ``item`` and, where it has one, ``title``."""
+        name = self.item_names[item - 1] if self.item_names else str(item)
+        title = self.item_titles[item - 1] if self.item_titles else ""
+        return {"item": name, **({"title": title} if title else {})}
 
 
 def _of_user(batch: Batch) -> tuple[Any, ...]:

@@ -47,12 +47,13 @@ def test_approximate_finds_what_it_was_built_to_find_in_a_share_of_the_cells():
 
 def test_an_index_is_what_it_was_after_its_file(tmp_path):
     pytest.importorskip("faiss")
-    queries = clustered(20, seed=1)
+    queries, names = clustered(20, seed=1), [f"näme {i}" for i in range(500)]
     for cells in (0, 20):
-        index = Index.build(clustered(500), np.arange(500) + 7, step=3, cells=cells)
+        index = Index.build(clustered(500), np.arange(500) + 7, step=3, cells=cells, names=names)
         index.save(tmp_path / "index.safetensors")
         read = Index.load(tmp_path / "index.safetensors")
         assert read.step == 3 and (read.centroids is None) == (cells == 0)
+        assert list(read.names) == names and not read.titles
         for a, b in zip(index.search(queries, 5), read.search(queries, 5), strict=True):
             np.testing.assert_array_equal(a, b)
 
@@ -60,7 +61,7 @@ def test_an_index_is_what_it_was_after_its_file(tmp_path):
 def test_hostile_files_are_refused_in_a_sentence(tmp_path):
     pytest.importorskip("faiss")
     path = tmp_path / "index.safetensors"
-    Index.build(clustered(500), cells=20).save(path)
+    Index.build(clustered(500), cells=20, names=["a"] * 500).save(path)
     data, good = path.read_bytes(), {name: np.array(x) for name, x in read_safetensors(path).items()}
 
     def refused(match, **changed):
@@ -86,6 +87,11 @@ def test_hostile_files_are_refused_in_a_sentence(tmp_path):
     refused("no index", vectors=None)
     refused("no index", step=np.arange(2))
     refused("no index", code=np.arange(2))
+    refused("names do not follow", **{"names.bounds": good["names.bounds"][::-1]})
+    refused("names do not follow", names=good["names"][:-1])
+    refused("one name for each", **{"names.bounds": np.array([0, 500])})
+    refused("no texts", names=good["ids"])
+    refused("no index", **{"names.bounds": None})
     for broken in (data[:-1], data[:20], b"", b"\xff" * 100, data.replace(b"[500,16]", b"[900,16]")):
         path.write_bytes(broken)
         with pytest.raises(UserError, match="damaged"):

@@ -143,10 +143,11 @@ def test_what_training_has_not_seen_is_known_by_its_words_and_features_alone():
 
 
 def test_an_answer_is_the_best_that_the_user_does_not_have():
-    own = task(item_names=[f"i{n}" for n in range(1, ITEMS + 1)], top=2)
+    own = task(item_names=[f"i{n}" for n in range(1, ITEMS + 1)], item_titles=["", "", "Three", *[""] * 5], top=2)
     output = {"items": np.array([3, 1, 5, 2, -1]), "scores": np.array([0.9, 0.8, 0.7, 0.6, -np.inf])}
     answer = own.postprocess(output, {"history": np.array([0, 1])})
-    assert answer["items"] == [{"item": "i3", "score": 0.9}, {"item": "i5", "score": 0.7}]
+    assert answer["items"] == [{"item": "i3", "title": "Three", "score": 0.9}, {"item": "i5", "score": 0.7}]
+    assert answer["history"] == [{"item": "i1"}]
     with pytest.raises(UserError, match="id_dropout is 1"):
         task(id_dropout=1)
     with pytest.raises(UserError, match="num_users is None"):
