@@ -14,7 +14,9 @@ from bigbase_jax import pretrained
 from bigbase_jax.build import suggest
 from bigbase_jax.core import UserError, flatten
 from bigbase_jax.export import manifest, onnx, proof, stablehlo
+from bigbase_jax.inference import index
 from bigbase_jax.inference.predictor import Predictor
+from bigbase_jax.inference.retrieval import Retriever
 from bigbase_jax.pretrained.files import SINGLE, is_ours, read_safetensors, some, write_safetensors
 from bigbase_jax.pretrained.start import chain, stored
 from bigbase_jax.runtime import compilation, whole
@@ -64,7 +66,8 @@ def export(
 
     Args:
       to: of ``FORMATS``: "stablehlo", programs of ``jax.export``; "onnx", graphs for onnxruntime and others;
-        "safetensors", a folder that transformers loads; or "adapter", what was trained of a model beside its base.
+        "safetensors", a folder that transformers loads; "adapter", what was trained of a model beside its base; or
+        "index", the vectors of a catalogue in which a run looks its answers up, which programs and graphs have too.
       output: the folder, where an earlier export is replaced; None: ``export/TO`` in the run's.
       step: see ``restored.restore``.
       platforms: see ``stablehlo.write``.
@@ -99,6 +102,8 @@ def export(
         if (after := FORMATS[to].opened(partial, predictor)) is not None:
             result["proof"] = proof.summary(proof.prove(predictor, after, partial, allow_drop))
         result["files"] = sorted(path.name for path in partial.iterdir())
+        if "index" in about:
+            result["index"] = about["index"]
     say(f"export: {result['export']}")
     return result
 
@@ -155,6 +160,19 @@ def _adapter(predictor: Predictor, folder: pathlib.Path) -> dict[str, Any]:
     raise UserError(f"the run in {predictor.run.path} trained all of its model; there is no adapter to write.")
 
 
+def _index(predictor: Predictor, folder: pathlib.Path) -> dict[str, Any]:
+    if not isinstance(predictor, Retriever):
+        raise UserError(f"{type(predictor.task).__name__} looks nothing up, and needs no index; export it --to=onnx.")
+    found = predictor.built()
+    found.save(folder / index.FILE)
+    about: dict[str, Any] = {"vectors": len(found), "width": found.vectors.shape[1]}
+    examples = proof.some_examples(predictor, CALIBRATE)
+    if found.centroids is not None and examples is not None:
+        queries = np.asarray(predictor.program(predictor.variables, examples)["vector"])
+        about |= {"cells": len(found.centroids), "probes": found.probes, "recall@10": found.recall(queries)}
+    return {"index": about}
+
+
 def _onnx(
     predictor: Predictor, folder: pathlib.Path, quantize: str | None = None, calibrate: int | None = None
 ) -> dict[str, Any]:
@@ -162,14 +180,15 @@ def _onnx(
     if quantize is not None and not isinstance(data := proof.data_of(predictor), str):
         with data.eval_batches("train", limit=calibrate or CALIBRATE) as found:
             batches = [{name: batch[name] for name in predictor.task.inputs} for batch in found]
-    return onnx.write(predictor, folder, quantize, batches)
+    about = onnx.write(predictor, folder, quantize, batches)
+    return {**about, **(_index(predictor, folder) if isinstance(predictor, Retriever) else {})}
 
 
 def _stablehlo(predictor: Predictor, folder: pathlib.Path, platforms: Sequence[str] | None = None) -> dict[str, Any]:
     about = stablehlo.write(predictor, folder, platforms)
     assert predictor.run is not None and predictor.config is not None
     pretrained.write_tokenizer(folder, predictor.run, predictor.config)
-    return about
+    return {**about, **(_index(predictor, folder) if isinstance(predictor, Retriever) else {})}
 
 
 def _opened_stablehlo(folder: pathlib.Path, predictor: Predictor) -> Predictor:
@@ -181,5 +200,6 @@ FORMATS: Mapping[str, Format] = {
     "onnx": Format(_onnx, ("quantize", "calibrate"), onnx.opened),
     "safetensors": Format(_safetensors, opened=_opened_safetensors),
     "adapter": Format(_adapter),
+    "index": Format(_index),
 }
 """What ``--to`` may name."""

@@ -1,4 +1,4 @@
-"""Runs whose answers are looked up: a task gives a vector of what it is asked, and the nearest of its catalogue answer."""
+"""Runs whose answers are looked up: a task gives a vector of what is asked, and the nearest of a catalogue answer."""
 
 from __future__ import annotations
 

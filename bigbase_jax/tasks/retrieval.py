@@ -88,7 +88,7 @@ class Retrieval:
             return found
 
     def items(self, variables: Variables, items: Batch) -> jax.Array:
-        """f32[B,D]: the vectors of items, of which a batch holds ``item``, ``log_q`` (-inf: training has not seen it) and
+        """f32[B,D]: vectors of items, of which a batch holds ``item``, ``log_q`` (-inf: training has not seen it) and
         what else the model reads."""
         with model_errors():
             found: Any = self.model.apply(variables, *_of_item(items), method="items")
