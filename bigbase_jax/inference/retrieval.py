@@ -59,8 +59,8 @@ class Retriever(Predictor):
             items = catalogue.items(np.minimum(np.arange(start, start + _ROWS), count))
             parts.append(np.asarray(compute(self.variables, items))[: count + 1 - start])
         titles = data.dataset_info.get("item_titles", ())
-        names: dict[str, Sequence[str]] = {"names": catalogue.item_names, "titles": titles}
-        found = Index.build(np.concatenate(parts), np.arange(1, count + 1), self.step, **names)
+        vectors, ids = np.concatenate(parts), np.arange(1, count + 1)
+        found = Index.build(vectors, ids, self.step, names=catalogue.item_names, titles=titles)
         cells = f", {found.probes} of {len(found.centroids)} cells are searched" if found.centroids is not None else ""
         say(f"index: {count:,} items of {type(task).__name__}{cells}")
         return found
