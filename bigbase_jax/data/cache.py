@@ -358,6 +358,15 @@ def _mapped(path: pathlib.Path, dtype: np.dtype) -> np.ndarray:
         return np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), dtype)
 
 
+def release(array: np.ndarray) -> None:
+    """Gives back the memory of all that is mapped with an array; it is read again where it is asked for."""
+    base: Any = array
+    while isinstance(base, np.ndarray | memoryview):
+        base = base.base if isinstance(base, np.ndarray) else base.obj
+    if isinstance(base, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+        base.madvise(mmap.MADV_DONTNEED)
+
+
 def find(root: pathlib.Path, key: str) -> Store | None:
     """The store of this key below ``root``, if there is one."""
     return open_store(root / f"cache-{key}")

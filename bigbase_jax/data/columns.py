@@ -20,7 +20,7 @@ import numpy as np
 
 from bigbase_jax.build import suggest
 from bigbase_jax.core import UserError
-from bigbase_jax.data.cache import Store
+from bigbase_jax.data.cache import Store, release
 from bigbase_jax.data.files import LIMITS, File, Limits, kind_of, one_file, optional
 from bigbase_jax.data.rows import tables
 from bigbase_jax.data.sources.text.base import kept, source_digest
@@ -75,6 +75,11 @@ class Column(NamedTuple):
     names: Sequence[str] = ()
     form: str = ""
     missing: int = 0
+
+    def release(self) -> None:
+        """Gives back the memory of a column that is mapped: a table may be larger than that."""
+        if isinstance(self.values, np.ndarray):
+            release(self.values)
 
 
 class Columns(Mapping[str, Column]):

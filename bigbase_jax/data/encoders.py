@@ -23,6 +23,7 @@ from bigbase_jax.core import Example, UserError
 from bigbase_jax.data.columns import ISO, Column, Columns, column_of
 
 NUMBERS = ("quantile", "standard")
+_KNOTS = 1 << 18  # that all columns may have together, so that a run's JSON stays small
 _FITTED = 1_000_000  # rows that quantiles, means and deviations are taken from, at most
 _DAY = 86400.0
 _CYCLES = {"year": 365.2425, "week": 7.0, "day": 1.0}  # in days
@@ -363,7 +364,7 @@ def fit_encoders(
       columns: those that a model is to read: neither the target, nor what splits the rows.
       rows: i64, those of training; None: all.
       numbers: "quantile" or "standard".
-      quantiles: values that ranks are kept of, about as many at most.
+      quantiles: values that ranks are kept of, about as many at most; fewer where there are more than 1,000 columns.
       max_categories: a column of more names is hashed.
       min_count: a name that is rarer is unknown.
       buckets: of the hashed columns of categories, each.
@@ -378,6 +379,7 @@ def fit_encoders(
         if value < 1:
             raise UserError(f"{name} is {value + (name == 'quantiles')}, which is too small.")
     rows = np.arange(columns.rows) if rows is None else rows
+    quantiles = min(quantiles, max(16, _KNOTS // max(len(columns), 1)))
     fits: dict[str, Callable[[Column], Encoder | str]] = {
         "number": functools.partial(_fit_number, rows=rows, how=numbers, quantiles=quantiles),
         "category": functools.partial(_fit_category, rows=rows, most=max_categories, least=min_count, buckets=buckets),
@@ -387,6 +389,7 @@ def fit_encoders(
     found, left_out = [], {}
     for name, column in columns.items():
         encoder = fits[column.kind](column)
+        column.release()
         if isinstance(encoder, str):
             left_out[name] = encoder
         else:

@@ -40,7 +40,7 @@ def stratified(
         given = " and ".join(f"{split}_fraction={fraction}" for split, fraction in fractions.items())
         raise UserError(f"{given} leave nothing to train on; use a sum below 1.")
     parts: dict[str, list[np.ndarray]] = {"train": [], **{split: [] for split in fractions}}
-    rank = np.array([_hash64(f"{seed}/{name}") for name in names], np.uint64)
+    rank = np.fromiter((_hash64(f"{seed}/{name}") for name in names), np.uint64, len(names))
     for label in np.unique(labels):
         members = np.flatnonzero(labels == label)
         dealt = members[np.argsort(rank[members], kind="stable")]

@@ -247,7 +247,7 @@ def _begin(data: TableRows, columns: Columns, split_of_file: Sequence[str]) -> C
     how = {name: getattr(data, name) for name in names}
     encoders = fit_encoders(Columns(list(features.values()), columns.rows), parts["train"], **how)
     told += [f"{n:,} rows of {split} are in train too" for split, n in _shared(features, y_N, parts).items()]
-    infinite = [n for n, c in features.items() if c.kind == "number" and not _bounded(c.values)]
+    infinite = [name for name, column in features.items() if column.kind == "number" and not _bounded(column)]
     told += [f"infinite numbers in {_listed(infinite)} count as the greatest there are"] if infinite else []
     about |= {"told": told, "encoders": encoders.state(), "files": [list(file) for file in columns.files]}
     about["missing"] = {n: c.missing for n, c in features.items() if c.missing}
@@ -261,10 +261,13 @@ def _begin(data: TableRows, columns: Columns, split_of_file: Sequence[str]) -> C
             name: writer.reserve(name, np.float32 if name == "numbers" else np.int32, (len(rows), width))
             for name, width in widths.items()
         }
+        first = {column.kind: column for column in features.values()}  # which are mapped together
         block = max(1, min(_BLOCK, (1 << 24) // max(widths["numbers"], 1)))
         for start in range(0, len(rows), block):
             for name, array in encode(rows[start : start + block]).items():
                 fill[name](start * widths[name], array)
+            for column in first.values():
+                column.release()
         writer.reserve("target", np.float32 if data.regression else np.int32, rows.shape)(0, y_N[rows])
         writer.reserve("row", np.int64, rows.shape)(0, rows)
         if audit is not None:
@@ -325,7 +328,7 @@ def _split(
 ) -> dict[str, np.ndarray]:
     """Rows by split, of those that have a target."""
     counts = [count for _, count in columns.files] or [columns.rows]
-    split_N = np.repeat([("", *SPLITS).index(split) for split in split_of_file], counts)
+    split_N = np.repeat(np.array([("", *SPLITS).index(split) for split in split_of_file], np.uint8), counts)
     known_N = ~np.isnan(y_N)
     if not known_N.all():
         told.append(f"{int((~known_N).sum()):,} rows without {data.target_name} left out")
@@ -394,14 +397,17 @@ def _shared(features: Mapping[str, Column], y_N: np.ndarray, parts: Mapping[str,
             value_N = np.asarray(column.values, np.float64).view(np.uint64)
         else:
             value_N = np.asarray(column.values).astype(np.int64).view(np.uint64)
+        column.release()
         hash_N = (hash_N ^ (hash_N >> np.uint64(29))) * np.uint64(0x9E3779B97F4A7C15) + value_N  # as in splitmix64
     hash_N ^= hash_N >> np.uint64(32)
     shared = {s: int(np.isin(hash_N[part], hash_N[parts["train"]]).sum()) for s, part in parts.items() if s != "train"}
     return {split: count for split, count in shared.items() if count}
 
 
-def _bounded(values: np.ndarray) -> bool:
-    return values.dtype.kind == "i" or not np.isinf(values).any()
+def _bounded(column: Column) -> bool:
+    found = column.values.dtype.kind == "i" or not np.isinf(column.values).any()
+    column.release()
+    return bool(found)
 
 
 # --- what was read ----------------------------------------------------------------------------------------------------
