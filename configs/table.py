@@ -9,8 +9,8 @@ python launch.py --config=configs/table.py:model=linear                      whi
 python launch.py --mode=predict --workdir=runs/table --input=new.csv --output=answers.csv         of each row
 python launch.py --config=configs/table.py:members=8                         an ensemble, trained side by side
 
-Files need the extra ``tables``. Measured on two cores of an AMD EPYC: UCI Adult's training file split 60/20/20, test AUC 0.927 in
-12 core-seconds, 0.930 of eight members in 50; gradient boosting has 0.927 in 3 (docs/tables.md).
+Files need the extra ``tables``. Measured on two cores of an AMD EPYC: UCI Adult's training file, split 60/20/20, test
+AUC 0.927 in 12 core-seconds, 0.930 of eight members in 50; gradient boosting has 0.927 in 3 (docs/tables.md).
 """
 
 import optax
