@@ -365,6 +365,7 @@ class Fields(NamedTuple):
       encoding: of texts.
       header: whether a table's first line has the names of its columns; else they are "0", "1", ...
       short: entries that fit one line, and what each is likely to be, where that is known.
+      whole: whether a table is read as a whole, and not row by row; what comes as JSON is still a row.
     """
 
     columns: Mapping[str, Sequence[tuple[str, ...]]] = {}
@@ -373,6 +374,7 @@ class Fields(NamedTuple):
     encoding: str = "utf-8"
     header: bool = True
     short: Mapping[str, Sequence[str]] = {}
+    whole: bool = False
 
 
 @runtime_checkable

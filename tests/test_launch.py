@@ -50,6 +50,10 @@ MEASURED = {  # by task: what an evaluation reports, and what it keeps of each e
         {"step", "loss", "accuracy", "overall_precision", "overall_recall", "overall_f1", "per_class"},
         {"tag", "tags", "tokens", "index"},
     ),
+    "Forecasting": (
+        {"step", "loss", "mse", "mae", "mase", "crps", "coverage", "interval_width", "per_channel"},
+        {"squared_error_step", "absolute_error_channel", "observed_step", "index"},
+    ),
     "NextItem": (
         {"step", "loss", "hr@10", "ndcg@10", "mrr@10", "ranking"},
         {"items", "scores", "target", "index"},

@@ -110,7 +110,7 @@ def read(files: Sequence[str], fields: Fields | None, limits: Limits = LIMITS) -
 
 
 def _has_rows(path: str, fields: Fields | None) -> bool:
-    return fields is not None and (kind_of(path) in TABLES or fields.lines)
+    return fields is not None and not fields.whole and (kind_of(path) in TABLES or fields.lines)
 
 
 def _is_table(file: File, fields: Fields) -> bool:

@@ -211,7 +211,7 @@ class Served:
             "step": self.predictor.step,
             "does": does,
             "reads": {
-                "files": fields is None or fields.files,
+                "files": fields is None or fields.files or fields.whole,
                 "entries": list(fields.columns) if fields else [],
                 "short": {name: list(known) for name, known in fields.short.items()} if fields else {},
             },
