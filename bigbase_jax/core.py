@@ -399,6 +399,11 @@ class Codec(Protocol):
     the config has them and of what a run has kept of its data. That is a static method where it needs nothing of the
     data, so that a model predicts where its data is not.
 
+    What else a codec may have:
+
+    - ``padded``: names of entries that are padded to one length, the first of which is above 0 just where there is no
+      padding. It is behind all else, and may be cut off: what the model gives of the rest stays the same.
+
     Attributes:
       fields: what of a row it reads; None: it reads whole files alone.
     """

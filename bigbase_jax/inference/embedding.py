@@ -9,7 +9,6 @@ Axes: B texts of a batch, L length, D width of the vectors.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import os
 import pathlib
 import re
@@ -24,7 +23,7 @@ from bigbase_jax.core import Batch, Example, UserError, Variables
 from bigbase_jax.data.files import limits_of
 from bigbase_jax.data.sources.text.labelled_text import LabelledText
 from bigbase_jax.inference.predictor import Predictor, Reading
-from bigbase_jax.inference.published import LEAST, LENGTH, shortened, tokenizer_of
+from bigbase_jax.inference.published import LENGTH, tokenizer_of
 from bigbase_jax.pretrained import load, schema
 from bigbase_jax.pretrained.start import is_run, merged, model_of
 from bigbase_jax.runtime.untrusted import parse_json, read_object, read_regular
@@ -95,13 +94,12 @@ def embedder(folder: str | os.PathLike, step: int | None = None, run: Predictor 
     reading = Reading(LabelledText.codec(reads, known), limits=limits_of(reads))
     spec = dict.fromkeys(embedding.inputs, jax.ShapeDtypeStruct((known["length"],), np.int32))
     whole: Any = embedding
-    trim = functools.partial(shortened, by="segment_ids")
-    return Predictor(whole, variables, known, spec, lambda: reading, trim=trim)
+    return Predictor(whole, variables, known, spec, lambda: reading)
 
 
 def width_of(found: Predictor) -> int:
     """D."""
-    batch = {name: jax.ShapeDtypeStruct((1, LEAST), jnp.int32) for name in found.task.inputs}
+    batch = {name: jax.ShapeDtypeStruct((1, *x.shape), x.dtype) for name, x in found.spec.items()}
     return jax.eval_shape(found.task.predict, found.variables, batch)["vector"].shape[-1]
 
 

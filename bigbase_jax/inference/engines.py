@@ -86,7 +86,8 @@ class Session:
         about = self._session.get_modelmeta().custom_metadata_map
         self.step = int(step) if (step := about.get("step", "")).isdecimal() else 0
         self.in_place = about.get("cache") == IN_PLACE
-        self.inputs = [x.name for x in self._session.get_inputs()]
+        self.shapes = {x.name: x.shape for x in self._session.get_inputs()}
+        self.inputs = [*self.shapes]
         self.outputs = [x.name for x in self._session.get_outputs()]
 
     def __call__(self, arrays: Mapping[str, Array]) -> dict[str, np.ndarray]:
@@ -234,6 +235,12 @@ class Written:
         return jax.tree.unflatten(jax.tree.structure(cache), leaves)
 
 
+def _filled(x: Array, shape: Sequence[Any]) -> np.ndarray:
+    """An array with zeros, which are padding, up to the sizes that a graph has not left free."""
+    more = [(0, m - n if isinstance(m, int) else 0) for n, m in zip(x.shape, shape, strict=False)]
+    return np.pad(np.asarray(x), more) if any(after > 0 for _, after in more) else np.asarray(x)
+
+
 def _called(session: Session, arrays: Mapping[str, Any], shapes: dict[str, Any]) -> dict[str, Any]:
     """What a graph gives, inside a compiled program."""
 
@@ -298,7 +305,7 @@ def opened(folder: pathlib.Path, task: Task, spec: Mapping[str, jax.ShapeDtypeSt
         return {**found, "tokens": translate(given)} if writes else found
 
     def compute(_: Any, batch: Batch) -> dict[str, Any]:
-        found = session(batch)
+        found = session({name: _filled(x, session.shapes.get(name, ())) for name, x in batch.items()})
         return {**found, "tokens": translate({name: batch[name] for name in native.inputs})} if writes else found
 
     object.__setattr__(inner, "predict", predict)

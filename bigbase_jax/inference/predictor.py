@@ -27,6 +27,8 @@ from bigbase_jax.wrappers import adapter as adapters
 from bigbase_jax.wrappers.wrapper import Around, Wrapper
 
 ROWS = 32
+LEAST = 16
+"""Places that the padded entries of a batch have at least."""
 Output = dict[str, np.ndarray]
 """What the model gives of one example, without a batch axis."""
 Compute = Callable[[Variables, Batch], Mapping[str, Array]]
@@ -65,7 +67,6 @@ class Predictor:
       config: the run's.
       mesh: what the variables are spread over.
       rows: inputs that are answered at once, and examples of a batch; where they are fewer, a power of two is enough.
-      trim: what takes from a batch what need not be computed, such as padding.
       compute: what computes ``Task.predict`` in another engine; None: JAX does.
     """
 
@@ -79,7 +80,6 @@ class Predictor:
     config: ConfigDict | None = None
     mesh: Any = None
     rows: int = ROWS
-    trim: Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]] | None = None
     compute: Compute | None = None
 
     @classmethod
@@ -155,6 +155,29 @@ class Predictor:
         return self.read()
 
     @functools.cached_property
+    def lengths(self) -> tuple[int, ...]:
+        """The places that the padded entries of a batch may be cut to, up to all; empty: nothing is padded."""
+        padded = getattr(self.reading.codec, "padded", ())
+        return sizes(LEAST, max(self.spec[name].shape[0] for name in padded if name in self.spec)) if padded else ()
+
+    def cut(self, examples: Sequence[Example]) -> Sequence[Example]:
+        """Examples without most of the padding that all of them have: to the first of ``lengths`` that is enough."""
+        if not self.lengths or not examples:
+            return examples
+        mark = self.reading.codec.padded[0]  # type: ignore[attr-defined]
+        size = fitting(self.lengths, max(int(np.count_nonzero(example[mark] > 0)) for example in examples))
+        return [self._cut(example, size) for example in examples]
+
+    def _cut(self, example: Example, size: int) -> Example:
+        padded = self.reading.codec.padded  # type: ignore[attr-defined]
+        return {name: x[:size] if name in padded else x for name, x in example.items()}
+
+    def blanks(self) -> list[Example]:
+        """An example of zeros in each of the shapes that those which are ``cut`` have."""
+        whole = {name: np.zeros(x.shape, x.dtype) for name, x in self.spec.items()}
+        return [self._cut(whole, size) for size in self.lengths] or [whole]
+
+    @functools.cached_property
     def program(self) -> Compute:
         """What computes ``Task.predict``."""
         return self.compute or jax.jit(self.task.predict)
@@ -201,7 +224,7 @@ class Predictor:
             examples = [example for found in read if isinstance(found, list) for example in found]
             if not rows:
                 rows = self.rows if len(some) == self.rows else self._rows(len(examples))
-            computed = self.computed(examples, rows, compiled)
+            computed = self.computed(self.cut(examples), rows, compiled)
             for item, found in zip(some, read, strict=True):
                 if isinstance(found, UserError):
                     yield item, found
@@ -227,7 +250,7 @@ class Predictor:
           UserError: it cannot be read.
         """
         examples = self.examples(given)
-        computed = self.computed(examples, self._rows(len(examples)))
+        computed = self.computed(self.cut(examples), self._rows(len(examples)))
         return self.said(list(zip(examples, computed, strict=True)))
 
     def said(self, found: Sequence[tuple[Example, Output]]) -> list[dict[str, Any]]:
@@ -243,10 +266,10 @@ class Predictor:
 
     def _rows(self, count: int) -> int:
         """Rows of a batch for so few examples."""
-        return min(self.rows, 1 << max(count - 1, 0).bit_length())
+        return self.rows if count > self.rows else fitting(sizes(1, self.rows), count)
 
     def computed(self, examples: Sequence[Example], rows: int, compiled: Compute | None = None) -> Iterator[Output]:
-        """The outputs of examples, in order, by batches of so many rows: one shape, and so one compiled program.
+        """The outputs of examples of one shape, in order, by batches of so many rows: by one compiled program.
 
         Args:
           compiled: what computes; None: ``program``.
@@ -256,7 +279,7 @@ class Predictor:
             some = examples[start : start + rows]
             padded = [*some, *[some[-1]] * (rows - len(some))]
             batch = {key: np.stack([example[key] for example in padded]) for key in self.task.inputs}
-            computed = jax.device_get(compiled(self.variables, self.trim(batch) if self.trim else batch))
+            computed = jax.device_get(compiled(self.variables, batch))
             for i in range(len(some)):
                 yield {key: x[i] for key, x in computed.items()}
 
@@ -268,6 +291,20 @@ def _with_top(task: Any, top: int) -> Any:
     if not hasattr(task, "top"):
         raise UserError(f"--top={top}: {type(task).__name__} ranks nothing; leave it out.")
     return dataclasses.replace(task, top=top)
+
+
+def sizes(least: int, most: int, factor: int = 2) -> tuple[int, ...]:
+    """From ``least`` on by ``factor``, up to ``most``: few, so that few programs are compiled."""
+    found = []
+    while least < most:
+        found.append(least)
+        least *= factor
+    return (*found, most)
+
+
+def fitting(sizes: Sequence[int], n: int) -> int:
+    """The first of growing sizes that is not below n."""
+    return next(size for size in sizes if size >= n)
 
 
 def _mesh_of(config: ConfigDict) -> Any:

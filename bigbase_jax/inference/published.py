@@ -3,7 +3,6 @@ answer inputs; decoders continue texts."""
 
 from __future__ import annotations
 
-import functools
 import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -31,8 +30,6 @@ from bigbase_jax.text.tokenizer import Tokenizer, TokenizerFile, dataset_info_of
 
 LENGTH = 512
 """Tokens of a text, of a model that reads more, where nothing says less."""
-LEAST = 16
-"""Tokens that a batch has room for; a power of two, so that few programs are compiled."""
 _SIDES = Kind(
     "an object of sides up to 4,096",
     lambda x, _: isinstance(x, dict) and len(x) > 0 and all(type(v) is int and 1 <= v <= 4096 for v in x.values()),
@@ -148,15 +145,7 @@ def _of_translator(path: str, model: EncoderDecoder, variables: Variables) -> Pr
         for name in task.inputs
     }
     reading = Reading(ParallelText.codec({}, known))
-    rows, trim = max(ROWS // 2 // task.beams, 1), functools.partial(shortened, by="source_segments")
-    return Predictor(task, variables, known, spec, lambda: reading, trim=trim, rows=rows)
-
-
-def shortened(batch: dict[str, np.ndarray], by: str) -> dict[str, np.ndarray]:
-    """A batch without most of the padding that all its texts have, where the entry ``by`` is 0."""
-    longest = int((batch[by] > 0).sum(1).max())
-    size = max(LEAST, 1 << (longest - 1).bit_length())
-    return {name: x[:, :size] for name, x in batch.items()}
+    return Predictor(task, variables, known, spec, lambda: reading, rows=max(ROWS // 2 // task.beams, 1))
 
 
 def _tokens(task: Task, length: int) -> dict[str, jax.ShapeDtypeStruct]:

@@ -32,7 +32,7 @@ from bigbase_jax.decoding import sampling
 from bigbase_jax.decoding.sampling import SamplingArrays, SamplingParams, State
 from bigbase_jax.inference.beside import ADAPTERS, ROWS, with_adapters
 from bigbase_jax.inference.generation import GREEDY, Engine, refuse_unknown
-from bigbase_jax.inference.predictor import Predictor
+from bigbase_jax.inference.predictor import Predictor, fitting, sizes
 from bigbase_jax.text.detokenizer import IncrementalDetokenizer
 
 TOP = 20
@@ -172,7 +172,7 @@ class Slots:
         self.slots, self._most, self._gave_up = slots, waiting, gave_up
         self._ends = frozenset(engine.ends)
         # Of one row XLA's CPU compiler copies the cache at each step.
-        self._batches, self._sizes = _sizes(2, 4, slots), _sizes(_SMALL, 2, self.places)
+        self._batches, self._sizes = sizes(2, slots, factor=4), sizes(_SMALL, self.places)
         self._chunk = min(chunk, self.places)
         self._prefixes: collections.deque[_Prefix] = collections.deque(maxlen=prefixes)
         self._rows: list[Handle | None] = []
@@ -336,7 +336,7 @@ class Slots:
             if not self._waiting or self._used() >= self.slots:
                 return False
             handle = self._waiting.popleft()
-            S = _least(self._sizes, handle.length)
+            S = fitting(self._sizes, handle.length)
             self._reading = reading = _Reading(handle, None, S, 0)
         prompt = handle.tokens[: handle.length]
         common = [_common(x.tokens, prompt[:-1]) if x.adapter == handle.adapter else 0 for x in self._prefixes]
@@ -390,8 +390,8 @@ class Slots:
         """Gives the cache as many rows and places as the sequences need; fewer only after a while."""
         here = [b for b, handle in enumerate(self._rows) if handle is not None]
         handles = [*(self._rows[b] for b in here), *more]
-        B = _least(self._batches, len(handles))
-        S = _least(self._sizes, max(handle.position for handle in handles if handle is not None))
+        B = fitting(self._batches, len(handles))
+        S = fitting(self._sizes, max(handle.position for handle in handles if handle is not None))
         fits = len(self._rows) >= B and self._cache_places >= S
         self._loose = self._loose + 1 if fits and (len(self._rows), self._cache_places) != (B, S) else 0
         if fits and self._loose < _PATIENCE:
@@ -565,16 +565,3 @@ def _common(a: np.ndarray, b: np.ndarray) -> int:
     n = min(len(a), len(b))
     differ = np.flatnonzero(a[:n] != b[:n])
     return int(differ[0]) if len(differ) else n
-
-
-def _sizes(least: int, factor: int, most: int) -> tuple[int, ...]:
-    """From ``least`` on by ``factor``, up to ``most``."""
-    sizes = []
-    while least < most:
-        sizes.append(least)
-        least *= factor
-    return (*sizes, most)
-
-
-def _least(sizes: Sequence[int], n: int) -> int:
-    return next(size for size in sizes if size >= n)

@@ -1,7 +1,8 @@
 """Dynamic batching: requests that come at about the same time are computed together, by a thread of the model's.
 
-A batch is padded to one of a few sizes, so that few programs are compiled, all of them before the first request. What
-a row gives does not depend on the others: ``Task.predict`` computes rows by themselves.
+A batch is padded to one of a few sizes, so that few programs are compiled, all of them before the first request. Rows
+share it with those of their own shape: short texts do not wait for, nor are padded like, long ones. What a row gives
+does not depend on the others: ``Task.predict`` computes rows by themselves.
 """
 
 from __future__ import annotations
@@ -12,12 +13,10 @@ import dataclasses
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Sequence
 
-import numpy as np
-
-from bigbase_jax.core import Batch, Example
-from bigbase_jax.inference.predictor import Output, Predictor
+from bigbase_jax.core import Example
+from bigbase_jax.inference.predictor import Output, Predictor, fitting, sizes
 from bigbase_jax.serve.refused import Refused
 
 
@@ -53,8 +52,9 @@ class Batcher:
         crashed: Callable[[Exception], None] = lambda _: None,
     ):
         self._predictor, self._wait, self._seen, self._crashed = predictor, wait, seen, crashed
-        self.sizes = [1 << i for i in range((rows - 1).bit_length())] + [rows]
-        self._rows: deque[tuple[_Job, int]] = deque()
+        self.sizes = sizes(1, rows)
+        self._rows: dict[Hashable, deque[tuple[_Job, int]]] = {}  # by their shape, and none that is empty
+        self._costs: dict[tuple[Hashable, int], float] = {}  # seconds of a batch, by its shape and size
         self._changed, self._closed = threading.Condition(), False
         self.coming = 0  # requests that are being read, and may join the next batch
         self._thread = threading.Thread(target=self._run, name="batcher", daemon=True)
@@ -63,31 +63,20 @@ class Batcher:
     @property
     def waiting(self) -> int:
         """Rows in the queue."""
-        return len(self._rows)
+        return sum(map(len, [*self._rows.values()]))
 
     def warm(self) -> int:
-        """Compiles every size, and returns how many programs these are."""
-        shapes = set()
-        for size in self.sizes:
-            for batch in self._shapes(size):
-                shape = tuple(x.shape for x in batch.values())
-                if shape not in shapes:
-                    self._predictor.program(self._predictor.variables, batch)
-                    shapes.add(shape)
-        return len(shapes)
+        """Compiles every size in every shape, and returns how many programs these are."""
+        for example in self._predictor.blanks():
+            for size in self.sizes:
+                for _ in range(2):
+                    began = time.monotonic()
+                    list(self._predictor.computed([example], size))
+                    self._costs[self._shape(example), size] = time.monotonic() - began
+        return len(self._costs)
 
-    def _shapes(self, size: int) -> Iterator[Batch]:
-        """A batch of each shape that this size may have: where padding is trimmed, several."""
-        spec, trim = self._predictor.spec, self._predictor.trim
-        empty = {key: np.zeros((size, *x.shape), x.dtype) for key, x in spec.items()}
-        if trim is None:
-            yield empty
-            return
-        longest = max(x.shape[0] for x in spec.values())
-        for length in [1 << i for i in range(longest.bit_length())] + [longest]:
-            for x in empty.values():
-                x[:, :length] = 1
-            yield trim({key: x.copy() for key, x in empty.items()})
+    def _shape(self, example: Example) -> Hashable:
+        return tuple(example[name].shape for name in self._predictor.spec)
 
     async def compute(self, examples: Sequence[Example]) -> list[Output]:
         """The outputs of examples, in order.
@@ -100,7 +89,8 @@ class Batcher:
         with self._changed:
             if self._closed:
                 raise Refused(503, "the model is being replaced; ask again.", 1)
-            self._rows.extend((job, i) for i in range(len(examples)))
+            for i, example in enumerate(examples):
+                self._rows.setdefault(self._shape(example), deque()).append((job, i))
             self._changed.notify()
         try:
             return await future
@@ -126,24 +116,35 @@ class Batcher:
     def _next(self) -> list[tuple[_Job, int]]:
         with self._changed:
             while True:
-                while not self._rows and not self._closed:
-                    self._changed.wait()
+                self._changed.wait_for(lambda: self._rows or self._closed)
                 if not self._rows:
                     return []
-                until = self._rows[0][0].arrived + self._wait
-                while len(self._rows) < self.sizes[-1] and self.coming > 0 and (left := until - time.monotonic()) > 0:
+                shape, rows = min(self._rows.items(), key=lambda item: item[1][0][0].arrived)
+                until = rows[0][0].arrived + self._wait
+                while len(rows) < self.sizes[-1] and self.coming > 0 and (left := until - time.monotonic()) > 0:
                     self._changed.wait(left)
-                some: list[tuple[_Job, int]] = []
-                while self._rows and len(some) < self.sizes[-1]:
-                    row = self._rows.popleft()
-                    if not row[0].gone:
-                        some.append(row)
-                if some:
-                    return some
+                there = [row for row in rows if not row[0].gone]
+                count = self._count(shape, len(there))
+                self._rows[shape] = deque(there[count:])
+                if not self._rows[shape]:
+                    del self._rows[shape]
+                if count:
+                    return there[:count]
+
+    def _count(self, shape: Hashable, there: int) -> int:
+        """How many of the rows that are there to compute next: all, or fewer if two batches with less padding cost
+        less, as on a CPU."""
+        less = max((size for size in self.sizes if size <= there), default=0)
+        if there in (0, less) or less == self.sizes[-1]:
+            return less
+        first, second, whole = (
+            self._costs.get((shape, fitting(self.sizes, n)), 0.0) for n in (less, there - less, there)
+        )
+        return less if first + second < whole else there
 
     def _compute(self, some: list[tuple[_Job, int]]) -> None:
         began = time.monotonic()
-        size = next(size for size in self.sizes if size >= len(some))
+        size = fitting(self.sizes, len(some))
         done: list[tuple[_Job, Exception | None]] = []
         try:
             outputs = list(self._predictor.computed([job.examples[i] for job, i in some], size))
@@ -155,7 +156,10 @@ class Batcher:
             self._crashed(error)
             done = [(some[0][0], error)]
         else:
-            self._seen(len(some), size, began - some[0][0].arrived, time.monotonic() - began)
+            seconds = time.monotonic() - began
+            if (known := (self._shape(some[0][0].examples[some[0][1]]), size)) in self._costs:
+                self._costs[known] += 0.1 * (seconds - self._costs[known])
+            self._seen(len(some), size, began - some[0][0].arrived, seconds)
             for (job, i), output in zip(some, outputs, strict=True):
                 job.outputs[i] = output
                 job.left -= 1

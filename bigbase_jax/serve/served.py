@@ -262,7 +262,7 @@ class Served:
                 batcher.coming -= 1
                 batcher.came()
             read = time.monotonic()
-            outputs = await batcher.compute(examples)
+            outputs = await batcher.compute([self.predictor.cut([example])[0] for example in examples])
             computed = time.monotonic()
             if len(examples) == 1 and self._saying < _BRIEF:  # less than another thread would take to wake up
                 answers = self._said(examples, outputs)
@@ -292,7 +292,7 @@ class Served:
 
         with self._admitted():
             examples = await self._in_thread(read)
-            outputs = await self.vectors.compute(examples)
+            outputs = await self.vectors.compute(predictor.cut(examples))
         count = sum(int((np.asarray(example["segment_ids"]) > 0).sum()) for example in examples)
         return [output["vector"].tolist() for output in outputs], count
 

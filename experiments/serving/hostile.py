@@ -224,8 +224,10 @@ def main():
     parser.add_argument("--requests", type=int, default=100_000)
     parser.add_argument("--entry", default="text")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--timeout_s", type=float, default=20.0, help="more where other jobs may stop this one")
     asked = parser.parse_args()
-    command = [sys.executable, "launch.py", "--mode=serve", f"--workdir=run={asked.run}", "--port=0", "--timeout_s=20"]
+    command = [sys.executable, "launch.py", "--mode=serve", f"--workdir=run={asked.run}", "--port=0"]
+    command.append(f"--timeout_s={asked.timeout_s:g}")
     with open("hostile.log", "w+") as log:
         server = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=log, text=True)
         try:

@@ -4,11 +4,13 @@ import asyncio
 import threading
 import time
 
+import jax
 import numpy as np
 import pytest
 import toy
 
 from bigbase_jax.core import UserError
+from bigbase_jax.inference.predictor import Predictor, Reading
 from bigbase_jax.serve import models
 from bigbase_jax.serve.batcher import Batcher
 from bigbase_jax.serve.refused import Refused
@@ -31,7 +33,7 @@ def test_a_row_gives_the_same_whoever_shares_its_batch():
     predictor = toy.predictor(hook=lambda x: sizes.append(len(x)))
     batcher = Batcher(predictor, 8)
     batcher.warm()
-    assert batcher.sizes == [1, 2, 4, 8] == sizes
+    assert batcher.sizes == (1, 2, 4, 8) and sizes == [1, 1, 2, 2, 4, 4, 8, 8]  # compiled, and then measured
     mine = examples(1)
     (alone,) = together(batcher, mine)
     seen = []
@@ -179,3 +181,42 @@ def test_versions_are_switched_between_two_requests():
         thread.join()
         assert not wrong
         assert client.post("/v1/predict/toy", json=row).json()["version"] == "3"
+
+
+class Sums:
+    """Rows of up to 64 numbers above 0, padded with zeros; the model counts the places that it is given, too."""
+
+    fields, padded, inputs = None, ("x",), ("x",)
+
+    def predict(self, variables, inputs):
+        return {"sum": inputs["x"].sum(1), "places": 0 * inputs["x"].sum(1) + inputs["x"].shape[1]}
+
+
+def test_rows_share_a_batch_with_those_that_need_as_many_places():
+    sums, seen = Sums(), []
+    predictor = Predictor(sums, {}, {}, {"x": jax.ShapeDtypeStruct((64,), np.float32)}, lambda: Reading(sums))
+    predictor.compute = lambda variables, batch: seen.append(batch["x"].shape) or sums.predict(variables, batch)
+    assert predictor.lengths == (16, 32, 64)
+    batcher = Batcher(predictor, 4)
+    assert batcher.warm() == 3 * 3 and len(set(seen)) == 9
+    lengths = (3, 40, 16, 17, 64, 1)
+    whole = [{"x": np.where(np.arange(64) < n, 0.5, 0).astype(np.float32)} for n in lengths]
+    found = together(batcher, *([predictor.cut([example])[0]] for example in whole))
+    assert [float(output["sum"]) for (output,) in found] == [0.5 * n for n in lengths]
+    assert [int(output["places"]) for (output,) in found] == [16, 64, 16, 32, 64, 16]
+    ((uncut,),) = together(batcher, whole[:1])  # as tensors of the Open Inference Protocol are
+    assert int(uncut["places"]) == 64
+    batcher.close()
+
+
+def test_a_batch_with_much_padding_is_computed_as_two_where_these_cost_less():
+    batcher = Batcher(toy.predictor(), 8)
+    shape = batcher._shape(examples(1)[0])
+    for cost, wanted in (
+        (lambda n: 1.0 * n, [1, 2, 2, 4, 4, 4, 7, 8, 8]),
+        (lambda n: 1.0, [1, 2, 3, 4, 5, 6, 7, 8, 8]),
+    ):
+        batcher._costs = {(shape, size): cost(size) for size in batcher.sizes}
+        found = [batcher._count(shape, there) for there in range(1, 10)]
+        assert found == wanted
+    batcher.close()

@@ -332,12 +332,14 @@ class TextCodec(Codec):
       read: ``(given, dataset_info, limits)`` -> an example, or several.
       dataset_info: what a run has kept of its data; the encoding is that of ``fields``.
       limits: of reading a file.
+      padded: see ``core.Codec``.
     """
 
     fields: Fields
     read: Callable[..., Example | list[Example]]
     dataset_info: Mapping[str, Any]
     limits: Limits = LIMITS
+    padded: tuple[str, ...] = ()
 
     def decode(self, given: bytes | str | Mapping[str, Any]) -> list[Example]:
         """

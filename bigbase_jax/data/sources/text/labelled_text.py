@@ -175,7 +175,7 @@ class LabelledTexts(TextRows):
         lines = not (dataset_info["pair"] or dataset_info.get("text_files"))
         header = dataset_info.get("header", not all(name.isdigit() for name in known["text"] or ("text",)))
         fields = Fields(columns, lines, encoding=config.get("encoding", "utf-8"), header=header)
-        return TextCodec(fields, read_text, dataset_info, limits_of(config))
+        return TextCodec(fields, read_text, dataset_info, limits_of(config), ("segment_ids", *SEQUENCES))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -229,7 +229,7 @@ class ParallelTexts(TextRows):
         names = [(name,) for name in (known, "translation", "source", "src", "text")]
         encoding = config.get("encoding", "utf-8")
         fields = Fields({"source": names}, True, encoding=encoding, header=not known.isdigit())
-        return TextCodec(fields, read_lines, dataset_info, limits_of(config))
+        return TextCodec(fields, read_lines, dataset_info, limits_of(config), ("source_segments", "source"))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
