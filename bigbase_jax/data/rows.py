@@ -435,6 +435,7 @@ def arrow_batches(file: File) -> tuple[list[str], Mapping[bytes, bytes] | None, 
     return list(reader.schema.names), reader.schema.metadata, batches
 
 
+_FIXED = ("BOOLEAN", "INT32", "INT64", "FLOAT", "DOUBLE")  # physical types of Parquet of at most 8 bytes
 _EXPANDED = 1 << 30  # bytes of a batch, if every row repeated all that a group of rows holds
 
 
@@ -452,7 +453,12 @@ def _parquet_batches(file: File, table: Any, names: list[str]) -> Iterator[Any]:
             chunks = map(group.column, range(group.num_columns))
             values += sum(chunk.num_values for chunk in chunks if chunk.path_in_schema.split(".")[0] in nested)
         count(max(group.total_byte_size, 8 * values))
-    yield from table.iter_batches(batch_size=max(8, min(1024, _EXPANDED // most)), columns=names)
+    flat = {column.path: column.physical_type for column in map(table.schema.column, range(len(table.schema)))}
+    if all(flat.get(name, "").startswith(_FIXED) for name in names):
+        size = min(1 << 16, _EXPANDED // (8 * max(len(names), 1)))  # whatever is repeated, a value takes 8 bytes
+    else:
+        size = min(1024, _EXPANDED // most)
+    yield from table.iter_batches(batch_size=max(8, size), columns=names)
 
 
 def _unpacked_size(message: Any) -> int:

@@ -29,8 +29,8 @@ def of_users(rank_NT: np.ndarray, ks: Sequence[int]) -> dict[str, np.ndarray]:
     for k in ks:
         hit_NT = real_NT & (rank_NT <= k)
         found[f"hr@{k}"] = np.asarray(hit_NT.any(1), np.float64)
-        found[f"ndcg@{k}"] = (gain_NT * hit_NT).sum(1) / ideal_T[np.minimum(count_N, k) - 1]
-        found[f"recall@{k}"] = hit_NT.sum(1) / count_N
+        found[f"ndcg@{k}"] = np.divide((gain_NT * hit_NT).sum(1), ideal_T[np.minimum(count_N, k) - 1])
+        found[f"recall@{k}"] = np.divide(hit_NT.sum(1), count_N)
     found["mrr"] = 1 / np.where(real_NT, rank_NT, np.iinfo(np.int64).max).min(1)
     return found
 
