@@ -59,7 +59,7 @@ class ItemKNN:
     """
 
     neighbours: int = 100
-    shrink: float = 10.0
+    shrink: float = 50.0
 
     name: ClassVar[str] = "item-kNN"
 

@@ -494,6 +494,8 @@ def _write(log: Log, made: Interactions, folder: pathlib.Path | None, writer: Wr
     user_ids, item_ids = _distinct(log.user), _distinct(log.item)
     if not len(user_ids) or not len(item_ids):
         raise UserError(f"{made.origin()} has no interaction.")
+    if made.split == "time" and log.time is None:
+        raise UserError(f"{made.origin()} says no times, and split='time' needs times; name their column with time=...")
     with contextlib.ExitStack() as files:
         parts, missing, lower = _parted(log, user_ids, item_ids, folder, files)
         timed = log.time is not None
