@@ -106,14 +106,13 @@ class Forecasting:
     def init(self, key: jax.Array, batch: Batch) -> Variables:
         """
         Raises:
-          UserError: the model does not fit the series, the horizon or the quantiles.
+          UserError: the model does not fit the series or the quantiles.
         """
         inputs = [jnp.zeros((1, *batch[name].shape[1:])) for name in self.inputs]
         with model_errors():
             y_1HCQ, variables = self.model.init_with_output(key, *inputs)
-        wanted = (*batch["future"].shape[1:], len(self.quantiles) or 1)
-        if y_1HCQ.shape[1:] != wanted:
-            raise UserError(f"the model forecasts {y_1HCQ.shape[1:]} (steps, channels, outputs), not {wanted}.")
+        if y_1HCQ.shape[2:] != (wanted := (batch["history"].shape[2], len(self.quantiles) or 1)):
+            raise UserError(f"the model forecasts {y_1HCQ.shape[2:]} (channels, outputs), not {wanted}.")
         return {"params": {}, **variables}
 
     def loss(self, variables: Variables, batch: Batch, key: jax.Array) -> tuple[Loss, Variables]:
@@ -171,6 +170,8 @@ class Forecasting:
 
     def _losses(self, y_BHCQ: jax.Array, batch: Batch) -> jax.Array:
         """f32[B,H,C]: the training loss of each value."""
+        if y_BHCQ.shape[1] != (horizon := batch["future"].shape[1]):
+            raise UserError(f"the model forecasts {y_BHCQ.shape[1]} steps, and the data has windows of {horizon}.")
         error_BHCQ = jnp.asarray(batch["future"])[..., None] - y_BHCQ
         if self.quantiles:
             level_Q = jnp.asarray(self.quantiles)
