@@ -279,6 +279,7 @@ RECIPES = (
     ("translate", None),
     ("text_classify", "adapt=lora,root=DIR"),
     ("distil", None),
+    ("recommend", "root=DIR"),
 )
 
 
