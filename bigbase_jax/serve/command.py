@@ -120,7 +120,7 @@ def serve(
     how: dict[str, Any] = {"engine": engine, "step": step, "answers_of": tuple(answers_of)}
     opener = functools.partial(Served.open, **how, options=options, metrics=metrics)
     openers: dict[str, Callable[..., Served]] = {
-        name: functools.partial(opener, name, folder) for name, folder in _names(workdirs).items()
+        name: functools.partial(opener, name, folder) for name, folder in names_of(workdirs).items()
     }
     trial = Trial(canary, shadow, log_contents)
     if (candidate is None) != (trial.canary == 0 and not trial.shadow) or (candidate is not None and not specs):
@@ -276,7 +276,12 @@ def _adapters(given: str) -> dict[str, str]:
     return found
 
 
-def _names(workdirs: Sequence[str]) -> dict[str, str]:
+def names_of(workdirs: Sequence[str]) -> dict[str, str]:
+    """The folder of each model by its name, of what ``--workdir`` says.
+
+    Raises:
+      UserError: two have one name.
+    """
     found: dict[str, str] = {}
     for given in workdirs:
         name, equals, folder = given.partition("=")

@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+import random
 import re
 import sys
 import time
 import traceback
-import uuid
 from typing import Any
 
 from starlette.requests import ClientDisconnect
@@ -54,7 +54,7 @@ class Guard:
         began, status, size, whole = time.monotonic(), 0, 0, False
         headers, shown = dict(scope["headers"]), b""
         wished = headers.get(b"x-request-id", b"").decode("latin-1")
-        scope["request_id"] = name = wished if _ID.fullmatch(wished) else uuid.uuid4().hex
+        scope["request_id"] = name = wished if _ID.fullmatch(wished) else f"{random.getrandbits(128):032x}"
         scope["deadline"] = deadline = began + self._seconds(headers.get(b"x-request-timeout"))
 
         async def received() -> Any:
