@@ -206,6 +206,18 @@ def test_a_history_that_cannot_be_read_is_one_sentence(tmp_path, given, said):
 
 
 @pytest.mark.parametrize(
+    "change", [{"history": 10**12}, {"grid": ["2024", 0, "s"]}, {"mean": []}, {"days": None}, None]
+)
+def test_what_a_folder_says_of_its_series_is_checked(tmp_path, change):
+    _, _, about = prepared(table(tmp_path, hourly()), tmp_path)
+    if change is not None:
+        about |= change
+    kept = None if change is None else {name: x for name, x in about.items() if not (name in change and x is None)}
+    with pytest.raises(UserError, match="kept of its series"):
+        SeriesFiles.codec({"limits": None}, {"series": json.dumps(kept)})
+
+
+@pytest.mark.parametrize(
     ("lines", "words", "said"),
     [
         (hourly(10), {}, "do not fit"),

@@ -35,6 +35,8 @@ _DAY = 86400
 _UNITS = {"s": 1, "min": 60, "h": 3600, "d": _DAY, "w": 7 * _DAY}
 _WAVES = {"year": 3, "week": 3, "day": 4}  # sines and cosines of each cycle
 _NAMES = 64  # of a category that is known of the future, at most
+_ABOUT = {"time", "series", "form", "calendar", "holidays", "days"}  # what a codec needs, beside what it checks
+_MOST = 1_000_000  # steps or channels
 WHOLE = Fields(whole=True)
 _LISTS = ("rows", "data", "history")  # what JSON calls a list of rows
 
@@ -349,8 +351,21 @@ class Series:
 
     @staticmethod
     def codec(config: Mapping[str, Any], dataset_info: Mapping[str, Any]) -> Codec:
-        """Of a table that ends with the history, or in JSON a list of rows or columns."""
-        return SeriesCodec(json.loads(dataset_info["series"]), limits_of(config))
+        """Of a table that ends with the history, or in JSON a list of rows or columns.
+
+        Raises:
+          UserError: what the run has kept of its series cannot be read.
+        """
+        try:
+            about = json.loads(dataset_info["series"])
+            lengths = about["history"], about["horizon"], len(about["mean"]), len(about["std"]), len(about["channels"])
+            fine = all(isinstance(n, int) and 0 < n <= _MOST for n in lengths) and set(about) >= _ABOUT
+            fine &= Grid(*about["grid"]).step > 0 and lengths[2] == lengths[3] == lengths[4]
+        except (KeyError, TypeError, ValueError, RecursionError) as error:
+            raise UserError(f"what the run has kept of its series cannot be read: {error!r}.") from error
+        if not fine:
+            raise UserError("what the run has kept of its series is not what training writes; train again.")
+        return SeriesCodec(about, limits_of(config))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
