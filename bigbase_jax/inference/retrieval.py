@@ -18,6 +18,7 @@ from bigbase_jax.inference.predictor import Compute, Output, Predictor
 from bigbase_jax.runtime.log import say
 
 _ROWS = 4096  # items whose vectors are computed at once
+_MOST = 1000  # items of an answer, whatever a row asks for
 
 
 @dataclasses.dataclass(eq=False)
@@ -67,8 +68,8 @@ class Retriever(Predictor):
 
     def computed(self, examples: Sequence[Example], rows: int, compiled: Compute | None = None) -> Iterator[Output]:
         """As ``Predictor.computed``; with ``items`` i64[K], the nearest, and their ``scores`` f32[K]: as many as the
-        task's ``top`` and the history, which is left out of the answer, may have. An example with an ``item`` asks for
-        what is near to that."""
+        task or an example wants, and the history, which is left out of the answer, may have. An example with an
+        ``item`` asks for what is near to that."""
         outputs = super().computed(examples, rows, compiled)
         if compiled is not None and compiled is not self.program:
             yield from outputs
@@ -81,7 +82,9 @@ class Retriever(Predictor):
         for i, example in enumerate(examples):
             if example.get("item", 0) > 0:
                 queries[i] = task.query_of(self.index.vectors[example["item"] - 1])
-        scores, items = self.index.search(queries, task.top + self.spec["history"].shape[0])
+        wanted = max(task.top, *(min(example.get("top", 0), _MOST) for example in examples), 1)
+        most = 1 << (wanted + self.spec["history"].shape[0] - 1).bit_length()  # few sizes are compiled
+        scores, items = self.index.search(queries, most)
         for i, output in enumerate(found):
             yield {**output, "items": items[i], "scores": scores[i]}
 

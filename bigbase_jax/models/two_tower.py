@@ -32,7 +32,8 @@ class TwoTower(nn.Module):
     Attributes:
       num_users, num_items: the largest ids.
       length: L, of the longest history.
-      user_words, item_words: how many words there are; 0: none are read.
+      user_words, item_words: how many words there are; None: none are read.
+      item_features: F; None: none are read.
       width: D.
       hidden: widths of the hidden layers of the residual ones, of either tower.
       temperature: that scores are divided by.
@@ -47,6 +48,7 @@ class TwoTower(nn.Module):
     length: int | None = None
     user_words: int | None = None
     item_words: int | None = None
+    item_features: int | None = None
     width: int = 64
     hidden: tuple[int, ...] = ()
     temperature: float = 0.1
@@ -96,11 +98,11 @@ class TwoTower(nn.Module):
         if history_BL.shape[1] > (self.length or 0):
             raise ModelError(f"a history of {history_BL.shape[1]} items is longer than the {self.length} of the model.")
         real_BL = history_BL > 0
-        left_BL = jnp.cumsum(real_BL[:, ::-1], 1)[:, ::-1]  # items from here on: 1 at the last
+        left_BL = jnp.cumsum(real_BL[:, ::-1], axis=1)[:, ::-1]  # items from here on: 1 at the last
         weight_BL = jnp.where(real_BL, jnp.exp(self.recency[jnp.maximum(left_BL, 1) - 1]), 0.0)
         x_BD = self.user_id[user_B] + _mean(self.item_id[history_BL], weight_BL)
         u_BD = self._tower("user", x_BD + self._words("user", words_BT))
-        return jnp.concatenate([u_BD / jnp.exp(self.log_temperature), jnp.ones((len(u_BD), 1))], -1)
+        return jnp.concatenate([u_BD / jnp.exp(self.log_temperature), jnp.ones_like(u_BD[:, :1])], -1)
 
     def items(
         self,
@@ -110,7 +112,7 @@ class TwoTower(nn.Module):
     ) -> Float32[Array, "B E"]:
         """Vectors of items, by id, words and features such as the vector of a text."""
         x_BD = self.item_id[item_B] + self._words("item", words_BT)
-        if features_BF is not None:
+        if self.item_features and features_BF is not None:
             x_BD = x_BD + self.features(features_BF.astype(jnp.float32))
         bias_B1 = self.bias[item_B][:, None] + self.popularity(x_BD)
         return jnp.concatenate([self._tower("item", x_BD), bias_B1], -1)

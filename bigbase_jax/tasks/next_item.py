@@ -18,7 +18,7 @@ import numpy as np
 
 from bigbase_jax.build import suggest
 from bigbase_jax.core import Batch, Example, Loss, Meter, Metric, Sum, UserError, Variables
-from bigbase_jax.tasks import chunked_loss
+from bigbase_jax.tasks import chunked_loss, lists
 from bigbase_jax.tasks.errors import model_errors
 from bigbase_jax.tasks.textual import state_of
 
@@ -206,18 +206,5 @@ class NextItem:
         return {}
 
     def postprocess(self, output: Mapping[str, np.ndarray], example: Example) -> dict[str, Any]:
-        """``items``: the best items, best first, as many as the row or else ``top`` asks for, with their ``score``;
-        ``history``, what of the given one the model has read; and ``unknown``, what it does not know."""
-        ranked = zip(output["items"].tolist(), output["scores"].tolist(), strict=True)
-        best = [{**self._named(item), "score": score} for item, score in ranked if item]
-        found = {
-            "items": best[: example.get("top", self.top)],
-            "history": [self._named(item) for item in np.asarray(example["history"]).tolist() if item],
-        }
-        return {**found, "unknown": example["unknown"]} if example.get("unknown") else found
-
-    def _named(self, item: int) -> dict[str, str]:
-        """What an item, from 1, is called: ``item`` and, where it has one, ``title``."""
-        title = self.item_titles[item - 1] if self.item_titles else ""
-        name = self.item_names[item - 1] if self.item_names else str(item)
-        return {"item": name, "title": title} if title else {"item": name}
+        """See ``lists.answer``."""
+        return lists.answer(output, example, self.top, self.item_names, self.item_titles)

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bigbase_jax.core import Array, Batch, Example, Loss, Meter, Metric, Sum, UserError, Variables
+from bigbase_jax.tasks import lists
 from bigbase_jax.tasks.errors import model_errors
 
 
@@ -77,9 +78,11 @@ class Retrieval:
         Raises:
           UserError: the model does not fit the batch, or a size is not known.
         """
-        one = {name: jnp.zeros((1, *x.shape[1:]), x.dtype) for name, x in batch.items()}
+        one = {name: jnp.zeros((1, *batch[name].shape[1:]), jnp.int32) for name in self.inputs}
+        features = jnp.zeros((1, getattr(self.model, "item_features", None) or 1))
+        item = {"item": jnp.zeros(1, jnp.int32), "log_q": jnp.zeros(1), "item_words": jnp.zeros((1, 1), jnp.int32)}
         with model_errors():
-            return self.model.init(key, _of_user(one), _of_item(one))
+            return self.model.init(key, _of_user(one), _of_item({**item, "item_features": features}))
 
     def users(self, variables: Variables, batch: Batch) -> jax.Array:
         """f32[B,D]: vectors, whose inner product with those of items is the score."""
@@ -142,21 +145,10 @@ class Retrieval:
         return np.append(item[:-1], np.float32(0))
 
     def postprocess(self, output: Mapping[str, np.ndarray], example: Example) -> dict[str, Any]:
-        """``items``: the best ones that the history does not have, best first: each with its name (``item``), its
-        ``title`` and its ``score``; and ``history``, what of the given one the model has read. Where nothing has been
-        looked up, the ``vector`` to do so by."""
+        """See ``lists.answer``; where nothing has been looked up, the ``vector`` to do so by."""
         if "items" not in output:
             return {"vector": output["vector"].tolist()}
-        ranked = zip(output["items"].tolist(), output["scores"].tolist(), strict=True)
-        history = [item for item in np.asarray(example["history"]).tolist() if item]
-        best = [{**self.about(item), "score": score} for item, score in ranked if item > 0 and item not in history]
-        return {"items": best[: self.top], "history": [self.about(item) for item in history]}
-
-    def about(self, item: int) -> dict[str, str]:
-        """What an item (from 1) is called: ``item`` and, where it has one, ``title``."""
-        name = self.item_names[item - 1] if self.item_names else str(item)
-        title = self.item_titles[item - 1] if self.item_titles else ""
-        return {"item": name, **({"title": title} if title else {})}
+        return lists.answer(output, example, self.top, self.item_names, self.item_titles)
 
 
 def _of_user(batch: Batch) -> tuple[Any, ...]:

@@ -60,7 +60,9 @@ def test_vectors_come_in_the_tables_order(folder):
     vectors = np.arange(15, dtype=np.float32).reshape(5, 3)
     vectors[4] = np.nan  # a text that could not be read
     np.save(folder / "v.npy", vectors)
-    found = histories(folder, vectors=str(folder / "v.npy")).items(np.arange(7))["item_features"]
+    made = histories(folder, vectors=str(folder / "v.npy"))
+    found = made.items(np.arange(7))["item_features"]
+    assert made.dataset_info["item_features"] == 3
     np.testing.assert_array_equal(found, [[0] * 3, vectors[1], vectors[0], vectors[3], [0] * 3, [0] * 3, vectors[2]])
     np.save(folder / "v.npy", vectors[:4])
     with pytest.raises(UserError, match="has 5 rows, and needs a vector for each"):

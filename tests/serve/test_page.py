@@ -47,7 +47,8 @@ class Texts(Pictures):
 class Shares(toy.Linear):
     def postprocess(self, output, example):
         x = float(example["x"][0])
-        return {"label": f"<b>{x:.2f}</b>", "probabilities": {"bright": x % 1, "dark": 1 - x % 1}}
+        lists = {"items": [{"item": "i7", "title": "<i>Seven</i>", "score": 0.25}, {"item": "i9", "score": -1.0}]}
+        return {"label": f"<b>{x:.2f}</b>", **lists, "probabilities": {"bright": x % 1, "dark": 1 - x % 1}}
 
 
 def model(codec):
@@ -141,6 +142,8 @@ def test_a_text_is_typed_and_a_chat_streams(page):
     page.locator("#entry-text").fill("it's")
     page.locator("#send").click()
     expect(page.locator("#answer .best")).to_have_text("<b>4.00</b>")
+    ranked = page.locator("#answer ol li")
+    expect(ranked).to_have_text(["<i>Seven</i>i7 · 0.250", "i9-1.00"])
     assert """--json '{"text":"it'\\''s"}'""" in page.locator("#curl").text_content()
     page.locator("#say").fill("<i>hello</i>")
     page.locator("#say").press("Enter")

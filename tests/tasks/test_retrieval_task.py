@@ -116,7 +116,7 @@ def test_gradients_are_the_same_over_devices_and_splitting_the_batch_is_refused(
 
 
 def test_what_training_has_not_seen_is_known_by_its_words_and_features_alone():
-    own = task(model={"item_words": 20, "user_words": 6})
+    own = task(model={"item_words": 20, "user_words": 6, "item_features": 3})
     words = np.arange(1, 17).reshape(8, 2).astype(np.int32)
     features = np.random.default_rng(0).normal(size=(8, 3)).astype(np.float32)
     more = {"item_words": words, "item_features": features, "user_words": words[:, :1] % 7}

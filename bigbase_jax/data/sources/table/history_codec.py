@@ -30,12 +30,14 @@ class HistoryCodec(Codec):
       item_names, item_titles: of items 1, 2, ...; titles may be none.
       length: of the history that the model reads; of longer ones, the latest.
       history_of: of a user by name, items and the user's number, or None where there is no such user.
+      about: what else is known of a user by number.
     """
 
     item_names: Sequence[str]
     item_titles: Sequence[str]
     length: int
     history_of: Callable[[str], tuple[np.ndarray, int] | None]
+    about: Callable[[int], Mapping[str, Any]] = lambda user: {}
     fields: ClassVar[Fields | None] = Fields()  # type: ignore[misc]
 
     @functools.cached_property
@@ -75,7 +77,8 @@ class HistoryCodec(Codec):
                 )
         latest = items[-self.length :]
         history = np.pad(latest, (0, self.length - len(latest))).astype(np.int32)
-        example = {"history": history, "user": np.int32(user), "unknown": unknown}
+        more = self.about(user) if user >= 0 else {}
+        example = {**more, "history": history, "user": np.int32(user), "unknown": unknown}
         if entry == "item":
             example["item"] = history[0]
         if "top" in found:
@@ -83,6 +86,10 @@ class HistoryCodec(Codec):
                 raise UserError(f"top is {found['top']!r}; it says how many items are wanted, such as 10.")
             example["top"] = int(found["top"])
         return [example]
+
+    def fit(self, example: Example, shapes: Mapping[str, tuple[int, ...]]) -> Example:
+        """Nothing is known of what the example does not have."""
+        return {**{name: np.zeros(shape, np.int32) for name, shape in shapes.items()}, **example}
 
     def _names(self, value: Any) -> list[str]:
         if isinstance(value, str):

@@ -104,7 +104,11 @@ class Interactions:
         """Reads the log where a row names a user, and else nothing of it."""
         opened = functools.cache(lambda: self.prepare(default_root(None), 4e9, say))
         names, titles = dataset_info["item_names"], dataset_info.get("item_titles", ())
-        return HistoryCodec(names, titles, dataset_info["length"], lambda user: opened().of_user(user))
+
+        def about(user: int) -> dict[str, Any]:
+            return {name: x[0] for name, x in opened().users(np.array([user])).items()}
+
+        return HistoryCodec(names, titles, dataset_info["length"], lambda user: opened().of_user(user), about)
 
     # -- what subclasses say ---------------------------------------------------------------------------------------
 
@@ -285,7 +289,8 @@ class Histories:
       counts: i64[I + 1], how often each item is in train.
       best: where the best possible scores are known: f32[n, I + 1], of histories i32[n, S] as ``Targets.seen`` has.
       dataset_info: ``num_items`` (I; a table of items has I + 1 rows), ``num_users``, ``length``, ``item_names``; and
-        where more is known, ``item_titles``, and how many words there are: ``item_words``, ``user_words``.
+        where more is known, ``item_titles``, how many words there are (``item_words``, ``user_words``), and how wide
+        ``item_features`` are.
     """
 
     best: Callable[[np.ndarray], np.ndarray] | None = None
@@ -309,6 +314,11 @@ class Histories:
             "length": made.length,
             "item_names": tuple(self.item_names),
             **{f"{side}_words": known.buckets for side, known in self._known.items()},
+            **{
+                f"{side}_features": known.features.shape[1]
+                for side, known in self._known.items()
+                if known.features is not None
+            },
             **({"item_titles": self._known["item"].titles} if items and items[1].titles else {}),
         }
         splits: dict[str, _Split] = {}
