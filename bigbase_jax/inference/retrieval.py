@@ -28,20 +28,24 @@ class Retriever(Predictor):
 
     @functools.cached_property
     def index(self) -> Index:
-        """That of ``export/index`` in the run's folder; or, where there is none of this checkpoint, one that is built.
+        """That of ``export/index``, or else of ``export/onnx``, in the run's folder; or, where there is none of this
+        checkpoint, one that is built.
 
         Raises:
-          UserError: the file is damaged, or of another catalogue; or the data is not there.
+          UserError: the file is damaged, or of another catalogue; or there is none, and nothing to build one from.
         """
         assert self.run is not None
-        path = self.run.path / "export" / "index" / FILE
-        if path.exists():
+        for path in (self.run.path / "export" / name / FILE for name in ("index", "onnx")):
+            if not path.exists():
+                continue
             found = Index.load(path)
             if found.step == self.step:
                 if not np.array_equal(found.ids, np.arange(1, len(found) + 1)):
                     raise UserError(f"{path} is of no catalogue of a run; --mode=export --to=index makes it anew.")
                 return found
-            say(f"{path} is of step {found.step}, and not of {self.step}: the index is built anew")
+            say(f"{path} is of step {found.step}, and not of {self.step}: it is not read")
+        if self.compute is not None:
+            raise UserError(f"{self.run.path} has no index of step {self.step}; --mode=export --to=onnx makes it.")
         return self.built()
 
     def built(self) -> Index:

@@ -129,8 +129,9 @@ class Retrieval:
         return {"vector": self.users(variables, inputs)}
 
     def evaluate(self, variables: Variables, batch: Batch) -> tuple[Mapping[str, Array], Mapping[str, Sum]]:
-        """``loss`` where the batch has items, as in training but with all ids."""
-        if "item" not in batch:
+        """``loss`` where the batch has items, as in training but with all ids; nothing where another engine computes
+        the vectors of users, and those of items are in its index."""
+        if "item" not in batch or not variables.get("params"):
             return {}, {}
         return {}, dict(self.loss(variables, batch, None)[0].terms)
 
