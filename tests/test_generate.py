@@ -247,6 +247,14 @@ def test_what_is_not_utf8_is_shown_as_such():
         assert "".join(pieces) == raw.decode(errors="replace")
 
 
+def test_a_token_that_only_the_model_has_has_no_text_in_a_prompt_either():
+    for tokenizer in (Symbols(), tokenizers()["bpe"]):
+        beyond, (letter,) = tokenizer.size + 5, tokenizer.encode_batch(["a"])[0][0].tolist()
+        detokenizer = IncrementalDetokenizer(tokenizer, [letter, beyond])
+        pieces = [detokenizer.push(token) for token in (beyond, letter)]
+        assert "".join(pieces) + detokenizer.finish() == "a"
+
+
 @pytest.mark.parametrize("stop", [("</s>",), ("界! ",), ("x", "Welt", "die W")])
 @pytest.mark.parametrize("name", ["bytes", "bpe"])
 def test_stop_texts_span_tokens_and_never_show(stop, name):

@@ -32,7 +32,7 @@ class IncrementalDetokenizer:
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
         self._known = [int(token) for token in before][-8:]
         if self._spelled is not None:  # the last character before may be incomplete
-            self._utf8.decode(b"".join(self._spelled[token] for token in self._known))
+            self._utf8.decode(b"".join(self._bytes(token) for token in self._known))
         self._new: list[int] = []
 
     def push(self, token: int) -> str:
@@ -53,7 +53,7 @@ class IncrementalDetokenizer:
     def _of(self, token: int) -> str:
         """The characters that this token completes."""
         if self._spelled is not None:
-            return self._utf8.decode(b"".join(self._spelled[token : token + 1]))  # none: only the model has this token
+            return self._utf8.decode(self._bytes(token))
         self._new.append(token)
         text = self._difference()
         if text.endswith("\ufffd") and len(self._new) < 4:  # as many bytes as a character has
@@ -61,6 +61,9 @@ class IncrementalDetokenizer:
         self._known = [*self._known, *self._new][-8:]
         self._new = []
         return text
+
+    def _bytes(self, token: int) -> bytes:
+        return b"".join((self._spelled or [])[token : token + 1])  # none: only the model has this token
 
     def _difference(self) -> str:
         before = self._tokenizer.decode(self._known)
