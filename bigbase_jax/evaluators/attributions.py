@@ -176,7 +176,10 @@ def integrated_gradients(
     parts = jax.tree.map(lambda d, g: d * g / steps, step, gradient)
     numbers = parts.pop(0) if "numbers" in inputs else jnp.zeros((len(parts[0]), 0))
     by_column = [jnp.sum(x, -1).reshape(len(x), -1) for x in parts]
-    return numbers, jnp.concatenate(by_column, 1) if by_column else jnp.zeros((len(numbers), 0))
+    if not by_column:
+        return numbers, jnp.zeros((len(numbers), 0))
+    B, C = inputs["categories"].shape
+    return numbers, jnp.concatenate(by_column, 1).reshape(B, -1, C).sum(1)  # over members of an ensemble
 
 
 def score(outputs: Mapping[str, jax.Array], of: Mapping[str, jax.Array]) -> jax.Array:

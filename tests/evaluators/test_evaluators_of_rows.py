@@ -1,6 +1,9 @@
 """What evaluators make of rows whose truth is known: through ``train``, the report, ``--answers`` and a rerun."""
 
+import io
 import json
+import pathlib
+import runpy
 
 import jax
 import numpy as np
@@ -18,6 +21,7 @@ from bigbase_jax.inference.predictor import Predictor
 from bigbase_jax.runtime.rundir import RunDir
 from bigbase_jax.tasks.metrics import risk
 
+ROOT = pathlib.Path(__file__).parents[2]
 COST = ((0.0, 1.0), (5.0, 0.0))
 ROW = {"numbers": [3.0, 0.1], PLACE: 1}
 
@@ -151,3 +155,48 @@ def test_mistakes_are_one_sentence(run, tmp_path):
                 Predictor.open(workdir, answers_of=(name,))
         finally:
             (workdir / f"eval-{name}.json").write_text(kept)
+
+
+def test_the_recipe_asks_for_them_and_predict_gives_them(tmp_path):
+    """Of a table with categories, missing numbers and an ensemble."""
+    rng = np.random.default_rng(0)
+    lines = ["income,place,sex,default"]
+    for _ in range(200):
+        income, place, sex = rng.integers(10, 90), rng.choice(["north", "south"]), rng.choice(["f", "m"])
+        late = income + 30 * (place == "north") + rng.normal(0, 10) < 60
+        lines.append(f"{income if rng.random() > 0.1 else ''},{place},{sex},{'yes' if late else 'no'}")
+    (tmp_path / "credit.csv").write_text("\n".join(lines) + "\n")
+    get_config = runpy.run_path(str(ROOT / "configs/table.py"))["get_config"]
+    root = f"root={tmp_path / 'credit.csv'},target=default"
+    config = get_config(f"{root},tiny,members=2,audit=sex,cost=5+1,calibration=isotonic,explain=true")
+    config.data.cache_dir = str(tmp_path / "cache")
+    config.train.update({"eval_every": 1000, "writers": (), "steps": 60})
+    config.optim.learning_rate = 0.03
+    result = verbs.train(config, str(tmp_path / "run"))
+    assert {"boosting", "importance", "reasons", "risk"} <= result.keys() and set(result["risk"]["groups"]) == {
+        "f",
+        "m",
+    }
+    assert (
+        set(result["importance"]["importance"]) == {"income", "place", "sex"} == set(result["reasons"]["attribution"])
+    )
+    said = io.StringIO()
+    status = verbs.predict(
+        str(tmp_path / "run"), str(tmp_path / "credit.csv"), out=said, answers_of=("reasons", "risk")
+    )
+    answers = [json.loads(line) for line in said.getvalue().splitlines()]
+    assert status == 0 and len(answers) == 200 and {"yes", "no"} == {answer["decision"] for answer in answers}
+    levels = {round(y, 6) for y in result["risk"]["calibration"]["y"]}
+    assert any(round(answer["probabilities"]["yes"], 6) in levels for answer in answers)
+
+    predictor = Predictor.open(tmp_path / "run", answers_of=("reasons",))
+    row = predictor.examples({"income": 20, "place": "south", "sex": "f"})[0]
+    inputs = {name: row[name][None] for name in predictor.task.inputs}
+    here = {name: np.asarray(x)[None].astype(inputs[name].dtype) for name, x in predictor.task.typical.items()}
+    there, at = (predictor.task.predict(predictor.variables, x) for x in (inputs, here))
+    difference = float(there["score"][0] - at["score"][0])
+    assert float(there["attributions"].sum()) == pytest.approx(difference, abs=0.05) and abs(difference) > 0.5
+
+    for words, fault in (("cost=5", "reads MISSED"), ("task=regression,cost=5+1", "of two classes")):
+        with pytest.raises(UserError, match=fault):
+            get_config(f"{root},{words}")
