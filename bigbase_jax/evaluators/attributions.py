@@ -35,14 +35,14 @@ class Attributions:
     Attributes:
       split: whose rows.
       rows: of it, at most, spread evenly over it; and of the training split, to find what is typical.
-      steps: of the sum that stands for the integral (midpoints).
+      steps: of the sum that stands for the integral (midpoints); a model of high frequencies takes more.
       most: reasons of an answer.
       number_names, category_names: the columns of ``numbers`` and ``categories``; None: the data says them.
     """
 
     split: str = "test"
     rows: int = 10_000
-    steps: int = 32
+    steps: int = 128
     most: int = 5
     number_names: tuple[str, ...] | None = None
     category_names: tuple[str, ...] | None = None
@@ -52,6 +52,7 @@ class Attributions:
 
     def run(self, task: Task, variables: Any, data: Any, mesh: Any) -> Evaluated:
         """See ``core.Evaluator``: ``attribution``, the mean of its size by column, the largest first, and ``typical``;
+        ``unexplained``, how far the sums are from the scores;
         keeps ``attributions`` f32[N,A], in the order of ``places``, and ``score`` f32[N]."""
 
         def of(split: str, of_batch: Any) -> dict[str, np.ndarray]:
@@ -65,10 +66,14 @@ class Attributions:
         )
         kept = {name: found[name] for name in ("index", "attributions", "score")}
         size_A = np.abs(kept["attributions"]).mean(0)
+        row = {name: np.asarray(x)[None].astype(train[name].dtype) for name, x in typical.items()}
+        outputs = jax.jit(task.predict)(variables, row)
+        left_N = kept["score"] - np.asarray(score(outputs, outputs)) - kept["attributions"].sum(1)
+        of_two = "logits" not in outputs or outputs["logits"].shape[1] == 2  # of more, each row has a class of its own
         order, names = np.argsort(-size_A, kind="stable"), explained.columns
-        return Evaluated(
-            self.split, {"attribution": {names[a]: float(size_A[a]) for a in order}, "typical": typical}, kept
-        )
+        metrics: dict[str, Any] = {"attribution": {names[a]: float(size_A[a]) for a in order}, "typical": typical}
+        metrics["unexplained"] = float(np.abs(left_N).mean()) if of_two else None
+        return Evaluated(self.split, metrics, kept)
 
     def answering(self, task: Task, metrics: Mapping[str, Any]) -> Task:
         """See ``core.Evaluator``."""
@@ -87,7 +92,9 @@ class Attributions:
 
     def figures(self, evaluated: Evaluated) -> Iterator[Figure]:
         """The columns by the size of their attributions, and the reasons of the rows with the most extreme scores."""
-        yield Table("Attributions", ("Column", "Mean size"), [*evaluated.metrics["attribution"].items()])
+        left = evaluated.metrics["unexplained"]
+        note = "" if left is None else f"They miss the rows' scores by {left:.3f} on average; more steps come closer."
+        yield Table("Attributions", ("Column", "Mean size"), [*evaluated.metrics["attribution"].items()], note)
         if evaluated.examples:
             names, score_N = [*places(self.number_names, self.category_names)], evaluated.examples["score"]
             order = np.argsort(-score_N, kind="stable")

@@ -73,6 +73,7 @@ def test_integrated_gradients_add_up_to_the_difference_of_the_scores(run):
     np.testing.assert_allclose(number_BF.sum(1) + category_BC.sum(1), difference_B, atol=2e-3)
     assert np.abs(difference_B).max() > 1 and np.allclose(category_BC[rows.categories[:, 0] == 2], 0)
     size = result["reasons"]["attribution"]
+    assert result["reasons"]["unexplained"] < 0.01
     assert set(size) == {STRONG, PLACE, NOISE} and size[NOISE] < 0.2 * size[STRONG]
 
 
