@@ -280,6 +280,7 @@ RECIPES = (
     ("text_classify", "adapt=lora,root=DIR"),
     ("distil", None),
     ("recommend", "root=DIR"),
+    ("recommend", "root=DIR,items=FILE,model=two_tower"),
 )
 
 
