@@ -105,6 +105,14 @@ def test_an_exported_index_is_read_and_has_what_is_new(shop, tmp_path, monkeypat
     (data / "items.csv").write_text(table)
 
 
+def test_programs_have_the_index_beside_them_and_answer_alike(shop, tmp_path):
+    workdir, _ = shop
+    plain = answers(workdir, tmp_path, ROWS)
+    exported = verbs.export(workdir, to="onnx")
+    assert {"index.safetensors", "model.onnx"} <= set(exported["files"])
+    assert [named(a) for a in answers(workdir, tmp_path, ROWS, engine="onnxruntime")] == [named(a) for a in plain]
+
+
 def test_what_has_no_index_says_so(shop, tmp_path):
     workdir, _ = shop
     path = pathlib.Path(workdir) / "export" / "index" / "index.safetensors"
