@@ -14,6 +14,7 @@ VARIABLE = "BIGBASE_LIMITS"
 
 # Of a data set; see ``data.files.Limits``.
 PIXELS = 1 << 26  # of a picture
+SECONDS = 3600.0  # of a recording that is decoded at once
 TEXT = 1 << 22  # characters of a line, a row or a record
 RATIO = 200.0  # bytes that come out of a packed file for each byte of it,
 FREE = 1 << 26  # beyond those that any file may hold, however small it is

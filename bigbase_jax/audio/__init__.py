@@ -1,0 +1,1 @@
+"""Sound: files in, samples and features out."""

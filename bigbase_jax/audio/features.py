@@ -1,0 +1,169 @@
+"""Log-mel features as published: those of Whisper, and Kaldi's filter banks.
+
+Everything before the squares is linear in the samples: cutting frames, taking off the mean, pre-emphasis, the window
+and the Fourier transform are one matrix, and a spectrogram is a product with it. Samples lie in rows of one hop each,
+so that overlapping frames are never written out: a frame's product is the sum of those of the hops it reaches over.
+
+Legend: B recordings, T samples, F frames, W samples of a window, N frequency bins, M mel bands.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+Array = jax.Array | np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class LogMel:
+    """f32[B,T] samples in -1..1 -> f32[B,F,M].
+
+    Attributes:
+      rate: samples per second.
+      mels: M.
+      window, hop, fft: samples of a frame, from a frame to the next, and of the Fourier transform (zeros behind the
+        window), W at least.
+      window_kind: "hann" (periodic) or "povey" (a symmetric Hann window to the power of 0.85).
+      centred: whether frame f is around sample ``f * hop`` of the recording, which is mirrored at its ends, and the
+        last frame is dropped (Whisper); otherwise frame f begins there, and only whole frames count.
+      preemphasis: 0 for none; the mean of each frame is taken off where there is some.
+      scale: of the samples, before all else.
+      mel_scale: "slaney", with bands of equal area, or "htk", with bands that are triangles in mel.
+      low, high: of the bands, Hz; None: half the rate.
+      whisper: log10, at most 8 below the recording's largest, plus 4, over 4 (Radford et al. 2022, their code);
+        otherwise the natural logarithm.
+      floor: below which power is not told apart.
+    """
+
+    rate: int = 16_000
+    mels: int = 80
+    window: int = 400
+    hop: int = 160
+    fft: int = 400
+    window_kind: str = "hann"
+    centred: bool = True
+    preemphasis: float = 0.0
+    scale: float = 1.0
+    mel_scale: str = "slaney"
+    low: float = 0.0
+    high: float | None = None
+    whisper: bool = True
+    floor: float = 1e-10
+
+    def frames(self, samples: Any) -> Any:
+        """F of so many samples."""
+        if self.centred:
+            return samples // self.hop
+        return (samples >= self.window) * ((samples - self.window) // self.hop + 1)
+
+    @functools.cached_property
+    def transform(self) -> np.ndarray:
+        """f32[hops * hop, 2N]: from a frame's samples to the real and the imaginary part of its spectrum."""
+        n = np.arange(self.window)
+        if self.window_kind == "povey":
+            window = (0.5 - 0.5 * np.cos(2 * np.pi * n / (self.window - 1))) ** 0.85
+        else:
+            window = 0.5 - 0.5 * np.cos(2 * np.pi * n / self.window)
+        angle = 2 * np.pi * np.outer(n, np.arange(self.fft // 2 + 1)) / self.fft
+        matrix = window[:, None] * np.concatenate([np.cos(angle), -np.sin(angle)], 1)
+        if self.preemphasis:
+            emphasised = np.eye(self.window) - self.preemphasis * np.eye(self.window, k=-1)
+            emphasised[0, 0] -= self.preemphasis  # the sample before the first is as the first
+            centred = np.eye(self.window) - 1 / self.window
+            matrix = centred @ emphasised.T @ matrix
+        hops = -(-self.window // self.hop)
+        padded = np.pad(self.scale * matrix, ((0, hops * self.hop - self.window), (0, 0)))
+        return padded.astype(np.float32)
+
+    @functools.cached_property
+    def filters(self) -> np.ndarray:
+        """f32[N,M]: the triangular bands."""
+        bins = np.linspace(0, self.rate / 2, self.fft // 2 + 1)
+        to_mel, from_mel = _SCALES[self.mel_scale]
+        high = self.rate / 2 if self.high is None else self.high
+        edges = np.linspace(to_mel(np.array(self.low)), to_mel(np.array(high)), self.mels + 2)
+        if self.mel_scale == "htk":
+            at, points = to_mel(bins), edges
+        else:
+            at, points = bins, from_mel(edges)
+        left, centre, right = points[:-2], points[1:-1], points[2:]
+        up, down = (at[:, None] - left) / (centre - left), (right - at[:, None]) / (right - centre)
+        triangles = np.maximum(0, np.minimum(up, down))
+        if self.mel_scale == "slaney":
+            triangles = triangles * 2 / (right - left)
+        return triangles.astype(np.float32)
+
+    def __call__(self, x_BT: Array, xp: Any = jnp) -> Any:
+        """``xp`` is ``jax.numpy``, or ``numpy`` for the same on the host."""
+        x_BT = xp.asarray(x_BT, xp.float32)
+        frames, hops = self.frames(x_BT.shape[1]), len(self.transform) // self.hop
+        if self.centred:
+            x_BT = xp.pad(x_BT, ((0, 0), (self.fft // 2, self.fft // 2)), mode="reflect")
+        rows = frames + hops - 1
+        x_BT = xp.pad(x_BT, ((0, 0), (0, max(rows * self.hop - x_BT.shape[1], 0))))[:, : rows * self.hop]
+        x_BRH = x_BT.reshape(len(x_BT), rows, self.hop)
+        parts = self.transform.reshape(hops, self.hop, -1)
+        y_BFN = sum(_product(xp, x_BRH[:, k : k + frames], parts[k]) for k in range(hops))
+        bins = self.fft // 2 + 1
+        power_BFN = y_BFN[..., :bins] ** 2 + y_BFN[..., bins:] ** 2
+        mel_BFM = xp.maximum(_product(xp, power_BFN, self.filters), self.floor)
+        if not self.whisper:
+            return xp.log(mel_BFM)
+        log_BFM = xp.log10(mel_BFM)
+        return (xp.maximum(log_BFM, log_BFM.max((1, 2), keepdims=True) - 8.0) + 4.0) / 4.0
+
+
+def whisper(mels: int = 80) -> LogMel:
+    """Whisper's (Radford et al. 2022): 16 kHz, 25 ms every 10 ms; 80 bands, or 128 from large-v3 on."""
+    return LogMel(mels=mels)
+
+
+def fbank(mels: int = 80, rate: int = 16_000, low: float = 20.0, high: float | None = None) -> LogMel:
+    """Kaldi's ``compute-fbank-feats`` without dither, of samples as 16-bit numbers: 25 ms every 10 ms."""
+    window = rate // 40
+    return LogMel(
+        rate=rate,
+        mels=mels,
+        window=window,
+        hop=rate // 100,
+        fft=1 << (window - 1).bit_length(),
+        window_kind="povey",
+        centred=False,
+        preemphasis=0.97,
+        scale=32768.0,
+        mel_scale="htk",
+        low=low,
+        high=high,
+        whisper=False,
+        floor=float(np.finfo(np.float32).eps),
+    )
+
+
+def _product(xp: Any, x: Any, matrix: np.ndarray) -> Any:
+    """In full float32, which accelerators would not do by themselves."""
+    return jnp.matmul(x, matrix, precision="highest") if xp is jnp else x @ matrix
+
+
+def _slaney(hz: np.ndarray) -> np.ndarray:  # Slaney 1998, Auditory Toolbox: linear up to 1 kHz, logarithmic beyond
+    return np.where(hz < 1000, hz * 3 / 200, 15 + 27 * np.log(np.maximum(hz, 1000) / 1000) / np.log(6.4))
+
+
+def _from_slaney(mel: np.ndarray) -> np.ndarray:
+    return np.where(mel < 15, mel * 200 / 3, 1000 * np.exp((mel - 15) * np.log(6.4) / 27))
+
+
+def _htk(hz: np.ndarray) -> np.ndarray:
+    return 1127.0 * np.log(1 + hz / 700)
+
+
+def _from_htk(mel: np.ndarray) -> np.ndarray:
+    return 700 * (np.exp(mel / 1127.0) - 1)
+
+
+_SCALES = {"slaney": (_slaney, _from_slaney), "htk": (_htk, _from_htk)}

@@ -1,0 +1,105 @@
+"""Recordings from files: one decoder for every data set and for prediction.
+
+Legend: T samples, C channels.
+"""
+
+from __future__ import annotations
+
+import importlib
+import io
+import os
+from typing import Any
+
+import numpy as np
+
+from bigbase_jax.core import UserError
+from bigbase_jax.runtime.limits import SECONDS, limit, too_much
+from bigbase_jax.runtime.untrusted import open_regular
+
+SUFFIXES = frozenset({".wav", ".flac", ".ogg", ".opus", ".mp3", ".aif", ".aiff", ".au"})
+RATES = (4_000, 384_000)  # samples per second that a header may claim
+CHANNELS = 64
+
+
+def _library(name: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise UserError(f"reading recordings needs the package {name}: pip install 'bigbase_jax[speech]'.") from error
+
+
+def decode(
+    data: bytes | str | os.PathLike[str],
+    rate: int,
+    offset: float = 0.0,
+    duration: float | None = None,
+    seconds: float = SECONDS,
+) -> np.ndarray:
+    """A recording (WAV, FLAC, Ogg Vorbis or Opus, MP3, AIFF, AU) as one channel of ``rate`` samples per second.
+
+    Channels are averaged; those that are silent all through are left out, so that a dead one of two does not halve
+    what is there. Samples that are no numbers are silence. Resampling is soxr's ("HQ").
+
+    Args:
+      data: a file's contents, or its path.
+      rate: of the samples that are given back, Hz.
+      offset: seconds before the part that is wanted.
+      duration: its seconds; None: all that follows.
+      seconds: how long it may be (times ``BIGBASE_LIMITS``); by its header, before anything is decoded.
+
+    Returns:
+      f32[T], -1..1 but where a file of floats goes beyond; T is 0 for a file without samples.
+
+    Raises:
+      UserError: unreadable, truncated, or beyond the limits. It names the path if given.
+    """
+    if not isinstance(data, bytes):
+        try:
+            with open_regular(data) as file:
+                return _decoded(file, rate, offset, duration, seconds)
+        except OSError as error:
+            raise UserError(f"{os.fspath(data)} cannot be read: {error.strerror or error}.") from error
+        except UserError as error:
+            if os.fspath(data) in str(error):
+                raise
+            raise UserError(f"{os.fspath(data)}: {error}") from error
+    if not data:
+        raise UserError("the file is empty.")
+    return _decoded(io.BytesIO(data), rate, offset, duration, seconds)
+
+
+def _decoded(file: Any, rate: int, offset: float, duration: float | None, seconds: float) -> np.ndarray:
+    soundfile = _library("soundfile")
+    try:
+        with soundfile.SoundFile(file) as opened:
+            found, channels = opened.samplerate, opened.channels
+            if not RATES[0] <= found <= RATES[1] or not 1 <= channels <= CHANNELS:
+                raise UserError(f"its header says {channels} channels of {found} samples a second, which no sound has.")
+            start = min(round(offset * found), opened.frames)
+            count = opened.frames - start if duration is None else min(round(duration * found), opened.frames - start)
+            if count > limit(seconds) * found:
+                length = count / found
+                raise too_much(f"{length:,.0f} seconds are too much at once", "give an offset and a duration")
+            if start:
+                opened.seek(start)
+            x_TC = opened.read(count, dtype="float32", always_2d=True)
+    except soundfile.LibsndfileError as error:
+        reason = str(error.error_string).rstrip(".")
+        raise UserError(f"this is no recording that can be read (WAV, FLAC, Ogg, MP3): {reason}.") from error
+    x_TC = np.nan_to_num(x_TC, copy=False, nan=0.0, posinf=1.0, neginf=-1.0)
+    return resampled(mono(x_TC), found, rate)
+
+
+def mono(x_TC: np.ndarray) -> np.ndarray:
+    """The mean of the channels that are not silent all through, f32[T]."""
+    if x_TC.shape[1] == 1:
+        return x_TC[:, 0]
+    loud = np.abs(x_TC).max(0, initial=0) > 0
+    return x_TC[:, loud].mean(1) if loud.any() else x_TC[:, 0]
+
+
+def resampled(x_T: np.ndarray, rate: int, wanted: int) -> np.ndarray:
+    """f32[T] of ``rate`` samples a second as f32 of ``wanted``."""
+    if rate == wanted or not len(x_T):
+        return np.ascontiguousarray(x_T, np.float32)
+    return np.asarray(_library("soxr").resample(x_T, rate, wanted, quality="HQ"), np.float32)
