@@ -34,6 +34,7 @@ def decode(
     offset: float = 0.0,
     duration: float | None = None,
     seconds: float = SECONDS,
+    folder: str | None = None,
 ) -> np.ndarray:
     """A recording (WAV, FLAC, Ogg Vorbis or Opus, MP3, AIFF, AU) as one channel of ``rate`` samples per second.
 
@@ -46,6 +47,7 @@ def decode(
       offset: seconds before the part that is wanted.
       duration: its seconds; None: all that follows.
       seconds: how long it may be (times ``BIGBASE_LIMITS``); by its header, before anything is decoded.
+      folder: that the path has to lie in, after all links; None: it may be anywhere.
 
     Returns:
       f32[T], -1..1 but where a file of floats goes beyond; T is 0 for a file without samples.
@@ -55,7 +57,7 @@ def decode(
     """
     if not isinstance(data, bytes):
         try:
-            with open_regular(data) as file:
+            with open_regular(data, folder) as file:
                 return _decoded(file, rate, offset, duration, seconds)
         except OSError as error:
             raise UserError(f"{os.fspath(data)} cannot be read: {error.strerror or error}.") from error

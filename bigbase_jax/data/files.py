@@ -6,6 +6,7 @@ As they are, in gzip or Zstandard, or in a zip or tar. Folders of Hugging Face's
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import csv
 import dataclasses
@@ -516,6 +517,19 @@ class _Unpacked(io.RawIOBase):
         if not self.closed:
             self._raw.close()
         super().close()
+
+
+def from_base64(row: Mapping[str, Any], name: str, what: str) -> bytes:
+    """The file that an entry of a row is, as bytes or in base64, also as a data URL; ``what`` it should be, in errors.
+
+    Raises:
+      UserError: it is something else.
+    """
+    value = row.get(name)
+    try:
+        return value if isinstance(value, bytes) else base64.b64decode(re.sub("^data:[^,]*,", "", value), validate=True)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{name!r} is {str(value)[:40]!r}, which is no {what} file in base64.") from error
 
 
 def optional(module: str, package: str, path: str) -> Any:

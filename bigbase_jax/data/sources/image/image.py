@@ -5,12 +5,10 @@ Legend: H height, W width, C channels.
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import dataclasses
 import io
 import os
-import re
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -20,7 +18,18 @@ import simplejpeg
 from PIL import Image
 
 from bigbase_jax.core import Codec, Example, Fields, UserError
-from bigbase_jax.data.files import KEY, LIMITS, File, Limits, existing, file_at, limits_of, one_sentence, open_file
+from bigbase_jax.data.files import (
+    KEY,
+    LIMITS,
+    File,
+    Limits,
+    existing,
+    file_at,
+    from_base64,
+    limits_of,
+    one_sentence,
+    open_file,
+)
 from bigbase_jax.runtime.limits import too_much
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp"})
@@ -229,7 +238,7 @@ class PictureCodec(Codec):
           UserError: it does not decode.
         """
         if isinstance(given, Mapping):
-            given = _from_base64(given.get("image"))
+            given = from_base64(given, "image", "picture")
         elif isinstance(given, str):
             given = existing(given, "file")
         x_HWC = decode(given, self.draft_size, self.limits)
@@ -241,14 +250,6 @@ class PictureCodec(Codec):
         if x_HWC.shape == tuple(shape) or x_HWC.dtype != np.uint8:
             return example
         return {**example, "image": resized(np.broadcast_to(x_HWC, (*x_HWC.shape[:2], 3)), shape)}
-
-
-def _from_base64(value: Any) -> bytes:
-    """What ``value`` stands for, also as a data URL."""
-    try:
-        return value if isinstance(value, bytes) else base64.b64decode(re.sub("^data:[^,]*,", "", value), validate=True)
-    except (TypeError, ValueError) as error:
-        raise UserError(f"'image' is {str(value)[:40]!r}, which is no picture file in base64.") from error
 
 
 class ReadsPictures:

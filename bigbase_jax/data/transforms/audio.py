@@ -1,0 +1,119 @@
+"""Transforms of recordings on the host: ``example["audio"]``, i16 [T]; those that compute with it give f32 in -1..1.
+
+They return a new example and leave the given one alone. Masks over time and frequency are the task's, on the device
+(``tasks.audio_classification``).
+
+Legend: T samples; ``rng`` is the example's own generator.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import scipy.signal
+
+from bigbase_jax.audio.files import resampled
+from bigbase_jax.core import Example, UserError
+
+
+def _floats(example: Example) -> np.ndarray:
+    x_T = example["audio"]
+    return x_T.astype(np.float32) / 32768 if x_T.dtype == np.int16 else x_T
+
+
+@dataclasses.dataclass(frozen=True)
+class PadOrCrop:
+    """Exactly so many samples: the middle of what is longer, silence on both sides of what is shorter.
+
+    Attributes:
+      samples: T of the result.
+      shift: by so many samples at most, to either side, the place is moved; 0: the same each time.
+
+    Raises:
+      UserError: no samples.
+    """
+
+    samples: int
+    shift: int = 0
+
+    def __post_init__(self) -> None:
+        if self.samples < 1 or self.shift < 0:
+            raise UserError(f"samples is {self.samples} and shift {self.shift}; use 1 or more, and 0 or more.")
+
+    @property
+    def random(self) -> bool:
+        return self.shift > 0
+
+    def __call__(self, example: Example, rng: np.random.Generator) -> Example:
+        x_T = example["audio"]
+        start = (len(x_T) - self.samples) // 2
+        if self.shift:
+            start += int(rng.integers(-self.shift, self.shift + 1))
+        out = np.zeros(self.samples, x_T.dtype)
+        part = x_T[max(start, 0) : max(start + self.samples, 0)]
+        out[max(-start, 0) : max(-start, 0) + len(part)] = part[: self.samples - max(-start, 0)]
+        return {**example, "audio": out}
+
+
+@dataclasses.dataclass(frozen=True)
+class Speed:
+    """Played faster or slower, pitch and all, by a factor from ``1 - most`` to ``1 + most`` (Ko et al. 2015)."""
+
+    most: float = 0.1
+
+    def __call__(self, example: Example, rng: np.random.Generator) -> Example:
+        factor = 1 + self.most * rng.uniform(-1, 1)
+        return {**example, "audio": resampled(_floats(example), 8000, max(round(8000 / factor), 1))}
+
+
+@dataclasses.dataclass(frozen=True)
+class Gain:
+    """Louder or softer, from ``-most`` to ``most`` decibels."""
+
+    most: float = 10.0
+
+    def __call__(self, example: Example, rng: np.random.Generator) -> Example:
+        return {**example, "audio": _floats(example) * np.float32(10 ** (self.most * rng.uniform(-1, 1) / 20))}
+
+
+@dataclasses.dataclass(frozen=True)
+class Noise:
+    """Noise of a random colour, from white to brown, added with probability ``share``, ``snr`` decibels below the
+    recording at least and at most; below -60 dB of full scale where that is silent."""
+
+    snr: tuple[float, float] = (5.0, 40.0)
+    share: float = 0.8
+
+    def __call__(self, example: Example, rng: np.random.Generator) -> Example:
+        x_T = _floats(example)
+        if rng.random() >= self.share or not len(x_T):
+            return {**example, "audio": x_T}
+        colour = rng.uniform(0, 1)  # of amplitudes: 0 white, 1 brown
+        spectrum = np.fft.rfft(rng.standard_normal(len(x_T), np.float32))
+        noise = np.fft.irfft(spectrum / np.arange(1, len(spectrum) + 1) ** colour, len(x_T))
+        level = max(float(np.sqrt(np.mean(x_T**2))), 1e-3) * 10 ** (-rng.uniform(*self.snr) / 20)
+        return {**example, "audio": x_T + np.float32(level / max(noise.std(), 1e-9)) * noise.astype(np.float32)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Room:
+    """Reverberation with probability ``share``: noise that fades by 60 dB within ``seconds`` at least and at most,
+    behind the direct sound, at the loudness of before."""
+
+    rate: int
+    seconds: tuple[float, float] = (0.1, 0.6)
+    share: float = 0.3
+
+    def __call__(self, example: Example, rng: np.random.Generator) -> Example:
+        x_T = _floats(example)
+        if rng.random() >= self.share or not len(x_T):
+            return {**example, "audio": x_T}
+        seconds = rng.uniform(*self.seconds)
+        t = np.arange(max(int(seconds * self.rate), 1)) / self.rate
+        tail = rng.standard_normal(len(t)) * 10 ** (-3 * t / seconds)
+        tail *= rng.uniform(0.2, 1.0) / np.sqrt(np.sum(tail**2))
+        tail[0] = 1.0
+        wet_T = scipy.signal.fftconvolve(x_T, tail)[: len(x_T)]
+        loudness = np.sqrt(np.mean(x_T**2) / max(float(np.mean(wet_T**2)), 1e-12))
+        return {**example, "audio": (wet_T * loudness).astype(np.float32)}

@@ -1,0 +1,133 @@
+"""Classification of recordings: commands, speakers, kinds of sound.
+
+Axes: B examples, T samples, F frames, M mel bands, K classes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bigbase_jax.audio.features import LogMel, fbank
+from bigbase_jax.core import Array, Batch, Figure, Table, UserError, Variables
+from bigbase_jax.tasks import figures
+from bigbase_jax.tasks.classification import Classifier
+from bigbase_jax.tasks.errors import model_errors
+
+
+@dataclasses.dataclass(frozen=True)
+class AudioClassification(Classifier):
+    """A model of pictures over log-mel bands, which are computed within the compiled step.
+
+    A batch holds ``audio``: i16[B,T], or f32 in -1..1; and what ``Classifier`` says, whose attributes and errors these
+    are too:
+
+    Attributes:
+      model: a Linen module ``(f32[B,F,M,1], train) -> logits``, f32[B,K].
+      rate: samples per second; None: the data's.
+      mels: M.
+      mean, std: of the features, which become ``(x - mean) / std``.
+      time_masks, frequency_masks: SpecAugment (Park et al. 2019) in training: (how many, the most frames or bands each
+        is wide); what they cover becomes the mean.
+    """
+
+    rate: int | None = None
+    mels: int = 40
+    mean: float = 12.0
+    std: float = 5.0
+    time_masks: tuple[int, int] = (0, 0)
+    frequency_masks: tuple[int, int] = (0, 0)
+
+    inputs: ClassVar[tuple[str, ...]] = ("audio",)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("time_masks", "frequency_masks"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        if self.rate is None:
+            raise UserError("the task does not know the samples per second; set rate.")
+
+    @property
+    def features(self) -> LogMel:
+        """What the model reads: Kaldi's filter banks."""
+        return fbank(self.mels, self.rate or 0)
+
+    def bands(self, audio_BT: Array) -> jax.Array:
+        """f32[B,F,M,1]."""
+        x_BT = jnp.asarray(audio_BT)
+        x_BT = x_BT.astype(jnp.float32) / 32768 if x_BT.dtype == jnp.int16 else x_BT
+        y_BFM: jax.Array = (self.features(x_BT) - self.mean) / self.std
+        return y_BFM[..., None]
+
+    # -- inside the compiled step ----------------------------------------------------------------------------------
+
+    def init(self, key: jax.Array, batch: Batch) -> Variables:
+        """
+        Raises:
+          UserError: the model does not fit the recordings or the number of classes.
+        """
+        with model_errors():
+            logits_1K, variables = self.model.init_with_output(
+                key, self.bands(jnp.zeros((1, *batch["audio"].shape[1:])))
+            )
+        if self.num_classes is not None and logits_1K.shape != (1, self.num_classes):
+            raise UserError(f"the model's output has shape {logits_1K.shape[1:]} for {self.num_classes} classes.")
+        return variables
+
+    def train_logits(self, variables: Variables, batch: Batch, key: jax.Array) -> tuple[jax.Array, Variables]:
+        mask_key, dropout_key = jax.random.split(key)
+        x_BFM1 = self.bands(batch["audio"])
+        for axis, (count, most) in ((1, self.time_masks), (2, self.frequency_masks)):
+            for i in range(count):
+                x_BFM1 = masked(jax.random.fold_in(mask_key, 100 * axis + i), x_BFM1, axis, most)
+        with model_errors():
+            logits_BK, state = self.model.apply(
+                variables,
+                x_BFM1,
+                train=True,
+                rngs={"dropout": dropout_key},
+                mutable=[name for name in variables if name != "params"],
+            )
+        return logits_BK, dict(state)
+
+    def logits(self, variables: Variables, inputs: Batch) -> jax.Array:
+        with model_errors():
+            logits_BK: jax.Array = self.model.apply(variables, self.bands(inputs["audio"]))  # type: ignore[assignment]
+        return logits_BK
+
+    # -- on the host -----------------------------------------------------------------------------------------------
+
+    def examples_shown(
+        self, p_NK: np.ndarray, label_N: np.ndarray, index_N: np.ndarray, examples: Mapping[str, np.ndarray]
+    ) -> Figure:
+        """The recordings whose class was given the least probability."""
+        names, rows = self._names(p_NK.shape[-1]), np.arange(len(label_N))
+        worst = np.argsort(p_NK[rows, label_N], kind="stable")[: figures.SHOWN]
+        cells = [
+            (
+                int(index_N[n]),
+                names[label_N[n]],
+                names[p_NK[n].argmax()],
+                float(p_NK[n].max()),
+                float(p_NK[n, label_N[n]]),
+            )
+            for n in worst
+        ]
+        columns = ("Recording", "Is", "Said", "Sure of that", "Of what it is")
+        return Table("Hardest recordings", columns, cells, shares=("Sure of that", "Of what it is"))
+
+
+def masked(key: jax.Array, x_BFM1: jax.Array, axis: int, most: int) -> jax.Array:
+    """Zeros over a stretch of an axis, at a place and of a width up to ``most`` of each example's own."""
+    size = x_BFM1.shape[axis]
+    width_key, place_key = jax.random.split(key)
+    width_B = jax.random.uniform(width_key, (len(x_BFM1),)) * (min(most, size) + 1)
+    start_B = jax.random.uniform(place_key, (len(x_BFM1),)) * (size - jnp.floor(width_B))
+    at = jnp.arange(size)
+    covered_BS = (at >= jnp.floor(start_B)[:, None]) & (at < (jnp.floor(start_B) + jnp.floor(width_B))[:, None])
+    return jnp.where(jnp.expand_dims(covered_BS, (3 - axis, 3)), 0.0, x_BFM1)
