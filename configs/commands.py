@@ -59,7 +59,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     )
     config.task = target(
         AudioClassification,
-        model=target(BCResNet, tau=0.5 if args.tiny else args.tau),
+        model=target(BCResNet, tau=0.5, depths=(1, 1, 1, 1)) if args.tiny else target(BCResNet, tau=args.tau),
         rate=rate,
         label_smoothing=0.1,
         time_masks=(2, 20),

@@ -97,6 +97,7 @@ class BCResNet(nn.Module):
       num_classes: K.
       tau: 1 (9 thousand parameters) to 8 (321 thousand).
       dropout: see ``Block``.
+      depths: blocks of each of the four stages.
 
     Raises:
       ModelError: a number of bands that is not a multiple of 20.
@@ -105,6 +106,7 @@ class BCResNet(nn.Module):
     num_classes: int | None = None
     tau: float = 1.0
     dropout: float = 0.1
+    depths: tuple[int, ...] = (2, 2, 4, 4)
 
     @nn.compact
     def __call__(self, x_BFTC: Float[Array, "B T F 1"], train: bool = False) -> Float32[Array, "B K"]:
@@ -114,9 +116,9 @@ class BCResNet(nn.Module):
         base = round(8 * self.tau)
         x = Conv(2 * base, (5, 5), (2, 1), padding=[(2, 2), (2, 2)], use_bias=False, name="stem")(x)
         x = jax.nn.relu(_norm(train, "bn_stem")(x))
-        stages = ((2, base, 1), (2, 3 * base // 2, 2), (4, 2 * base, 2), (4, 5 * base // 2, 1))
-        for i, (depth, features, stride) in enumerate(stages):
-            for j in range(depth):
+        stages = ((base, 1), (3 * base // 2, 2), (2 * base, 2), (5 * base // 2, 1))
+        for i, (features, stride) in enumerate(stages):
+            for j in range(self.depths[i]):
                 block = Block(features, 1 if j else stride, 2**i, self.dropout, name=f"stage_{i}_block_{j}")
                 x = block(x, train)
         kernel = self.param("collapse", nn.initializers.he_normal(), (x.shape[1], 5, x.shape[-1]))
