@@ -525,7 +525,7 @@ def from_base64(row: Mapping[str, Any], name: str, what: str) -> bytes:
     Raises:
       UserError: it is something else.
     """
-    value = row.get(name)
+    value: Any = row.get(name)
     try:
         return value if isinstance(value, bytes) else base64.b64decode(re.sub("^data:[^,]*,", "", value), validate=True)
     except (TypeError, ValueError) as error:

@@ -5,6 +5,8 @@ Axes: B examples, F frequency bands, T frames, C channels, D channels out, K cla
 
 from __future__ import annotations
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -51,7 +53,8 @@ class SubSpectralNorm(nn.Module):
     def __call__(self, x_BFTC: Float[Array, "B F T C"], train: bool) -> Float[Array, "B F T C"]:
         B, F, T, C = x_BFTC.shape
         x = x_BFTC.reshape(B, SUB_BANDS, F // SUB_BANDS, T, C)
-        return nn.BatchNorm(not train, momentum=0.9, axis=(1, -1), name="bn")(x).reshape(B, F, T, C)
+        axis: Any = (1, -1)
+        return nn.BatchNorm(not train, momentum=0.9, axis=axis, name="bn")(x).reshape(B, F, T, C)
 
 
 def _norm(train: bool, name: str) -> nn.BatchNorm:
