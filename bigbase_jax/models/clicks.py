@@ -31,9 +31,12 @@ def uniform_by_column(cardinalities: Sequence[int]) -> Any:
     """An initialiser for the rows of all columns: uniform in +-1/sqrt(values of the column), as DLRM's release."""
 
     def init(key: jax.Array, shape: tuple[int, int], dtype: Any = jnp.float32) -> Array:
-        counts = np.asarray([*cardinalities, shape[0] - sum(cardinalities)])
-        bound_V = jnp.repeat(1 / jnp.sqrt(jnp.maximum(counts, 1)), counts, total_repeat_length=shape[0])
-        return jax.random.uniform(key, shape, dtype, -1, 1) * bound_V[:, None].astype(dtype)
+        keys = jax.random.split(key, len(cardinalities))
+        parts = [
+            jax.random.uniform(k, (n, shape[1]), dtype, -(n**-0.5), n**-0.5)
+            for k, n in zip(keys, cardinalities, strict=True)
+        ]
+        return jnp.concatenate([*parts, jnp.zeros((shape[0] - sum(cardinalities), shape[1]), dtype)])
 
     return init
 
