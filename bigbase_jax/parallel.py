@@ -818,6 +818,7 @@ def lazily(step: Step, task: Task) -> Step:
                 raise UserError(f"config.train.lazy_tables cannot tell the tables {' and '.join(names)} apart.")
             rows = trained[names[0]][0]
             row_K = jnp.clip(jnp.concatenate([x.ravel() for x in ids]), 0, rows - 1)
+            row_K = jax.lax.with_sharding_constraint(row_K, PartitionSpec())  # ids travel, not what has an entry a row
             k_K = jnp.arange(row_K.size, dtype=jnp.int32)
             first_K = jnp.full(rows, row_K.size, jnp.int32).at[row_K].min(k_K)[row_K]  # faster than sorting
             read_K[names[0]], written_K[names[0]] = row_K, jnp.where(first_K == k_K, row_K, rows)

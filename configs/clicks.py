@@ -78,7 +78,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         learning_rate=1e-2,
         algorithm=deferred(optax.adamw),
         schedule=deferred(optax.cosine_decay_schedule),
-        weight_decay=0.1,
+        weight_decay=1.0,
         decay_mask="kernel$|table$",
     )
     if args.tiny:

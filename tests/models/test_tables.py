@@ -105,7 +105,9 @@ def test_a_table_lies_on_the_mesh_by_rows_and_is_never_whole(form, pieces, lazy)
     assert f"[{ROWS // pieces},8]" in text
     assert f"[{ROWS},8]" not in text
     assert f"[{ROWS // 2},8]" not in text  # not whole over one of the axes either
-    assert re.search(r"all-gather|all-reduce", text)
+    collectives = re.findall(r"= (.*?) (?:all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute)", text)
+    assert collectives
+    assert not any(re.search(rf"\[{ROWS}\b", shape) for shape in collectives)
 
 
 def test_lazy_steps_are_those_of_the_rows_that_a_batch_reads():
