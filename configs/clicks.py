@@ -7,8 +7,9 @@ python launch.py --config=configs/clicks.py:root=FILE,target=click,hashed=100000
 python launch.py --mode=predict --workdir=runs/clicks --input=new.csv        of each row
 
 Columns of more than ``hashed`` names are hashed into so many rows of the table. With ``train.lazy_tables`` a step costs
-what its batch reads, which pays from 10^6 rows on. Of the made-up clicks the best possible test AUC is 0.822 and the
-best logloss 0.427 (docs/clicks.md has what each model reaches).
+what its batch reads, which pays from 10^6 rows on. On two cores of an AMD EPYC, of the made-up clicks: test AUC 0.810
+by DCN-v2 and 0.808 by DLRM in 7 core-seconds, 0.705 by the linear model; the best possible is 0.822
+(experiments/clicks).
 """
 
 import optax

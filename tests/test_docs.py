@@ -279,6 +279,7 @@ RECIPES = (
     ("translate", None),
     ("text_classify", "adapt=lora,root=DIR"),
     ("distil", None),
+    ("clicks", "model=dcn"),
     ("recommend", "root=DIR"),
     ("recommend", "root=DIR,items=FILE,model=two_tower"),
 )

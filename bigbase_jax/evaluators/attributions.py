@@ -18,6 +18,7 @@ from bigbase_jax import parallel
 from bigbase_jax.core import Batch, Evaluated, Example, Figure, Metric, Table, Task, UserError, Variables
 from bigbase_jax.evaluate import collect
 from bigbase_jax.evaluators.importance import places
+from bigbase_jax.models import tables
 from bigbase_jax.wrappers.wrapper import Around
 
 ROWS_SHOWN = 12
@@ -152,7 +153,7 @@ def integrated_gradients(
         embedded: list[Any] = []
 
         def embed(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
-            if not isinstance(context.module, nn.Embed) or context.method_name != "__call__":
+            if not isinstance(context.module, (nn.Embed, tables.Table)) or context.method_name != "__call__":
                 return call(*args, **kwargs)
             embedded.append(call(*args, **kwargs) if moved is None else next(moved))
             return embedded[-1]

@@ -57,7 +57,10 @@ class TabularLinear(nn.Module):
         self, numbers: Float[Array, "B F"], categories: Int[Array, "B C"], train: bool = False
     ) -> Float32[Array, "B K"]:
         outputs, zeros = classes(self.num_classes), nn.initializers.zeros
-        logits_BK = nn.Dense(outputs, kernel_init=zeros, name="head")(numbers)
+        if numbers.shape[1]:
+            logits_BK = nn.Dense(outputs, kernel_init=zeros, name="head")(numbers)
+        else:  # a kernel without rows is nothing that a checkpoint can keep
+            logits_BK = self.param("bias", zeros, (outputs,))
         of_categories_BCK = embedded(categories, self.cardinalities, outputs, zeros)
         return logits_BK + of_categories_BCK.sum(1) if self.cardinalities else logits_BK
 
