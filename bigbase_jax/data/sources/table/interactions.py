@@ -73,7 +73,7 @@ class Interactions:
     """A log, and how histories are made of it; ``prepare`` reads it. Subclasses say where it comes from.
 
     Attributes:
-      length: L; of longer histories, the latest.
+      length: L; of longer histories the latest, and for training the others too, each L an example.
       pairs: whether an example of train is one interaction instead of a user.
       split: "last" or "time".
       core: users and items with fewer interactions are left out until there is none such; 0: all stay.
@@ -325,8 +325,11 @@ class Histories:
         if made.pairs:
             splits["train"] = Pairs(self, np.arange(len(self._begin)), self._begin, self._train)
         else:
-            user = np.flatnonzero(self._train - self._begin > 1)
-            splits["train"] = Sequences(self, user, self._begin[user], self._train[user] - 1)
+            length_U, L = np.maximum(self._train - self._begin - 1, 0), made.length
+            windows_U = -(-length_U // L)  # of a longer history, as many as hold all of it, the latest first
+            user = np.repeat(np.arange(len(windows_U)), windows_U)
+            nth = np.arange(len(user)) - np.repeat(np.cumsum(windows_U) - windows_U, windows_U)
+            splits["train"] = Sequences(self, user, self._begin[user], self._train[user] - 1 - nth * L)
         for split, end, stop in (("val", self._train, val), ("test", val, start[1:])):
             user = np.flatnonzero((stop > end) & (end > self._begin))
             splits[split] = Targets(self, user, self._begin[user], end[user], stop[user])
