@@ -93,6 +93,15 @@ def test_the_last_is_test_and_the_one_before_is_val():
     assert "later than an example of test" in data.description
 
 
+def test_a_long_history_is_trained_on_in_windows():
+    data = histories([1] * 8 + [2] * 4, [*range(10, 18), *range(10, 14)], [*range(8), *range(4)], length=2)
+    batch = data.splits["train"].batch(np.arange(len(data.splits["train"])))
+    assert batch["user"].tolist() == [0, 0, 0, 1]
+    assert batch["history"].tolist() == [[4, 5], [2, 3], [1, 0], [1, 0]]
+    assert batch["target"].tolist() == [[5, 6], [3, 4], [2, 0], [2, 0]]
+    assert data.splits["train"].lengths.tolist() == [2, 2, 1, 1]
+
+
 def test_pairs_are_the_interactions_of_train():
     data = histories([1, 1, 1, 1, 2, 2], [5, 6, 7, 8, 5, 7], [1, 2, 3, 4, 1, 2], length=2, pairs=True)
     pairs = data.splits["train"].batch(np.arange(4))
