@@ -69,6 +69,10 @@ NEW = {  # by recipe: rows that a run of it answers one by one
     "bert": ({"text": "the [MASK] statement"}, {"text": "an object is an [MASK] here"}),
     "instruct": ({"prompt": "What is 1 + 1?", "completion": "2"}, {"prompt": "What is 1 + 1?", "completion": "11"}),
     "lm": ({"text": "Names refer to objects."}, {"text": "The global statement"}),
+    "clicks": (
+        {"user": "user 3", "item": "item 5", "site": "site 2", "device": "device 1", "price": 1.2, "hour": 8},
+        {"user": "nobody", "item": "item 9", "site": "site 4", "device": None, "price": None, "hour": 20},
+    ),
     "recommend": ({"history": ["thing 1 of group 1", "thing 2 of group 2"]}, {"item": "thing 3 of group 3", "top": 3}),
     "text_classify": ({"text": "Read a file."}, {"text": "Return the square root of x, a number."}),
     "translate": ({"source": "17"}, {"source": "942"}),

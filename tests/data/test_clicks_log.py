@@ -37,7 +37,7 @@ def test_the_log_is_seeded_split_by_time_and_scored_by_its_test_rows(tmp_path):
     assert max(data.rows["train"]) < min(data.rows["val"]) <= max(data.rows["val"]) < min(data.rows["test"])
     assert data.dataset_info["cardinalities"] == (21, 11, 21, 5)
     auc, loss = best_scores(p_N[data.rows["test"]])
-    assert data.dataset_info["best"] == {"auc": auc, "loss": loss}
+    assert (data.dataset_info["best_auc"], data.dataset_info["best_loss"]) == (auc, loss)
     assert f"AUC {auc:.4f}" in data.description
     label = data.splits["test"].labels
     assert abs(roc_auc_score(label, p_N[data.rows["test"]]) - auc) < 0.05

@@ -3,7 +3,8 @@
 Users and items have a bias and a taste each, a page and a device have one together, and so have a price and the device:
 the logit of a click is the sum of the biases and of these products. So what a sum of columns can tell (a logistic
 regression) stays below what products of columns can. Users and items are drawn by Zipf's law. The probability of every
-click is known, and what it scores on the rows of test, on average over their clicks, is ``dataset_info["best"]``.
+click is known, and so is what it scores on the rows of test, on average over their clicks: ``best_auc`` and
+``best_loss``, two more facts.
 
 Axes: N rows, n rows of test.
 """
@@ -65,7 +66,7 @@ class SyntheticClicks(TableRows):
     def prepare(self, cache: pathlib.Path, limit_bytes: float, say: Callable[[str], None]) -> TableData:
         data = super().prepare(cache, limit_bytes, say)
         auc, logloss = best_scores(self.log()[1][data.rows["test"]])
-        data.dataset_info = {**data.dataset_info, "best": {"auc": auc, "loss": logloss}}
+        data.dataset_info = {**data.dataset_info, "best_auc": auc, "best_loss": logloss}
         data.description += f"; the best possible on test: AUC {auc:.4f}, logloss {logloss:.4f}"
         return data
 
