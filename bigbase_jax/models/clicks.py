@@ -50,7 +50,7 @@ def embedded(categories_BC: Array, cardinalities: Sequence[int] | None, width: i
     if cardinalities is None:
         raise ModelError("the model's cardinalities are None; give the number of values of each category.")
     if not len(cardinalities):
-        return jnp.zeros((len(categories_BC), 0, width))
+        return jnp.zeros((categories_BC.shape[0], 0, width))
     table = Table(sum(cardinalities), width, uniform_by_column(cardinalities), name="embedding")
     return table(rows_of(categories_BC, cardinalities))
 
@@ -184,7 +184,7 @@ class DCN(nn.Module):
         self, numbers: Float[Array, "B F"], categories: Int[Array, "B C"], train: bool = False
     ) -> Float32[Array, "B K"]:
         vectors_BCD = embedded(categories, self.cardinalities, self.width)
-        x0_BM = jnp.concatenate([numbers, vectors_BCD.reshape(len(numbers), math.prod(vectors_BCD.shape[1:]))], -1)
+        x0_BM = jnp.concatenate([numbers, vectors_BCD.reshape(numbers.shape[0], math.prod(vectors_BCD.shape[1:]))], -1)
         x_BM = x0_BM
         for i in range(self.crosses):
             x_BM = CrossLayer(self.rank, self.experts, name=f"cross_{i}")(x0_BM, x_BM)

@@ -160,3 +160,13 @@ def test_what_a_model_cannot_be_is_said(make, said, rows):
         numbers, categories = numbers[:, :0], categories[:, :1]
     with pytest.raises(ModelError, match=said):
         jax.eval_shape(make().init, jax.random.key(0), numbers, categories)
+
+
+@pytest.mark.parametrize("model", [DLRM, DCN])
+def test_one_program_serves_batches_of_every_size(model, rows):
+    """As exports have it, whose B is a symbol."""
+    built = model(num_classes=2, cardinalities=CARDINALITIES)
+    variables = jax.eval_shape(built.init, jax.random.key(0), *rows)
+    (size,) = jax.export.symbolic_shape("B")
+    shapes = [jax.ShapeDtypeStruct((size, *x.shape[1:]), x.dtype) for x in rows]
+    assert str(jax.eval_shape(built.apply, variables, *shapes).shape) == "(B, 2)"
