@@ -132,15 +132,12 @@ class Batcher:
                     return there[:count]
 
     def _count(self, shape: Hashable, there: int) -> int:
-        """How many of the rows that are there to compute next: all, or fewer if two batches with less padding cost
-        less, as on a CPU."""
-        less = max((size for size in self.sizes if size <= there), default=0)
-        if there in (0, less) or less == self.sizes[-1]:
-            return less
-        first, second, whole = (
-            self._costs.get((shape, fitting(self.sizes, n)), 0.0) for n in (less, there - less, there)
-        )
-        return less if first + second < whole else there
+        """How many of the rows that are there to compute next: those of the size that costs least a row, padding
+        included. That may be a single one, as of pictures on a CPU; of sizes that cost the same, the largest."""
+        there = min(there, self.sizes[-1])
+        sizes = [size for size in self.sizes if size <= fitting(self.sizes, there)]
+        best = min(reversed(sizes), key=lambda size: self._costs.get((shape, size), 0.0) / max(min(size, there), 1))
+        return min(best, there)
 
     def _compute(self, some: list[tuple[_Job, int]]) -> None:
         began = time.monotonic()
