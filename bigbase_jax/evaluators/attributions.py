@@ -147,6 +147,7 @@ def integrated_gradients(
     task: Task, variables: Variables, inputs: Batch, typical: Mapping[str, Any], steps: int
 ) -> tuple[jax.Array, jax.Array]:
     """What the numbers f32[B,F] and the categories f32[B,C] of each row add to its ``score``."""
+    inputs = {name: inputs[name] for name in typical}  # a batch may have an entry without columns
 
     def predicted(numbers: Any, categories: Any, moved: Iterator[jax.Array] | None = None) -> tuple[Any, list[Any]]:
         """What the task gives, and each embedding that it has made; or, in the place of these, what is given."""

@@ -84,7 +84,10 @@ def test_a_linear_model_is_explained_by_its_weights():
 
     x_BF = np.array([[1.0, 1.0], [0.0, 4.0]], np.float32)
     typical = {"numbers": np.array([1.0, 2.0], np.float32)}
-    number_BF, none_BC = jax.jit(lambda x: integrated_gradients(Linear(), {}, {"numbers": x}, typical, 8))(x_BF)
+    none = np.zeros((2, 0), np.int32)
+    number_BF, none_BC = jax.jit(
+        lambda x: integrated_gradients(Linear(), {}, {"numbers": x, "categories": none}, typical, 8)
+    )(x_BF)
     np.testing.assert_allclose(number_BF, [[0, 3], [-2, -6]], atol=1e-5)
     assert none_BC.shape == (2, 0)
 
