@@ -46,6 +46,10 @@ MEASURED = {  # by task: what an evaluation reports, and what it keeps of each e
         {"step", "accuracy", "precision", "recall", "f1", "auc", "loss", "per_class"},
         {"probabilities", "label", "index"},
     ),
+    "AudioClassification": (
+        {"step", "accuracy", "precision", "recall", "f1", "auc", "loss", "per_class"},
+        {"probabilities", "label", "index"},
+    ),
     "Tagging": (
         {"step", "loss", "accuracy", "overall_precision", "overall_recall", "overall_f1", "per_class"},
         {"tag", "tags", "tokens", "index"},
