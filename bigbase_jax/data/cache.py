@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import functools
 import hashlib
+import importlib
 import importlib.metadata
 import inspect
 import json
@@ -299,8 +301,12 @@ class Writer:
             self._files[name].write(np.ascontiguousarray(array).data)
 
 
+Write = Callable[[Writer], Mapping[str, Any]]
+"""Adds all rows to a store, from the first one at each call, and returns what is kept beside them."""
+
+
 def keep(
-    write: Callable[[Writer], Mapping[str, Any]],
+    write: Write,
     cache: tuple[pathlib.Path, str] | None,
     limit_bytes: float,
     say: Callable[[str], None],
@@ -544,3 +550,39 @@ def as_array(value: Any) -> np.ndarray:
     if isinstance(value, float):
         return np.asarray(value, np.float32)
     return np.asarray(value)
+
+
+def kept(
+    key: str,
+    begin: Callable[[], Write],
+    root: pathlib.Path,
+    limit_bytes: float,
+    say: Callable[[str], None],
+    what: str,
+) -> Store:
+    """The store of this key below ``root``; where it is not there, it is made, and older ones make room.
+
+    Args:
+      begin: gives what adds the rows.
+      limit_bytes: what all stores may take; 0: keep nothing.
+      say: takes lines about progress.
+      what: is done where it is made, in words.
+    """
+    where = (root, key) if limit_bytes > 0 else None
+    found = find(*where) if where else None
+    if found is None:
+        say(f"data: {what}")
+        found = keep(begin(), where, limit_bytes, say)
+        if where is not None:
+            prune(root, limit_bytes, [root / f"cache-{key}"])
+    return found
+
+
+@functools.cache
+def source_digest(module: str) -> str:
+    """A digest of the code of a module of the package, so that edited code makes another cache."""
+    try:
+        code = inspect.getsource(importlib.import_module(f"bigbase_jax.{module}"))
+    except OSError:
+        code = ""
+    return hashlib.sha256(code.encode()).hexdigest()[:16]

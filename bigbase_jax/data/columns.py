@@ -20,10 +20,9 @@ import numpy as np
 
 from bigbase_jax.build import suggest
 from bigbase_jax.core import UserError
-from bigbase_jax.data.cache import Store, release
+from bigbase_jax.data.cache import Store, kept, release, source_digest
 from bigbase_jax.data.files import LIMITS, File, Limits, kind_of, one_file, optional
 from bigbase_jax.data.rows import tables
-from bigbase_jax.data.sources.text.base import kept, source_digest
 
 KINDS = ("number", "category", "date", "text")
 MISSING = ("", "?", "NA", "N/A", "n/a", "NaN", "nan", "NULL", "Null", "null", "None", "none", "<NA>", "#N/A")

@@ -532,6 +532,17 @@ def from_base64(row: Mapping[str, Any], name: str, what: str) -> bytes:
         raise UserError(f"{name!r} is {str(value)[:40]!r}, which is no {what} file in base64.") from error
 
 
+def given_file(given: bytes | str | Mapping[str, Any], name: str, what: str) -> bytes | str:
+    """What a user gives as a file: its bytes, its path, or a row that has it in base64 (see ``from_base64``).
+
+    Raises:
+      UserError: there is no such file, or the row has none.
+    """
+    if isinstance(given, Mapping):
+        return from_base64(given, name, what)
+    return existing(given, "file") if isinstance(given, str) else given
+
+
 def optional(module: str, package: str, path: str) -> Any:
     try:
         return importlib.import_module(module)

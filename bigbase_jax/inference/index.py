@@ -131,10 +131,11 @@ class Index:
         cell = means.index.search(exact.vectors, 1)[1][:, 0].astype(np.int32)
         found = dataclasses.replace(exact, centroids=means.centroids, cell=cell, probes=1)
         queries = exact.vectors[np.linspace(0, len(exact) - 1, min(_SAMPLE, len(exact))).astype(int)]
-        truth = exact.search(queries, 10)[1]
-        while found.probes < len(means.centroids) and _overlap(truth, found.search(queries, 10)[1]) < recall:
-            found = dataclasses.replace(found, probes=min(2 * found.probes, len(means.centroids)))
-        return found
+        truth, lists, probes = exact.search(queries, 10)[1], found._lists, 1
+        while probes < len(means.centroids) and _overlap(truth, found.search(queries, 10)[1]) < recall:
+            probes = min(2 * probes, len(means.centroids))
+            lists.nprobe = probes
+        return dataclasses.replace(found, probes=probes)
 
     def search(self, queries: np.ndarray, k: int, exact: bool = False) -> tuple[np.ndarray, np.ndarray]:
         """The ``k`` vectors with the largest inner products, the largest first.

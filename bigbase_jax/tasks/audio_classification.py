@@ -16,7 +16,7 @@ import numpy as np
 from bigbase_jax.audio.features import LogMel, fbank
 from bigbase_jax.core import Array, Batch, Figure, Table, UserError, Variables
 from bigbase_jax.tasks import figures
-from bigbase_jax.tasks.classification import Classifier
+from bigbase_jax.tasks.classification import Classifier, applied_in_training, init_logits
 from bigbase_jax.tasks.errors import model_errors
 
 
@@ -71,13 +71,7 @@ class AudioClassification(Classifier):
         Raises:
           UserError: the model does not fit the recordings or the number of classes.
         """
-        with model_errors():
-            logits_1K, variables = self.model.init_with_output(
-                key, self.bands(jnp.zeros((1, *batch["audio"].shape[1:])))
-            )
-        if self.num_classes is not None and logits_1K.shape != (1, self.num_classes):
-            raise UserError(f"the model's output has shape {logits_1K.shape[1:]} for {self.num_classes} classes.")
-        return variables
+        return init_logits(self.model, self.num_classes, key, self.bands(jnp.zeros((1, *batch["audio"].shape[1:]))))
 
     def train_logits(self, variables: Variables, batch: Batch, key: jax.Array) -> tuple[jax.Array, Variables]:
         mask_key, dropout_key = jax.random.split(key)
@@ -85,15 +79,7 @@ class AudioClassification(Classifier):
         for axis, (count, most) in ((1, self.time_masks), (2, self.frequency_masks)):
             for i in range(count):
                 x_BFM1 = masked(jax.random.fold_in(mask_key, 100 * axis + i), x_BFM1, axis, most)
-        with model_errors():
-            logits_BK, state = self.model.apply(
-                variables,
-                x_BFM1,
-                train=True,
-                rngs={"dropout": dropout_key},
-                mutable=[name for name in variables if name != "params"],
-            )
-        return logits_BK, dict(state)
+        return applied_in_training(self.model, variables, dropout_key, x_BFM1)
 
     def logits(self, variables: Variables, inputs: Batch) -> jax.Array:
         with model_errors():

@@ -25,6 +25,29 @@ from bigbase_jax.tasks.metrics import classes
 LOSSES = ("softmax", "sigmoid", "squared")
 
 
+def init_logits(model: nn.Module, num_classes: int | None, key: jax.Array, *inputs: Any) -> Variables:
+    """Fresh variables of a model that gives logits f32[1,K] of inputs with one example.
+
+    Raises:
+      UserError: it does not fit the inputs, or the number of classes.
+    """
+    with model_errors():
+        logits_1K, variables = model.init_with_output(key, *inputs)
+    if num_classes is not None and logits_1K.shape != (1, num_classes):
+        raise UserError(f"the model's output has shape {logits_1K.shape[1:]} for {num_classes} classes.")
+    return variables
+
+
+def applied_in_training(
+    model: nn.Module, variables: Variables, key: jax.Array, *inputs: Any
+) -> tuple[jax.Array, Variables]:
+    """What a model gives in training, with ``key`` for dropout, and its state after it."""
+    mutable = [name for name in variables if name != "params"]
+    with model_errors():
+        found, state = model.apply(variables, *inputs, train=True, rngs={"dropout": key}, mutable=mutable)
+    return found, dict(state)
+
+
 @dataclasses.dataclass(frozen=True)
 class Classifier:
     """A model that gives logits, trained and measured as a classifier; subclasses say what it reads.
@@ -253,22 +276,12 @@ class Classification(Classifier):
           UserError: the model does not fit the pictures or the number of classes.
         """
         image_1HWC = self.normalise(jnp.zeros((1, *batch["image"].shape[1:]), batch["image"].dtype))
-        with model_errors():
-            logits_1K, variables = self.model.init_with_output(key, image_1HWC)
-        if self.num_classes is not None and logits_1K.shape != (1, self.num_classes):
-            raise UserError(f"the model's output has shape {logits_1K.shape[1:]} for {self.num_classes} classes.")
-        return variables
+        return init_logits(self.model, self.num_classes, key, image_1HWC)
 
     def train_logits(self, variables: Variables, batch: Batch, key: jax.Array) -> tuple[jax.Array, Variables]:
         with model_errors():
-            logits_BK, state = self.model.apply(
-                variables,
-                self.normalise(batch["image"]),
-                train=True,
-                rngs={"dropout": key},
-                mutable=[name for name in variables if name != "params"],
-            )
-        return logits_BK, dict(state)
+            image_BHWC = self.normalise(batch["image"])
+        return applied_in_training(self.model, variables, key, image_BHWC)
 
     def logits(self, variables: Variables, inputs: Batch) -> jax.Array:
         image_BHWC = self.normalise(inputs["image"])

@@ -31,7 +31,7 @@ from bigbase_jax.core import (
 )
 from bigbase_jax.evaluate import Totals
 from bigbase_jax.tasks import figures
-from bigbase_jax.tasks.classification import Classifier
+from bigbase_jax.tasks.classification import Classifier, applied_in_training, init_logits
 from bigbase_jax.tasks.errors import model_errors
 
 LOSSES = ("squared", "absolute", "pinball")
@@ -54,11 +54,11 @@ def rows_of(inputs: Batch) -> tuple[jax.Array, jax.Array]:
 
 def applied(model: nn.Module, variables: Variables, batch: Batch, key: jax.Array | None) -> tuple[jax.Array, Variables]:
     """f32[B,K] of a model of rows, and its state after it; ``key`` None: not in training."""
-    how: dict[str, Any] = {} if key is None else {"train": True, "rngs": {"dropout": key}}
-    mutable = [name for name in variables if name != "params"] if key is not None else False
+    if key is not None:
+        return applied_in_training(model, variables, key, *rows_of(batch))
     with model_errors():
-        found: Any = model.apply(variables, *rows_of(batch), mutable=mutable, **how)
-    return (found[0], dict(found[1])) if mutable is not False else (found, {})
+        found: Any = model.apply(variables, *rows_of(batch))
+    return found, {}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,11 +88,7 @@ class TabularClassification(Classifier):
           UserError: the model does not fit the columns or the number of classes.
         """
         one = {name: jnp.zeros((1, *x.shape[1:]), x.dtype) for name, x in batch.items() if name in ENTRIES}
-        with model_errors():
-            logits_1K, variables = self.model.init_with_output(key, *rows_of(one))
-        if self.num_classes is not None and logits_1K.shape != (1, self.num_classes):
-            raise UserError(f"the model's output has shape {logits_1K.shape[1:]} for {self.num_classes} classes.")
-        return variables
+        return init_logits(self.model, self.num_classes, key, *rows_of(one))
 
     def train_logits(self, variables: Variables, batch: Batch, key: jax.Array) -> tuple[jax.Array, Variables]:
         return applied(self.model, variables, batch, key)

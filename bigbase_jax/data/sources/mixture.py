@@ -17,9 +17,9 @@ import numpy as np
 
 from bigbase_jax.build import suggest
 from bigbase_jax.core import Codec, Example, Source, UserError
-from bigbase_jax.data.cache import Writer
+from bigbase_jax.data.cache import Writer, kept
 from bigbase_jax.data.sources.splits import Split
-from bigbase_jax.data.sources.text.base import Opened, kept, key_of
+from bigbase_jax.data.sources.text.base import Opened, key_of
 from bigbase_jax.data.sources.text.text import Corpus, Text, read_text, text_codec, texts_of
 from bigbase_jax.text.tokenizer import Bytes, Texts, Tokenizer, dataset_info_of, load
 

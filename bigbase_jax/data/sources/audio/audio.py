@@ -16,7 +16,7 @@ import numpy as np
 
 from bigbase_jax.audio.files import SUFFIXES, decode
 from bigbase_jax.core import Codec, Example, Fields
-from bigbase_jax.data.files import existing, from_base64
+from bigbase_jax.data.files import given_file
 
 COLUMNS = ("audio", "path", "file", "file_name", "filename", "audio_path", "wav")
 __all__ = ["COLUMNS", "SUFFIXES", "AudioCodec", "pcm16"]
@@ -45,8 +45,4 @@ class AudioCodec(Codec):
         Raises:
           UserError: it does not decode.
         """
-        if isinstance(given, Mapping):
-            given = from_base64(given, "audio", "sound")
-        elif isinstance(given, str):
-            given = existing(given, "file")
-        return [{"audio": pcm16(decode(given, self.rate))}]
+        return [{"audio": pcm16(decode(given_file(given, "audio", "sound"), self.rate))}]

@@ -28,8 +28,12 @@ class Recordings:
       labels: i32[N].
     """
 
-    def __init__(self, folder: str, files: Sequence[Listed], rate: int, members: Mapping[str, File]):
-        self._folder, self._rate, self._members = folder, rate, members
+    def __init__(
+        self, folder: str, files: Sequence[Listed], rate: int, members: Mapping[str, File], inside: str | None = None
+    ):
+        """Files ``files`` below ``folder``, at ``rate``; ``members`` by name where they are in an archive; ``inside``:
+        a folder that links do not leave."""
+        self._folder, self._rate, self._members, self._inside = folder, rate, members, inside
         self._names = tuple(file.name for file in files)
         self.labels = labels(files)
 
@@ -43,7 +47,7 @@ class Recordings:
             with open_file(self._members[name]) as file:
                 x_T = decode(file.read(), self._rate)
         else:
-            x_T = decode(os.path.join(self._folder, name), self._rate)
+            x_T = decode(os.path.join(self._folder, name), self._rate, folder=self._inside)
         return {"audio": pcm16(x_T), "label": self.labels[index]}
 
     def name(self, index: int) -> str:
@@ -102,7 +106,9 @@ class LabelledAudio:
             self.description = f"{sum(map(len, files.values())):,} recordings of {len(names)} classes in {table}"
         self._files, self._rate = files, rate
         self.splits: Mapping[str, Source] = {
-            name: Recordings(folder, files[name], rate, members) for name in ("train", "val", "test") if name in files
+            name: Recordings(folder, files[name], rate, members, folder if table is not None else None)
+            for name in ("train", "val", "test")
+            if name in files
         }
         self.dataset_info: Mapping[str, Any] = {
             "num_classes": len(names),

@@ -18,18 +18,7 @@ import simplejpeg
 from PIL import Image
 
 from bigbase_jax.core import Codec, Example, Fields, UserError
-from bigbase_jax.data.files import (
-    KEY,
-    LIMITS,
-    File,
-    Limits,
-    existing,
-    file_at,
-    from_base64,
-    limits_of,
-    one_sentence,
-    open_file,
-)
+from bigbase_jax.data.files import KEY, LIMITS, File, Limits, file_at, given_file, limits_of, one_sentence, open_file
 from bigbase_jax.runtime.limits import too_much
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp"})
@@ -237,11 +226,7 @@ class PictureCodec(Codec):
         Raises:
           UserError: it does not decode.
         """
-        if isinstance(given, Mapping):
-            given = from_base64(given, "image", "picture")
-        elif isinstance(given, str):
-            given = existing(given, "file")
-        x_HWC = decode(given, self.draft_size, self.limits)
+        x_HWC = decode(given_file(given, "image", "picture"), self.draft_size, self.limits)
         return [{"image": x_HWC if self.shape is None else resized(x_HWC, self.shape)}]
 
     def fit(self, example: Example, shapes: Mapping[str, Sequence[int]]) -> Example:

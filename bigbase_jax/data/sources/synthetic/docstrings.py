@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 
 from bigbase_jax.core import UserError
+from bigbase_jax.data.cache import Write
 from bigbase_jax.data.sources.splits import deal, digest
-from bigbase_jax.data.sources.text.base import Survey, Write
+from bigbase_jax.data.sources.text.base import Survey
 from bigbase_jax.data.sources.text.labelled_text import Labelled, LabelledTexts
 from bigbase_jax.text.tokenizer import Subwords
 

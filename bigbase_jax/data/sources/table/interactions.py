@@ -37,13 +37,12 @@ import numpy as np
 import scipy.sparse
 
 from bigbase_jax.core import Batch, Example, UserError
-from bigbase_jax.data.cache import Store, Writer, default_root
+from bigbase_jax.data.cache import Store, Write, Writer, default_root, kept, source_digest
 from bigbase_jax.data.columns import Column, read_columns, table_files
 from bigbase_jax.data.files import LIMITS, TABLES, File, Limits, kind_of, list_files, optional
 from bigbase_jax.data.sources.splits import digest
 from bigbase_jax.data.sources.table.catalogue import Attributes, Known
 from bigbase_jax.data.sources.table.history_codec import HistoryCodec
-from bigbase_jax.data.sources.text.base import Write, kept, source_digest
 from bigbase_jax.runtime.log import say
 
 SPLITS = ("train", "val", "test")

@@ -27,12 +27,12 @@ import numpy as np
 
 from bigbase_jax.build import suggest
 from bigbase_jax.core import Batch, Codec, Example, Fields, UserError
-from bigbase_jax.data.cache import Store, Writer
+from bigbase_jax.data.cache import Store, Writer, kept, source_digest
 from bigbase_jax.data.columns import KINDS, Column, Columns, columns_of, read_columns, table_files
 from bigbase_jax.data.encoders import Encoders, Names, fit_encoders
 from bigbase_jax.data.files import LIMITS, File, Limits, by_split, unused
 from bigbase_jax.data.sources.splits import Split, by_time, stratified, to_split_off
-from bigbase_jax.data.sources.text.base import SPLITS, Opened, kept, source_digest
+from bigbase_jax.data.sources.text.base import SPLITS, Opened
 
 _CODE = ("data.columns", "data.column_files", "data.encoders", "data.sources.splits", "data.sources.table.table")
 _BLOCK = 1 << 16  # rows that are encoded at once

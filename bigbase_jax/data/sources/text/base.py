@@ -10,8 +10,6 @@ import contextlib
 import dataclasses
 import functools
 import hashlib
-import importlib
-import inspect
 import io
 import json
 import pathlib
@@ -21,8 +19,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 import numpy as np
 
 from bigbase_jax.core import Codec, Dataset, Example, Fields, Source, UserError
-from bigbase_jax.data import cache as caches
-from bigbase_jax.data.cache import Store, Writer
+from bigbase_jax.data.cache import Store, Write, kept, source_digest
 from bigbase_jax.data.documents import Format, as_text, whole_text
 from bigbase_jax.data.files import LIMITS, File, Limits, by_split, one_file, readable, too_long, unused
 from bigbase_jax.data.rows import checked, tables
@@ -36,9 +33,6 @@ ROLES = ("pad", "cls", "sep", "mask")
 """Special tokens that a tokenizer has which is learned here for an encoder."""
 
 R = TypeVar("R")
-
-Write = Callable[[Writer], Mapping[str, Any]]
-"""Adds all rows to a store, from the first one at each call, and returns what is kept beside them."""
 
 
 # --- reading, dealing, tokenising -------------------------------------------------------------------------------------
@@ -211,32 +205,6 @@ class Opened:
         return digest(self._rows)
 
 
-def kept(
-    key: str,
-    begin: Callable[[], Write],
-    root: pathlib.Path,
-    limit_bytes: float,
-    say: Callable[[str], None],
-    what: str,
-) -> Store:
-    """The store of this key below ``root``; where it is not there, it is made, and older ones make room.
-
-    Args:
-      begin: gives what adds the rows.
-      limit_bytes: what all stores may take; 0: keep nothing.
-      say: takes lines about progress.
-      what: is done where it is made, in words.
-    """
-    where = (root, key) if limit_bytes > 0 else None
-    found = caches.find(*where) if where else None
-    if found is None:
-        say(f"data: {what}")
-        found = caches.keep(begin(), where, limit_bytes, say)
-        if where is not None:
-            caches.prune(root, limit_bytes, [root / f"cache-{key}"])
-    return found
-
-
 def splits_of(
     store: Store,
     example: Callable[[int], Example],
@@ -308,16 +276,6 @@ def key_of(modules: Iterable[str], tokenizers: Iterable[Any], parts: Sequence[An
     given = [(repr(t), t.file_signature() if isinstance(t, TokenizerFile) else None) for t in tokenizers]
     whole = [[source_digest(module) for module in modules], given, list(parts)]
     return hashlib.sha256(json.dumps(whole).encode()).hexdigest()[:24]
-
-
-@functools.cache
-def source_digest(module: str) -> str:
-    """A digest of the code of a module of the package, so that edited code makes another cache."""
-    try:
-        code = inspect.getsource(importlib.import_module(f"bigbase_jax.{module}"))
-    except OSError:
-        code = ""
-    return hashlib.sha256(code.encode()).hexdigest()[:16]
 
 
 # --- what a user gives ------------------------------------------------------------------------------------------------

@@ -16,11 +16,11 @@ from typing import Any, ClassVar
 
 from bigbase_jax.core import Codec, Example, Fields, UserError
 from bigbase_jax.data import tokens as token_rows
-from bigbase_jax.data.cache import Store
+from bigbase_jax.data.cache import Store, Write
 from bigbase_jax.data.documents import COLUMNS, Document, Format, list_files, split_of
 from bigbase_jax.data.files import LIMITS, Limits, limits_of, stems_of
 from bigbase_jax.data.sources.splits import digest, to_split_off
-from bigbase_jax.data.sources.text.base import SPLITS, Opened, TextCodec, TextRows, Write, given_text, named
+from bigbase_jax.data.sources.text.base import SPLITS, Opened, TextCodec, TextRows, given_text, named
 from bigbase_jax.data.tokens import Tokens
 from bigbase_jax.data.windows import Windows
 from bigbase_jax.text.tokenizer import Bytes, Texts, Tokenizer, dataset_info_of, load
