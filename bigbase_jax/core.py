@@ -111,6 +111,9 @@ class Task(Protocol):
     - ``indexed``, True: what it predicts is a ``vector`` by which its answers are looked up (``inference.retrieval``)
       among those that its ``items(variables, batch)`` gives of a catalogue.
     - ``given``: a ``Given``, variables that ``loss`` finds among its own as the collection ``given``.
+    - ``transcribes``, True: it reads recordings, and its answers are transcripts: ``text``, and where it has them
+      ``words`` (``word``, ``start``, ``end`` in seconds), ``segments`` (``text``, ``start``, ``end``), ``duration`` and
+      ``language``.
 
     Attributes:
       inputs: names of the batch entries that ``init`` and ``predict`` read; everything else is labels.
@@ -366,6 +369,8 @@ class Fields(NamedTuple):
       header: whether a table's first line has the names of its columns; else they are "0", "1", ...
       short: entries that fit one line, and what each is likely to be, where that is known.
       whole: whether a table is read as a whole, and not row by row; what comes as JSON is still a row.
+      options: entries that a row may have beside these, by their own names, and what is asked of its answer: a
+        language, a temperature, a speaker, a rate. A codec that takes some takes rows, of files too.
     """
 
     columns: Mapping[str, Sequence[tuple[str, ...]]] = {}
@@ -375,6 +380,7 @@ class Fields(NamedTuple):
     header: bool = True
     short: Mapping[str, Sequence[str]] = {}
     whole: bool = False
+    options: tuple[str, ...] = ()
 
 
 @runtime_checkable

@@ -146,8 +146,9 @@ def _input(path: str, number: int, row: Row, chosen: Mapping[str, Sequence[str]]
             given[entry] = values[names[0]]
             if len(names) > 1:
                 given[entry] = "\n".join(str(values[name]) for name in names if values[name] is not None)
+        given |= {name: values[name] for name in fields.options if values.get(name) not in (None, "")}
         if fields.files:
-            (name,) = given.values()
+            name = given[next(iter(chosen))]
             if not isinstance(name, str) or not name.strip():
                 error = f"the row names no file in {next(iter(chosen.values()))[0]!r}."
             else:
@@ -198,7 +199,7 @@ def entries_of(row: Any, fields: Fields | None) -> Mapping[str, Any]:
         row = dict.fromkeys(fields.columns, row)
     if not isinstance(row, Mapping):
         raise UserError(f"an input is {type(row).__name__}, not an object by entry ({', '.join(fields.columns)}).")
-    given = dict(row) if not fields.columns else {}
+    given = dict(row) if not fields.columns else {name: row[name] for name in fields.options if name in row}
     for entry, options in fields.columns.items():
         names = (entry,) if entry in row else next((names for names in options if set(names) <= set(row)), None)
         if names is None:

@@ -78,6 +78,14 @@ def test_both_languages_in_one_column(tmp_path):
     assert found == {"source": {"en": "Hello", "de": "Hallo"}}
 
 
+def test_options_stand_beside_what_is_read(tmp_path):
+    fields = Fields({"text": [("text",)]}, options=("voice", "rate"))
+    path = write(tmp_path / "a.csv", [("text", "voice", "other"), ("T", "ann", "X"), ("U", "", "X")])
+    assert given(path, fields) == [(1, {"text": "T", "voice": "ann"}, ""), (2, {"text": "U"}, "")]
+    row = {"text": "T", "rate": 1.5, "other": 1}
+    assert inputs.entries_of(row, fields) == {"text": "T", "rate": 1.5}
+
+
 def test_several_files_go_on_past_one_that_cannot_be_read(tmp_path):
     write(tmp_path / "a.csv", [("text",), ("x",)])
     (tmp_path / "b.csv").write_bytes(b"text\n\xff\xfe\xfd\n")
