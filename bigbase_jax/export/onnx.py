@@ -419,13 +419,16 @@ def _select(which: Any, *cases: Any) -> Any:
     return jax.lax.select_n_p.bind(which, *cases)
 
 
-def _dot(x: Any, y: Any, dimension_numbers: Any, **words: Any) -> Any:
+def _dot(x: Any, y: Any, dimension_numbers: Any, **_: Any) -> Any:
     """Products of matrices, which become MatMul: its weights can be quantised, and onnxruntime has it by hand."""
     (sum_x, sum_y), (batch_x, batch_y) = dimension_numbers
-    if len(sum_x) == 0:
-        return jax.lax.dot_general_p.bind(x, y, dimension_numbers=dimension_numbers, **words)
     free_x = [axis for axis in range(x.ndim) if axis not in (*sum_x, *batch_x)]
     free_y = [axis for axis in range(y.ndim) if axis not in (*sum_y, *batch_y)]
+    if len(sum_x) == 0:
+        x, y = jnp.transpose(x, (*batch_x, *free_x)), jnp.transpose(y, (*batch_y, *free_y))
+        ones_x = range(x.ndim, x.ndim + len(free_y))
+        ones_y = range(len(batch_y), len(batch_y) + len(free_x))
+        return jnp.expand_dims(x, tuple(ones_x)) * jnp.expand_dims(y, tuple(ones_y))
     with _folding(y):
         y = jnp.transpose(y, (*batch_y, *sum_y, *free_y))
         inner, outer = _size(y.shape[len(batch_y) : len(batch_y) + len(sum_y)]), y.shape[len(batch_y) + len(sum_y) :]

@@ -171,7 +171,7 @@ class PatchTST(Forecaster):
             raise ModelError(f"a history of {L} steps holds no patch of {self.patch}, or stride {self.stride} is 0.")
         Style().sizes(self.width, self.heads)
         dtype = DTYPES[self.dtype]
-        padded = jnp.pad(x_BLC, ((0, 0), (0, self.stride), (0, 0)), mode="edge")
+        padded = jnp.concatenate([x_BLC, jnp.repeat(x_BLC[:, -1:], self.stride, axis=1)], 1)
         first_N1 = np.arange(0, L + self.stride - self.patch + 1, self.stride)[:, None]
         patches = jnp.swapaxes(padded, 1, 2)[:, :, first_N1 + np.arange(self.patch)].astype(dtype)
         x_BND = nn.Dense(self.width, dtype=dtype, kernel_init=INITS["torch"], name="embedding")(

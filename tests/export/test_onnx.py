@@ -15,17 +15,26 @@ from bigbase_jax.inference.generation import Engine, SamplingParams
 from bigbase_jax.inference.predictor import Predictor
 from bigbase_jax.models.bag_of_words import BagOfWords
 from bigbase_jax.models.bert import Bert
+from bigbase_jax.models.clicks import DCN, DLRM
 from bigbase_jax.models.cnn import ConvNet
 from bigbase_jax.models.decoder import Decoder
 from bigbase_jax.models.encoder_decoder import EncoderDecoder
+from bigbase_jax.models.forecast import DLinear, NLinear, PatchTST, SeasonalNaive
 from bigbase_jax.models.mlp import MLP
 from bigbase_jax.models.resnet import CifarResNet, ResNet
+from bigbase_jax.models.sasrec import SASRec
+from bigbase_jax.models.tabular import TabularMLP
 from bigbase_jax.models.transformer import LLAMA, Style
+from bigbase_jax.models.two_tower import TwoTower
 from bigbase_jax.models.vit import ViT
 from bigbase_jax.pretrained.start import model_of
 from bigbase_jax.tasks.classification import Classification
+from bigbase_jax.tasks.forecasting import Forecasting
 from bigbase_jax.tasks.language import CausalLanguageModel
 from bigbase_jax.tasks.masked_language import MaskedLanguageModel
+from bigbase_jax.tasks.next_item import NextItem
+from bigbase_jax.tasks.retrieval import Retrieval
+from bigbase_jax.tasks.tabular import TabularClassification
 from bigbase_jax.tasks.tagging import Tagging
 from bigbase_jax.tasks.text_classification import TextClassification
 from bigbase_jax.tasks.translation import Translation
@@ -50,6 +59,20 @@ TEXTS = {
     "windows": CausalLanguageModel(Decoder(**SIZES, positions="rope", style=MINE)),
     "translation": Translation(EncoderDecoder(**SIZES, pad_id=0), pad_id=0, start_id=1, end_id=2),
     "t5": Translation(EncoderDecoder(**SIZES, positions="relative"), pad_id=0, start_id=1, end_id=2, beams=2),
+}
+COLUMNS = {"cardinalities": (5, 5), "number_names": ("a", "b", "c", "d")}
+PATCHES = PatchTST(horizon=6, outputs=3, width=8, depth=1, heads=2, mlp_dim=16)
+SERIES = {"channels": ("a", "b", "c"), "mean": (0.0,) * 3, "std": (1.0,) * 3, "naive_error": (1.0,) * 3}
+ROWS = {
+    "naive": Forecasting(SeasonalNaive(horizon=6, season=4), **SERIES),
+    "dlinear": Forecasting(DLinear(horizon=6), **SERIES),
+    "nlinear": Forecasting(NLinear(horizon=6), covariate_names=("x", "y"), **SERIES),
+    "patches": Forecasting(PATCHES, quantiles=(0.1, 0.5, 0.9), **SERIES),
+    "table": TabularClassification(TabularMLP(3, (5, 5), hidden=(8,)), 3, **COLUMNS),
+    "dlrm": TabularClassification(DLRM(2, (5, 5), bottom=(8,), top=(8,)), 2, **COLUMNS),
+    "dcn": TabularClassification(DCN(2, (5, 5), deep=(8,), rank=2, experts=2), 2, **COLUMNS),
+    "sasrec": NextItem(SASRec(num_items=9, length=4, width=8, depth=1), num_items=9, top=3),
+    "towers": Retrieval(TwoTower(num_users=4, num_items=9, length=4, width=8), num_items=9, top=3),
 }
 FREE = {"bert", "bag_of_words", "tags", "gpt2", "llama", "windows", "translation", "t5"}
 
@@ -127,6 +150,25 @@ def test_texts_and_the_cache_of_what_writes(name, tmp_path):
             wanted, found = (e.generate(prompts, params) for e in (jax_engine, other))
             assert [x.tolist() for x in found] == [x.tolist() for x in wanted]
             assert len({tuple(x.tolist()) for x in wanted}) > 1
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_rows_histories_and_series(name, tmp_path):
+    task, rng = ROWS[name], np.random.default_rng(0)
+    every = {
+        "numbers": rng.standard_normal((3, 4), np.float32),
+        "categories": rng.integers(0, 5, (3, 2), np.int32),
+        "user": np.array([0, -1, 3], np.int32),
+        "history": np.array([[0, 0, 3, 4], [1, 2, 3, 4], [0, 0, 0, 0]], np.int32),
+        "covariates": rng.standard_normal((3, 30, 2), np.float32),
+    }
+    if isinstance(task, Forecasting):
+        every["history"] = rng.standard_normal((3, 24, 3), np.float32)
+    inputs = {name: every[name] for name in task.inputs}
+    given = predictor(task, inputs)
+    onnx.write(given, tmp_path)
+    same(given, tmp_path, inputs, 3e-5)
+    same(given, tmp_path, {name: x[:1] for name, x in inputs.items()}, 3e-5)
 
 
 def test_adapters_are_merged(tmp_path):
