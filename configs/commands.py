@@ -4,6 +4,7 @@ python launch.py --config=configs/commands.py                                   
 python launch.py --config=configs/commands.py:root=DIR                              CLASS/*.wav, {train,test}/CLASS/*
 python launch.py --config=configs/commands.py:root=TABLE.csv                        columns path, label and split
 python launch.py --config=configs/commands.py:root=DIR,rate=8000,tau=2              telephone speech, a wider network
+python launch.py --config=configs/commands.py:root=DIR,names=label_speaker_take     7_jackson_32.wav, ... in one folder
 python launch.py --mode=predict --workdir=runs/commands --input='*.wav'
 
 A recording is ``seconds`` long: what is longer is cut to its middle. WAV, FLAC, Ogg and MP3 at any rate are read with
@@ -28,15 +29,16 @@ from bigbase_jax.train import TrainConfig
 
 def get_config(arg: str | None = None) -> ConfigDict:
     """``arg``: root=DIR_OR_TABLE, rate=16000, seconds=1.0, tau=1.5 (of BC-ResNet), epochs=60, path=COLUMN,
-    label=COLUMN, tiny."""
-    args = parse_arg(arg, root=None, rate=16_000, seconds=1.0, tau=1.5, epochs=60.0, path=None, label=None, tiny=False)
+    label=COLUMN, names=label_speaker_take, held_out=COLUMN:VALUE/VALUE, group=COLUMN, tiny."""
+    columns = {"path": None, "label": None, "names": None, "held_out": None, "group": None}  # of LabelledAudio
+    args = parse_arg(arg, root=None, rate=16_000, seconds=1.0, tau=1.5, epochs=60.0, **columns, tiny=False)
     if not 0.1 <= args.seconds <= 60:
         raise UserError(f"seconds={args.seconds}; a command has 0.1 to 60.")
     few = {"rate": 4000, "num_train": 48, "num_val": 24, "num_test": 24} if args.tiny else {"rate": args.rate}
     rate = args.rate if args.root else few["rate"]
     samples = round(args.seconds * rate)
     if args.root:
-        dataset = target(LabelledAudio, root=args.root, rate=rate, path=args.path, label=args.label)
+        dataset = target(LabelledAudio, root=args.root, rate=rate, **{key: getattr(args, key) for key in columns})
     else:
         dataset = target(WhistledWords, **few)
 

@@ -138,6 +138,57 @@ def test_a_row_that_cannot_be_is_named(tmp_path, line, why):
         LabelledAudio(str(root / "list.csv"))
 
 
+def named(tmp_path):
+    """Two digits, three speakers, four takes: DIGIT_SPEAKER_TAKE.wav."""
+    for digit in "01":
+        for speaker in ("ann", "bob", "cy"):
+            for take in range(4):
+                (tmp_path / f"{digit}_{speaker}_{take}.wav").write_bytes(written(tone(hz=300 + 50 * take)))
+    return str(tmp_path)
+
+
+def names(data):
+    return {split: [x.name(i) for i in range(len(x))] for split, x in data.splits.items()}
+
+
+def test_names_of_files_are_columns_to_split_by(tmp_path):
+    root, how = named(tmp_path), {"names": "label_speaker_take"}
+    plain = LabelledAudio(root, **how)
+    assert plain.dataset_info["class_names"] == ("0", "1") and sum(map(len, plain.splits.values())) == 24
+    assert plain.splits["train"][0]["audio"].shape == (8000,)
+    takes = names(LabelledAudio(root, **how, held_out="take:0/3"))
+    assert len(takes["test"]) == 12 and all(name[-5] in "03" for name in takes["test"])
+    assert all(name[-5] in "12" for name in takes["train"] + takes["val"]) and len(takes["val"]) == 2
+    assert takes == names(LabelledAudio(root, **how, held_out="take:0/3"))
+    parts = names(LabelledAudio(root, **how, held_out="speaker:bob", group="speaker", val_fraction=0.5))
+    speakers = [{name.split("_")[1] for name in parts[split]} for split in ("train", "val", "test")]
+    assert speakers[2] == {"bob"} and sorted(map(len, speakers)) == [1, 1, 1] and len(set.union(*speakers)) == 3
+
+
+def test_verification_may_hold_out_classes(tmp_path):
+    root, how = named(tmp_path), {"names": "digit_speaker_take", "label": "speaker", "held_out": "speaker:bob"}
+    data = LabelledAudio(root, **how, open_set=True)
+    assert data.dataset_info["class_names"] == ("ann", "cy")
+    assert set(data.splits["train"].labels) == {0, 1} and set(data.splits["test"].labels) == {2}
+    with pytest.raises(UserError, match="'bob' that train does not have"):
+        LabelledAudio(root, **how)
+
+
+@pytest.mark.parametrize(
+    ("how", "why"),
+    [
+        ({"names": "label_take"}, "3 parts between '_', and names=label_take has 2"),
+        ({"names": "digit_speaker_take"}, "no label column; its columns are 'path', 'digit'"),
+        ({"names": "label_speaker_take", "held_out": "speakr:bob"}, "no column 'speakr'.*speaker"),
+        ({"names": "label_speaker_take", "held_out": "speaker:bobb"}, "no speaker is 'bobb'.*bob"),
+        ({"held_out": "speaker:bob"}, "give a table as root, or names"),
+    ],
+)
+def test_columns_that_are_not_there_are_named(tmp_path, how, why):
+    with pytest.raises(UserError, match=why):
+        LabelledAudio(named(tmp_path), **how)
+
+
 def test_a_table_without_such_a_column_says_what_it_has(tmp_path):
     root = folder(tmp_path / "sounds", 2)
     (root / "list.jsonl").write_text(json.dumps({"path": "low/0.wav", "kind": "low"}))

@@ -6,17 +6,17 @@ Legend: T samples, N recordings.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from bigbase_jax.audio.files import SUFFIXES, decode
 from bigbase_jax.build import suggest
 from bigbase_jax.core import Codec, Example, Source, UserError
 from bigbase_jax.data.files import LIMITS, TABLES, File, Limits, existing, file_at, kind_of, named_after, open_file
-from bigbase_jax.data.rows import Row, rows
+from bigbase_jax.data.rows import rows
 from bigbase_jax.data.sources.audio.audio import COLUMNS, AudioCodec, pcm16
 from bigbase_jax.data.sources.folder import ClassFolders, Listed, labels
-from bigbase_jax.data.sources.splits import digest, split_off
+from bigbase_jax.data.sources.splits import deal, digest, split_off, to_split_off
 
 _LABELS = ("label", "class", "category", "command", "word", "target")
 
@@ -56,11 +56,12 @@ class Recordings:
 
 
 class LabelledAudio:
-    """Folders of recordings, one for each class (see ``sources.folder``), or a table that names files and classes.
+    """Folders of recordings, one for each class (see ``sources.folder``), or rows that name files and classes.
 
-    A table (CSV, TSV, JSON lines, ...) has a row for each recording: its file as seen from the table's folder, which
-    it does not leave, its class, and, where there is a column ``split``, which it is in. It is ``root`` itself, or the
-    only table in that folder. Splits that lack are dealt as ``sources.splits`` says.
+    Rows are those of a table (CSV, TSV, JSON lines, ...): a file as seen from the table's folder, which it does not
+    leave, its class, and, where there is a column ``split``, which it is in. The table is ``root`` itself, or the only
+    one in that folder. Or they are the names of the files themselves, with ``names``. Splits that lack are dealt as
+    ``sources.splits`` says.
 
     Attributes:
       splits: ``audio`` i16[T] and ``label`` i32[] each.
@@ -79,40 +80,61 @@ class LabelledAudio:
         test_fraction: float = 0.2,
         seed: int = 0,
         limits: Limits = LIMITS,
+        names: str | None = None,
+        held_out: str | None = None,
+        group: str | None = None,
+        open_set: bool = False,
     ):
         """Lists the files; opens none but a table.
 
         Args:
           root: a folder, an archive of one, or a table.
           rate: samples per second, to which all recordings are resampled.
-          path, label, split: columns of the table; None: the usual names.
+          path, label, split: columns of the rows; None: the usual names.
           val_fraction, test_fraction, seed: see ``ClassFolders``, whose errors these are too.
           limits: of archives and tables.
+          names: what the parts of a file's name are, as columns: with ``"label_speaker_take"``, ``7_jackson_32.wav`` is
+            take 32 of the class 7 by jackson. All files below ``root`` are named so.
+          held_out: ``"speaker:jackson"``, or ``"take:0/1/2"``: the column, and its values, of rows that are test; the
+            others are train, whatever else is said of these.
+          group: a column of whose values none is in two splits, where splits are dealt (speakers).
+          open_set: whether val and test may have classes that train lacks, as in verification: they are numbered behind
+            those of train, and are in no count and no name.
 
         Raises:
           UserError: no recordings, a column that is not there, a file that is not, or one class only.
         """
-        table = _table(root)
-        if table is None:
+        table = None if names else _table(root)
+        if table is None and not names:
+            if held_out or group or open_set:
+                raise UserError("held_out, group and open_set read columns; give a table as root, or names.")
             listed = ClassFolders(root, SUFFIXES, "recordings", val_fraction, test_fraction, seed, limits)
-            files, names, folder, members = listed.files, listed.names, listed.folder, listed.members
+            files, classes, folder, members = listed.files, listed.names, listed.folder, listed.members
             self.description = listed.description
         else:
-            folder, members = os.path.dirname(os.path.abspath(table)), dict[str, File]()
-            files, names = _read(file_at(table, table, limits), folder, (path, label, split))
-            train = files["train"]
-            dealt = split_off(files, [f.name for f in train], labels(train), val_fraction, test_fraction, seed)
-            files |= {name: [train[i] for i in indices] for name, indices in dealt.items()}
-            self.description = f"{sum(map(len, files.values())):,} recordings of {len(names)} classes in {table}"
+            folder, members = os.path.dirname(os.path.abspath(table)) if table else existing(root), dict[str, File]()
+            found = _of_table(file_at(table, table, limits)) if table else _of_names(folder, names or "")
+            recordings = _read(found, folder, (path or ("path" if names else None), label, split), held_out, group)
+            if group:
+                fractions = to_split_off({r.split for r in recordings}, val_fraction, test_fraction)
+                dealt = deal([r.split for r in recordings], [r.group for r in recordings], fractions, seed)
+                recordings = [r._replace(split=s) for r, s in zip(recordings, dealt, strict=True)]
+            files, classes = _by_split(recordings, table or folder, open_set)
+            if not group:
+                train = files["train"]
+                rest = split_off(files, [f.name for f in train], labels(train), val_fraction, test_fraction, seed)
+                files |= {name: [train[i] for i in indices] for name, indices in rest.items()}
+            count = sum(map(len, files.values()))
+            self.description = f"{count:,} recordings of {len(classes)} classes in {table or folder}"
         self._files, self._rate = files, rate
         self.splits: Mapping[str, Source] = {
-            name: Recordings(folder, files[name], rate, members, folder if table is not None else None)
+            name: Recordings(folder, files[name], rate, members, None if members or not (table or names) else folder)
             for name in ("train", "val", "test")
             if name in files
         }
         self.dataset_info: Mapping[str, Any] = {
-            "num_classes": len(names),
-            "class_names": tuple(names),
+            "num_classes": len(classes),
+            "class_names": tuple(classes),
             "rate": rate,
         }
 
@@ -140,43 +162,99 @@ def _table(root: str) -> str | None:
     return os.path.join(folder, found[0]) if found else None
 
 
-def _read(table: File, folder: str, columns: Sequence[str | None]) -> tuple[dict[str, list[Listed]], list[str]]:
-    """The recordings that a table names by split, and the names of its classes by alphabet."""
-    found: list[tuple[Row, str, str, str]] = []
+class _Recording(NamedTuple):
+    """A row: where it stands, for people, its file, and the names of its class, split and group."""
+
+    where: str
+    path: str
+    label: str
+    split: str
+    group: str
+
+
+def _of_table(table: File) -> Iterator[tuple[str, Mapping[str, Any], str]]:
+    """Where each row stands, its values, and of what it is."""
+    return ((row.where, row.values, str(table)) for row in rows(table))
+
+
+def _of_names(folder: str, names: str) -> Iterator[tuple[str, Mapping[str, Any], str]]:
+    """The same of files, in order of their paths."""
+    columns = names.split("_")
+    for where, inner, files in os.walk(folder):
+        inner.sort()
+        for name in sorted(files):
+            stem, suffix = os.path.splitext(name)
+            if suffix.casefold() not in SUFFIXES or name.startswith("."):
+                continue
+            path, parts = os.path.join(where, name), stem.split("_")
+            if len(parts) != len(columns):
+                raise UserError(f"{path} has {len(parts)} parts between '_', and names={names} has {len(columns)}.")
+            yield path, {"path": os.path.relpath(path, folder), **dict(zip(columns, parts, strict=True))}, "names"
+
+
+def _read(
+    found: Iterator[tuple[str, Mapping[str, Any], str]],
+    folder: str,
+    columns: Sequence[str | None],
+    held_out: str | None,
+    group: str | None,
+) -> list[_Recording]:
+    """The recordings that rows name; see ``LabelledAudio``."""
+    column, _, values = (held_out or "").partition(":")
     names: tuple[str, str, str] | None = None
-    for row in rows(table):
+    recordings, seen = [], set()
+    for where, row, what in found:
         if names is None:
-            names = _names(table, row.values, columns)
-        split = str(row.values.get(names[2]) or "")
+            names = _names(what, row, columns)
+            for key in filter(None, (column, group)):
+                if key not in row:
+                    raise UserError(f"{what} has no column {key!r}.{suggest(key, row, 'column')}")
+        split = str(row.get(names[2]) or "")
         place = named_after(split) if split else "train"
         if place is None:
-            raise UserError(f"{row.where} has the split {split!r}; known are train, val and test.")
-        found.append((row, str(row.values[names[0]]), str(row.values[names[1]]).strip(), place))
-    classes = sorted({label for _, _, label, split in found if split == "train"})
+            raise UserError(f"{where} has the split {split!r}; known are train, val and test.")
+        if held_out:
+            seen.add(str(row[column]))
+            place = "test" if str(row[column]) in values.split("/") else "train"
+        kept = str(row[group]) if group else ""
+        recordings.append(_Recording(where, str(row[names[0]]), str(row[names[1]]).strip(), place, kept))
+    if held_out and (unknown := [value for value in values.split("/") if value not in seen]):
+        said = suggest(unknown[0], sorted(seen), "value") or f" It has {', '.join(sorted(seen)[:8])}."
+        raise UserError(f"held_out={held_out}: no {column} is {unknown[0]!r}.{said}")
+    if not recordings:
+        raise UserError(f"{folder} names no recordings ({' '.join(sorted(SUFFIXES))}).")
+    return recordings
+
+
+def _by_split(found: Sequence[_Recording], what: str, open_set: bool) -> tuple[dict[str, list[Listed]], list[str]]:
+    """The files of each split, and the names of the classes by alphabet."""
+    classes = sorted({r.label for r in found if r.split == "train"})
     if len(classes) < 2:
-        raise UserError(f"{table} has {len(classes)} classes in its training rows; two are the least.")
+        raise UserError(f"{what} has {len(classes)} classes in its training rows; two are the least.")
+    numbers = classes + sorted({r.label for r in found} - set(classes)) if open_set else classes
+    folder = os.path.dirname(what) if os.path.isfile(what) else what
     files: dict[str, list[Listed]] = {}
-    for row, path, label, split in found:
-        if label not in classes:
-            raise UserError(f"{row.where} has a class {label!r} that train does not have.")
-        whole = os.path.realpath(os.path.join(folder, path))
+    for r in found:
+        if r.label not in numbers:
+            raise UserError(f"{r.where} has a class {r.label!r} that train does not have.")
+        whole = os.path.realpath(os.path.join(folder, r.path))
         if not whole.startswith(os.path.join(os.path.realpath(folder), "")):
-            raise UserError(f"{row.where} names {path}, which is outside of the table's folder; move it inside.")
+            raise UserError(f"{r.where} names {r.path}, which is outside of the table's folder; move it inside.")
         try:
             status = os.stat(whole)
         except OSError as error:
-            raise UserError(f"{row.where} names {path}, which cannot be read: {error.strerror or error}.") from error
-        files.setdefault(split, []).append(Listed(path, classes.index(label), status.st_size, status.st_mtime_ns))
+            raise UserError(f"{r.where} names {r.path}, which cannot be read: {error.strerror or error}.") from error
+        files.setdefault(r.split, []).append(Listed(r.path, numbers.index(r.label), status.st_size, status.st_mtime_ns))
     return files, classes
 
 
-def _names(table: File, values: Mapping[str, Any], columns: Sequence[str | None]) -> tuple[str, str, str]:
+def _names(what: str, values: Mapping[str, Any], columns: Sequence[str | None]) -> tuple[str, str, str]:
     """The columns of the path, the class and the split."""
     chosen = []
     for what, given, usual in zip(("path", "label"), columns, (COLUMNS, _LABELS), strict=False):
         name = given or next((name for name in usual if name in values), None)
         if name is None or name not in values:
             wrong = f"has no column {given!r}.{suggest(given, values, 'column')}" if given else f"has no {what} column"
-            raise UserError(f"{table} {wrong}; its columns are {', '.join(map(repr, list(values)[:8]))}.")
+            raise UserError(f"{what} {wrong}; its columns are {', '.join(map(repr, list(values)[:8]))}.")
         chosen.append(name)
     return chosen[0], chosen[1], columns[2] or "split"
