@@ -23,7 +23,7 @@ ALLOWED = {  # file or folder -> the files and folders of ours that it may impor
     "models": (),
     "decoding": ("core",),
     "text": LEAVES,
-    "audio": LEAVES,
+    "audio": (*LEAVES, "models"),
     "data": (*LEAVES, "audio", "text"),
     "tasks": (*LEAVES, "audio", "models", "decoding", "text", "evaluate"),
     "wrappers": (*LEAVES, "parallel", "models", "tasks"),

@@ -1,4 +1,4 @@
-"""Log-mel features as published: those of Whisper, and Kaldi's filter banks.
+"""Log-mel features as published: those of Whisper and of vocoders, and Kaldi's filter banks.
 
 Everything before the squares is linear in the samples: cutting frames, taking off the mean, pre-emphasis, the window
 and the Fourier transform are one matrix, and a spectrogram is a product with it. Samples lie in rows of one hop each,
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from typing import Any
 
 import jax
@@ -32,13 +33,16 @@ class LogMel:
       window_kind: "hann" (periodic) or "povey" (a symmetric Hann window to the power of 0.85).
       centred: whether frame f is around sample ``f * hop`` of the recording, which is mirrored at its ends, and the
         last frame is dropped (Whisper); otherwise frame f begins there, and only whole frames count.
+      same: whether a centred frame is around the middle of its hop instead, so that F frames are of F hops, and as many
+        samples can be made of them again (HiFi-GAN, Vocos).
+      magnitude: whether bands are of the magnitudes of the spectrum, and not of their squares.
       preemphasis: 0 for none; the mean of each frame is taken off where there is some.
       scale: of the samples, before all else.
       mel_scale: "slaney", with bands of equal area, or "htk", with bands that are triangles in mel.
       low, high: of the bands, Hz; None: half the rate.
       whisper: log10, at most 8 below the recording's largest, plus 4, over 4 (Radford et al. 2022, their code);
         otherwise the natural logarithm.
-      floor: below which power is not told apart.
+      floor: below which power, or magnitude, is not told apart.
     """
 
     rate: int = 16_000
@@ -48,6 +52,8 @@ class LogMel:
     fft: int = 400
     window_kind: str = "hann"
     centred: bool = True
+    same: bool = False
+    magnitude: bool = False
     preemphasis: float = 0.0
     scale: float = 1.0
     mel_scale: str = "slaney"
@@ -104,7 +110,8 @@ class LogMel:
         x_BT = xp.asarray(x_BT, xp.float32)
         frames, hops = self.frames(x_BT.shape[1]), len(self.transform) // self.hop
         if self.centred:
-            x_BT = xp.pad(x_BT, ((0, 0), (self.fft // 2, self.fft // 2)), mode="reflect")
+            edge = (self.fft - self.hop * self.same) // 2
+            x_BT = xp.pad(x_BT, ((0, 0), (edge, edge)), mode="reflect")
         rows = frames + hops - 1
         x_BT = xp.pad(x_BT, ((0, 0), (0, max(rows * self.hop - x_BT.shape[1], 0))))[:, : rows * self.hop]
         x_BRH = x_BT.reshape(len(x_BT), rows, self.hop)
@@ -112,6 +119,8 @@ class LogMel:
         y_BFN = sum(_product(xp, x_BRH[:, k : k + frames], parts[k]) for k in range(hops))
         bins = self.fft // 2 + 1
         power_BFN = y_BFN[..., :bins] ** 2 + y_BFN[..., bins:] ** 2
+        if self.magnitude:
+            power_BFN = xp.sqrt(power_BFN + 1e-9)  # HiFi-GAN's own, which has a gradient at 0
         mel_BFM = xp.maximum(_product(xp, power_BFN, self.filters), self.floor)
         if not self.whisper:
             return xp.log(mel_BFM)
@@ -142,6 +151,24 @@ def fbank(mels: int = 80, rate: int = 16_000, low: float = 20.0, high: float | N
         high=high,
         whisper=False,
         floor=float(np.finfo(np.float32).eps),
+    )
+
+
+def vocoder_mel(rate: int, mels: int = 80) -> LogMel:
+    """What vocoders read and acoustic models say: HiFi-GAN's (Kong et al. 2020, ``meldataset.py``), equal to theirs at
+    22.05 kHz. The window is the power of 2 near 50 ms (1024 samples at 16, 22.05 and 24 kHz), four hops long."""
+    fft = 1 << round(math.log2(rate / 20))
+    return LogMel(
+        rate=rate,
+        mels=mels,
+        window=fft,
+        hop=fft // 4,
+        fft=fft,
+        same=True,
+        magnitude=True,
+        high=min(8000.0, rate / 2),
+        whisper=False,
+        floor=1e-5,
     )
 
 
