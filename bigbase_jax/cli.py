@@ -58,7 +58,8 @@ _CALIBRATE = flags.DEFINE_integer(
 _OUTPUT = flags.DEFINE_string(
     "output",
     None,
-    "predict: .csv, .tsv, .jsonl, .parquet; embed: .npy; compress, export, compare: a folder; monitor: a page.",
+    "predict: .csv, .tsv, .jsonl, .parquet, or a folder for the files that a model makes, such as sounds; embed: .npy; "
+    "compress, export, compare: a folder; monitor: a page.",
 )
 _TO = flags.DEFINE_string("to", "safetensors", "export: stablehlo, onnx, safetensors, adapter.")
 _PLATFORMS = flags.DEFINE_list("platforms", None, "export: of StableHLO: cpu, cuda, rocm, tpu; default: the one here.")

@@ -110,6 +110,8 @@ class Task(Protocol):
       ``Evaluated``. Arrays and metrics of it may be missing, as those that an evaluation did not keep.
     - ``indexed``, True: what it predicts is a ``vector`` by which its answers are looked up (``inference.retrieval``)
       among those that its ``items(variables, batch)`` gives of a catalogue.
+    - ``rendered(output, example)``: from what ``postprocess`` takes to the ``Rendered`` file that a user is after,
+      beside the answer (a sound, a picture with boxes).
     - ``given``: a ``Given``, variables that ``loss`` finds among its own as the collection ``given``.
     - ``transcribes``, True: it reads recordings, and its answers are transcripts: ``text``, and where it has them
       ``words`` (``word``, ``start``, ``end`` in seconds), ``segments`` (``text``, ``start``, ``end``), ``duration`` and
@@ -180,6 +182,20 @@ class Given(Protocol):
           UserError: they are not there.
         """
         ...
+
+
+class Rendered(NamedTuple):
+    """A file that a model makes of an input.
+
+    Attributes:
+      suffix: of its name, such as ".wav".
+      media_type: such as "audio/wav".
+      data: its bytes.
+    """
+
+    suffix: str
+    media_type: str
+    data: bytes
 
 
 class Meter(Protocol):

@@ -115,7 +115,8 @@ def predict(
 
     Args:
       output: a file to write them to instead (see ``answers.Answers``), each beside the columns of its row; where there
-        is a column of the same name, the answer's is called ``predicted_NAME``.
+        is a column of the same name, the answer's is called ``predicted_NAME``. A folder takes the files that the model
+        makes of them, such as sounds (``Task.rendered``), and the answers as ``answers.jsonl``.
       adapter: the folder of an adapter of the model in ``workdir``.
       engine, answers_of, top: see ``Predictor.open``.
 
@@ -128,6 +129,9 @@ def predict(
     compilation.setup()
     files = inputs.to_answer(pattern, output)
     columns: set[str] = set()
+    folder = answers.folder_of(output)
+    if folder is not None:
+        output = str(folder / "answers.jsonl")
     with contextlib.ExitStack() as stack:
         write = stack.enter_context(answers.Answers(output)) if output is not None else None
 
@@ -138,7 +142,8 @@ def predict(
             write({**(item.place if len(files) > 1 or item.row is None else {}), **item.values, **named})
 
         predictor = Predictor.open(workdir, step, adapter, engine=engine, answers_of=answers_of, top=top)
-        number, failed = _answer(predictor, files, pattern, "predict", None if write is None else add, out)
+        keep = None if write is None else add
+        number, failed = _answer(predictor, files, pattern, "predict", keep, out, folder)
     if output is not None:
         print(json.dumps({"output": output, "answers": number, "errors": failed}), flush=True, file=out)
     return int(failed > 0)
@@ -229,12 +234,23 @@ def generate(
 
 
 def _answer(
-    predictor: Predictor, files: Sequence[str], pattern: str, verb: str, add: Add | None, out: Any
+    predictor: Predictor,
+    files: Sequence[str],
+    pattern: str,
+    verb: str,
+    add: Add | None,
+    out: Any,
+    folder: pathlib.Path | None = None,
 ) -> tuple[int, int]:
-    """Takes each answer to ``add``, or prints it; returns how many there were, and how many of them are errors."""
+    """Takes each answer to ``add``, or prints it; returns how many there were, and how many of them are errors.
+
+    Args:
+      folder: where the files are written that the model makes of the inputs; None: it makes none.
+    """
     number = failed = 0
     reading = predictor.reading
-    found = predictor.answers(inputs.read(files, reading.codec.fields, reading.limits))
+    given = inputs.read(files, reading.codec.fields, reading.limits)
+    found = predictor.answers(given) if folder is None else answers.filed(folder, predictor.files(given))
     for item, answer in answers.counted(found, inputs.estimate(files, reading.codec.fields), verb):
         number += 1
         failed += "error" in answer

@@ -14,8 +14,9 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, BinaryIO, TextIO, TypeVar
 
-from bigbase_jax.core import UserError
+from bigbase_jax.core import Rendered, UserError
 from bigbase_jax.data.files import optional
+from bigbase_jax.inference.inputs import Input
 from bigbase_jax.runtime import whole
 from bigbase_jax.runtime.checkpoint import disk_error
 from bigbase_jax.runtime.log import say
@@ -122,6 +123,38 @@ class Answers:
             yield
         except OSError as error:
             raise UserError(f"cannot write {self.path}: {disk_error(error) or error}.") from error
+
+
+def folder_of(output: str | None) -> pathlib.Path | None:
+    """The folder that ``--output`` names: one that is there, or a name without an ending; None: it is no folder."""
+    if output is None:
+        return None
+    path = pathlib.Path(os.path.abspath(os.path.expanduser(output)))
+    known = path.suffix.lower() in FORMATS
+    return path if not known and (path.is_dir() or not path.suffix or output.endswith("/")) else None
+
+
+def filed(
+    folder: pathlib.Path, found: Iterable[tuple[Input, dict[str, Any], Rendered | None]]
+) -> Iterator[tuple[Input, dict[str, Any]]]:
+    """Writes the file of each answer as ``INPUT-ROW.SUFFIX`` below ``folder``; the answers, with its name as ``file``.
+
+    Raises:
+      UserError: the disk refuses.
+    """
+    names: set[str] = set()
+    for item, answer, made in found:
+        if made is not None:
+            places = (item.row, answer.get("part"))
+            stem = "-".join([pathlib.Path(item.file).stem, *(f"{place:04d}" for place in places if place is not None)])
+            name = next(
+                n for n in itertools.chain([stem], map(f"{stem}-{{}}".format, itertools.count(2))) if n not in names
+            )
+            names.add(name)
+            with whole.written(folder / (name + made.suffix)) as file:
+                file.write(made.data)
+            answer = {"file": name + made.suffix, **answer}
+        yield item, answer
 
 
 def as_json(row: Any) -> str:

@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 
 from bigbase_jax import parallel
 from bigbase_jax.build import build, locate
-from bigbase_jax.core import Array, Batch, Codec, Example, Task, UserError, Variables
+from bigbase_jax.core import Array, Batch, Codec, Example, Rendered, Task, UserError, Variables
 from bigbase_jax.data.files import LIMITS, Limits, limits_of
 from bigbase_jax.data.pipeline import apply_eval
 from bigbase_jax.inference.inputs import Input
@@ -240,6 +240,28 @@ class Predictor:
                 for said in self.said(found):
                     yield item, said
 
+    def files(self, inputs: Iterable[Input]) -> Iterator[tuple[Input, dict[str, Any], Rendered | None]]:
+        """``answers``, each with the file that ``Task.rendered`` makes of it; None: there is an error instead.
+
+        Raises:
+          UserError: the model makes none.
+        """
+        if not self.renders:
+            raise UserError(
+                f"--output is a folder, and {type(self.task).__name__} makes no files; name a table to write."
+            )
+        for item, found in self.outputs(inputs):
+            if isinstance(found, UserError):
+                yield item, {"error": str(found)}, None
+            else:
+                for said, made in self.rendered(found):
+                    yield item, said, made
+
+    @property
+    def renders(self) -> bool:
+        """Whether the model makes a file of an input."""
+        return hasattr(self.task, "rendered")
+
     def answer(self, given: bytes | str | Mapping[str, Any]) -> list[dict[str, Any]]:
         """``Task.postprocess`` of a file, its bytes or a row by entry.
 
@@ -255,14 +277,23 @@ class Predictor:
 
     def said(self, found: Sequence[tuple[Example, Output]]) -> list[dict[str, Any]]:
         """``answer`` of an input, from its examples and the outputs of each."""
+        return [{**part, **self.task.postprocess(output, example)} for part, example, output in self._merged(found)]
+
+    def rendered(self, found: Sequence[tuple[Example, Output]]) -> list[tuple[dict[str, Any], Rendered]]:
+        """What ``said`` gives, and the file that ``Task.rendered`` makes beside each."""
+        task: Any = self.task
+        return [
+            ({**part, **task.postprocess(output, example)}, task.rendered(output, example))
+            for part, example, output in self._merged(found)
+        ]
+
+    def _merged(self, found: Sequence[tuple[Example, Output]]) -> Iterator[tuple[dict[str, int], Example, Output]]:
+        """What there is to answer, and which ``part`` of the input that is."""
         merge = getattr(self.task, "merge", None)
         if merge is not None and len(found) > 1:
             found = [(found[0][0], merge([output for _, output in found]))]
-        parts = [{"part": number} if len(found) > 1 else {} for number in range(len(found))]
-        return [
-            {**part, **self.task.postprocess(output, example)}
-            for part, (example, output) in zip(parts, found, strict=True)
-        ]
+        for number, (example, output) in enumerate(found):
+            yield {"part": number} if len(found) > 1 else {}, example, output
 
     def _rows(self, count: int) -> int:
         """Rows of a batch for so few examples."""

@@ -13,9 +13,10 @@ import pytest
 from pyarrow import parquet
 
 from bigbase_jax import verbs
-from bigbase_jax.core import Codec, UserError
+from bigbase_jax.core import Codec, Rendered, UserError
 from bigbase_jax.inference import answers, inputs
 from bigbase_jax.inference.predictor import Predictor, Reading
+from bigbase_jax.tasks.text_classification import TextClassification
 
 CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
 TEXTS = ["a good film", "a bad film, and long", 'they said "good"', "bad", "好电影", "so good\nand so long"]
@@ -191,6 +192,25 @@ def test_nothing_stands_half_written_under_its_name(classifier, tmp_path, capsys
         write._rows = open("/dev/full", "w")  # noqa: SIM115
         for i in itertools.count():
             write({"n": i})
+
+
+def test_files_that_a_model_makes_are_in_a_folder_beside_the_answers(classifier, tmp_path, capsys, monkeypatch):
+    source = table(tmp_path / "new.csv", [("review",), *((text,) for text in TEXTS)])
+    with pytest.raises(UserError, match="--output is a folder, and TextClassification makes no files"):
+        verbs.predict(classifier, source, output=str(tmp_path / "none"))
+
+    def rendered(self, output, example):
+        return Rendered(".bin", "application/octet-stream", output["probabilities"].tobytes())
+
+    plain, _ = predict(capsys, classifier, source)
+    monkeypatch.setattr(TextClassification, "rendered", rendered, raising=False)
+    (said,), _ = predict(capsys, classifier, source, output=str(tmp_path / "made"))
+    assert said["answers"] == len(TEXTS) and said["output"].endswith("made/answers.jsonl")
+    rows = [json.loads(line) for line in (tmp_path / "made" / "answers.jsonl").read_text().splitlines()]
+    assert [row["file"] for row in rows] == [f"new-{i:04d}.bin" for i in range(1, len(TEXTS) + 1)]
+    for row, before in zip(rows, plain, strict=True):
+        data = np.frombuffer((tmp_path / "made" / row["file"]).read_bytes(), np.float32)
+        assert row["label"] == before["label"] and data.max() == pytest.approx(max(before["probabilities"].values()))
 
 
 def test_columns_of_a_table_are_those_of_all_rows(tmp_path):
