@@ -62,6 +62,7 @@ class Style:
       activation: of the hidden layer; a name of ``layers.ACTIVATIONS``.
       gated: the hidden layer is ``activation(gate(x)) * up(x)`` (SwiGLU with "silu"; Shazeer 2020).
       qkv_bias, out_bias, mlp_bias: which projections have biases.
+      key_bias: whether keys have one where queries and values do (Whisper's have none: no softmax would see it).
       qk_norm: RMSNorm of each head's queries and keys, before they are rotated (Qwen3).
       window: a causal query sees so many positions, its own included (Mistral); None: all before it.
       windowed: in which blocks it does, a pattern that repeats over the blocks of a stack, such as five times True and
@@ -83,6 +84,7 @@ class Style:
     qkv_bias: bool = True
     out_bias: bool = True
     mlp_bias: bool = True
+    key_bias: bool = True
     qk_norm: bool = False
     window: int | None = None
     windowed: tuple[bool, ...] | None = None
@@ -187,7 +189,8 @@ class Attention(nn.Module):
         G, K = style.sizes(D, self.heads)
 
         def project(name: str, heads: int, x: Float[Array, "B _ D"]) -> Float[Array, "B _ _ K"]:
-            y = dense((heads, K), use_bias=style.qkv_bias, name=name)(x)
+            biased = style.qkv_bias and (style.key_bias or name != "key")
+            y = dense((heads, K), use_bias=biased, name=name)(x)
             if style.qk_norm and name != "value":
                 y = nn.RMSNorm(epsilon=style.epsilon, dtype=dtype, name=f"{name}_norm")(y)
             if context.rotation is not None and name != "value" and not cross:

@@ -34,6 +34,7 @@ FAMILIES: Mapping[str, str] = {
     "roberta": "bert",
     "t5": "t5",
     "vit": "vit",
+    "whisper": "whisper",
     "xlm-roberta": "bert",
 }
 """``model_type`` of a ``config.json`` -> module of this folder."""
