@@ -4,7 +4,7 @@ python launch.py --config=configs/recommend.py                       choices mad
 python launch.py --config=configs/recommend.py:root=ratings.csv      user, item[, rating][, time]: csv, tsv, Parquet
 python launch.py --config=configs/recommend.py:root=DIR,items=movies.csv,min_rating=4    titles and words of items
 python launch.py --config=configs/recommend.py:root=FILE,loss=sampled_softmax    or softmax, bce, gbce
-python launch.py --config=configs/recommend.py:root=FILE,model=two_tower
+python launch.py --config=configs/recommend.py:root=FILE,model=two_tower,hashed=1000000    rows that ids share
 python launch.py --mode=predict --workdir=runs/recommend --input=users.csv --top=10    by user, history or item
 
 The last item of each user is test, the one before it val; with split=time, what is later than a moment that all users
@@ -57,7 +57,7 @@ LOSSES = {
 
 def get_config(arg: str | None = None) -> ConfigDict:
     """``arg``: root=FILE_OR_DIR, items=FILE (titles, attributes), model=sasrec|two_tower, loss=softmax|sampled_softmax|
-    bce|gbce, split=last|time, length=50, width=64, dropout=0.5, core=0, min_rating=4, tiny.
+    bce|gbce, split=last|time, length=50, width=64, dropout=0.5, core=0, min_rating=4, hashed=1000000, tiny.
     """
     args = parse_arg(
         arg,
@@ -71,11 +71,13 @@ def get_config(arg: str | None = None) -> ConfigDict:
         dropout=0.5,
         core=0,
         min_rating=None,
+        hashed=None,
         tiny=False,
     )
     if args.loss not in LOSSES:
         raise UserError(f"there is no loss={args.loss}.{suggest(args.loss, LOSSES, 'loss')}")
     loss, width, pairs = LOSSES[args.loss], 16 if args.tiny else args.width, args.model == "two_tower"
+    hashed = None if args.hashed is None else int(args.hashed)
     tasks = {
         "sasrec": target(
             NextItem,
@@ -84,10 +86,12 @@ def get_config(arg: str | None = None) -> ConfigDict:
             negatives=loss.negatives,
             calibration=loss.calibration,
         ),
-        "two_tower": target(Retrieval, model=target(TwoTower, width=width)),
+        "two_tower": target(Retrieval, model=target(TwoTower, width=width, hashed=hashed)),
     }
     if args.model not in tasks:
         raise UserError(f"there is no model={args.model}.{suggest(args.model, tasks, 'model')}")
+    if hashed and not pairs:
+        raise UserError("hashed= is of model=two_tower; SASRec scores each item of its catalogue.")
     how = {"length": 8 if args.tiny else args.length, "split": args.split, "core": args.core, "pairs": pairs}
     if args.root:
         items = target(Attributes, root=args.items) if args.items else None

@@ -1,6 +1,6 @@
 """Two towers: a user and an item become vectors whose inner product is the score of the item for the user.
 
-Axes: B examples, L length of a history, D model width, E: D + 1, T words (0 is padding), F width of features.
+Axes: B examples, L length of a history, D model width, E: D + 1, T words (0 is padding), F width of features, R rows.
 """
 
 from __future__ import annotations
@@ -13,8 +13,45 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Float32, Int
 
 from bigbase_jax.models.layers import ModelError
+from bigbase_jax.models.tables import Table
 
 _init = nn.initializers.normal(0.1)
+
+
+class Ids(nn.Module):
+    """A vector for each id from 0 to ``count``: a row of a table, or the sum of two that the id is hashed to.
+
+    Few ids share both rows (hash embeddings: Svenstrup et al. 2017, with equal weights), so that a table is as large as
+    memory allows and not as the ids are many. Id 0 has a row of its own.
+
+    Attributes:
+      count: the largest id.
+      width: D.
+      hashed: R, rows to hash into where there are more ids; None: each has its own.
+    """
+
+    count: int
+    width: int
+    hashed: int | None = None
+
+    @nn.compact
+    def __call__(self, ids: Int[Array, "*S"]) -> Float32[Array, "*S D"]:
+        if not self.hashed or self.count <= self.hashed:
+            return Table(1 + self.count, self.width, _init, name="vectors")(ids)
+        table = Table(1 + self.hashed, self.width, _init, name="vectors")
+        rows = [jnp.where(ids > 0, 1 + _mixed(ids, seed) % self.hashed, 0).astype(jnp.int32) for seed in _SEEDS]
+        return table(jnp.stack(rows, -1)).sum(-2)
+
+
+_SEEDS = (0x9E3779B9, 0x85EBCA77)
+
+
+def _mixed(ids: Int[Array, "*S"], seed: int) -> Array:
+    """u32: the 32-bit finaliser of MurmurHash3 (Appleby)."""
+    x = ids.astype(jnp.uint32) ^ jnp.uint32(seed)
+    for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
+        x = (x ^ (x >> shift)) * jnp.uint32(factor)
+    return x ^ (x >> 16)
 
 
 class TwoTower(nn.Module):
@@ -35,6 +72,7 @@ class TwoTower(nn.Module):
       user_words, item_words: how many words there are; None: none are read.
       item_features: F; None: none are read.
       width: D.
+      hashed: rows of users, and of items, that ids are hashed into where there are more; see ``Ids``.
       hidden: widths of the hidden layers of the residual ones, of either tower.
       temperature: that scores are divided by.
       learn_temperature: whether it is a parameter, which begins there.
@@ -50,6 +88,7 @@ class TwoTower(nn.Module):
     item_words: int | None = None
     item_features: int | None = None
     width: int = 64
+    hashed: int | None = None
     hidden: tuple[int, ...] = ()
     temperature: float = 0.1
     learn_temperature: bool = False
@@ -57,14 +96,16 @@ class TwoTower(nn.Module):
     def __post_init__(self) -> None:
         if not self.temperature > 0:
             raise ModelError(f"the model's temperature is {self.temperature}; it must be above 0, for example 0.1.")
+        if self.hashed is not None and self.hashed < 1:
+            raise ModelError(f"the model's hashed is {self.hashed}; ids are hashed into at least one row.")
         super().__post_init__()
 
     def setup(self) -> None:
         for name in ("num_users", "num_items", "length"):
             if (getattr(self, name) or 0) < 1:
                 raise ModelError(f"the model's {name} is {getattr(self, name)}; give it, or data that knows it.")
-        self.user_id = self.param("user_id", _init, (1 + (self.num_users or 0), self.width))
-        self.item_id = self.param("item_id", _init, (1 + (self.num_items or 0), self.width))
+        self.user_id = Ids(self.num_users or 0, self.width, self.hashed)
+        self.item_id = Ids(self.num_items or 0, self.width, self.hashed)
         self.bias = self.param("bias", nn.initializers.zeros, (1 + (self.num_items or 0),))
         self.recency = self.param("recency", nn.initializers.zeros, (self.length,))
         self.words = {
@@ -100,7 +141,7 @@ class TwoTower(nn.Module):
         real_BL = history_BL > 0
         left_BL = jnp.cumsum(real_BL[:, ::-1], axis=1)[:, ::-1]  # items from here on: 1 at the last
         weight_BL = jnp.where(real_BL, jnp.exp(self.recency[jnp.maximum(left_BL, 1) - 1]), 0.0)
-        x_BD = self.user_id[user_B] + _mean(self.item_id[history_BL], weight_BL)
+        x_BD = self.user_id(user_B) + _mean(self.item_id(history_BL), weight_BL)
         u_BD = self._tower("user", x_BD + self._words("user", words_BT))
         return jnp.concatenate([u_BD / jnp.exp(self.log_temperature), jnp.ones_like(u_BD[:, :1])], -1)
 
@@ -111,7 +152,7 @@ class TwoTower(nn.Module):
         features_BF: Float[Array, "B F"] | None = None,
     ) -> Float32[Array, "B E"]:
         """Vectors of items, by id, words and features such as the vector of a text."""
-        x_BD = self.item_id[item_B] + self._words("item", words_BT)
+        x_BD = self.item_id(item_B) + self._words("item", words_BT)
         if self.item_features and features_BF is not None:
             x_BD = x_BD + self.features(features_BF.astype(jnp.float32))
         bias_B1 = self.bias[item_B][:, None] + self.popularity(x_BD)

@@ -11,7 +11,8 @@ import pytest
 
 from bigbase_jax import parallel
 from bigbase_jax.core import UserError, flatten
-from bigbase_jax.models.two_tower import TwoTower
+from bigbase_jax.models.layers import ModelError
+from bigbase_jax.models.two_tower import Ids, TwoTower
 from bigbase_jax.tasks.retrieval import Retrieval
 
 USERS, ITEMS, LENGTH = 5, 8, 4
@@ -53,6 +54,21 @@ def trained(correct):
         params, state = step(params, state, batch_of(128, seed=i))
     users = own.users({"params": params}, batch_of(64, seed=999))
     return np.asarray(jax.nn.softmax(users @ own.items({"params": params}, every_item()).T).mean(0))
+
+
+def test_hashed_ids_share_rows_and_few_share_both():
+    ids, rows = Ids(10_000, 8, 1_000), jnp.arange(10_001)
+    variables = ids.init(jax.random.key(0), rows)
+    assert jax.tree.map(np.shape, variables["params"]) == {"vectors": {"table": (1_024, 8)}}
+    vectors = np.asarray(ids.apply(variables, rows))
+    met = 10_000**2 / 2 / (1_000**2 / 2)  # as many as meet by chance: pairs of ids, over pairs of rows in any order
+    assert 0 < 10_001 - len(np.unique(vectors.round(5), axis=0)) < 1.5 * met
+    np.testing.assert_allclose(vectors[0], 2 * variables["params"]["vectors"]["table"][0], rtol=1e-6)
+    np.testing.assert_array_equal(vectors[7:9], ids.apply(variables, jnp.array([7, 8])))
+    few = Ids(1_000, 8, 1_000).init(jax.random.key(0), rows[:5])
+    assert few["params"]["vectors"]["table"].shape == (1_024, 8)
+    with pytest.raises(ModelError, match="at least one row"):
+        TwoTower(1, 1, 1, hashed=0)
 
 
 def test_the_correction_recovers_what_the_full_softmax_would_learn():
