@@ -102,7 +102,7 @@ _REGISTRY_STORAGE = flags.DEFINE_string(
     None,
     "registry, serve, monitor: a database's URL for its records; default: a file in its folder.",
 )
-_DO = flags.DEFINE_string("do", "list", "registry: push, list, show, promote, rollback or compare.")
+_DO = flags.DEFINE_string("do", "list", "registry: push, list, show, promote, rollback, compare or publish.")
 _MODEL = flags.DEFINE_multi_string(
     "model", None, "registry, serve, monitor: NAME, NAME:VERSION or NAME@ALIAS; may be given several times."
 )

@@ -7,7 +7,7 @@ from typing import Any
 
 from bigbase_jax.build import suggest
 from bigbase_jax.core import UserError
-from bigbase_jax.ops import card
+from bigbase_jax.ops import card, mlflow
 from bigbase_jax.ops.features import reference
 from bigbase_jax.ops.registry import Registry, Version
 from bigbase_jax.runtime.log import say
@@ -20,6 +20,7 @@ _TAKES = {  # what --do may be -> how many of --model, and which other flags it 
     "promote": (1, {"alias", "require", "why"}),
     "rollback": (1, {"why"}),
     "compare": (2, set()),
+    "publish": (1, set()),
 }
 
 
@@ -73,6 +74,9 @@ def registry(
         found = opened.find(models[0])
         checks = {f"it does not have {text}": card.holds(text, found.card) for text in require or ()}
         return _said(opened, opened.promote(str(found), alias or "", checks, why or ""), "promoted")
+    if do == "publish":
+        version = opened.resolve(models[0])
+        return mlflow.publish(version, opened.aliases(version.model))
     if do == "rollback":
         return _said(opened, opened.rollback(models[0], why or ""), "rolled back")
     return _compared(*(opened.resolve(name) for name in models))
