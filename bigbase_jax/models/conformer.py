@@ -2,8 +2,8 @@
 
 With ``chunk`` set it reads a recording in chunks: each sees itself, ``right`` frames behind it and so many chunks
 before it, and nothing else, in every block. The frames behind a chunk are computed with it and again with their own
-chunk (Shi et al. 2021, "Emformer"), so that they do not add up over the blocks, and a recording that is read as it comes
-(``encode_chunk``) gives what the whole recording gives.
+chunk (Shi et al. 2021, "Emformer"), so that they do not add up over the blocks, and a recording that is read as it
+comes (``encode_chunk``) gives what the whole recording gives.
 
 Axes: B recordings, b: B x n, F feature frames, M bands, S encoder frames, n chunks, C frames of a chunk, E: C and
 those behind it, P frames before a chunk, X: P + E, D model width, H heads, K head width, J taps of the convolution, R
