@@ -62,6 +62,10 @@ MEASURED = {  # by task: what an evaluation reports, and what it keeps of each e
         {"step", "loss", "hr@10", "ndcg@10", "mrr@10", "ranking"},
         {"items", "scores", "target", "index"},
     ),
+    "Recognition": (
+        {"step", "loss", "wer", "cer", "insertions", "deletions", "substitutions"},
+        {"path", "seconds", "reference", "index"},
+    ),
     "Translation": (
         {"step", "loss", "accuracy", "perplexity", "bleu", "chrf"},
         {"log_probability", "correct", "target", "tokens", "reference", "index"},

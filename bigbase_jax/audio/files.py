@@ -5,9 +5,11 @@ Legend: T samples, C channels.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import io
 import os
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -55,41 +57,57 @@ def decode(
     Raises:
       UserError: unreadable, truncated, or beyond the limits. It names the path if given.
     """
-    if not isinstance(data, bytes):
-        try:
-            with open_regular(data, folder) as file:
-                return _decoded(file, rate, offset, duration, seconds)
-        except OSError as error:
-            raise UserError(f"{os.fspath(data)} cannot be read: {error.strerror or error}.") from error
-        except UserError as error:
-            if os.fspath(data) in str(error):
-                raise
-            raise UserError(f"{os.fspath(data)}: {error}") from error
-    if not data:
-        raise UserError("the file is empty.")
-    return _decoded(io.BytesIO(data), rate, offset, duration, seconds)
+    with _opened(data, folder) as opened:
+        found = opened.samplerate
+        start = min(round(offset * found), opened.frames)
+        count = opened.frames - start if duration is None else min(round(duration * found), opened.frames - start)
+        if count > limit(seconds) * found:
+            raise too_much(f"{count / found:,.0f} seconds are too much at once", "give an offset and a duration")
+        if start:
+            opened.seek(start)
+        x_TC = opened.read(count, dtype="float32", always_2d=True)
+    x_TC = np.nan_to_num(x_TC, copy=False, nan=0.0, posinf=1.0, neginf=-1.0)
+    return resampled(mono(x_TC), found, rate)
 
 
-def _decoded(file: Any, rate: int, offset: float, duration: float | None, seconds: float) -> np.ndarray:
+def length(data: bytes | str | os.PathLike[str], folder: str | None = None) -> float:
+    """The seconds of a recording, by its header; arguments and errors as of ``decode``."""
+    with _opened(data, folder) as opened:
+        return float(opened.frames / opened.samplerate)
+
+
+@contextlib.contextmanager
+def _opened(data: bytes | str | os.PathLike[str], folder: str | None) -> Iterator[Any]:
+    """The recording as soundfile opens it; what is wrong with it, there or in the block, is the user's to mend."""
+    if isinstance(data, bytes):
+        if not data:
+            raise UserError("the file is empty.")
+        with _checked(io.BytesIO(data)) as opened:
+            yield opened
+        return
+    try:
+        with open_regular(data, folder) as file, _checked(file) as opened:
+            yield opened
+    except OSError as error:
+        raise UserError(f"{os.fspath(data)} cannot be read: {error.strerror or error}.") from error
+    except UserError as error:
+        if os.fspath(data) in str(error):
+            raise
+        raise UserError(f"{os.fspath(data)}: {error}") from error
+
+
+@contextlib.contextmanager
+def _checked(file: Any) -> Iterator[Any]:
     soundfile = _library("soundfile")
     try:
         with soundfile.SoundFile(file) as opened:
-            found, channels = opened.samplerate, opened.channels
-            if not RATES[0] <= found <= RATES[1] or not 1 <= channels <= CHANNELS:
-                raise UserError(f"its header says {channels} channels of {found} samples a second, which no sound has.")
-            start = min(round(offset * found), opened.frames)
-            count = opened.frames - start if duration is None else min(round(duration * found), opened.frames - start)
-            if count > limit(seconds) * found:
-                length = count / found
-                raise too_much(f"{length:,.0f} seconds are too much at once", "give an offset and a duration")
-            if start:
-                opened.seek(start)
-            x_TC = opened.read(count, dtype="float32", always_2d=True)
+            rate, channels = opened.samplerate, opened.channels
+            if not RATES[0] <= rate <= RATES[1] or not 1 <= channels <= CHANNELS:
+                raise UserError(f"its header says {channels} channels of {rate} samples a second, which no sound has.")
+            yield opened
     except soundfile.LibsndfileError as error:
         reason = str(error.error_string).rstrip(".")
         raise UserError(f"this is no recording that can be read (WAV, FLAC, Ogg, MP3): {reason}.") from error
-    x_TC = np.nan_to_num(x_TC, copy=False, nan=0.0, posinf=1.0, neginf=-1.0)
-    return resampled(mono(x_TC), found, rate)
 
 
 def mono(x_TC: np.ndarray) -> np.ndarray:

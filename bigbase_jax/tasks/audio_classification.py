@@ -108,12 +108,16 @@ class AudioClassification(Classifier):
         return Table("Hardest recordings", columns, cells, shares=("Sure of that", "Of what it is"))
 
 
-def masked(key: jax.Array, x_BFM1: jax.Array, axis: int, most: int) -> jax.Array:
-    """Zeros over a stretch of an axis, at a place and of a width up to ``most`` of each example's own."""
+def masked(key: jax.Array, x_BFM1: jax.Array, axis: int, most: float, within_B: jax.Array | None = None) -> jax.Array:
+    """Zeros over a stretch of an axis, at a place and of a width up to ``most`` of each example's own; with
+    ``within_B``, among so many first places, of which ``most`` is a share."""
     size = x_BFM1.shape[axis]
     width_key, place_key = jax.random.split(key)
-    width_B = jax.random.uniform(width_key, (len(x_BFM1),)) * (min(most, size) + 1)
-    start_B = jax.random.uniform(place_key, (len(x_BFM1),)) * (size - jnp.floor(width_B))
+    among = size if within_B is None else within_B
+    width_B = jax.random.uniform(width_key, (len(x_BFM1),)) * (
+        min(most, size) + 1 if within_B is None else most * within_B + 1
+    )
+    start_B = jax.random.uniform(place_key, (len(x_BFM1),)) * (among - jnp.floor(width_B))
     at = jnp.arange(size)
     covered_BS = (at >= jnp.floor(start_B)[:, None]) & (at < (jnp.floor(start_B) + jnp.floor(width_B))[:, None])
     return jnp.where(jnp.expand_dims(covered_BS, (3 - axis, 3)), 0.0, x_BFM1)

@@ -9,12 +9,14 @@ Legend: T samples; ``rng`` is the example's own generator.
 from __future__ import annotations
 
 import dataclasses
+from typing import ClassVar
 
 import numpy as np
 import scipy.signal
 
 from bigbase_jax.audio.files import resampled
 from bigbase_jax.core import Example, UserError
+from bigbase_jax.data.sources.audio.audio import pcm16
 
 
 def _floats(example: Example) -> np.ndarray:
@@ -117,3 +119,27 @@ class Room:
         wet_T = scipy.signal.fftconvolve(x_T, tail)[: len(x_T)]
         loudness = np.sqrt(np.mean(x_T**2) / max(float(np.mean(wet_T**2)), 1e-12))
         return {**example, "audio": (wet_T * loudness).astype(np.float32)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Padded:
+    """Silence behind the end, up to so many samples, as 16-bit numbers; ``audio_length`` i32[] says where that begins.
+    What is longer is cut.
+
+    Attributes:
+      samples: T of the result.
+    """
+
+    samples: int
+
+    random: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        if self.samples < 1:
+            raise UserError(f"samples is {self.samples}; use 1 or more.")
+
+    def __call__(self, example: Example, rng: np.random.Generator) -> Example:
+        x_T = example["audio"][: self.samples]
+        x_T = x_T if x_T.dtype == np.int16 else pcm16(x_T)
+        padded_T = np.pad(x_T, (0, self.samples - len(x_T)))
+        return {**example, "audio": padded_T, "audio_length": np.int32(len(x_T))}

@@ -1,6 +1,6 @@
-"""Words of a made-up language of whistles, for trying out speech without a file: synthetic, and said to be so.
+"""Sounds of made-up languages, for trying out speech without a file: synthetic, and said to be so.
 
-A word is a melody of three notes. Speakers differ in pitch, speed, timbre and loudness; there is noise of every colour.
+A whistled word is a melody of three notes. Speakers differ in pitch, speed, timbre and loudness; noise has a colour.
 """
 
 from __future__ import annotations
@@ -13,7 +13,9 @@ import numpy as np
 
 from bigbase_jax.core import Codec, Example, Source, UserError
 from bigbase_jax.data.sources.audio.audio import AudioCodec, pcm16
+from bigbase_jax.data.sources.audio.transcribed import Settings, Transcribed, TranscribedCodec, Utterance
 from bigbase_jax.data.sources.splits import Split
+from bigbase_jax.text.tokenizer import Characters
 
 _VERSION = 1  # of the sounds; part of the fingerprint
 _STEPS = (0, 4, 7)  # semitones above a speaker's own note
@@ -76,3 +78,63 @@ class WhistledWords:
     @staticmethod
     def codec(config: Mapping[str, Any], dataset_info: Mapping[str, Any]) -> Codec:
         return AudioCodec(int(dataset_info["rate"]))
+
+
+_LETTERS = "abcdefgh"
+_SPOKEN = ("bad", "bag", "cab", "cafe", "dad", "deaf", "egg", "fade", "feed", "gab", "had", "head")
+
+
+class SpokenTones(Transcribed):
+    """Sentences in an alphabet of tones and noises, for trying out recognition without a file: synthetic.
+
+    Each of eight letters is a sound of its own: two tones, or a band of noise. There are twelve words, with silence
+    between; speakers differ in pitch, speed and loudness. See ``Transcribed``; recordings of all splits are alike.
+    """
+
+    def __init__(
+        self,
+        rate: int = 16_000,
+        num_train: int = 600,
+        num_val: int = 60,
+        num_test: int = 60,
+        frame_seconds: float = 0.04,
+        tokenizer: Any = Characters(False),  # noqa: B008
+        seed: int = 0,
+    ):
+        counts = {"train": num_train, "val": num_val, "test": num_test}
+        self._rate, self._seed = rate, seed
+        names = [(split, n) for split, count in counts.items() for n in range(count)]
+        said: dict[str, list[Utterance]] = {split: [] for split, count in counts.items() if count}
+        for number, (split, n) in enumerate(names):
+            random = np.random.default_rng((seed, number, 0))
+            text = " ".join(random.choice(_SPOKEN, random.integers(1, 5)))
+            note = random.uniform(0.09, 0.15)  # seconds of a letter
+            said[split].append(Utterance(f"{split}[{n}]", text, split, str(number), note, (len(text) + 2) * note))
+        settings = Settings(rate=rate, frame_seconds=frame_seconds, tokenizer=tokenizer, order=2)
+        what = f"a synthetic alphabet of tones and noises (seed {seed})"
+        super().__init__(said, lambda u: u.duration or 0.0, self._spoken, what, settings, [_VERSION, seed, rate])
+
+    def _spoken(self, u: Utterance) -> np.ndarray:
+        random, rate = np.random.default_rng((self._seed, int(u.speaker), 1)), self._rate
+        size, pitch = round(u.offset * rate), 2 ** random.uniform(-0.2, 0.2)
+        t = np.arange(size) / rate
+        parts = [np.zeros(size)]
+        for letter in u.text:
+            kind = _LETTERS.find(letter)
+            if kind < 0:
+                parts.append(np.zeros(size))
+            elif kind < 5:
+                low, high = 250 * pitch * 1.35**kind, 900 * pitch * 1.2 ** ((3 * kind) % 5)
+                parts.append(np.hanning(size) * (np.sin(2 * np.pi * low * t) + 0.6 * np.sin(2 * np.pi * high * t)))
+            else:
+                spectrum = np.fft.rfft(random.normal(size=size))
+                hz = np.fft.rfftfreq(size, 1 / rate)
+                spectrum *= np.exp(-(((hz - pitch * (500, 1000, 1600)[kind - 5]) / 200) ** 2))
+                noise = np.fft.irfft(spectrum, size)
+                parts.append(np.hanning(size) * noise / max(float(np.abs(noise).max()), 1e-9))
+        x_T = 0.2 * random.uniform(0.3, 1.5) * np.concatenate([*parts, np.zeros(size)])
+        return (x_T + 0.003 * random.normal(size=len(x_T))).astype(np.float32)
+
+    @staticmethod
+    def codec(config: Mapping[str, Any], dataset_info: Mapping[str, Any]) -> Codec:
+        return TranscribedCodec(int(dataset_info["rate"]))

@@ -1,0 +1,297 @@
+"""Speech recognition by CTC: what is said in a recording, and when.
+
+Axes: B recordings of a batch, N of a split, T samples, F frames of features, M mel bands, S frames of the model,
+U tokens of a transcript, V tokens, K candidates of a frame.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, ClassVar
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from bigbase_jax.audio.features import LogMel, fbank
+from bigbase_jax.core import Batch, Evaluated, Example, Figure, Loss, Meter, Metric, Sum, Table, UserError, Variables
+from bigbase_jax.decoding import ctc
+from bigbase_jax.evaluate import CollectAll
+from bigbase_jax.models.speech_encoder import real
+from bigbase_jax.tasks import figures
+from bigbase_jax.tasks.audio_classification import masked
+from bigbase_jax.tasks.classification import applied_in_training
+from bigbase_jax.tasks.errors import model_errors
+from bigbase_jax.tasks.metrics import transcripts
+from bigbase_jax.text import ngram
+from bigbase_jax.text.normalise import normalise
+from bigbase_jax.text.tokenizer import load
+
+_PAUSE = 1.0  # seconds without a word, between segments
+
+
+@dataclasses.dataclass(frozen=True)
+class Recognition:
+    """A model over log-mel bands that says a token or nothing in each frame (CTC, Graves et al. 2006).
+
+    A batch holds ``audio`` i16[B,T], ``audio_length`` i32[B] in samples; and to learn from ``labels`` i32[B,U] and
+    ``labels_length`` i32[B]; ``reference`` u8[B,R] (see ``data.sources.audio.transcribed``).
+
+    Attributes:
+      model: a Linen module ``(f32[B,F,M], lengths i32[B], train) -> (logits f32[B,S,V+1], lengths)``; the blank is
+        the last label, or its attribute ``blank``.
+      tokenizer: ``Tokenizer.state()``.
+      rate: samples per second.
+      normalisation: of transcripts (``text.normalise``).
+      mels: M.
+      whole: whether the mean of each band over the recording is taken off, which streams cannot know.
+      mean, std: of features otherwise: they become ``(x - mean) / std``.
+      time_masks, frequency_masks: SpecAugment (Park et al. 2019) in training: (how many, the largest share of the
+        frames, or the most bands, that each covers).
+      beams: of the search; 1: the likeliest label of each frame.
+      language_model: an ARPA file's text, by which the search goes where there are several beams; None: the data's.
+      language_weight, word_bonus: of its log-probabilities, and for each of its words.
+      unknown: what a word that it does not have costs, nats.
+      candidates: K.
+      frame_seconds: from a frame of the model to the next; None: as the data was prepared for.
+
+    Raises:
+      UserError: a value out of range, or the data's facts are missing.
+    """
+
+    model: nn.Module
+    tokenizer: str | None = None
+    rate: int | None = None
+    normalisation: str | None = None
+    mels: int = 80
+    whole: bool = True
+    mean: float = 12.0
+    std: float = 4.0
+    time_masks: tuple[int, float] = (0, 0.0)
+    frequency_masks: tuple[int, int] = (0, 0)
+    beams: int = 1
+    language_model: str | None = None
+    language_weight: float = 0.5
+    word_bonus: float = 0.0
+    unknown: float = 10.0
+    candidates: int = 32
+    frame_seconds: float | None = None
+
+    inputs: ClassVar[tuple[str, ...]] = ("audio", "audio_length")
+    batch_coupled: ClassVar[bool] = False
+    transcribes: ClassVar[bool] = True
+    metrics: ClassVar[Mapping[str, Metric]] = {
+        "wer": Metric("min", "%", "Word error rate"),
+        "cer": Metric("min", "%", "Character error rate"),
+        "insertions": Metric("min", "%"),
+        "deletions": Metric("min", "%"),
+        "substitutions": Metric("min", "%"),
+        "loss": Metric("min", "nats"),
+    }
+
+    def __post_init__(self) -> None:
+        for name in ("time_masks", "frequency_masks"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        for name in ("tokenizer", "rate", "frame_seconds"):
+            if getattr(self, name) is None:
+                raise UserError(f"the task does not know the {name} of the data; set it.")
+        for name in ("beams", "candidates"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} is {getattr(self, name)}; it must be at least 1.")
+
+    @property
+    def features(self) -> LogMel:
+        """What the model reads: Kaldi's filter banks."""
+        return fbank(self.mels, self.rate or 0)
+
+    @property
+    def blank(self) -> int:
+        """The label that says nothing."""
+        return int(getattr(self.model, "blank", load(self.tokenizer or "").size))
+
+    def bands(self, batch: Batch) -> tuple[jax.Array, jax.Array]:
+        """f32[B,F,M], zero behind the end, and the frames before it, i32[B]."""
+        audio_BT = jnp.asarray(batch["audio"])
+        lengths_B = self.features.frames(jnp.asarray(batch["audio_length"]))
+        missing = self.features.window - audio_BT.shape[1]
+        x_BT = jnp.pad(audio_BT, ((0, 0), (0, max(missing, 0)))).astype(jnp.float32) / 32768
+        x_BFM = (self.features(x_BT) - self.mean) / self.std
+        real_BF1 = real(lengths_B, x_BFM.shape[1])[..., None]
+        if self.whole:
+            total_B1M = jnp.sum(jnp.where(real_BF1, x_BFM, 0), 1, keepdims=True)
+            x_BFM = x_BFM - total_B1M / jnp.maximum(lengths_B, 1)[:, None, None]
+        return jnp.where(real_BF1, x_BFM, 0), lengths_B
+
+    # -- inside the compiled step ----------------------------------------------------------------------------------
+
+    def init(self, key: jax.Array, batch: Batch) -> Variables:
+        """
+        Raises:
+          UserError: the model does not fit the features or the number of tokens.
+        """
+        x_1FM, lengths_1 = self.bands(
+            {"audio": jnp.zeros((1, *batch["audio"].shape[1:])), "audio_length": jnp.ones(1, int)}
+        )
+        with model_errors():
+            (logits_1SV, _), variables = self.model.init_with_output(key, x_1FM, lengths_1)
+        if logits_1SV.shape[-1] <= self.blank:
+            raise UserError(f"the model gives {logits_1SV.shape[-1]} labels, and the blank is number {self.blank}.")
+        return variables
+
+    def loss(self, variables: Variables, batch: Batch, key: jax.Array) -> tuple[Loss, Variables]:
+        """The negative log-probability of the transcripts, in nats; its weight is the number of tokens."""
+        mask_key, dropout_key = jax.random.split(key)
+        x_BFM, lengths_B = self.bands(batch)
+        x_BFM1 = x_BFM[..., None]
+        for axis, (count, most) in ((1, self.time_masks), (2, self.frequency_masks)):
+            for i in range(int(count)):
+                within_B = lengths_B if axis == 1 else None
+                x_BFM1 = masked(jax.random.fold_in(mask_key, 100 * axis + i), x_BFM1, axis, most, within_B)
+        (logits_BSV, frames_B), state = applied_in_training(
+            self.model, variables, dropout_key, x_BFM1[..., 0], lengths_B
+        )
+        return Loss({"loss": self.ctc_loss(logits_BSV, frames_B, batch)}), state
+
+    def ctc_loss(self, logits_BSV: jax.Array, frames_B: jax.Array, batch: Batch) -> Sum:
+        """In nats per token; a transcript for which there are too few frames has no weight."""
+        labels_BU, length_B = jnp.asarray(batch["labels"]), jnp.asarray(batch["labels_length"])
+        nothing_BS = (~real(frames_B, logits_BSV.shape[1])).astype(jnp.float32)
+        real_BU = real(length_B, labels_BU.shape[1])
+        repeats_B = jnp.sum((labels_BU[:, 1:] == labels_BU[:, :-1]) & real_BU[:, 1:], 1)
+        weight_B = batch["mask"] * (frames_B >= length_B + repeats_B)
+        nats_B = optax.ctc_loss(logits_BSV, nothing_BS, labels_BU, (~real_BU).astype(jnp.float32), blank_id=self.blank)
+        return Sum(jnp.sum(weight_B * nats_B), jnp.sum(weight_B * jnp.maximum(length_B, 1)))
+
+    def predict(self, variables: Variables, inputs: Batch) -> Mapping[str, jax.Array]:
+        """``path`` i32[B,S], the likeliest label of each frame, -1 behind the end; for a search ``candidates``
+        i32[B,S,K] (-1 behind the end) and their ``log_p`` f32[B,S,K]; ``seconds`` f32[B]."""
+        return self._outputs(*self._logits(variables, inputs), inputs)
+
+    def _logits(self, variables: Variables, inputs: Batch) -> tuple[jax.Array, jax.Array]:
+        with model_errors():
+            found: Any = self.model.apply(variables, *self.bands(inputs))
+        return found
+
+    def _outputs(self, logits_BSV: jax.Array, frames_B: jax.Array, inputs: Batch) -> dict[str, jax.Array]:
+        real_BS = real(frames_B, logits_BSV.shape[1])
+        found = {
+            "path": jnp.where(real_BS, jnp.argmax(logits_BSV, -1), -1).astype(jnp.int32),
+            "seconds": jnp.asarray(inputs["audio_length"]) / jnp.float32(self.rate),
+        }
+        if self.beams > 1:
+            log_p, tokens = jax.lax.top_k(jax.nn.log_softmax(logits_BSV), min(self.candidates, logits_BSV.shape[-1]))
+            found |= {"candidates": jnp.where(real_BS[..., None], tokens, -1).astype(jnp.int32), "log_p": log_p}
+        return found
+
+    def evaluate(self, variables: Variables, batch: Batch) -> tuple[Mapping[str, jax.Array], Mapping[str, Sum]]:
+        """What ``predict`` gives, and ``reference``; ``loss`` as in training."""
+        logits_BSV, frames_B = self._logits(variables, batch)
+        outputs = self._outputs(logits_BSV, frames_B, batch)
+        return {**outputs, "reference": jnp.asarray(batch["reference"])}, {
+            "loss": self.ctc_loss(logits_BSV, frames_B, batch)
+        }
+
+    # -- on the host -----------------------------------------------------------------------------------------------
+
+    def meters(self) -> Mapping[str, Meter]:
+        """See ``metrics.transcripts``."""
+
+        def scores(examples: Mapping[str, np.ndarray]) -> Mapping[str, Any]:
+            return transcripts.scores(self.errors(examples))
+
+        return {"transcripts": CollectAll(scores, ("path", "candidates", "log_p", "reference"))}
+
+    def errors(self, examples: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """``metrics.transcripts.errors`` of what ``evaluate`` gives of N utterances."""
+        return transcripts.errors(self.texts(examples), _references(examples), self.normalisation or "words")
+
+    def ratios(self, examples: Mapping[str, np.ndarray]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        """``wer`` and ``cer`` by utterance: errors, and of how many words or characters, [N] each."""
+        found = self.errors(examples)
+        wrong = found["insertions"] + found["deletions"] + found["substitutions"]
+        return {"wer": (wrong, found["words"]), "cer": (found["character_errors"], found["characters"])}
+
+    def texts(self, examples: Mapping[str, np.ndarray]) -> list[str]:
+        """What is said in each of N recordings."""
+        rows = ({name: examples[name][n] for name in ("path", "candidates", "log_p") if name in examples}
+                for n in range(len(examples["path"])))  # fmt: skip
+        return [self._text([token.token for token in self.tokens(row, False)]) for row in rows]
+
+    def tokens(self, output: Mapping[str, np.ndarray], timed: bool = True) -> list[ctc.Token]:
+        """The tokens of a recording; with times where asked for."""
+        if self.beams == 1 or "candidates" not in output:
+            return ctc.best_path(np.asarray(output["path"]), self.blank)
+        tokens_SK, log_p_SK = np.asarray(output["candidates"]), np.asarray(output["log_p"], np.float64)
+        tokens, _ = ctc.beam_search(tokens_SK, log_p_SK, self.blank, self.beams, self._scorer)[0]
+        aligned = ctc.align(tokens_SK, log_p_SK, tokens, self.blank) if timed else []
+        return aligned or [ctc.Token(token, 0, 0) for token in tokens]
+
+    @functools.cached_property
+    def _scorer(self) -> ctc.Scorer | None:
+        if self.language_model is None:
+            return None
+        model = ngram.from_arpa(self.language_model)
+        spelled = [piece.decode(errors="replace") for piece in load(self.tokenizer or "").spelled()]
+        return ngram.Fusion(
+            model,
+            spelled,
+            self.language_weight,
+            self.word_bonus,
+            self.unknown,
+            by_character=self.normalisation == "characters",
+        )
+
+    def _text(self, tokens: Sequence[int]) -> str:
+        return " ".join(load(self.tokenizer or "").decode(tokens).split())
+
+    def postprocess(self, output: Mapping[str, np.ndarray], example: Example) -> dict[str, Any]:
+        """``text``; ``words`` and ``segments`` (parts between pauses of a second) with their times; ``duration``. CTC
+        models say a token late and in few frames: a time is right to about a fifth of a second."""
+        seconds = self.frame_seconds or 0.0
+        duration = float(output["seconds"])
+        words: list[dict[str, Any]] = []
+        tokens = self.tokens(output)
+        pieces, open_word = load(self.tokenizer or "").spelled(), False
+        for token, start, stop in tokens:
+            for character in pieces[token].decode(errors="replace"):
+                if character.isspace() or self.normalisation == "characters":
+                    open_word = False
+                if character.isspace():
+                    continue
+                if not open_word:
+                    words.append({"word": "", "start": round(start * seconds, 3)})
+                    open_word = True
+                words[-1]["word"] += character
+                words[-1]["end"] = round(min(stop * seconds, max(duration, start * seconds)), 3)
+        text = self._text([token.token for token in tokens])
+        segments: list[list[dict[str, Any]]] = []
+        for word in words:
+            if not segments or word["start"] - segments[-1][-1]["end"] >= _PAUSE:
+                segments.append([])
+            segments[-1].append(word)
+        between = "" if self.normalisation == "characters" else " "
+        parts = [
+            {"start": some[0]["start"], "end": some[-1]["end"], "text": between.join(w["word"] for w in some)}
+            for some in segments
+        ]
+        return {"text": text, "words": words, "segments": parts, "duration": round(duration, 3)}
+
+    def figures(self, evaluated: Evaluated) -> Iterator[Figure]:
+        """The utterances with the most errors."""
+        if not {"path", "reference"} <= evaluated.examples.keys():
+            return
+        found, texts = self.errors(evaluated.examples), self.texts(evaluated.examples)
+        true = [normalise(text, self.normalisation or "words") for text in _references(evaluated.examples)]
+        index_N = evaluated.examples.get("index", np.arange(len(texts)))
+        wrong_N = found["insertions"] + found["deletions"] + found["substitutions"]
+        worst = np.argsort(-wrong_N, kind="stable")[: figures.SHOWN]
+        rows = [(int(index_N[n]), true[n], texts[n], int(wrong_N[n]), int(found["words"][n])) for n in worst]
+        yield Table("Hardest utterances", ("Utterance", "Was said", "Was heard", "Errors", "Words"), rows)
+
+
+def _references(examples: Mapping[str, np.ndarray]) -> list[str]:
+    return [bytes(row).rstrip(b"\0").decode(errors="replace") for row in examples["reference"].astype(np.uint8)]

@@ -1,0 +1,149 @@
+"""Speech recognition from scratch: what is said in a recording, by CTC.
+
+python launch.py --config=configs/speech.py                               an alphabet of tones, made by the program
+python launch.py --config=configs/speech.py:root=DIR                      LibriSpeech, AN4, Kaldi, tables, texts beside
+python launch.py --config=configs/speech.py:root=TABLE.jsonl,seconds=20   columns path, text, offset, duration, split
+python launch.py --config=configs/speech.py:root=DIR,rate=8000,tokenizer=unigram,vocab=200     telephone, subwords
+python launch.py --mode=predict --workdir=runs/speech --input='*.wav'     text, words and their times
+
+Without a root, sentences are spelt in tones and noises, which are synthetic. With one, training utterances are heard at
+three speeds, louder and softer, in rooms and under noise; batches are of about one length. Recordings of WAV, FLAC, Ogg
+and MP3 at any rate, and error rates, need the extra [speech]: pip install 'bigbase_jax[speech]'.
+"""
+
+from typing import NamedTuple
+
+import optax
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+from bigbase_jax.build import deferred, parse_arg, suggest, target
+from bigbase_jax.core import UserError
+from bigbase_jax.data.pipeline import Data
+from bigbase_jax.data.presets import tokenizers
+from bigbase_jax.data.sources.audio.transcribed import TranscribedAudio
+from bigbase_jax.data.sources.synthetic.sounds import SpokenTones
+from bigbase_jax.data.transforms import audio as A
+from bigbase_jax.models.speech_encoder import CTC, SpeechEncoder
+from bigbase_jax.optim import Optimizer
+from bigbase_jax.tasks.recognition import Recognition
+from bigbase_jax.text.tokenizer import Characters
+from bigbase_jax.train import TrainConfig
+
+
+class Size(NamedTuple):
+    """A model and how it is trained."""
+
+    width: int
+    depth: int
+    mels: int
+    dropout: float
+    learning_rate: float
+    batch_size: int
+    epochs: float
+
+
+SIZES = {
+    "tiny": Size(16, 1, 20, 0.0, 3e-3, 8, 1.0),
+    "nano": Size(96, 4, 40, 0.05, 3e-3, 16, 12.0),
+    "mini": Size(192, 8, 80, 0.1, 2e-3, 16, 40.0),
+    "small": Size(256, 12, 80, 0.1, 1.5e-3, 32, 40.0),
+    "base": Size(512, 16, 80, 0.1, 1e-3, 128, 60.0),
+}
+SUBSAMPLING = 4
+
+
+def get_config(arg: str | None = None) -> ConfigDict:
+    """``arg``: root=DIR_OR_TABLE, rate=16000, seconds=16.0 (the longest utterance), tokenizer=chars|unigram|bpe|FILE,
+    vocab=200, order=4 (of the n-gram language model), lm=FILE.arpa, size=nano|mini|small|base, epochs, path=COLUMN,
+    text=COLUMN, tiny."""
+    args = parse_arg(
+        arg,
+        root=None,
+        rate=16_000,
+        seconds=16.0,
+        tokenizer="chars",
+        vocab=200,
+        order=4,
+        lm=None,
+        size=None,
+        epochs=None,
+        path=None,
+        text=None,
+        tiny=False,
+    )
+    word = args.size or ("mini" if args.root else "nano")
+    if word not in SIZES:
+        raise UserError(f"there is no size={word}.{suggest(word, SIZES, 'size')}")
+    if not 0.5 <= args.seconds <= 120:
+        raise UserError(f"seconds={args.seconds}; an utterance has 0.5 to 120.")
+    size = SIZES["tiny" if args.tiny else word]
+    rate = args.rate if args.root else 4000 if args.tiny else 8000
+    seconds = args.seconds if args.root else 5.0
+    shared = {"rate": rate, "frame_seconds": SUBSAMPLING / 100}
+    if args.tokenizer != "chars":
+        shared["tokenizer"] = tokenizers(args.tokenizer, args.vocab)
+    else:
+        shared["tokenizer"] = target(Characters, fallback=False)
+    if args.root:
+        dataset = target(
+            TranscribedAudio,
+            root=args.root,
+            seconds=seconds,
+            speeds=(0.9, 1.0, 1.1),
+            order=args.order,
+            language_model=args.lm,
+            path=args.path,
+            text=args.text,
+            **shared,
+        )
+        heard = (target(A.Room, rate=rate), target(A.Noise), target(A.Gain))
+    else:
+        few = {"num_train": 24, "num_val": 12, "num_test": 12} if args.tiny else {}
+        dataset, heard = target(SpokenTones, **few, **shared), (target(A.Noise), target(A.Gain))
+    buckets = [1.0]
+    while buckets[-1] * 1.25 < seconds:
+        buckets.append(buckets[-1] * 1.25)
+
+    config = ConfigDict()
+    config.seed = 0
+    config.init_from = placeholder(str)
+    config.data = target(
+        Data,
+        dataset=dataset,
+        batch_size=size.batch_size,
+        train_transforms=(*heard, target(A.Padded, samples=round(seconds * rate))),
+        eval_transforms=(target(A.Padded, samples=round(seconds * rate)),),
+        buckets=() if args.tiny else tuple(round(length * rate) for length in buckets),
+    )
+    encoder = target(SpeechEncoder, width=size.width, depth=size.depth, dropout=size.dropout, subsampling=SUBSAMPLING)
+    config.task = target(
+        Recognition,
+        model=target(CTC, encoder=encoder),
+        mels=size.mels,
+        time_masks=(2, 0.05),
+        frequency_masks=(2, size.mels // 5),
+    )
+    config.optim = target(
+        Optimizer,
+        learning_rate=size.learning_rate,
+        algorithm=deferred(optax.adamw, b2=0.98),
+        schedule=deferred(optax.cosine_decay_schedule),
+        warmup=0.1,
+        weight_decay=0.05,
+        clip_norm=1.0,
+    )
+    if args.tiny:
+        config.train = target(TrainConfig, steps=8, log_every=2, eval_every=4)
+    else:
+        # an epoch has each utterance at three speeds
+        epochs = args.epochs or size.epochs
+        config.train = target(
+            TrainConfig,
+            epochs=epochs / 3 if args.root else epochs,
+            log_every=50,
+            best_metric="wer",
+            best_mode="min",
+            ema_decay=0.99,
+        )
+    return config
