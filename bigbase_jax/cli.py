@@ -88,6 +88,7 @@ _MAX_BATCH = flags.DEFINE_integer("max_batch", 32, "serve: examples that are com
 _MAX_WAIT = flags.DEFINE_float("max_wait_ms", 5.0, "serve: how long a request waits for others to share a batch.", 0)
 _MAX_QUEUE = flags.DEFINE_integer("max_queue", 256, "serve: inputs of a model in progress; more are refused (429).", 1)
 _MAX_BODY = flags.DEFINE_float("max_body_mb", 32.0, "serve: megabytes of a request, at most.", 0.001)
+_MAX_SECONDS = flags.DEFINE_float("max_seconds", 3600.0, "serve: of a recording that is transcribed.", 0.01)
 _MAX_PIXELS = flags.DEFINE_integer("max_pixels", None, "serve: of a picture; default: as the run's own limits say.", 1)
 _TIMEOUT = flags.DEFINE_float("timeout_s", 60.0, "serve: seconds for a request, at most.", 0.001)
 _DRAIN = flags.DEFINE_float("drain_s", 30.0, "serve: seconds that requests in progress get when the server ends.", 0)
@@ -179,6 +180,7 @@ _WORDS: Mapping[str, Mapping[str, Any]] = {
         "adapter": _ADAPTER,
         "max_body_mb": _MAX_BODY,
         "max_pixels": _MAX_PIXELS,
+        "max_seconds": _MAX_SECONDS,
         "timeout_s": _TIMEOUT,
         "drain_s": _DRAIN,
         "api_keys": _API_KEYS,

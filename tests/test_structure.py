@@ -61,7 +61,7 @@ ALLOWED = {  # file or folder -> the files and folders of ours that it may impor
     "plan": (*LEAVES, "parallel", "optim", "data", "pretrained", "wrappers", "train"),
     "doctor": (),
     "ops": (*LEAVES, "data", "tasks", "wrappers", "inference", "export", "compare", "pages"),
-    "serve": (*LEAVES, "decoding", "text", "data", "inference", "ops"),
+    "serve": (*LEAVES, "audio", "decoding", "text", "data", "inference", "ops"),
     "verbs": (
         *LEAVES,
         "parallel",

@@ -9,7 +9,7 @@ import contextlib
 import importlib
 import io
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -123,3 +123,49 @@ def resampled(x_T: np.ndarray, rate: int, wanted: int) -> np.ndarray:
     if rate == wanted or not len(x_T):
         return np.ascontiguousarray(x_T, np.float32)
     return np.asarray(_library("soxr").resample(x_T, rate, wanted, quality="HQ"), np.float32)
+
+
+KINDS = {
+    "wav": ("WAV", "PCM_16", "audio/wav"),
+    "flac": ("FLAC", "PCM_16", "audio/flac"),
+    "mp3": ("MP3", None, "audio/mpeg"),
+    "opus": ("OGG", "OPUS", "audio/ogg"),
+    "pcm": ("RAW", "PCM_16", "audio/pcm"),
+}
+"""Kinds of files that ``encoded`` writes: libsndfile's format and subtype, and what HTTP calls it."""
+_PLACED = {
+    "opus": (8_000, 12_000, 16_000, 24_000, 48_000),
+    "mp3": (8_000, 11_025, 12_000, 16_000, 22_050, 24_000, 32_000, 44_100, 48_000),
+}
+
+
+def encoded(files: Sequence[bytes], kind: str, rate: int | None = None) -> tuple[bytes, str]:
+    """Recordings, one after the other, as a file of another kind, and its media type.
+
+    Args:
+      files: whose first says the samples per second of them all.
+      kind: of ``KINDS``; "pcm" is samples alone, i16, the lower byte first.
+      rate: of the result; None: that of the first, or the next that the kind can have.
+
+    Raises:
+      UserError: one cannot be read, or the installed libsndfile does not write the kind.
+    """
+    soundfile = _library("soundfile")
+    with soundfile.SoundFile(io.BytesIO(files[0])) as opened:
+        found = opened.samplerate
+    x_T = np.concatenate([decode(file, found) for file in files])
+    rate = rate or next((r for r in _PLACED.get(kind, (found,)) if r >= found), 48_000)
+    form, subtype, media_type = KINDS[kind]
+    out = io.BytesIO()
+    try:
+        soundfile.write(
+            out,
+            resampled(x_T, found, rate),
+            rate,
+            format=form,
+            subtype=subtype,
+            endian="LITTLE" if kind == "pcm" else None,
+        )
+    except (soundfile.LibsndfileError, ValueError) as error:
+        raise UserError(f"{kind} cannot be written here ({error}); ask for wav.") from error
+    return out.getvalue(), media_type

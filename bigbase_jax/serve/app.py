@@ -15,7 +15,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import PlainTextResponse
 
-from bigbase_jax.serve import openai, protocol
+from bigbase_jax.serve import openai, protocol, speech
 from bigbase_jax.serve.guard import Guard, as_json, failure
 from bigbase_jax.serve.keys import Keys
 from bigbase_jax.serve.metrics import Metrics
@@ -31,6 +31,7 @@ class Settings:
     Attributes:
       max_body: bytes of a request.
       max_inputs: of a request.
+      max_seconds: of a recording that is transcribed at once, by its header.
       max_held: bytes of the bodies of all requests in progress.
       timeout_s: seconds for a request; a client may ask for fewer by the header X-Request-Timeout.
       keys: who may ask; None: everybody who reaches the server.
@@ -40,6 +41,7 @@ class Settings:
 
     max_body: int = 32 << 20
     max_inputs: int = 64
+    max_seconds: float = 3600.0
     max_held: int = 512 << 20
     timeout_s: float = 60.0
     keys: Keys | None = None
@@ -62,7 +64,8 @@ def create(models: Models, settings: Settings | None = None, metrics: Metrics | 
     app.add_exception_handler(Refused, _refused)
     app.add_exception_handler(HTTPException, _not_found)
     most = settings.max_inputs
-    for router in (_router(models, settings, metrics), protocol.router(models, most), openai.router(models, most)):
+    routers = (protocol.router(models, most), openai.router(models, most), speech.router(models, settings.max_seconds))
+    for router in (_router(models, settings, metrics), *routers):
         app.include_router(router, responses=ERRORS)
     return app
 

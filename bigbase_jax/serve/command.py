@@ -49,6 +49,7 @@ def serve(
     max_queue: int = Options.max_queue,
     max_body_mb: float = 32.0,
     max_pixels: int | None = Options.max_pixels,
+    max_seconds: float = Settings.max_seconds,
     timeout_s: float = Settings.timeout_s,
     drain_s: float = 30.0,
     api_keys: str | None = None,
@@ -81,7 +82,7 @@ def serve(
       port: 0: a free one.
       engine, answers_of, step: see ``Predictor.open``.
       max_wait_ms, max_batch, max_queue, max_pixels: see ``Options``.
-      max_body_mb, timeout_s, cors, log_contents: see ``Settings``.
+      max_body_mb, max_seconds, timeout_s, cors, log_contents: see ``Settings``.
       drain_s: seconds that requests in progress get when the server ends.
       api_keys, rate: see ``Keys``.
       slots, places: see ``Options``.
@@ -146,6 +147,7 @@ def serve(
     body = int(max_body_mb * 1e6)
     settings = Settings(
         max_body=body,
+        max_seconds=max_seconds,
         max_held=max(16 * body, 512 << 20),
         timeout_s=timeout_s,
         keys=known,

@@ -15,11 +15,11 @@ import secrets
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import numpy as np
 from fastapi import APIRouter, Request, Response
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field
 from starlette.responses import StreamingResponse
 
 from bigbase_jax.core import UserError
@@ -29,7 +29,7 @@ from bigbase_jax.inference.slots import TOP, Closed, Full, Handle, Logprob, Piec
 from bigbase_jax.serve.guard import as_json, failure
 from bigbase_jax.serve.models import Models
 from bigbase_jax.serve.refused import Refused
-from bigbase_jax.serve.requests import body_json, using, within
+from bigbase_jax.serve.requests import body_json, body_of, checked, using, within
 from bigbase_jax.serve.served import Served
 from bigbase_jax.text import chat_template
 from bigbase_jax.text.tokenizer import Tokenizer, load
@@ -37,7 +37,6 @@ from bigbase_jax.text.tokenizer import Tokenizer, load
 _REASONS = {"end": "stop", "stop": "stop", "length": "length"}
 _MOST_TEXT = 1 << 20  # characters of a prompt
 _Tokens = list[int]
-Asked = TypeVar("Asked", bound=BaseModel)
 
 
 class Writing(BaseModel):
@@ -96,28 +95,28 @@ def router(models: Models, most: int) -> APIRouter:
     """The API's routes; ``most``: texts of a request, prompts times ``n``."""
     found = APIRouter(prefix="/v1", tags=["OpenAI"])
 
-    @found.post("/completions", openapi_extra=_body(Completing))
+    @found.post("/completions", openapi_extra=body_of(Completing))
     async def completions(request: Request) -> Response:
         """Continues texts."""
-        asked = await _read(request, Completing)
+        asked = checked(Completing, await body_json(request))
         _refuse(asked, best_of=asked.n, echo=False, suffix=None)
         prompts: Any = asked.prompt
         if isinstance(prompts, str) or (prompts and isinstance(prompts[0], int)):
             prompts = [prompts]
         return await _answer(request, models, asked, prompts, most, asked.logprobs, _Completion(asked))
 
-    @found.post("/chat/completions", openapi_extra=_body(Chatting))
+    @found.post("/chat/completions", openapi_extra=body_of(Chatting))
     async def chat(request: Request) -> Response:
         """Answers the last message of a conversation."""
-        asked = await _read(request, Chatting)
+        asked = checked(Chatting, await body_json(request))
         _refuse(asked, tools=[], functions=[], response_format={"type": "text"})
         top = (asked.top_logprobs or 0) if asked.logprobs else None
         return await _answer(request, models, asked, [_messages(asked.messages)], most, top, _Chat(asked))
 
-    @found.post("/embeddings", openapi_extra=_body(Embedding))
+    @found.post("/embeddings", openapi_extra=body_of(Embedding))
     async def embeddings(request: Request) -> Response:
         """A vector for each text."""
-        asked = await _read(request, Embedding)
+        asked = checked(Embedding, await body_json(request))
         _refuse(asked, dimensions=None)
         texts = [asked.input] if isinstance(asked.input, str) else asked.input
         if not 1 <= len(texts) <= most:
@@ -133,22 +132,6 @@ def router(models: Models, most: int) -> APIRouter:
         return as_json({"object": "list", "data": data, "model": asked.model, "usage": usage})
 
     return found
-
-
-def _body(kind: type[BaseModel]) -> dict[str, Any]:
-    return {"requestBody": {"required": True, "content": {"application/json": {"schema": kind.model_json_schema()}}}}
-
-
-async def _read(request: Request, kind: type[Asked]) -> Asked:
-    try:
-        found = await body_json(request)
-        if isinstance(found, dict):
-            found = {name: value for name, value in found.items() if value is not None}
-        return kind.model_validate(found)
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-        where = ".".join(map(str, first["loc"][:2])) or "the body"
-        raise Refused(400, f"{where}: {first['msg']}.") from error
 
 
 def _refuse(asked: BaseModel, **unused: Any) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Coroutine, Iterator, Sequence
 from typing import Any, TypeVar
 
 from fastapi import Request
+from pydantic import BaseModel, ValidationError
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 
@@ -22,6 +23,7 @@ from bigbase_jax.serve.refused import Refused
 from bigbase_jax.serve.served import REQUEST, Given, Served
 
 T = TypeVar("T")
+Asked = TypeVar("Asked", bound=BaseModel)
 
 
 async def all_of(served: Served, inputs: Sequence[Given]) -> list[list[dict[str, Any]]]:
@@ -98,6 +100,30 @@ async def body_json(request: Request) -> Any:
         return parse_json(await request.body(), "the body")
     except UserError as error:
         raise Refused(400, str(error)) from error
+
+
+def body_of(kind: type[BaseModel], media_type: str = "application/json", **more: Any) -> dict[str, Any]:
+    """What OpenAPI says of a body with the fields of ``kind`` and, required too, ``more``."""
+    schema = kind.model_json_schema()
+    schema["properties"] |= more
+    schema["required"] = [*schema.get("required", ()), *more]
+    return {"requestBody": {"required": True, "content": {media_type: {"schema": schema}}}}
+
+
+def checked(kind: type[Asked], found: Any) -> Asked:
+    """What a request says, by its fields; those that are null are left out.
+
+    Raises:
+      Refused: it does not fit.
+    """
+    try:
+        if isinstance(found, dict):
+            found = {name: value for name, value in found.items() if value is not None}
+        return kind.model_validate(found)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        where = ".".join(map(str, first["loc"][:2])) or "the body"
+        raise Refused(400, f"{where}: {first['msg']}.") from error
 
 
 @contextlib.contextmanager

@@ -12,12 +12,12 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
 
-from bigbase_jax.core import Example, UserError
+from bigbase_jax.core import Example, Rendered, UserError
 from bigbase_jax.inference.embedding import Embedding, embedder
 from bigbase_jax.inference.generation import Engine
 from bigbase_jax.inference.predictor import Output, Predictor
@@ -27,6 +27,7 @@ from bigbase_jax.serve.batcher import Batcher
 from bigbase_jax.serve.metrics import Metrics
 from bigbase_jax.serve.refused import Refused
 
+T = TypeVar("T")
 Given = bytes | Mapping[str, Any]
 """An input of a request: a file's bytes, or a row. A text alone would be a path, and is never taken from a request."""
 
@@ -201,6 +202,9 @@ class Served:
         does += ["complete"] if self.slots is not None else []
         does += ["chat"] if self.slots is not None and known.get("chat_template") else []
         does += ["embed"] if self.vectors is not None else []
+        does += ["transcribe"] if self.transcribes else []
+        does += ["render"] if self.batcher is not None and self.predictor.renders else []
+        voices = fields.short.get("speaker", ()) or known.get("speakers", ()) if fields else ()
         return {
             "id": self.name,
             "object": "model",
@@ -214,7 +218,9 @@ class Served:
                 "files": fields is None or fields.files or fields.whole,
                 "entries": list(fields.columns) if fields else [],
                 "short": {name: list(known) for name, known in fields.short.items()} if fields else {},
+                "options": list(fields.options) if fields else [],
             },
+            "voices": [str(name) for name in voices],
             "parameters": sum(x.size for x in jax.tree.leaves(self.predictor.variables)),
             **({"classes": list(known["class_names"])} if known.get("class_names") else {}),
         }
@@ -234,6 +240,11 @@ class Served:
                 self._idle.notify_all()
 
     @property
+    def transcribes(self) -> bool:
+        """Whether its answers are transcripts, as ``core.Task`` has it."""
+        return self.batcher is not None and bool(getattr(self.predictor.task, "transcribes", False))
+
+    @property
     def busy(self) -> int:
         """Inputs that are being read, wait or are computed."""
         return self._busy
@@ -251,6 +262,24 @@ class Served:
         Raises:
           Refused: it cannot be read (422), too much is waiting (429), or the model answers none (404).
         """
+        examples, outputs, answers = await self._through(given, self.predictor.said)
+        if self.watch is not None and self.watch.wanted():  # nobody waits for it
+            inputs = [{key: example[key] for key in self.predictor.task.inputs} for example in examples]
+            self._pool.submit(self.watch.keep, REQUEST.get(), self.name, self.version, inputs, outputs, answers)
+        return answers
+
+    async def render(self, given: Given) -> list[Rendered]:
+        """The files that the model makes of one input.
+
+        Raises:
+          Refused: as ``answer``.
+        """
+        return [made for _, made in (await self._through(given, self.predictor.rendered))[2]]
+
+    async def _through(
+        self, given: Given, then: Callable[[Sequence[tuple[Example, Output]]], list[T]]
+    ) -> tuple[list[Example], list[Output], list[T]]:
+        """What one input is read as, what is computed of that, and what ``then`` says of both."""
         batcher, began = self.batcher, time.monotonic()
         if batcher is None:
             raise Refused(404, f"{self.name!r} answers no inputs; it continues texts: POST /v1/completions.")
@@ -265,15 +294,12 @@ class Served:
             outputs = await batcher.compute([self.predictor.cut([example])[0] for example in examples])
             computed = time.monotonic()
             if len(examples) == 1 and self._saying < _BRIEF:  # less than another thread would take to wake up
-                answers = self._said(examples, outputs)
+                answers = self._said(then, examples, outputs)
             else:
-                answers = await self._in_thread(self._said, examples, outputs)
+                answers = await self._in_thread(self._said, then, examples, outputs)
         for stage, seconds in (("read", read - began), ("answer", time.monotonic() - computed)):
             self.metrics.stage(self.name, stage, seconds)
-        if self.watch is not None and self.watch.wanted():  # nobody waits for it
-            inputs = [{key: example[key] for key in self.predictor.task.inputs} for example in examples]
-            self._pool.submit(self.watch.keep, REQUEST.get(), self.name, self.version, inputs, outputs, answers)
-        return answers
+        return examples, outputs, answers
 
     async def embed(self, texts: Sequence[str]) -> tuple[list[list[float]], int]:
         """A vector for each text, and how many tokens these have.
@@ -333,10 +359,10 @@ class Served:
             raise Refused(413, f"the input is read as {len(examples):,} examples; at most {most:,} are answered.")
         return examples
 
-    def _said(self, examples: Sequence[Example], outputs: Sequence[Output]) -> list[dict[str, Any]]:
+    def _said(self, then: Callable[..., list[T]], examples: Sequence[Example], outputs: Sequence[Output]) -> list[T]:
         began = time.thread_time()
         try:
-            return self.predictor.said(list(zip(examples, outputs, strict=True)))
+            return then(list(zip(examples, outputs, strict=True)))
         except UserError as error:
             raise Refused(422, str(error)) from error
         finally:
