@@ -4,6 +4,7 @@ python launch.py --config=configs/speech.py                               an alp
 python launch.py --config=configs/speech.py:root=DIR                      LibriSpeech, AN4, Kaldi, tables, texts beside
 python launch.py --config=configs/speech.py:root=TABLE.jsonl,seconds=20   columns path, text, offset, duration, split
 python launch.py --config=configs/speech.py:root=DIR,rate=8000,tokenizer=unigram,vocab=200     telephone, subwords
+python launch.py --config=configs/speech.py:root=DIR,encoder=conformer,chunk=16                that hears streams
 python launch.py --mode=predict --workdir=runs/speech --input='*.wav'     text, words and their times
 
 Without a root, sentences are spelt in tones and noises, which are synthetic. With one, training utterances are heard at
@@ -24,6 +25,7 @@ from bigbase_jax.data.presets import tokenizers
 from bigbase_jax.data.sources.audio.transcribed import TranscribedAudio
 from bigbase_jax.data.sources.synthetic.sounds import SpokenTones
 from bigbase_jax.data.transforms import audio as A
+from bigbase_jax.models.conformer import Conformer
 from bigbase_jax.models.speech_encoder import CTC, SpeechEncoder
 from bigbase_jax.optim import Optimizer
 from bigbase_jax.tasks.recognition import Recognition
@@ -51,12 +53,13 @@ SIZES = {
     "base": Size(512, 16, 80, 0.1, 1e-3, 128, 60.0),
 }
 SUBSAMPLING = 4
+ENCODERS = ("conv", "conformer")
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
     """``arg``: root=DIR_OR_TABLE, rate=16000, seconds=16.0 (the longest utterance), tokenizer=chars|unigram|bpe|FILE,
     vocab=200, order=4 (of the n-gram language model), lm=FILE.arpa, size=nano|mini|small|base, epochs, path=COLUMN,
-    text=COLUMN, tiny."""
+    text=COLUMN, encoder=conv|conformer, chunk=FRAMES (of 40 ms, at which a conformer can hear a stream), tiny."""
     args = parse_arg(
         arg,
         root=None,
@@ -70,6 +73,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
         epochs=None,
         path=None,
         text=None,
+        encoder="conv",
+        chunk=0,
         tiny=False,
     )
     word = args.size or ("mini" if args.root else "nano")
@@ -77,6 +82,10 @@ def get_config(arg: str | None = None) -> ConfigDict:
         raise UserError(f"there is no size={word}.{suggest(word, SIZES, 'size')}")
     if not 0.5 <= args.seconds <= 120:
         raise UserError(f"seconds={args.seconds}; an utterance has 0.5 to 120.")
+    if args.encoder not in ENCODERS:
+        raise UserError(f"there is no encoder={args.encoder}.{suggest(args.encoder, ENCODERS, 'encoder')}")
+    if args.chunk < 0 or (args.chunk and args.encoder != "conformer"):
+        raise UserError(f"chunk={args.chunk}; it is of encoder=conformer, and 0 for whole recordings.")
     size = SIZES["tiny" if args.tiny else word]
     rate = args.rate if args.root else 4000 if args.tiny else 8000
     seconds = args.seconds if args.root else 5.0
@@ -116,11 +125,17 @@ def get_config(arg: str | None = None) -> ConfigDict:
         eval_transforms=(target(A.Padded, samples=round(seconds * rate)),),
         buckets=() if args.tiny else tuple(round(length * rate) for length in buckets),
     )
-    encoder = target(SpeechEncoder, width=size.width, depth=size.depth, dropout=size.dropout, subsampling=SUBSAMPLING)
+    sizes = {"width": size.width, "depth": size.depth, "dropout": size.dropout}
+    if args.encoder == "conformer":
+        limits = {"chunk": args.chunk, "right": args.chunk // 4} if args.chunk else {}
+        encoder = target(Conformer, **sizes, channels=size.width // 4, norm="layer", **limits)
+    else:
+        encoder = target(SpeechEncoder, **sizes, subsampling=SUBSAMPLING)
     config.task = target(
         Recognition,
         model=target(CTC, encoder=encoder),
         mels=size.mels,
+        whole=not args.chunk,
         time_masks=(2, 0.05),
         frequency_masks=(2, size.mels // 5),
     )

@@ -169,14 +169,15 @@ class Recognition:
     def predict(self, variables: Variables, inputs: Batch) -> Mapping[str, jax.Array]:
         """``path`` i32[B,S], the likeliest label of each frame, -1 behind the end; for a search ``candidates``
         i32[B,S,K] (-1 behind the end) and their ``log_p`` f32[B,S,K]; ``seconds`` f32[B]."""
-        return self._outputs(*self._logits(variables, inputs), inputs)
+        return self.outputs(*self._logits(variables, inputs), inputs)
 
     def _logits(self, variables: Variables, inputs: Batch) -> tuple[jax.Array, jax.Array]:
         with model_errors():
             found: Any = self.model.apply(variables, *self.bands(inputs))
         return found
 
-    def _outputs(self, logits_BSV: jax.Array, frames_B: jax.Array, inputs: Batch) -> dict[str, jax.Array]:
+    def outputs(self, logits_BSV: jax.Array, frames_B: jax.Array, inputs: Batch) -> dict[str, jax.Array]:
+        """What ``predict`` gives, of what the model gives of as many frames as are real."""
         real_BS = real(frames_B, logits_BSV.shape[1])
         found = {
             "path": jnp.where(real_BS, jnp.argmax(logits_BSV, -1), -1).astype(jnp.int32),
@@ -190,7 +191,7 @@ class Recognition:
     def evaluate(self, variables: Variables, batch: Batch) -> tuple[Mapping[str, jax.Array], Mapping[str, Sum]]:
         """What ``predict`` gives, and ``reference``; ``loss`` as in training."""
         logits_BSV, frames_B = self._logits(variables, batch)
-        outputs = self._outputs(logits_BSV, frames_B, batch)
+        outputs = self.outputs(logits_BSV, frames_B, batch)
         return {**outputs, "reference": jnp.asarray(batch["reference"])}, {
             "loss": self.ctc_loss(logits_BSV, frames_B, batch)
         }
