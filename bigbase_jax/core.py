@@ -112,6 +112,8 @@ class Task(Protocol):
       among those that its ``items(variables, batch)`` gives of a catalogue.
     - ``rendered(output, example)``: from what ``postprocess`` takes to the ``Rendered`` file that a user is after,
       beside the answer (a sound, a picture with boxes).
+    - ``windowed``, True: a long input is read piece by piece, and where one begins is told by what the task made of the
+      one before (``inference.recogniser``).
     - ``given``: a ``Given``, variables that ``loss`` finds among its own as the collection ``given``.
     - ``transcribes``, True: it reads recordings, and its answers are transcripts: ``text``, and where it has them
       ``words`` (``word``, ``start``, ``end`` in seconds), ``segments`` (``text``, ``start``, ``end``), ``duration`` and

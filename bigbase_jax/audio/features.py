@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import math
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import jax
@@ -126,6 +128,32 @@ class LogMel:
             return xp.log(mel_BFM)
         log_BFM = xp.log10(mel_BFM)
         return (xp.maximum(log_BFM, log_BFM.max((1, 2), keepdims=True) - 8.0) + 4.0) / 4.0
+
+
+def in_blocks(features: LogMel, blocks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+    """f32[F,M], frame by frame what ``features`` (centred, W = fft) makes of the recording that the blocks are of,
+    before Whisper's compression (``compressed``): the logarithm to the base 10, on the host."""
+    plain = dataclasses.replace(features, centred=False, whisper=False)
+    half, left = features.fft // 2, None
+    total = done = 0
+    rest: np.ndarray = np.zeros(0, np.float32)
+    for block in itertools.chain(blocks, [None]):
+        if block is not None:
+            total, rest = total + len(block), np.concatenate([rest, block])
+        if left is None and (block is None or len(rest) > half):  # mirrored at both ends
+            left = rest = np.pad(rest, (half, 0), mode="reflect")
+        if block is None:
+            rest = np.pad(rest, (0, half), mode="reflect")
+        frames = min(max(plain.frames(len(rest)), 0), total // features.hop - done) if left is not None else 0
+        if frames > 0:
+            used = (frames - 1) * features.hop + features.window
+            yield np.asarray(plain(rest[None, :used], np))[0] / np.float32(np.log(10))
+            rest, done = rest[frames * features.hop :], done + frames
+
+
+def compressed(log_FM: np.ndarray, top: float) -> np.ndarray:
+    """Whisper's range of ``in_blocks``, whose largest number in all of the recording is ``top``."""
+    return (np.maximum(log_FM, np.float32(top - 8.0)) + np.float32(4.0)) / np.float32(4.0)
 
 
 def whisper(mels: int = 80) -> LogMel:

@@ -70,6 +70,21 @@ def decode(
     return resampled(mono(x_TC), found, rate)
 
 
+def blocks(data: bytes | str | os.PathLike[str], rate: int, seconds: float = 30.0) -> Iterator[np.ndarray]:
+    """As ``decode``, of a recording of any length: about so many seconds at a time, of which only these are in memory.
+
+    A channel is left out of a block in which it is silent.
+    """
+    with _opened(data, None) as opened:
+        found = opened.samplerate
+        stream = _library("soxr").ResampleStream(found, rate, 1, "float32", quality="HQ") if found != rate else None
+        while len(x_TC := opened.read(round(seconds * found), dtype="float32", always_2d=True)):
+            x_T = mono(np.nan_to_num(x_TC, copy=False, nan=0.0, posinf=1.0, neginf=-1.0))
+            yield np.ascontiguousarray(x_T, np.float32) if stream is None else stream.resample_chunk(x_T)
+        if stream is not None:
+            yield stream.resample_chunk(np.zeros(0, np.float32), last=True)
+
+
 def length(data: bytes | str | os.PathLike[str], folder: str | None = None) -> float:
     """The seconds of a recording, by its header; arguments and errors as of ``decode``."""
     with _opened(data, folder) as opened:

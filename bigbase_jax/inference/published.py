@@ -1,5 +1,5 @@
 """Published folders as they stand: classifiers of texts, and of pictures in the size that they ask for, and translators
-answer inputs; decoders continue texts."""
+answer inputs, recognisers transcribe; decoders continue texts."""
 
 from __future__ import annotations
 
@@ -17,13 +17,17 @@ from bigbase_jax.data.sources.image.image import PictureCodec
 from bigbase_jax.data.sources.text.labelled_text import LabelledText
 from bigbase_jax.data.sources.text.parallel_text import ParallelText, pair_dataset_info
 from bigbase_jax.inference.predictor import ROWS, Predictor, Reading
+from bigbase_jax.inference.recogniser import Recogniser
 from bigbase_jax.models.encoder_decoder import EncoderDecoder
-from bigbase_jax.pretrained.files import PREPROCESSOR, read_json
+from bigbase_jax.models.whisper import Whisper
+from bigbase_jax.pretrained.files import CONFIG, PREPROCESSOR, read_json
+from bigbase_jax.pretrained.files import GENERATION as GENERATION_FILE
 from bigbase_jax.pretrained.folder import describe, generation
-from bigbase_jax.pretrained.schema import FLAG, SIDE, Kind, check, either, listed, number, whole
+from bigbase_jax.pretrained.schema import FLAG, SIDE, Kind, check, either, listed, number, only, whole
 from bigbase_jax.tasks.classification import Classification
 from bigbase_jax.tasks.language import CausalLanguageModel
 from bigbase_jax.tasks.text_classification import TextClassification
+from bigbase_jax.tasks.transcription import RATE, Transcription
 from bigbase_jax.tasks.translation import Translation
 from bigbase_jax.text import chat_template
 from bigbase_jax.text.tokenizer import Tokenizer, TokenizerFile, dataset_info_of, source_tokenizer
@@ -70,6 +74,8 @@ def opened(path: str, load: Callable[..., tuple[Any, Any]] = pretrained.load) ->
         model, variables = load(path)
         if isinstance(model, EncoderDecoder):
             return _of_translator(path, model, variables)
+        if isinstance(model, Whisper):
+            return _of_whisper(path, model, variables)
         if not hasattr(model, "decode"):
             raise refusal
         return _of_writer(path, model, variables, refusal)
@@ -146,6 +152,56 @@ def _of_translator(path: str, model: EncoderDecoder, variables: Variables) -> Pr
     }
     reading = Reading(ParallelText.codec({}, known))
     return Predictor(task, variables, known, spec, lambda: reading, rows=max(ROWS // 2 // task.beams, 1))
+
+
+def _of_whisper(path: str, model: Whisper, variables: Variables) -> Predictor:
+    """A recogniser that hears as the preprocessor's JSON says, and writes as the ``generation_config.json`` does."""
+    folder = pathlib.Path(path).expanduser()
+    if (folder / PREPROCESSOR).is_file():
+        where = str(folder / PREPROCESSOR)
+        said = check(read_json(folder / PREPROCESSOR), _SOUNDS, where)
+        if said.get("feature_size", model.mels) != model.mels:
+            raise UserError(f"{where} has feature_size={said['feature_size']}, and the model hears {model.mels} bands.")
+    words: dict[str, Any] = {}
+    for name in (CONFIG, GENERATION_FILE):
+        if (folder / name).is_file():
+            words |= check(read_json(folder / name), _WRITING, str(folder / name))
+    tokenizer = tokenizer_of(path)
+    english = not words.get("is_multilingual", model.vocab_size != 51_864)
+    task: Any = Transcription(
+        model,
+        tokenizer.state(),
+        english=english,
+        first=words.get("max_initial_timestamp_index"),
+        suppress=tuple(words.get("suppress_tokens", ())),
+        begin_suppress=tuple(words.get("begin_suppress_tokens", ())),
+        max_length=words.get("max_length"),
+        inputs=("audio", "language"),
+    )
+    known = {**dataset_info_of(tokenizer), "rate": RATE}
+
+    def read() -> Reading:
+        raise AssertionError  # a Recogniser has its own
+
+    return Recogniser(task, variables, known, {}, read, rows=_WINDOWS)
+
+
+_SOUNDS = {
+    "feature_extractor_type": only("WhisperFeatureExtractor"),
+    "sampling_rate": only(RATE),
+    "feature_size": whole(1, 1024),
+    "hop_length": only(160),
+    "n_fft": only(400),
+    "do_normalize": only(False),
+}
+_WRITING = {
+    "is_multilingual": FLAG,
+    "max_initial_timestamp_index": whole(0, 1 << 16),
+    "suppress_tokens": listed(whole(-1, 1 << 24), 0, 1 << 16),
+    "begin_suppress_tokens": listed(whole(-1, 1 << 24), 0, 1 << 16),
+    "max_length": whole(2, (1 << 31) - 1),
+}
+_WINDOWS = 8  # that are heard at once
 
 
 def _tokens(task: Task, length: int) -> dict[str, jax.ShapeDtypeStruct]:
