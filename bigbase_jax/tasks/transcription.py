@@ -307,8 +307,11 @@ class Transcription:
 
     def meters(self) -> Mapping[str, Meter]:
         """Word and character error rates (see ``metrics.transcripts``)."""
+
         def scores(examples: Mapping[str, np.ndarray]) -> Mapping[str, Any]:
-            given = [bytes(row).rstrip(b"\0").decode(errors="replace") for row in examples["reference"].astype(np.uint8)]
+            given = [
+                bytes(row).rstrip(b"\0").decode(errors="replace") for row in examples["reference"].astype(np.uint8)
+            ]
             texts = [self.text(tokens[:n]) for tokens, n in zip(examples["tokens"], examples["count"], strict=True)]
             return transcripts.scores(transcripts.errors(texts, given, self.normalisation or "words"))
 
