@@ -84,6 +84,7 @@ _HOST = flags.DEFINE_string("host", "127.0.0.1", "serve: the address to listen o
 _PORT = flags.DEFINE_integer("port", 8000, "serve: the port to listen on; 0: a free one.", 0, 65535)
 _SLOTS = flags.DEFINE_integer("slots", 16, "serve: texts that a model writes at once.", 1)
 _PLACES = flags.DEFINE_integer("places", 0, "serve: tokens of a text, prompt included; 0: as many as fit.", 0)
+_STREAMS = flags.DEFINE_integer("streams", 16, "serve: recordings that a model hears while they come, at most.", 1)
 _MAX_BATCH = flags.DEFINE_integer("max_batch", 32, "serve: examples that are computed at once, at most.", 1)
 _MAX_WAIT = flags.DEFINE_float("max_wait_ms", 5.0, "serve: how long a request waits for others to share a batch.", 0)
 _MAX_QUEUE = flags.DEFINE_integer("max_queue", 256, "serve: inputs of a model in progress; more are refused (429).", 1)
@@ -180,6 +181,7 @@ _WORDS: Mapping[str, Mapping[str, Any]] = {
         "adapter": _ADAPTER,
         "max_body_mb": _MAX_BODY,
         "max_pixels": _MAX_PIXELS,
+        "streams": _STREAMS,
         "max_seconds": _MAX_SECONDS,
         "timeout_s": _TIMEOUT,
         "drain_s": _DRAIN,

@@ -140,6 +140,19 @@ def resampled(x_T: np.ndarray, rate: int, wanted: int) -> np.ndarray:
     return np.asarray(_library("soxr").resample(x_T, rate, wanted, quality="HQ"), np.float32)
 
 
+class Resampler:
+    """``resampled`` for a recording that comes in parts: i16[T] of each, and with ``last`` all that is left."""
+
+    def __init__(self, rate: int, wanted: int):
+        """From ``rate`` to ``wanted`` samples a second."""
+        same = rate == wanted
+        self._stream = None if same else _library("soxr").ResampleStream(rate, wanted, 1, dtype="int16", quality="HQ")
+
+    def __call__(self, audio_T: np.ndarray, last: bool = False) -> np.ndarray:
+        """The samples that are there now, i16[T]."""
+        return audio_T if self._stream is None else self._stream.resample_chunk(audio_T, last=last)
+
+
 KINDS = {
     "wav": ("WAV", "PCM_16", "audio/wav"),
     "flac": ("FLAC", "PCM_16", "audio/flac"),

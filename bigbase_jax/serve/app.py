@@ -15,7 +15,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import PlainTextResponse
 
-from bigbase_jax.serve import openai, protocol, speech
+from bigbase_jax.serve import listening, openai, protocol, speech
 from bigbase_jax.serve.guard import Guard, as_json, failure
 from bigbase_jax.serve.keys import Keys
 from bigbase_jax.serve.metrics import Metrics
@@ -65,6 +65,7 @@ def create(models: Models, settings: Settings | None = None, metrics: Metrics | 
     app.add_exception_handler(HTTPException, _not_found)
     most = settings.max_inputs
     routers = (protocol.router(models, most), openai.router(models, most), speech.router(models, settings.max_seconds))
+    app.include_router(listening.router(models, settings.max_seconds, settings.timeout_s))
     for router in (_router(models, settings, metrics), *routers):
         app.include_router(router, responses=ERRORS)
     return app

@@ -28,6 +28,7 @@ from bigbase_jax.runtime.log import say
 from bigbase_jax.serve import keys
 from bigbase_jax.serve.app import Settings, create
 from bigbase_jax.serve.candidate import Trial
+from bigbase_jax.serve.listening import MESSAGE
 from bigbase_jax.serve.metrics import Metrics
 from bigbase_jax.serve.models import Models
 from bigbase_jax.serve.served import Options, Served
@@ -65,6 +66,7 @@ def serve(
     shadow: bool = False,
     slots: int = Options.slots,
     places: int = Options.places,
+    streams: int = Options.streams,
     adapter: str | None = None,
     samples: str | None = None,
     samples_share: float = 0.1,
@@ -85,7 +87,7 @@ def serve(
       max_body_mb, max_seconds, timeout_s, cors, log_contents: see ``Settings``.
       drain_s: seconds that requests in progress get when the server ends.
       api_keys, rate: see ``Keys``.
-      slots, places: see ``Options``.
+      slots, places, streams: see ``Options``.
       adapter: LoRA adapters of the only model, ``NAME=FOLDER,NAME=FOLDER``: by each name clients ask for the model with
         that adapter.
       registry, storage: see ``Registry.open``.
@@ -116,6 +118,7 @@ def serve(
         max_pixels=max_pixels,
         slots=slots,
         places=places,
+        streams=streams,
     )
     metrics = Metrics()
     how: dict[str, Any] = {"engine": engine, "step": step, "answers_of": tuple(answers_of)}
@@ -214,7 +217,9 @@ def config_of(app: FastAPI, drain_s: float) -> uvicorn.Config:
     return uvicorn.Config(
         app,
         http=Impatient,
-        ws="none",
+        ws="websockets-sansio",
+        ws_max_size=MESSAGE,
+        ws_per_message_deflate=False,  # a message could be much larger than what comes of it
         log_config=None,
         access_log=False,
         server_header=False,

@@ -30,6 +30,8 @@ _HEADERS = [
     (b"referrer-policy", b"no-referrer"),
     (b"cache-control", b"no-store"),
 ]
+PROTOCOL, _KEY = "realtime", "openai-insecure-api-key."
+"""Of a websocket: what it may say that it speaks, and how a browser, which can send no header, gives its key."""
 _SHOWN = 4096  # bytes of a body that a line of log shows, where it is to
 
 
@@ -48,9 +50,10 @@ class Guard:
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Answers."""
-        if scope["type"] != "http":
+        if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
             return
+        socket = scope["type"] == "websocket"
         began, status, size, whole = time.monotonic(), 0, 0, False
         headers, shown = dict(scope["headers"]), b""
         wished = headers.get(b"x-request-id", b"").decode("latin-1")
@@ -59,7 +62,7 @@ class Guard:
 
         async def received() -> Any:
             nonlocal size, whole, shown
-            if whole:  # nothing comes but that the client leaves
+            if whole or socket:  # nothing comes but that the client leaves
                 return await receive()
             try:
                 async with asyncio.timeout(deadline - time.monotonic()):
@@ -79,16 +82,20 @@ class Guard:
 
         async def sent(message: Any) -> None:
             nonlocal status
-            if message["type"] == "http.response.start":
+            if message["type"] == "websocket.accept":
+                status = 101
+            if message["type"].endswith("http.response.start"):
                 status = message["status"]
                 added = [*_HEADERS, (b"x-request-id", name.encode())]
-                if not whole and status in (408, 413, 503):
+                if not (whole or socket) and status in (408, 413, 503):
                     added.append((b"connection", b"close"))  # the rest of the body is not waited for
                 message["headers"] = [*message["headers"], *added]
             await send(message)
 
         self._metrics.running.inc()
         try:
+            if socket:
+                self._welcome(scope, headers)
             scope["holder"] = self._holder(scope["path"], headers)
             if int(headers.get(b"content-length", b"0")) > self._settings.max_body:
                 raise self._too_large()
@@ -102,7 +109,8 @@ class Guard:
             if not status:
                 await failure(scope, 500, "something went wrong here; the log says what.")(scope, receive, sent)
         finally:
-            self._held -= size
+            self._held -= 0 if socket else size
+            status = scope.get("status", status)
             self._metrics.running.dec()
             seconds = time.monotonic() - began
             route = getattr(scope.get("route"), "path", "none")
@@ -110,7 +118,7 @@ class Guard:
             self._metrics.requests.labels(route, model, status).inc()
             self._metrics.seconds.labels(route, model).observe(seconds)
             if scope["path"] not in _QUIET:
-                line = {"time": round(time.time(), 3), "id": name, "method": scope["method"], "route": route}
+                line = {"time": round(time.time(), 3), "id": name, "method": scope.get("method", "WS"), "route": route}
                 line |= {"model": model, "status": status, "ms": round(seconds * 1000, 2), "bytes": size}
                 line |= {"key": scope["holder"]} if scope.get("holder") else {}
                 line |= {"content": shown.decode("utf-8", "replace")} if self._settings.log_contents else {}
@@ -127,6 +135,15 @@ class Guard:
         if wait := keys.wait(holder):
             raise Refused(429, "this key has asked too often; ask again later.", wait)
         return str(holder)
+
+    def _welcome(self, scope: Any, headers: dict[bytes, bytes]) -> None:
+        """Refuses a websocket from a page of another site, which a browser would let through; takes its key."""
+        origin, host = (headers.get(name, b"").decode("latin-1") for name in (b"origin", b"host"))
+        if origin and origin.partition("://")[2] != host and not {origin, "*"} & {*self._settings.cors}:
+            raise Refused(403, "pages of other sites may not ask here; --cors names those that may.")
+        for protocol in scope.get("subprotocols", ()):
+            if protocol.startswith(_KEY):
+                headers[b"x-api-key"] = protocol.removeprefix(_KEY).encode("latin-1", "replace")
 
     def _too_large(self) -> Refused:
         return Refused(413, f"the body has more than {self._settings.max_body:,} bytes.")
@@ -160,10 +177,13 @@ def _finite(value: Any) -> Any:
 def failure(scope: Any, status: int, sentence: str, retry_after: float | None = None) -> Response:
     """The response to a request that gets no answer: in the Open Inference Protocol's form below /v2, else in OpenAI's,
     ``{"error": {"message", "type", "code", "param", "request_id"}}``."""
-    kind = _TYPES.get(status, "server_error" if status >= 500 else "invalid_request_error")
-    error: Any = {"message": sentence, "type": kind, "code": status, "param": None, "request_id": scope["request_id"]}
-    if scope["path"].startswith("/v2"):
-        error = sentence
     headers = {} if retry_after is None else {"Retry-After": str(math.ceil(retry_after))}
     headers |= {"WWW-Authenticate": "Bearer"} if status == 401 else {}
-    return as_json({"error": error}, status, headers)
+    return as_json(error_of(scope, status, sentence), status, headers)
+
+
+def error_of(scope: Any, status: int, sentence: str) -> dict[str, Any]:
+    """What ``failure`` says."""
+    kind = _TYPES.get(status, "server_error" if status >= 500 else "invalid_request_error")
+    error: Any = {"message": sentence, "type": kind, "code": status, "param": None, "request_id": scope["request_id"]}
+    return {"error": sentence if scope["path"].startswith("/v2") else error}

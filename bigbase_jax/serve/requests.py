@@ -14,6 +14,7 @@ from fastapi import Request
 from pydantic import BaseModel, ValidationError
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
+from starlette.requests import HTTPConnection
 
 from bigbase_jax.core import UserError
 from bigbase_jax.inference.inputs import entries_of
@@ -127,7 +128,7 @@ def checked(kind: type[Asked], found: Any) -> Asked:
 
 
 @contextlib.contextmanager
-def using(models: Models, name: str, request: Request, version: str = "") -> Iterator[Served]:
+def using(models: Models, name: str, request: HTTPConnection, version: str = "") -> Iterator[Served]:
     """``models.use``, for the whole of a request, which the log and the metrics then know by the model's name.
 
     Args:

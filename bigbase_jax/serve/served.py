@@ -10,7 +10,7 @@ import functools
 import os
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
@@ -22,6 +22,7 @@ from bigbase_jax.inference.embedding import Embedding, embedder
 from bigbase_jax.inference.generation import Engine
 from bigbase_jax.inference.predictor import Output, Predictor
 from bigbase_jax.inference.slots import Slots
+from bigbase_jax.inference.streaming import Stream
 from bigbase_jax.ops.samples import Sampler
 from bigbase_jax.serve.batcher import Batcher
 from bigbase_jax.serve.metrics import Metrics
@@ -45,6 +46,7 @@ class Options:
       threads: that read inputs and write answers, of a model.
       slots: texts that a model writes at once.
       places: tokens of such a text, prompt included; 0: what the model reads, 4,096 at most.
+      streams: recordings that a model hears while they come, at once; more are refused (429).
     """
 
     max_batch: int = 32
@@ -55,6 +57,7 @@ class Options:
     threads: int = min(os.cpu_count() or 1, 4)
     slots: int = 16
     places: int = 0
+    streams: int = 16
 
     def __post_init__(self) -> None:
         for name, value in dataclasses.asdict(self).items():
@@ -80,6 +83,7 @@ class Served:
       batcher: computes ``predict``; None: the model answers no inputs.
       slots: continue texts; None: the model writes none.
       vectors: computes ``embed``; None: the model gives none.
+      listen: begins to hear a recording while it comes, as ``inference.streaming`` does; None: the model cannot.
       card: what ``/v1/models`` says of it.
       crashes: errors of computing since the last batch that was computed.
       reopen: opens the same again.
@@ -103,6 +107,8 @@ class Served:
         self.batcher: Batcher | None = None
         self.slots: Slots | None = None
         self.vectors: Batcher | None = None
+        self.listen: Callable[[], Any] | None = None
+        self._streams = 0
         self.reopen: Callable[[], Served] | None = None
         self.watch: Sampler | None = None
         self.compare: Callable[[Served, Given, list[dict[str, Any]]], None] | None = None
@@ -133,6 +139,10 @@ class Served:
             with contextlib.suppress(UserError):
                 self._embeds = embedder(predictor.run.path, run=predictor)
                 self.vectors = Batcher(self._embeds, min(options.max_batch, _VECTORS), 0, self._seen, self._crash)
+        if self.transcribes and predictor.compute is None:
+            with contextlib.suppress(UserError):
+                Stream(predictor)
+                self.listen = functools.partial(Stream, predictor)
         self.card = self._card()
 
     @classmethod
@@ -191,6 +201,10 @@ class Served:
         if self.batcher is None:
             return
         self.batcher.warm()
+        if self.listen is not None:
+            heard = self.listen()
+            heard.feed(np.zeros(round(heard.rate * (heard.latency + 1)), np.int16))
+            heard.finish()
         fields = self.predictor.reading.codec.fields
         with contextlib.suppress(Exception):  # what a codec says of it is of no interest
             self.predictor.examples(dict.fromkeys(fields.columns, "a") if fields else b"a")
@@ -203,6 +217,7 @@ class Served:
         does += ["chat"] if self.slots is not None and known.get("chat_template") else []
         does += ["embed"] if self.vectors is not None else []
         does += ["transcribe"] if self.transcribes else []
+        does += ["stream"] if self.listen is not None else []
         does += ["render"] if self.batcher is not None and self.predictor.renders else []
         voices = fields.short.get("speaker", ()) or known.get("speakers", ()) if fields else ()
         return {
@@ -286,7 +301,7 @@ class Served:
         with self._admitted():
             batcher.coming += 1
             try:
-                examples = await self._in_thread(self._read, given)
+                examples = await self.in_thread(self._read, given)
             finally:
                 batcher.coming -= 1
                 batcher.came()
@@ -296,10 +311,27 @@ class Served:
             if len(examples) == 1 and self._saying < _BRIEF:  # less than another thread would take to wake up
                 answers = self._said(then, examples, outputs)
             else:
-                answers = await self._in_thread(self._said, then, examples, outputs)
+                answers = await self.in_thread(self._said, then, examples, outputs)
         for stage, seconds in (("read", read - began), ("answer", time.monotonic() - computed)):
             self.metrics.stage(self.name, stage, seconds)
         return examples, outputs, answers
+
+    @contextlib.contextmanager
+    def hearing(self) -> Iterator[Any]:
+        """What hears a recording while it comes.
+
+        Raises:
+          Refused: the model cannot, or it hears as many as it may.
+        """
+        if self.listen is None:
+            raise Refused(404, f"{self.name!r} hears no streams; POST /v1/audio/transcriptions takes whole recordings.")
+        if self._streams >= self.options.streams:
+            raise Refused(429, f"{self.name!r} hears {self._streams} streams; ask again later.", 5)
+        self._streams += 1
+        try:
+            yield self.listen()
+        finally:
+            self._streams -= 1
 
     async def embed(self, texts: Sequence[str]) -> tuple[list[list[float]], int]:
         """A vector for each text, and how many tokens these have.
@@ -317,7 +349,7 @@ class Served:
                 raise Refused(400, str(error)) from error
 
         with self._admitted():
-            examples = await self._in_thread(read)
+            examples = await self.in_thread(read)
             outputs = await self.vectors.compute(predictor.cut(examples))
         count = sum(int((np.asarray(example["segment_ids"]) > 0).sum()) for example in examples)
         return [output["vector"].tolist() for output in outputs], count
@@ -344,7 +376,8 @@ class Served:
         finally:
             self._busy -= 1
 
-    async def _in_thread(self, f: Callable[..., Any], *args: Any) -> Any:
+    async def in_thread(self, f: Callable[..., Any], *args: Any) -> Any:
+        """``f(*args)``, in one of the model's threads."""
         return await asyncio.get_running_loop().run_in_executor(self._pool, f, *args)
 
     def _read(self, given: Given) -> list[Example]:
