@@ -122,13 +122,15 @@ def _router(models: Models, settings: Settings, metrics: Metrics) -> fastapi.API
 
 
 def _policy(html: bytes) -> str:
-    """What a browser may load and run of the page: its own script and style, as they are, and pictures of the user."""
+    """What a browser may load and run of the page: its own script and style, as they are, and what users give."""
     own = {
         tag: base64.b64encode(hashlib.sha256(re.findall(b"<%b>(.*?)</%b>" % (tag, tag), html, re.S)[0]).digest())
         for tag in (b"script", b"style")
     }
-    parts = ["default-src 'none'", "connect-src 'self'", "img-src blob: data:", "base-uri 'none'", "form-action 'none'"]
+    parts = ["default-src 'none'", "connect-src 'self'", "img-src blob: data:", "media-src blob:", "base-uri 'none'"]
+    parts.append("form-action 'none'")
     parts += [f"{tag.decode()}-src 'sha256-{digest.decode()}'" for tag, digest in own.items()]
+    parts[-2] += " blob:"  # the part of the script that takes samples has to be a file, and is one of its own making
     return "; ".join([*parts, "frame-ancestors 'none'"])
 
 
