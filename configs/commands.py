@@ -28,10 +28,12 @@ from bigbase_jax.train import TrainConfig
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    """``arg``: root=DIR_OR_TABLE, rate=16000, seconds=1.0, tau=1.5 (of BC-ResNet), epochs=60, path=COLUMN,
-    label=COLUMN, names=label_speaker_take, held_out=COLUMN:VALUE/VALUE, group=COLUMN, tiny."""
+    """``arg``: root=DIR_OR_TABLE, rate=16000, seconds=1.0, tau=1.5 and stride=1 (of BC-ResNet), epochs=60, path=COLUMN,
+    label=COLUMN, names=label_speaker_take, held_out=COLUMN:VALUE/VALUE, group=COLUMN, noise=DIR, rooms=DIR, tiny."""
     columns = {"path": None, "label": None, "names": None, "held_out": None, "group": None}  # of LabelledAudio
-    args = parse_arg(arg, root=None, rate=16_000, seconds=1.0, tau=1.5, epochs=60.0, **columns, tiny=False)
+    net = {"tau": 1.5, "stride": 1}
+    mixed = {"noise": None, "rooms": None}
+    args = parse_arg(arg, root=None, rate=16_000, seconds=1.0, epochs=60.0, **net, **mixed, **columns, tiny=False)
     if not 0.1 <= args.seconds <= 60:
         raise UserError(f"seconds={args.seconds}; a command has 0.1 to 60.")
     few = {"rate": 4000, "num_train": 48, "num_val": 24, "num_test": 24} if args.tiny else {"rate": args.rate}
@@ -42,6 +44,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     else:
         dataset = target(WhistledWords, **few)
 
+    model = target(BCResNet, tau=args.tau, stride=args.stride)
     config = ConfigDict()
     config.seed = 0
     config.init_from = placeholder(str)
@@ -53,15 +56,15 @@ def get_config(arg: str | None = None) -> ConfigDict:
         train_transforms=(
             target(A.Speed, most=0.1),
             target(A.PadOrCrop, samples=samples, shift=rate // 10),
-            target(A.Room, rate=rate),
-            target(A.Noise),
+            target(A.RecordedRoom, folder=args.rooms, rate=rate) if args.rooms else target(A.Room, rate=rate),
+            target(A.RecordedNoise, folder=args.noise, rate=rate) if args.noise else target(A.Noise),
             target(A.Gain),
         ),
         eval_transforms=(target(A.PadOrCrop, samples=samples),),
     )
     config.task = target(
         AudioClassification,
-        model=target(BCResNet, tau=0.5, depths=(1, 1, 1, 1)) if args.tiny else target(BCResNet, tau=args.tau),
+        model=target(BCResNet, tau=0.5, depths=(1, 1, 1, 1)) if args.tiny else model,
         rate=rate,
         label_smoothing=0.1,
         time_masks=(2, 20),

@@ -101,6 +101,7 @@ class BCResNet(nn.Module):
       tau: 1 (9 thousand parameters) to 8 (321 thousand).
       dropout: see ``Block``.
       depths: blocks of each of the four stages.
+      stride: over time, of the first convolution; 1 as published, 2 for half the work.
 
     Raises:
       ModelError: a number of bands that is not a multiple of 20.
@@ -110,6 +111,7 @@ class BCResNet(nn.Module):
     tau: float = 1.0
     dropout: float = 0.1
     depths: tuple[int, ...] = (2, 2, 4, 4)
+    stride: int = 1
 
     @nn.compact
     def __call__(self, x_BFTC: Float[Array, "B T F 1"], train: bool = False) -> Float32[Array, "B K"]:
@@ -117,7 +119,7 @@ class BCResNet(nn.Module):
         if x.shape[1] % (4 * SUB_BANDS):
             raise ModelError(f"{x.shape[1]} bands do not divide into {SUB_BANDS} sub-bands at a quarter; use 40 or 80.")
         base = round(8 * self.tau)
-        x = Conv(2 * base, (5, 5), (2, 1), padding=[(2, 2), (2, 2)], use_bias=False, name="stem")(x)
+        x = Conv(2 * base, (5, 5), (2, self.stride), padding=[(2, 2), (2, 2)], use_bias=False, name="stem")(x)
         x = jax.nn.relu(_norm(train, "bn_stem")(x))
         stages = ((base, 1), (3 * base // 2, 2), (2 * base, 2), (5 * base // 2, 1))
         for i, (features, stride) in enumerate(stages):

@@ -238,6 +238,31 @@ def test_noise_is_as_loud_as_it_says():
     assert loudness == pytest.approx(10, abs=0.3)
 
 
+def test_noise_and_rooms_come_from_folders_by_the_generator_alone(tmp_path):
+    x_T = pcm16(tone())
+    (tmp_path / "noise").mkdir()
+    (tmp_path / "rooms").mkdir()
+    (tmp_path / "noise" / "hum.wav").write_bytes(written(tone(seconds=0.2, hz=100)))
+    (tmp_path / "noise" / "silent.wav").write_bytes(written(np.zeros(100, np.float32)))
+    response = np.zeros(900, np.float32)
+    response[[100, 900 - 1]] = 0.8, 0.4  # the sound, and an echo 799 samples behind it
+    (tmp_path / "rooms" / "echo.wav").write_bytes(written(response))
+    noise = A.RecordedNoise(str(tmp_path / "noise"), 16_000, (10.0, 10.0), 1.0)
+    one, two = (noise({"audio": x_T}, np.random.default_rng(0))["audio"] for _ in range(2))
+    np.testing.assert_array_equal(one, two, strict=True)
+    added = one - x_T / np.float32(32768)
+    assert 20 * np.log10(np.std(x_T / 32768) / added.std()) == pytest.approx(10, abs=0.3)
+    assert np.abs(np.fft.rfft(added)).argmax() * 2 == 100
+    room = A.RecordedRoom(str(tmp_path / "rooms"), 16_000, 1.0)
+    wet_T = room({"audio": x_T}, np.random.default_rng(0))["audio"]
+    dry_T = x_T / np.float32(32768)
+    expected = dry_T + 0.5 * np.pad(dry_T, (799, 0))[: len(dry_T)]
+    np.testing.assert_allclose(wet_T, expected * np.std(dry_T) / np.std(expected), atol=2e-3)
+    (tmp_path / "none").mkdir()
+    with pytest.raises(UserError, match="no recordings"):
+        A.RecordedNoise(str(tmp_path / "none"), 16_000, share=1.0)({"audio": x_T}, np.random.default_rng(0))
+
+
 def test_whistled_words_are_the_same_anywhere_and_all_different():
     one, two, other = WhistledWords(4000), WhistledWords(4000), WhistledWords(4000, seed=1)
     for split in ("train", "val", "test"):

@@ -9,13 +9,16 @@ Legend: T samples; ``rng`` is the example's own generator.
 from __future__ import annotations
 
 import dataclasses
+import functools
+import os
 from typing import ClassVar
 
 import numpy as np
 import scipy.signal
 
-from bigbase_jax.audio.files import resampled
+from bigbase_jax.audio.files import SUFFIXES, decode, resampled
 from bigbase_jax.core import Example, UserError
+from bigbase_jax.data.files import existing
 from bigbase_jax.data.sources.audio.audio import pcm16
 
 
@@ -99,6 +102,78 @@ class Noise:
 
 
 @dataclasses.dataclass(frozen=True)
+class RecordedNoise:
+    """Noise from the recordings below ``folder``, a random stretch of one of them (again and again, if that is short),
+    added with probability ``share`` as ``Noise`` is.
+
+    Raises:
+      UserError: there are no recordings, or one that does not decode.
+    """
+
+    folder: str
+    rate: int
+    snr: tuple[float, float] = (5.0, 40.0)
+    share: float = 0.8
+
+    def __call__(self, example: Example, rng: np.random.Generator) -> Example:
+        x_T = _floats(example)
+        if rng.random() >= self.share or not len(x_T):
+            return {**example, "audio": x_T}
+        noise_T = _one_of(self.folder, self.rate, rng)
+        start = int(rng.integers(max(len(noise_T) - len(x_T), 0) + 1))
+        noise_T = np.resize(noise_T[start : start + len(x_T)], len(x_T))
+        level = max(float(np.sqrt(np.mean(x_T**2))), 1e-3) * 10 ** (-rng.uniform(*self.snr) / 20)
+        loudness = max(float(np.sqrt(np.mean(noise_T**2))), 1e-6)
+        return {**example, "audio": x_T + np.float32(level / loudness) * noise_T}
+
+
+@dataclasses.dataclass(frozen=True)
+class RecordedRoom:
+    """Reverberation with probability ``share`` by an impulse response, one of the recordings below ``folder``; its
+    largest sample is where the sound arrives, and the loudness stays.
+
+    Raises:
+      UserError: there are no recordings, or one that does not decode.
+    """
+
+    folder: str
+    rate: int
+    share: float = 0.3
+
+    def __call__(self, example: Example, rng: np.random.Generator) -> Example:
+        x_T = _floats(example)
+        if rng.random() >= self.share or not len(x_T):
+            return {**example, "audio": x_T}
+        response = _one_of(self.folder, self.rate, rng)
+        return {**example, "audio": _in_room(x_T, response[np.abs(response).argmax() :])}
+
+
+def _one_of(folder: str, rate: int, rng: np.random.Generator) -> np.ndarray:
+    """f32[T] of one of the recordings below a folder, which are not silent all through."""
+    found = _recordings(folder, rate)
+    return found[int(rng.integers(len(found)))]
+
+
+@functools.cache
+def _recordings(folder: str, rate: int) -> tuple[np.ndarray, ...]:
+    """All of them, in the order of their paths; minutes rather than hours, since they stay in memory."""
+    where = existing(folder)
+    paths = [os.path.join(place, name) for place, _, names in os.walk(where) for name in names]
+    paths = sorted(path for path in paths if os.path.splitext(path)[1].casefold() in SUFFIXES)
+    found = tuple(x_T for x_T in (decode(path, rate) for path in paths) if np.any(x_T))
+    if not found:
+        raise UserError(f"{folder} has no recordings ({' '.join(sorted(SUFFIXES))}) to mix in.")
+    return found
+
+
+def _in_room(x_T: np.ndarray, response: np.ndarray) -> np.ndarray:
+    """f32[T]: the convolution with an impulse response, as loud as before."""
+    wet_T = scipy.signal.fftconvolve(x_T, response)[: len(x_T)]
+    loudness = np.sqrt(np.mean(x_T**2) / max(float(np.mean(wet_T**2)), 1e-12))
+    return (wet_T * loudness).astype(np.float32)
+
+
+@dataclasses.dataclass(frozen=True)
 class Room:
     """Reverberation with probability ``share``: noise that fades by 60 dB within ``seconds`` at least and at most,
     behind the direct sound, at the loudness of before."""
@@ -116,9 +191,7 @@ class Room:
         tail = rng.standard_normal(len(t)) * 10 ** (-3 * t / seconds)
         tail *= rng.uniform(0.2, 1.0) / np.sqrt(np.sum(tail**2))
         tail[0] = 1.0
-        wet_T = scipy.signal.fftconvolve(x_T, tail)[: len(x_T)]
-        loudness = np.sqrt(np.mean(x_T**2) / max(float(np.mean(wet_T**2)), 1e-12))
-        return {**example, "audio": (wet_T * loudness).astype(np.float32)}
+        return {**example, "audio": _in_room(x_T, tail)}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,0 +1,93 @@
+"""Verification: a classifier of those it trains on, of which the vector before the classes is used, for anybody.
+
+Axes: B examples, D of a vector, K classes of the training.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bigbase_jax.core import Batch, Evaluated, Example, Figure, Loss, Meter, Metric, Sum, UserError, Variables
+from bigbase_jax.models.margin import CosineHead, unit, with_margin
+from bigbase_jax.tasks.audio_classification import AudioClassification
+from bigbase_jax.tasks.classification import Classifier
+
+
+@dataclasses.dataclass(frozen=True)
+class Embedded(Classifier):
+    """A classifier trained with an angular margin (``models.margin``) that predicts vectors; mixed into one that says
+    what it reads. Examples of classes that the training did not have are measured by ``evaluators.verification`` alone.
+
+    Attributes:
+      model: a ``CosineHead``.
+      margin, scale: of the logits, in radians and as a factor.
+
+    Raises:
+      UserError: another model.
+    """
+
+    margin: float = 0.2
+    scale: float = 30.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not isinstance(self.model, CosineHead):
+            raise UserError(
+                f"a margin is one of angles: use CosineHead({type(self.model).__name__}(...)) as the model."
+            )
+
+    @property
+    def metrics(self) -> Mapping[str, Metric]:
+        """See ``core.Task``."""
+        return {"accuracy": Metric("max", "%"), "loss": Metric("min", "nats")}
+
+    def loss_from(self, logits_BK: jax.Array, batch: Batch) -> Loss:
+        """The training loss of cosines."""
+        y_BK = self.one_hot(batch["label"], logits_BK.shape[-1])
+        return super().loss_from(with_margin(logits_BK, y_BK, self.margin, self.scale), batch)
+
+    def predict(self, variables: Variables, inputs: Batch) -> Mapping[str, jax.Array]:
+        """``vector``, f32[B,D] of length 1."""
+        body = copy.copy(self)
+        object.__setattr__(body, "model", self.model.body)
+        found = body.logits({name: tree["body"] for name, tree in variables.items() if "body" in tree}, inputs)
+        return {"vector": unit(found.astype(jnp.float32))}
+
+    def evaluate(self, variables: Variables, batch: Batch) -> tuple[Mapping[str, jax.Array], Mapping[str, Sum]]:
+        """``vector`` and ``label``; ``accuracy`` and ``loss`` (without margin) of the classes of the training."""
+        outputs = self.predict(variables, batch)
+        cosine_BK = outputs["vector"] @ unit(variables["params"]["classes"], 0)
+        label_B = jnp.asarray(batch["label"])
+        weight_B = batch["mask"] * (label_B < cosine_BK.shape[-1])
+        loss_B = self.loss_of(self.scale * cosine_BK, self.one_hot(label_B, cosine_BK.shape[-1]))
+        values = {"accuracy": jnp.argmax(cosine_BK, -1) == label_B, "loss": loss_B}
+        sums = {name: Sum(jnp.sum(weight_B * value_B), jnp.sum(weight_B)) for name, value_B in values.items()}
+        return {**outputs, "label": label_B}, sums
+
+    def meters(self) -> Mapping[str, Meter]:
+        return {}
+
+    def postprocess(self, output: Mapping[str, np.ndarray], example: Example) -> dict[str, Any]:
+        """``{"vector": [...]}``: the cosine of two, which have length 1, is their score."""
+        return {"vector": [float(x) for x in output["vector"]]}
+
+    def merge(self, outputs: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
+        """The direction of the mean."""
+        mean = np.mean([output["vector"] for output in outputs], axis=0)
+        return {"vector": mean / max(float(np.linalg.norm(mean)), 1e-9)}
+
+    def figures(self, evaluated: Evaluated) -> Iterator[Figure]:
+        """None; see ``evaluators.verification``."""
+        return iter(())
+
+
+@dataclasses.dataclass(frozen=True)
+class SpeakerVerification(Embedded, AudioClassification):
+    """Vectors of voices."""
