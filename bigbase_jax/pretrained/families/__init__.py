@@ -23,6 +23,7 @@ FAMILIES: Mapping[str, str] = {
     "bert": "bert",
     "camembert": "bert",
     "gpt2": "gpt2",
+    "hubert": "wav2vec2",
     "llama": "llama",
     "marian": "marian",
     "ministral": "llama",
@@ -34,6 +35,7 @@ FAMILIES: Mapping[str, str] = {
     "roberta": "bert",
     "t5": "t5",
     "vit": "vit",
+    "wav2vec2": "wav2vec2",
     "whisper": "whisper",
     "xlm-roberta": "bert",
 }
