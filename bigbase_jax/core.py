@@ -325,14 +325,32 @@ class Plot(NamedTuple):
 
 
 class Clips(NamedTuple):
-    """A figure of sounds: (caption, samples f32[T] in -1..1, samples per second) each."""
+    """A figure of sounds, each with its spectrogram: (caption, samples f32[T] in -1..1, samples per second)."""
 
     title: str
     clips: Sequence[tuple[str, np.ndarray, int]]
     note: str = ""
 
 
-Figure = Gallery | Highlights | Table | Matrix | Plot | Clips
+class Differences(NamedTuple):
+    """A figure of texts beside what they should be, aligned: (the index in the split, what is right, what was said),
+    the last two in words or characters.
+
+    Attributes:
+      texts: of all examples, those with the most errors first, of which a report shows some; a comparison shows those
+        that several models say otherwise.
+      between: what stands between two words.
+      rate: samples per second of the recordings that the texts are of, which a report plays; 0: they are of none.
+    """
+
+    title: str
+    texts: Sequence[tuple[int, Sequence[str], Sequence[str]]]
+    note: str = ""
+    between: str = " "
+    rate: int = 0
+
+
+Figure = Gallery | Highlights | Table | Matrix | Plot | Clips | Differences
 
 
 class Evaluated(NamedTuple):

@@ -1,16 +1,32 @@
 """The report page: escaped, complete, self-contained, and there for partial runs too."""
 
+import base64
 import html.parser
+import io
 import json
 import re
+import wave
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from bigbase_jax.compare import runs
 from bigbase_jax.compare.numbers import Metrics
 from bigbase_jax.compare.statistics import wilson
-from bigbase_jax.core import Card, Clips, Evaluated, Gallery, Highlights, Matrix, Metric, Plot, Table, UserError
+from bigbase_jax.core import (
+    Card,
+    Clips,
+    Differences,
+    Evaluated,
+    Gallery,
+    Highlights,
+    Matrix,
+    Metric,
+    Plot,
+    Table,
+    UserError,
+)
 from bigbase_jax.pages import figures, page, report
 
 NASTY = "<script>alert(\"x\")</script> & 'co'"
@@ -286,6 +302,9 @@ class Shows:
         yield Plot("Spectrum", {"a": (range(3), x), "b": (range(3), x)}, x="Hz", y="dB")
         yield Plot("Counts", {"a": ([1, 2], [3, 4])}, bars=True)
         yield Clips("Voices", [(NASTY, np.sin(np.arange(80) / 9), 8000)])
+        yield Differences(
+            "Transcripts", [(7, ["a", "<b>"], ["a", "d"]), (1, [], ["e"]), (0, ["f", "g"], ["g"])], rate=8
+        )
         raise ValueError("a bug of the task's")
 
 
@@ -299,12 +318,18 @@ def test_figures_of_every_kind_are_shown_and_what_fails_is_left_out(tmp_path, ca
     monkeypatch.setattr(runs, "task_of", lambda run: Shows())
     page = page_of(tmp_path)
     for word in ("Boxes", "Look.", "second", "test/photo<7>.jpg", "Passages", "and 403 more", "Ranked", "25.0 %", "Hz",
-                 "Counts", "Voices", "75.0 %", "1.5 nats"):  # fmt: skip
+                 "Counts", "Voices", "Transcripts", "75.0 %", "1.5 nats"):  # fmt: skip
         assert word in page.words, word
-    assert [uri[:15] for uri in page.images] == ["data:image/png;", "data:audio/wav;"] and "audio" in page.tags
+    assert [uri[:15] for uri in page.images] == [
+        "data:image/png;",
+        "data:image/png;",
+        "data:audio/wav;",
+    ] and "audio" in page.tags
     assert page.words.index(NASTY) < page.words.index("Loss")  # the task's own order
     text = (tmp_path / "report.html").read_text()
     assert re.search(r'<rect x="7.5" y="20.0" width="15.0" height="20.0"', text)  # of 30 x 40 pixels
+    assert '<del title="instead of this">&lt;b&gt;</del> <ins title="was said instead">d</ins>' in text
+    assert '<ins title="added">e</ins>' in text and '<del title="left out">f</del>' in text
     assert 'title="4.00 nats"' in text and "Confusion matrix" not in page.words
     assert "a bug of the task's" in capsys.readouterr().err
 
@@ -315,6 +340,39 @@ def test_a_task_that_is_not_trusted_has_a_page_without_figures(tmp_path, capsys)
     config["task"]["target"] = "os:system"
     (tmp_path / "config.json").write_text(json.dumps(config))
     assert "Confusion matrix" not in page_of(tmp_path).words and "--trust=" in capsys.readouterr().err
+
+
+def test_transcripts_have_players_where_the_recordings_are(capsys):
+    sound = np.sin(np.arange(800) / 9).astype(np.float32)
+    figure = Differences("t", [(3, ["a"], ["b"]), (9, ["a"], ["a"])], rate=8000)
+
+    def opened(split, index):
+        if index == 9:
+            raise UserError("it is gone.")
+        return (sound * 32767).astype(np.int16), f"{split}/{index}.wav"
+
+    (drawn,) = figures.shaped([figure], "test", lambda: opened)
+    first, second = drawn["rows"]
+    assert first["name"] == "test/3.wav" and second["sound"] is None and "it is gone" in second["name"]
+    uri, spectrogram = first["sound"]
+    with wave.open(io.BytesIO(base64.b64decode(uri.partition(",")[2]))) as file:
+        assert (file.getnframes(), file.getframerate()) == (800, 8000)
+    pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(spectrogram.partition(",")[2]))).convert("L"), float)
+    loudest = 95 - pixels.mean(1).argmax()  # rows from the bottom
+    assert abs(loudest / 96 * 4000 - 8000 / 9 / 2 / np.pi) < 100
+
+
+def test_texts_that_two_models_say_otherwise_come_first_where_their_errors_differ_most():
+    one = Differences("t", [(5, ["a", "b"], ["c"]), (6, ["a"], ["b"]), (7, ["a"], ["a"])])
+    two = Differences("t", [(6, ["a"], ["c"]), (5, ["a", "b"], ["a", "b"]), (7, ["a"], ["a"])])
+    found = figures.disagreements([one, two])
+    assert [(index, right) for index, right, _ in found] == [(5, "a b"), (6, "a")]
+    assert found[0][2][1] == [("equal", ["a", "b"], ["a", "b"])]
+    characters = Differences("t", [(1, list("你好"), list("你"))], between="")
+    assert figures.shaped([characters], "test")[0]["rows"][0]["parts"] == [
+        ("equal", ["你"], ["你"]),
+        ("delete", ["好"], []),
+    ]
 
 
 def test_a_figure_that_does_not_hold_together_is_left_out(capsys):

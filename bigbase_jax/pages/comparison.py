@@ -20,7 +20,7 @@ from bigbase_jax.compare.comparison import Comparison, Pair
 from bigbase_jax.compare.importance import Importance
 from bigbase_jax.compare.numbers import finite, proof_rows, setting
 from bigbase_jax.compare.runs import ABSENT, Group, short_names
-from bigbase_jax.core import Figure, Gallery, Table, UserError
+from bigbase_jax.core import Differences, Figure, Gallery, Table, UserError
 from bigbase_jax.pages import figures
 from bigbase_jax.pages.page import (
     Chart,
@@ -89,6 +89,7 @@ def write(folder: pathlib.Path, found: Comparison) -> str:
         dots=_dots(found),
         over={m.over for m in found.measured.values()},
         figures=_figures(found),
+        texts=_texts(found),
         curves=curves,
         more_curves=more_curves,
         parallel=_parallel(found),
@@ -195,9 +196,27 @@ def _figures(found: Comparison) -> list[tuple[str, list[tuple[Group, dict[str, A
     for group in shown:
         run = next((run for run in group.runs if split in run.evals), None)
         made: list[Figure] = figures.made_by(run.task, run.evaluated(split)) if run else []
-        for drawn in figures.shaped([figure for figure in made if not isinstance(figure, Gallery)], split):
+        for drawn in figures.shaped([x for x in made if not isinstance(x, (Gallery, Differences))], split):
             columns.setdefault(drawn["title"], []).append((group, drawn))
     return [(title, drawn) for title, drawn in columns.items() if len(drawn) > 1]
+
+
+def _texts(found: Comparison) -> list[tuple[str, str, list[tuple[int, str, list[tuple[Group, Any]]]]]]:
+    """(title, what stands between words, rows) of texts that the first groups say otherwise: (index, what is right, the
+    differences of each group)."""
+    split, made = found.split, dict[str, list[tuple[Group, Differences]]]()
+    for group in found.groups[:SIDE] if split else []:
+        if (run := next((run for run in group.runs if split in run.evals), None)) is not None:
+            for figure in figures.made_by(run.task, run.evaluated(split or "")):
+                if isinstance(figure, Differences):
+                    made.setdefault(figure.title, []).append((group, figure))
+    drawn = []
+    for title, pairs in made.items():
+        if len(pairs) > 1 and (rows := figures.disagreements([figure for _, figure in pairs])):
+            groups = [group for group, _ in pairs]
+            several = [(index, right, list(zip(groups, parts, strict=True))) for index, right, parts in rows]
+            drawn.append((title, pairs[0][1].between, several))
+    return drawn
 
 
 # ----------------------------------------------------------------------------------------------------- dots

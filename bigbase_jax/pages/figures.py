@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import io
 import wave
 from collections.abc import Callable, Iterable, Sequence
@@ -12,6 +13,7 @@ import numpy as np
 
 from bigbase_jax.core import (
     Clips,
+    Differences,
     Evaluated,
     Evaluator,
     Figure,
@@ -27,9 +29,13 @@ from bigbase_jax.pages.page import Chart, Series
 from bigbase_jax.runtime.log import say
 
 Pictures = Callable[[str, int], tuple[np.ndarray, str]]
-"""(split, index) -> the picture, uint8 or float in [0, 1], [H, W], [H, W, 1] or [H, W, 3], and its file's name."""
+"""(split, index) -> what a model sees of an example, and its file's name: a picture, uint8 or float in [0, 1], [H, W],
+[H, W, 1] or [H, W, 3]; a recording, [T], i16 or float in [-1, 1]."""
 PIECES = 600
 """How many pieces of a text are shown."""
+TEXTS, SOUND = 24, 90.0
+"""Texts that are shown with their differences, and seconds of recordings that a page holds with them."""
+_MAGMA = ((0, 0, 4), (81, 18, 124), (183, 55, 121), (252, 137, 97), (252, 253, 191))  # matplotlib's, at each quarter
 _SIZES = (("large", 6), ("middle", 12), ("small", 30))  # of a matrix, up to so many names
 _COLOURS = ("train", "val", "test", "other")
 
@@ -54,6 +60,7 @@ def shaped(figures: Iterable[Figure], split: str, pictures: Callable[[], Picture
     kinds: dict[type, Callable[[Any], dict[str, Any]]] = {Matrix: _matrix, Plot: _plot, Clips: _clips}
     kinds |= {Table: lambda _: {}, Highlights: lambda _: {"shown": PIECES}}
     kinds[Gallery] = lambda figure: _gallery(figure, split, pictures)
+    kinds[Differences] = lambda figure: _differences(figure, split, pictures)
     found = []
     for figure in figures:
         try:
@@ -141,14 +148,91 @@ def _plot(figure: Plot) -> dict[str, Any]:
     return {"chart": made}
 
 
+def _differences(figure: Differences, split: str, pictures: Callable[[], Pictures] | None) -> dict[str, Any]:
+    show, left = None, SOUND
+    with contextlib.suppress(UserError):  # without the data, texts are all that there is
+        show = pictures() if pictures is not None and figure.rate and figure.texts else None
+    rows = []
+    for index, right, said in figure.texts[:TEXTS]:
+        row: dict[str, Any] = {"name": f"example {index}", "sound": None, "parts": aligned(right, said)}
+        if show is not None:
+            try:
+                samples_T, row["name"] = show(split, index)
+                if (left := left - len(samples_T) / figure.rate) > 0:
+                    row["sound"] = _sound(samples_T, figure.rate)
+            except (UserError, OSError, LookupError, TypeError, ValueError) as error:
+                row["name"] += f" ({error})"
+        rows.append(row)
+    return {"rows": rows, "texts": (), "more": len(figure.texts) - len(rows)}
+
+
+Part = tuple[str, Sequence[str], Sequence[str]]
+"""("equal", "substitute", "delete" or "insert", what is right, what was said): a stretch of two texts."""
+
+
+def aligned(right: Sequence[str], said: Sequence[str]) -> list[Part]:
+    """Two texts, by jiwer.
+
+    Raises:
+      UserError: jiwer is not installed.
+    """
+    if not right or not said:
+        return [("insert" if said else "delete", right, said)] if right or said else []
+    try:
+        import jiwer
+    except ImportError as error:
+        raise UserError("aligning transcripts needs the package jiwer: pip install 'bigbase_jax[speech]'.") from error
+    (found,) = jiwer.process_words(" ".join(right), " ".join(said)).alignments
+    return [(x.type, right[x.ref_start_idx : x.ref_end_idx], said[x.hyp_start_idx : x.hyp_end_idx]) for x in found]
+
+
+def disagreements(found: Sequence[Differences]) -> list[tuple[int, str, list[list[Part]]]]:
+    """Of figures of several models on the same examples, those that they say otherwise: (index, what is right, what
+    each said, ``aligned``), first where the numbers of their errors differ most."""
+    models = [{(index, tuple(right)): said for index, right, said in figure.texts} for figure in found]
+    shared = [key for key in models[0] if all(key in model for model in models)]
+    rows = []
+    for index, right in shared:
+        texts = [model[index, right] for model in models]
+        if any(list(text) != list(texts[0]) for text in texts):
+            parts = [aligned(list(right), text) for text in texts]
+            errors = [sum(max(len(a), len(b)) for kind, a, b in some if kind != "equal") for some in parts]
+            rows.append((max(errors) - min(errors), index, found[0].between.join(right), parts))
+    return [row[1:] for row in sorted(rows, key=lambda row: -row[0])[:TEXTS]]
+
+
 def _clips(figure: Clips) -> dict[str, Any]:
-    clips = []
-    for caption, samples_T, rate in figure.clips:
-        file = io.BytesIO()
-        with wave.open(file, "wb") as sound:
-            sound.setnchannels(1)
-            sound.setsampwidth(2)
-            sound.setframerate(rate)
-            sound.writeframes(np.round(32767 * np.clip(samples_T, -1, 1)).astype("<i2").tobytes())
-        clips.append((caption, _uri("audio/wav", file)))
-    return {"clips": clips}
+    return {"clips": [(caption, *_sound(samples_T, rate)) for caption, samples_T, rate in figure.clips]}
+
+
+def _sound(samples_T: np.ndarray, rate: int) -> tuple[str, str]:
+    """A recording and its spectrogram, as data URIs."""
+    x_T = np.asarray(samples_T)
+    x_T = x_T / np.float32(32768) if x_T.dtype == np.int16 else x_T.astype(np.float32)
+    file = io.BytesIO()
+    with wave.open(file, "wb") as sound:
+        sound.setnchannels(1)
+        sound.setsampwidth(2)
+        sound.setframerate(rate)
+        sound.writeframes(np.round(32767 * np.clip(x_T, -1, 1)).astype("<i2").tobytes())
+    return _uri("audio/wav", file), _spectrogram(x_T, rate)
+
+
+def _spectrogram(x_T: np.ndarray, rate: int, width: int = 480) -> str:
+    """Power in decibels, 70 below the loudest, of windows of 32 ms; low frequencies are at the bottom."""
+    from PIL import Image
+
+    size = max(1 << (int(0.032 * rate)).bit_length() - 1, 16)
+    x_T = np.pad(x_T, (0, max(size - len(x_T), 0)))
+    starts = np.unique(np.linspace(0, len(x_T) - size, min(width, 1 + (len(x_T) - size) * 4 // size)).astype(int))
+    x_FW = np.lib.stride_tricks.sliding_window_view(x_T, size)[starts] * np.hanning(size)
+    power_FN = np.abs(np.fft.rfft(x_FW)) ** 2
+    level_FN = 1 + np.log10(np.maximum(power_FN / max(float(power_FN.max()), 1e-12), 1e-7)) / 7
+    picture = Image.fromarray(np.round(255 * level_FN.T[::-1]).astype(np.uint8), "L").resize((len(starts), 96))
+    ramp_3 = [
+        np.interp(np.arange(256), np.linspace(0, 255, len(_MAGMA)), channel) for channel in zip(*_MAGMA, strict=True)
+    ]
+    picture.putpalette(np.round(np.stack(ramp_3, 1)).astype(int).ravel().tolist())
+    file = io.BytesIO()
+    picture.save(file, "PNG")
+    return _uri("image/png", file)

@@ -10,13 +10,29 @@ from typing import Any
 
 import numpy as np
 
-from bigbase_jax.core import Card, Gallery, Highlights, Matrix, Plot, Table
+from bigbase_jax.core import Card, Differences, Gallery, Highlights, Matrix, Plot, Table
 from bigbase_jax.tasks.metrics import classes
+from bigbase_jax.tasks.metrics.transcripts import errors as transcript_errors
+from bigbase_jax.text.normalise import normalise, words
 
 SHOWN = 24
 """How many mistakes are shown."""
 BINS = classes.CALIBRATION_BINS
 """Of the reliability diagram."""
+
+
+def transcripts(
+    texts: Sequence[str], references: Sequence[str], kind: str, examples: Mapping[str, np.ndarray], rate: int
+) -> Differences:
+    """What was heard in N recordings against what was said, normalised as ``kind`` says (``text.normalise``)."""
+    sides = [[words(normalise(text, kind), kind) for text in some] for some in (references, texts)]
+    rows = list(zip(examples.get("index", np.arange(len(texts))).tolist(), *sides, strict=True))
+    wrong_N = sum(
+        transcript_errors(texts, references, kind)[name] for name in ("insertions", "deletions", "substitutions")
+    )
+    order = np.argsort(-wrong_N, kind="stable")
+    between = "" if kind == "characters" else " "
+    return Differences("Hardest utterances", [rows[n] for n in order], between=between, rate=rate)
 
 
 def per_class(metrics: Mapping[str, Any], title: str = "Classes", each: str = "Class") -> Iterator[Table]:

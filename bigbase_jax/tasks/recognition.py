@@ -18,7 +18,7 @@ import numpy as np
 import optax
 
 from bigbase_jax.audio.features import LogMel, fbank
-from bigbase_jax.core import Batch, Evaluated, Example, Figure, Loss, Meter, Metric, Sum, Table, UserError, Variables
+from bigbase_jax.core import Batch, Evaluated, Example, Figure, Loss, Meter, Metric, Sum, UserError, Variables
 from bigbase_jax.decoding import ctc
 from bigbase_jax.evaluate import CollectAll
 from bigbase_jax.models.speech_encoder import real
@@ -28,7 +28,6 @@ from bigbase_jax.tasks.classification import applied_in_training
 from bigbase_jax.tasks.errors import model_errors
 from bigbase_jax.tasks.metrics import transcripts
 from bigbase_jax.text import ngram
-from bigbase_jax.text.normalise import normalise
 from bigbase_jax.text.tokenizer import load
 
 _PAUSE = 1.0  # seconds without a word, between segments
@@ -285,13 +284,8 @@ class Recognition:
         """The utterances with the most errors."""
         if not {"path", "reference"} <= evaluated.examples.keys():
             return
-        found, texts = self.errors(evaluated.examples), self.texts(evaluated.examples)
-        true = [normalise(text, self.normalisation or "words") for text in _references(evaluated.examples)]
-        index_N = evaluated.examples.get("index", np.arange(len(texts)))
-        wrong_N = found["insertions"] + found["deletions"] + found["substitutions"]
-        worst = np.argsort(-wrong_N, kind="stable")[: figures.SHOWN]
-        rows = [(int(index_N[n]), true[n], texts[n], int(wrong_N[n]), int(found["words"][n])) for n in worst]
-        yield Table("Hardest utterances", ("Utterance", "Was said", "Was heard", "Errors", "Words"), rows)
+        said, true = self.texts(evaluated.examples), _references(evaluated.examples)
+        yield figures.transcripts(said, true, self.normalisation or "words", evaluated.examples, self.rate or 0)
 
 
 def _references(examples: Mapping[str, np.ndarray]) -> list[str]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import flax.linen as nn
@@ -19,10 +19,10 @@ import numpy as np
 
 from bigbase_jax.audio.features import LogMel, whisper
 from bigbase_jax.build import suggest
-from bigbase_jax.core import Array, Batch, Example, Loss, Meter, Metric, Sum, UserError, Variables
+from bigbase_jax.core import Array, Batch, Evaluated, Example, Figure, Loss, Meter, Metric, Sum, UserError, Variables
 from bigbase_jax.decoding.transcripts import Rules, transcript_tokens
 from bigbase_jax.evaluate import CollectAll
-from bigbase_jax.tasks import textual
+from bigbase_jax.tasks import figures, textual
 from bigbase_jax.tasks.errors import model_errors
 from bigbase_jax.tasks.metrics import transcripts
 from bigbase_jax.text.tokenizer import load
@@ -309,13 +309,20 @@ class Transcription:
         """Word and character error rates (see ``metrics.transcripts``)."""
 
         def scores(examples: Mapping[str, np.ndarray]) -> Mapping[str, Any]:
-            given = [
-                bytes(row).rstrip(b"\0").decode(errors="replace") for row in examples["reference"].astype(np.uint8)
-            ]
-            texts = [self.text(tokens[:n]) for tokens, n in zip(examples["tokens"], examples["count"], strict=True)]
-            return transcripts.scores(transcripts.errors(texts, given, self.normalisation or "words"))
+            return transcripts.scores(transcripts.errors(*self._texts(examples), self.normalisation or "words"))
 
         return {"transcripts": CollectAll(scores, ("tokens", "count", "reference"))}
+
+    def _texts(self, examples: Mapping[str, np.ndarray]) -> tuple[list[str], list[str]]:
+        """What is written of N recordings, and what is right."""
+        given = [bytes(row).rstrip(b"\0").decode(errors="replace") for row in examples["reference"].astype(np.uint8)]
+        return [self.text(x[:n]) for x, n in zip(examples["tokens"], examples["count"], strict=True)], given
+
+    def figures(self, evaluated: Evaluated) -> Iterator[Figure]:
+        """The utterances with the most errors."""
+        if {"tokens", "count", "reference"} <= evaluated.examples.keys():
+            texts, kind = self._texts(evaluated.examples), self.normalisation or "words"
+            yield figures.transcripts(*texts, kind, evaluated.examples, RATE)
 
     def text(self, tokens: Sequence[int] | np.ndarray) -> str:
         """Tokens as text, without special ones and times."""
