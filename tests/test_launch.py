@@ -51,6 +51,7 @@ MEASURED = {  # by task: what an evaluation reports, and what it keeps of each e
         {"step", "accuracy", "precision", "recall", "f1", "auc", "loss", "per_class"},
         {"probabilities", "label", "index"},
     ),
+    "Vocoding": ({"step", "loss", "convergence"}, {"mel_distance", "convergence", "index"}),
     "Tagging": (
         {"step", "loss", "accuracy", "overall_precision", "overall_recall", "overall_f1", "per_class"},
         {"tag", "tags", "tokens", "index"},

@@ -3,6 +3,7 @@ with."""
 
 from __future__ import annotations
 
+import os
 from types import NoneType
 from typing import Any
 
@@ -116,3 +117,10 @@ def restore(run: RunDir, config: ConfigDict, mesh: Any, step: int | None = None)
     else:
         loaded = checkpoints.restore(wanted, step)
     return task, loaded["ema"] if "ema" in wanted else {"params": loaded["params"], **loaded["model_state"]}, step
+
+
+def opened(folder: str | os.PathLike[str]) -> tuple[Task, Variables]:
+    """The task of a run and its best or last variables, on the first device; raises as ``restore``."""
+    run = RunDir(folder)
+    task, variables, _ = restore(run, run.config(), parallel.make_mesh(1))
+    return task, variables

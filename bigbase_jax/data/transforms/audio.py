@@ -62,6 +62,19 @@ class PadOrCrop:
 
 
 @dataclasses.dataclass(frozen=True)
+class Piece:
+    """So many samples from anywhere in the recording; of a shorter one, all, and silence behind it."""
+
+    samples: int
+
+    def __call__(self, example: Example, rng: np.random.Generator) -> Example:
+        x_T = example["audio"]
+        start = int(rng.integers(0, max(len(x_T) - self.samples, 0) + 1))
+        x_T = x_T[start : start + self.samples]
+        return {**example, "audio": np.pad(x_T, (0, self.samples - len(x_T)))}
+
+
+@dataclasses.dataclass(frozen=True)
 class Speed:
     """Played faster or slower, pitch and all, by a factor from ``1 - most`` to ``1 + most`` (Ko et al. 2015)."""
 
