@@ -9,6 +9,7 @@ import contextlib
 import importlib
 import io
 import os
+import wave
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -123,6 +124,17 @@ def _checked(file: Any) -> Iterator[Any]:
     except soundfile.LibsndfileError as error:
         reason = str(error.error_string).rstrip(".")
         raise UserError(f"this is no recording that can be read (WAV, FLAC, Ogg, MP3): {reason}.") from error
+
+
+def wav(x_T: np.ndarray, rate: int) -> bytes:
+    """A WAV file of 16 bits of samples in -1..1; what is louder is clipped."""
+    file = io.BytesIO()
+    with wave.open(file, "wb") as sound:
+        sound.setnchannels(1)
+        sound.setsampwidth(2)
+        sound.setframerate(rate)
+        sound.writeframes(np.round(32767 * np.clip(x_T, -1, 1)).astype("<i2").tobytes())
+    return file.getvalue()
 
 
 def mono(x_TC: np.ndarray) -> np.ndarray:

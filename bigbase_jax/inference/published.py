@@ -19,6 +19,7 @@ from bigbase_jax.data.sources.text.parallel_text import ParallelText, pair_datas
 from bigbase_jax.inference.predictor import ROWS, Predictor, Reading
 from bigbase_jax.inference.recogniser import Recogniser
 from bigbase_jax.models.encoder_decoder import EncoderDecoder
+from bigbase_jax.models.vits import Vits
 from bigbase_jax.models.whisper import Whisper
 from bigbase_jax.pretrained.files import CONFIG, PREPROCESSOR, read_json
 from bigbase_jax.pretrained.files import GENERATION as GENERATION_FILE
@@ -74,6 +75,10 @@ def opened(path: str, load: Callable[..., tuple[Any, Any]] = pretrained.load) ->
         model, variables = load(path)
         if isinstance(model, EncoderDecoder):
             return _of_translator(path, model, variables)
+        if isinstance(model, Vits):
+            from bigbase_jax.inference.voices import of_vits
+
+            return of_vits(path, model, variables)
         if isinstance(model, Whisper):
             return _of_whisper(path, model, variables)
         if not hasattr(model, "decode"):

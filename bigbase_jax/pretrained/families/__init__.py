@@ -35,6 +35,7 @@ FAMILIES: Mapping[str, str] = {
     "roberta": "bert",
     "t5": "t5",
     "vit": "vit",
+    "vits": "vits",
     "wav2vec2": "wav2vec2",
     "whisper": "whisper",
     "xlm-roberta": "bert",
