@@ -26,8 +26,10 @@ from bigbase_jax.data.sources.audio.transcribed import TranscribedAudio
 from bigbase_jax.data.sources.synthetic.sounds import SpokenTones
 from bigbase_jax.data.transforms import audio as A
 from bigbase_jax.models.conformer import Conformer
+from bigbase_jax.models.joint_ctc import JointCTC
 from bigbase_jax.models.speech_encoder import CTC, SpeechEncoder
 from bigbase_jax.optim import Optimizer
+from bigbase_jax.tasks.joint_recognition import JointRecognition
 from bigbase_jax.tasks.recognition import Recognition
 from bigbase_jax.text.tokenizer import Characters
 from bigbase_jax.train import TrainConfig
@@ -59,7 +61,8 @@ ENCODERS = ("conv", "conformer")
 def get_config(arg: str | None = None) -> ConfigDict:
     """``arg``: root=DIR_OR_TABLE, rate=16000, seconds=16.0 (the longest utterance), tokenizer=chars|unigram|bpe|FILE,
     vocab=200, order=4 (of the n-gram language model), lm=FILE.arpa, size=nano|mini|small|base, epochs, path=COLUMN,
-    text=COLUMN, encoder=conv|conformer, chunk=FRAMES (of 40 ms, at which a conformer can hear a stream), tiny."""
+    text=COLUMN, encoder=conv|conformer, chunk=FRAMES (of 40 ms, at which a conformer can hear a stream),
+    decoder=BLOCKS (trained and searched with CTC, which has a third of the say), tiny."""
     args = parse_arg(
         arg,
         root=None,
@@ -75,6 +78,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         text=None,
         encoder="conv",
         chunk=0,
+        decoder=0,
         tiny=False,
     )
     word = args.size or ("mini" if args.root else "nano")
@@ -86,6 +90,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
         raise UserError(f"there is no encoder={args.encoder}.{suggest(args.encoder, ENCODERS, 'encoder')}")
     if args.chunk < 0 or (args.chunk and args.encoder != "conformer"):
         raise UserError(f"chunk={args.chunk}; it is of encoder=conformer, and 0 for whole recordings.")
+    if args.decoder < 0:
+        raise UserError(f"decoder={args.decoder}; it has 1 block or more, and 0 is none.")
     size = SIZES["tiny" if args.tiny else word]
     rate = args.rate if args.root else 4000 if args.tiny else 8000
     seconds = args.seconds if args.root else 5.0
@@ -131,9 +137,12 @@ def get_config(arg: str | None = None) -> ConfigDict:
         encoder = target(Conformer, **sizes, channels=size.width // 4, norm="layer", **limits)
     else:
         encoder = target(SpeechEncoder, **sizes, subsampling=SUBSAMPLING)
+    task = Recognition, target(CTC, encoder=encoder)
+    if args.decoder:
+        task = JointRecognition, target(JointCTC, encoder=encoder, depth=args.decoder, dropout=size.dropout)
     config.task = target(
-        Recognition,
-        model=target(CTC, encoder=encoder),
+        task[0],
+        model=task[1],
         mels=size.mels,
         whole=not args.chunk,
         time_masks=(2, 0.05),

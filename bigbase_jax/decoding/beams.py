@@ -53,6 +53,7 @@ def beam_tokens(
     length_penalty: float = 1.0,
     early_stopping: bool | str = False,
     source_BS: Array | None = None,
+    scores: bool = False,
 ) -> tuple[jax.Array, jax.Array]:
     """Beam search: (tokens i32[B,N,T], scores f32[B,N]), the best first; T is ``max_new_tokens``, N is ``beams``.
 
@@ -64,6 +65,7 @@ def beam_tokens(
       tokens_BL, length_B, end, source_BS: see ``sampling.greedy_tokens``.
       early_stopping: when a sequence's search ends. True: as soon as N have ended. False: once no open one would be
         better at its present length. "never": once none can become better, even at the greatest length.
+      scores: what the model calls logits is added up as it is; they are at most 0.
     """
     (B, L), N, T = tokens_BL.shape, beams, max_new_tokens
     logits_BV, cache, length_B = read_prompts(model, variables, tokens_BL, length_B, L + T, source_BS)
@@ -73,7 +75,7 @@ def beam_tokens(
     def grow(search: _Beams) -> _Beams:
         """One more token for every beam, but for the cache and the logits."""
         V = search.logits_BNV.shape[-1]
-        total_BNV = search.open_BN[..., None] + jax.nn.log_softmax(search.logits_BNV)
+        total_BNV = search.open_BN[..., None] + (search.logits_BNV if scores else jax.nn.log_softmax(search.logits_BNV))
         sum_BC, index_BC = jax.lax.top_k(total_BNV.reshape(B, N * V), min(2 * N, N * V))
         beam_BC, token_BC = index_BC // V, (index_BC % V).astype(jnp.int32)
         tokens_BCT = jax.lax.dynamic_update_slice_in_dim(

@@ -30,6 +30,7 @@ from bigbase_jax.tasks.metrics import transcripts
 from bigbase_jax.text import ngram
 from bigbase_jax.text.tokenizer import load
 
+_READ = ("path", "candidates", "log_p", "tokens", "scores")
 _PAUSE = 1.0  # seconds without a word, between segments
 
 
@@ -136,13 +137,19 @@ class Recognition:
             {"audio": jnp.zeros((1, *batch["audio"].shape[1:])), "audio_length": jnp.ones(1, int)}
         )
         with model_errors():
-            (logits_1SV, _), variables = self.model.init_with_output(key, x_1FM, lengths_1)
+            (logits_1SV, *_), variables = self.model.init_with_output(key, x_1FM, lengths_1)
         if logits_1SV.shape[-1] <= self.blank:
             raise UserError(f"the model gives {logits_1SV.shape[-1]} labels, and the blank is number {self.blank}.")
         return variables
 
     def loss(self, variables: Variables, batch: Batch, key: jax.Array) -> tuple[Loss, Variables]:
         """The negative log-probability of the transcripts, in nats; its weight is the number of tokens."""
+        x_BFM, lengths_B, key = self.masked(batch, key)
+        (logits_BSV, frames_B), state = applied_in_training(self.model, variables, key, x_BFM, lengths_B)
+        return Loss({"loss": self.ctc_loss(logits_BSV, frames_B, batch)}), state
+
+    def masked(self, batch: Batch, key: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """``bands`` with SpecAugment, and a key for dropout."""
         mask_key, dropout_key = jax.random.split(key)
         x_BFM, lengths_B = self.bands(batch)
         x_BFM1 = x_BFM[..., None]
@@ -150,20 +157,23 @@ class Recognition:
             for i in range(int(count)):
                 within_B = lengths_B if axis == 1 else None
                 x_BFM1 = masked(jax.random.fold_in(mask_key, 100 * axis + i), x_BFM1, axis, most, within_B)
-        (logits_BSV, frames_B), state = applied_in_training(
-            self.model, variables, dropout_key, x_BFM1[..., 0], lengths_B
-        )
-        return Loss({"loss": self.ctc_loss(logits_BSV, frames_B, batch)}), state
+        return x_BFM1[..., 0], lengths_B, dropout_key
 
     def ctc_loss(self, logits_BSV: jax.Array, frames_B: jax.Array, batch: Batch) -> Sum:
         """In nats per token; a transcript for which there are too few frames has no weight."""
         labels_BU, length_B = jnp.asarray(batch["labels"]), jnp.asarray(batch["labels_length"])
         nothing_BS = (~real(frames_B, logits_BSV.shape[1])).astype(jnp.float32)
         real_BU = real(length_B, labels_BU.shape[1])
-        repeats_B = jnp.sum((labels_BU[:, 1:] == labels_BU[:, :-1]) & real_BU[:, 1:], 1)
-        weight_B = batch["mask"] * (frames_B >= length_B + repeats_B)
+        weight_B = self.alignable(frames_B, batch)
         nats_B = optax.ctc_loss(logits_BSV, nothing_BS, labels_BU, (~real_BU).astype(jnp.float32), blank_id=self.blank)
         return Sum(jnp.sum(weight_B * nats_B), jnp.sum(weight_B * jnp.maximum(length_B, 1)))
+
+    def alignable(self, frames_B: jax.Array, batch: Batch) -> jax.Array:
+        """f32[B]: 1 where there are frames enough for the transcript; 0 for a row of padding."""
+        labels_BU, length_B = jnp.asarray(batch["labels"]), jnp.asarray(batch["labels_length"])
+        same_BU = (labels_BU[:, 1:] == labels_BU[:, :-1]) & real(length_B, labels_BU.shape[1])[:, 1:]
+        weight_B: jax.Array = jnp.asarray(batch["mask"]) * (frames_B >= length_B + jnp.sum(same_BU, 1))
+        return weight_B
 
     def predict(self, variables: Variables, inputs: Batch) -> Mapping[str, jax.Array]:
         """``path`` i32[B,S], the likeliest label of each frame, -1 behind the end; for a search ``candidates``
@@ -203,7 +213,7 @@ class Recognition:
         def scores(examples: Mapping[str, np.ndarray]) -> Mapping[str, Any]:
             return transcripts.scores(self.errors(examples))
 
-        return {"transcripts": CollectAll(scores, ("path", "candidates", "log_p", "reference"))}
+        return {"transcripts": CollectAll(scores, (*_READ, "reference"))}
 
     def errors(self, examples: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """``metrics.transcripts.errors`` of what ``evaluate`` gives of N utterances."""
@@ -217,7 +227,7 @@ class Recognition:
 
     def texts(self, examples: Mapping[str, np.ndarray]) -> list[str]:
         """What is said in each of N recordings."""
-        rows = ({name: examples[name][n] for name in ("path", "candidates", "log_p") if name in examples}
+        rows = ({name: examples[name][n] for name in _READ if name in examples}
                 for n in range(len(examples["path"])))  # fmt: skip
         return [self._text([token.token for token in self.tokens(row, False)]) for row in rows]
 
