@@ -50,7 +50,7 @@ class Size(NamedTuple):
 SIZES = {
     "tiny": Size(16, 1, 20, 0.0, 3e-3, 8, 1.0),
     "nano": Size(96, 4, 40, 0.05, 3e-3, 16, 12.0),
-    "mini": Size(192, 8, 80, 0.1, 2e-3, 16, 40.0),
+    "mini": Size(192, 8, 80, 0.1, 1.5e-3, 8, 45.0),
     "small": Size(256, 12, 80, 0.1, 1.5e-3, 32, 40.0),
     "base": Size(512, 16, 80, 0.1, 1e-3, 128, 60.0),
 }
@@ -73,7 +73,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         order=4,
         lm=None,
         size=None,
-        epochs=None,
+        epochs=0.0,
         path=None,
         text=None,
         encoder="conv",
@@ -112,7 +112,11 @@ def get_config(arg: str | None = None) -> ConfigDict:
             text=args.text,
             **shared,
         )
-        heard = (target(A.Room, rate=rate), target(A.Noise), target(A.Gain))
+        heard = (
+            target(A.Room, rate=rate, share=0.1),
+            target(A.Noise, snr=(10.0, 40.0), share=0.4),
+            target(A.Gain),
+        )
     else:
         few = {"num_train": 24, "num_val": 12, "num_test": 12} if args.tiny else {}
         dataset, heard = target(SpokenTones, **few, **shared), (target(A.Noise), target(A.Gain))
@@ -127,6 +131,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         Data,
         dataset=dataset,
         batch_size=size.batch_size,
+        eval_batch_size=12 if args.tiny else 32,
         train_transforms=(*heard, target(A.Padded, samples=round(seconds * rate))),
         eval_transforms=(target(A.Padded, samples=round(seconds * rate)),),
         buckets=() if args.tiny else tuple(round(length * rate) for length in buckets),

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Float32, Int
 
+from bigbase_jax.models.conformer import depthwise
 from bigbase_jax.models.dropout import Dropout
 from bigbase_jax.models.layers import ACTIVATIONS, ModelError
 
@@ -50,7 +51,7 @@ class Subsampling(nn.Module):
 
 
 class Depthwise(nn.Module):
-    """A kernel over time for each channel, as a sum of shifted products, which fuses.
+    """A kernel over time for each channel.
 
     Attributes:
       taps: K, odd.
@@ -62,12 +63,8 @@ class Depthwise(nn.Module):
     def __call__(self, x_BSD: Float[Array, "B S D"]) -> Float[Array, "B S D"]:
         init = nn.initializers.variance_scaling(1.0, "fan_in", "normal", in_axis=0, out_axis=(), batch_axis=1)
         kernel_KD = self.param("kernel", init, (self.taps, x_BSD.shape[-1]))
-        frames, reach = x_BSD.shape[1], self.taps // 2
-        padded = jnp.pad(x_BSD, ((0, 0), (reach, self.taps - 1 - reach), (0, 0)))
-        total = padded[:, :frames] * kernel_KD[0]
-        for k in range(1, self.taps):
-            total = total + padded[:, k : k + frames] * kernel_KD[k]
-        return total
+        reach = self.taps // 2
+        return depthwise(jnp.pad(x_BSD, ((0, 0), (reach, self.taps - 1 - reach), (0, 0))), kernel_KD)
 
 
 class Block(nn.Module):
