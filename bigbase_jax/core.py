@@ -108,6 +108,8 @@ class Task(Protocol):
       the input. Without it, each example has an answer of its own.
     - ``figures(evaluated)``: an iterable of ``Figure``s, what the report of a run and comparisons show of an
       ``Evaluated``. Arrays and metrics of it may be missing, as those that an evaluation did not keep.
+    - ``ratios(examples)``: of arrays that an evaluation has kept, what of each of N examples adds up to a metric, by
+      name: totals and weights, [N] each. Comparisons then pair the examples of two runs.
     - ``indexed``, True: what it predicts is a ``vector`` by which its answers are looked up (``inference.retrieval``)
       among those that its ``items(variables, batch)`` gives of a catalogue.
     - ``rendered(output, example)``: from what ``postprocess`` takes to the ``Rendered`` file that a user is after,
@@ -445,6 +447,8 @@ class Codec(Protocol):
 
     - ``padded``: names of entries that are padded to one length, the first of which is above 0 just where there is no
       padding. It is behind all else, and may be cut off: what the model gives of the rest stays the same.
+    - ``length``: the entry that says how many places of these are no padding, where that is not what the first is;
+      ``least``: how many places stay in any case.
 
     Attributes:
       fields: what of a row it reads; None: it reads whole files alone.

@@ -6,9 +6,11 @@ python launch.py --config=configs/speech.py:root=TABLE.jsonl,seconds=20   column
 python launch.py --config=configs/speech.py:root=DIR,rate=8000,tokenizer=unigram,vocab=200     telephone, subwords
 python launch.py --config=configs/speech.py:root=DIR,encoder=conformer,chunk=16                that hears streams
 python launch.py --mode=predict --workdir=runs/speech --input='*.wav'     text, words and their times
+python launch.py --mode=predict --workdir=runs/speech --input='*.wav' --answers=beams      by beam search
 
 Without a root, sentences are spelt in tones and noises, which are synthetic. With one, training utterances are heard at
-three speeds, louder and softer, in rooms and under noise; batches are of about one length. Recordings of WAV, FLAC, Ogg
+three speeds, louder and softer, in rooms and under noise; batches are of about one length. The evaluator ``beams``
+searches with an n-gram model of the training transcripts, whose weight it chooses on val. Recordings of WAV, FLAC, Ogg
 and MP3 at any rate, and error rates, need the extra [speech]: pip install 'bigbase_jax[speech]'.
 """
 
@@ -25,6 +27,7 @@ from bigbase_jax.data.presets import tokenizers
 from bigbase_jax.data.sources.audio.transcribed import TranscribedAudio
 from bigbase_jax.data.sources.synthetic.sounds import SpokenTones
 from bigbase_jax.data.transforms import audio as A
+from bigbase_jax.evaluators.transcripts import BeamSearch
 from bigbase_jax.models.conformer import Conformer
 from bigbase_jax.models.joint_ctc import JointCTC
 from bigbase_jax.models.speech_encoder import CTC, SpeechEncoder
@@ -153,6 +156,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
         time_masks=(2, 0.05),
         frequency_masks=(2, size.mels // 5),
     )
+    config.evaluators = ConfigDict()
+    config.evaluators.beams = target(BeamSearch, **({"beams": 2, "weights": (0.5,)} if args.tiny else {}))
     config.optim = target(
         Optimizer,
         learning_rate=size.learning_rate,

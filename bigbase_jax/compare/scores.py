@@ -155,7 +155,8 @@ def read(run: Run, split: str) -> Scored | str:
     for hard labels ``f1``, of two classes ``f1_positive``, ``auc`` (where resampling it does not take long) and
     ``log_loss`` in nats. Where it holds ``log_probability`` and ``target`` [N,L] (negative: no target):
     ``loss`` in nats per target, with ``bytes`` [N,L] ``bits_per_byte``, and with ``correct`` [N,L] ``accuracy``, the
-    share of targets that are right.
+    share of targets that are right. Otherwise, where the run's task has a method ``ratios(examples)``: what that gives
+    of all that is kept, metric -> (totals [N], weights [N]), of what was to be found as ``reference``.
     """
     path = pathlib.Path(run.path) / f"predictions-{split}.npz"
     if not path.exists():
@@ -170,6 +171,13 @@ def read(run: Run, split: str) -> Scored | str:
             raise ValueError("its arrays are not of the same examples")
         order_N = np.argsort(index_N, kind="stable")
         scores, labels = of_arrays({name: x[order_N] for name, x in arrays.items()})
+        if not scores and (ratios := getattr(run.task, "ratios", None)) is not None:
+            kept_of = run.evaluated(split).examples
+            labels = kept_of["reference"][order_N]
+            scores = {
+                name: Ratio(np.asarray(total, np.float64)[order_N], np.asarray(weight, np.float64)[order_N])
+                for name, (total, weight) in ratios(kept_of).items()
+            }
     except _BROKEN as error:
         return f"{path} cannot be read ({error})."
     if not scores:

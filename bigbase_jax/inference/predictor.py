@@ -159,14 +159,19 @@ class Predictor:
     def lengths(self) -> tuple[int, ...]:
         """The places that the padded entries of a batch may be cut to, up to all; empty: nothing is padded."""
         padded = getattr(self.reading.codec, "padded", ())
-        return sizes(LEAST, max(self.spec[name].shape[0] for name in padded if name in self.spec)) if padded else ()
+        most = max((self.spec[name].shape[0] for name in padded if name in self.spec), default=0)
+        return sizes(min(getattr(self.reading.codec, "least", LEAST), most), most) if most else ()
 
     def cut(self, examples: Sequence[Example]) -> Sequence[Example]:
         """Examples without most of the padding that all of them have: to the first of ``lengths`` that is enough."""
         if not self.lengths or not examples:
             return examples
-        mark = self.reading.codec.padded[0]  # type: ignore[attr-defined]
-        size = fitting(self.lengths, max(int(np.count_nonzero(example[mark] > 0)) for example in examples))
+        codec: Any = self.reading.codec
+        if said := getattr(codec, "length", None):
+            needed = [int(example[said]) for example in examples]
+        else:
+            needed = [int(np.count_nonzero(example[codec.padded[0]] > 0)) for example in examples]
+        size = fitting(self.lengths, max(needed))
         return [self._cut(example, size) for example in examples]
 
     def _cut(self, example: Example, size: int) -> Example:

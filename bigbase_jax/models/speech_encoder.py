@@ -75,11 +75,13 @@ class Block(nn.Module):
       taps: K.
       expansion: of the width between the two products.
       dropout: of what is added.
+      excite: whether there is squeeze and excitation, by which every frame knows of the whole recording.
     """
 
     taps: int
     expansion: int
     dropout: float
+    excite: bool
 
     @nn.compact
     def __call__(
@@ -89,11 +91,11 @@ class Block(nn.Module):
         y_BSD = Depthwise(self.taps, name="depthwise")(jnp.where(real_BS1, x_BSD, 0))
         y_BSD = nn.LayerNorm(name="norm")(y_BSD)
         y = ACTIVATIONS["silu"](nn.Dense(self.expansion * width, name="up")(y_BSD))
-        mean_B1 = jnp.sum(jnp.where(real_BS1, y, 0), 1, keepdims=True) / jnp.maximum(
-            jnp.sum(real_BS1, 1, keepdims=True), 1
-        )
-        gate = jax.nn.relu(nn.Dense(max(width // 4, 1), name="squeeze")(mean_B1))
-        y = y * jax.nn.sigmoid(nn.Dense(y.shape[-1], name="excite")(gate))
+        if self.excite:
+            count_B11 = jnp.maximum(jnp.sum(real_BS1, 1, keepdims=True), 1)
+            mean_B1D = jnp.sum(jnp.where(real_BS1, y, 0), 1, keepdims=True) / count_B11
+            gate = jax.nn.relu(nn.Dense(max(width // 4, 1), name="squeeze")(mean_B1D))
+            y = y * jax.nn.sigmoid(nn.Dense(y.shape[-1], name="excite")(gate))
         y_BSD = nn.Dense(width, name="down")(y)
         return x_BSD + Dropout(self.dropout, deterministic=not train, name="dropout")(y_BSD)
 
@@ -105,7 +107,7 @@ class SpeechEncoder(nn.Module):
       width: D.
       depth: blocks.
       taps: of each, over frames of the encoder.
-      expansion, dropout: see ``Block``.
+      expansion, dropout, excite: see ``Block``. On few hours, excitation learns utterances by heart.
       subsampling: frames of features for each frame of the encoder.
     """
 
@@ -114,6 +116,7 @@ class SpeechEncoder(nn.Module):
     taps: int = 11
     expansion: int = 2
     dropout: float = 0.1
+    excite: bool = False
     subsampling: int = 4
 
     @nn.compact
@@ -125,7 +128,9 @@ class SpeechEncoder(nn.Module):
         x_BSD = nn.LayerNorm(name="norm_in")(x_BSD)
         x_BSD = Dropout(self.dropout, deterministic=not train, name="dropout")(x_BSD)
         for i in range(self.depth):
-            x_BSD = Block(self.taps, self.expansion, self.dropout, name=f"block_{i}")(x_BSD, real_BS1, train)
+            x_BSD = Block(self.taps, self.expansion, self.dropout, self.excite, name=f"block_{i}")(
+                x_BSD, real_BS1, train
+            )
         return nn.LayerNorm(name="norm_out")(x_BSD), lengths_B
 
 

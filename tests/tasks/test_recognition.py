@@ -1,9 +1,14 @@
 """Recognition: padding changes nothing, answers, impossible transcripts, and a run that learns."""
 
+import functools
+import types
+
 import jax
 import numpy as np
 import pytest
 
+from bigbase_jax.compare import scores
+from bigbase_jax.compare.runs import Run
 from bigbase_jax.core import UserError
 from bigbase_jax.models.speech_encoder import CTC, SpeechEncoder
 from bigbase_jax.tasks.recognition import Recognition
@@ -102,3 +107,21 @@ def test_facts_of_the_data_are_asked_for(missing):
     words = {"tokenizer": TOKENIZER, "rate": RATE, "frame_seconds": 0.04, missing: None}
     with pytest.raises(UserError, match=f"does not know the {missing}"):
         Recognition(CTC(SpeechEncoder(), 3), **words)
+
+
+def test_two_recognisers_are_compared_utterance_by_utterance(tmp_path):
+    reference = np.zeros((40, 5), np.uint8)
+    reference[:, :5] = np.frombuffer(b"ab ba", np.uint8)
+    path = np.tile(np.array([1, 2, 0, 2, 1]), (40, 1))
+    worse = path.copy()
+    worse[:30, 4] = 3
+    scored = []
+    for name, said in (("good", path), ("bad", worse)):
+        (tmp_path / name).mkdir()
+        np.savez(tmp_path / name / "predictions-test.npz", path=said, reference=reference, index=np.arange(40))
+        run = types.SimpleNamespace(path=tmp_path / name, name=name, examples="same", task=task())
+        run.evaluated = functools.partial(Run.evaluated, types.SimpleNamespace(path=tmp_path / name, evals={}))
+        scored.append(scores.read(run, "test"))
+    good, bad = scored
+    assert good.same_as == bad.same_as and set(good.scores) == {"wer", "cer"}
+    assert (good.mean("wer"), bad.mean("wer"), bad.mean("cer")) == (0, 30 / 80, 30 / 200)

@@ -311,6 +311,13 @@ class TranscribedCodec(Codec):
     rate: int
 
     fields = Fields({"audio": [(name,) for name in _PATHS]}, files=True)
+    padded = ("audio",)
+    length = "audio_length"
+
+    @property
+    def least(self) -> int:
+        """A second."""
+        return self.rate
 
     def decode(self, given: bytes | str | Mapping[str, Any]) -> list[Example]:
         """``audio`` i16[T] and ``audio_length`` i32[].
