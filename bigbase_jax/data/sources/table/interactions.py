@@ -664,7 +664,7 @@ def _last(read: Callable[[], Iterator[np.ndarray]], start: np.ndarray, timed: bo
         every, at, trained, tested = 1 + start[-1] // _SAMPLED, 0, [], []
         for rows in read():
             place = at + np.arange(len(rows))
-            trained.append(rows["time"][place < train[rows["user"]]][::every])
+            trained.append(rows["time"][place < train[rows["user"]]][::every].copy())  # a view would keep all
             tested.append(rows["time"][place >= val[rows["user"]]])
             at += len(rows)
         order = np.sort(np.concatenate(trained))
@@ -677,7 +677,7 @@ def _last(read: Callable[[], Iterator[np.ndarray]], start: np.ndarray, timed: bo
 def _by_time(read: Callable[[], Iterator[np.ndarray]], start: np.ndarray, made: Interactions) -> tuple[Any, Any, str]:
     """Where train and val end, i64[U] each, at two moments; and what is to be said."""
     every = 1 + start[-1] // _SAMPLED
-    times = np.sort(np.concatenate([rows["time"][::every] for rows in read()]))
+    times = np.sort(np.concatenate([rows["time"][::every].copy() for rows in read()]))  # a view would keep all
     shares = (1 - made.val_fraction - made.test_fraction, 1 - made.test_fraction)
     moments = [times[min(int(share * len(times)), len(times) - 1)] for share in shares]
     train, val = start[:-1].copy(), start[:-1].copy()
