@@ -3,6 +3,7 @@ answer inputs, recognisers transcribe; decoders continue texts."""
 
 from __future__ import annotations
 
+import math
 import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -17,9 +18,10 @@ from bigbase_jax.data.sources.image.image import PictureCodec
 from bigbase_jax.data.sources.text.labelled_text import LabelledText
 from bigbase_jax.data.sources.text.parallel_text import ParallelText, pair_dataset_info
 from bigbase_jax.inference.predictor import ROWS, Predictor, Reading
-from bigbase_jax.inference.recogniser import Recogniser
+from bigbase_jax.inference.recogniser import OverlappingCodec, Recogniser
 from bigbase_jax.models.encoder_decoder import EncoderDecoder
 from bigbase_jax.models.vits import Vits
+from bigbase_jax.models.wav2vec2 import Wav2Vec2
 from bigbase_jax.models.whisper import Whisper
 from bigbase_jax.pretrained.files import CONFIG, PREPROCESSOR, read_json
 from bigbase_jax.pretrained.files import GENERATION as GENERATION_FILE
@@ -27,6 +29,7 @@ from bigbase_jax.pretrained.folder import describe, generation
 from bigbase_jax.pretrained.schema import FLAG, SIDE, Kind, check, either, listed, number, only, whole
 from bigbase_jax.tasks.classification import Classification
 from bigbase_jax.tasks.language import CausalLanguageModel
+from bigbase_jax.tasks.recognition import WaveRecognition
 from bigbase_jax.tasks.text_classification import TextClassification
 from bigbase_jax.tasks.transcription import RATE, Transcription
 from bigbase_jax.tasks.translation import Translation
@@ -81,6 +84,8 @@ def opened(path: str, load: Callable[..., tuple[Any, Any]] = pretrained.load) ->
             return of_vits(path, model, variables)
         if isinstance(model, Whisper):
             return _of_whisper(path, model, variables)
+        if isinstance(model, Wav2Vec2):
+            return _of_wav2vec2(path, model, variables)
         if not hasattr(model, "decode"):
             raise refusal
         return _of_writer(path, model, variables, refusal)
@@ -191,6 +196,42 @@ def _of_whisper(path: str, model: Whisper, variables: Variables) -> Predictor:
     return Recogniser(task, variables, known, {}, read, rows=_WINDOWS)
 
 
+def _of_wav2vec2(path: str, model: Wav2Vec2, variables: Variables) -> Predictor:
+    """A recogniser by CTC that hears as the ``preprocessor_config.json`` says."""
+    where = pathlib.Path(path).expanduser() / PREPROCESSOR
+    said = check(read_json(where), _SAMPLES, str(where)) if where.is_file() else {}
+    hop = math.prod(model.strides)
+    step, overlap = _HEARD // hop * hop, _SHARED // hop * hop
+    tokenizer = tokenizer_of(path)
+    if tokenizer.size > (model.vocab_size or 0):
+        raise UserError(f"{path}: its tokenizer has {tokenizer.size} tokens, and the model gives {model.vocab_size}.")
+    task: Any = WaveRecognition(
+        model,
+        tokenizer.state(),
+        rate=RATE,
+        frame_seconds=hop / RATE,
+        normalisation="none",
+        centred=said.get("do_normalize", True),
+        kept=(step // hop, overlap // hop),
+    )
+    spec = {
+        "audio": jax.ShapeDtypeStruct((step + overlap,), np.int16),
+        "audio_length": jax.ShapeDtypeStruct((), np.int32),
+    }
+    reading = Reading(OverlappingCodec(RATE, step + overlap, step))
+    return Predictor(
+        task, variables, {**dataset_info_of(tokenizer), "rate": RATE}, spec, lambda: reading, rows=_WINDOWS
+    )
+
+
+_HEARD, _SHARED = 16 * RATE, 4 * RATE
+"""Samples from a window to the next, and those that two have in common, of models that hear any number."""
+_SAMPLES = {
+    "feature_extractor_type": only("Wav2Vec2FeatureExtractor"),
+    "sampling_rate": only(RATE),
+    "feature_size": only(1),
+    "do_normalize": FLAG,
+}
 _SOUNDS = {
     "feature_extractor_type": only("WhisperFeatureExtractor"),
     "sampling_rate": only(RATE),

@@ -774,9 +774,9 @@ class TokenizerFile:
     """A published tokenizer, with the special tokens that it has (``fit`` adds none but the end).
 
     Attributes:
-      path: a ``tokenizer.json`` of Hugging Face, a ``vocab.txt`` of BERT, a ``.model`` or ``.spm`` of SentencePiece; or
-        a folder with the three files of a Marian model (see ``source_tokenizer``), or with one of those, sought in this
-        order.
+      path: a ``tokenizer.json`` of Hugging Face, a ``vocab.txt`` of BERT, a ``.model`` or ``.spm`` of SentencePiece, a
+        ``vocab.json`` with ``merges.txt`` beside it (GPT-2, Whisper) or without (characters; wav2vec 2.0); or a folder
+        with the three files of a Marian model (see ``source_tokenizer``), or with one of those, sought in this order.
       lowercase: of a ``vocab.txt``: lower-case the text first; None: as ``tokenizer_config.json`` beside it says, or
         else if no entry of the vocabulary has a capital letter.
     """
@@ -796,6 +796,9 @@ class TokenizerFile:
                 return _marian(path, [self._read(p) for p in (path, *more)], end)
             if path.endswith(".txt"):
                 tokenizer = self._wordpiece(hf, path)
+            elif os.path.basename(path) == "vocab.json":
+                tokenizer = self._vocabulary(hf, path)
+                attempt(tokenizer.to_str(), path)
             elif path.endswith((".model", ".spm")):
                 tokenizer = _sentencepiece(hf, self._read(path))
                 attempt(tokenizer.to_str(), path)
@@ -823,15 +826,56 @@ class TokenizerFile:
             if absent := [name for name in _MARIAN if name not in names]:
                 raise UserError(f"{self.path} has source.spm but no {' and no '.join(absent)}.")
             return [os.path.join(path, name) for name in _MARIAN]
-        for wanted in ("tokenizer.json", "vocab.txt", ".model"):
+        for wanted in ("tokenizer.json", "vocab.txt", ".model", "vocab.json"):
             for name in names:
                 if name == wanted or (wanted == ".model" and name.endswith(wanted)):
                     return [os.path.join(path, name)]
-        raise UserError(f"{self.path} has no tokenizer.json, vocab.txt or *.model.")
+        raise UserError(f"{self.path} has no tokenizer.json, vocab.txt, vocab.json or *.model.")
 
     def _read(self, path: str) -> bytes:
         """A file; where it was found in a folder, one of that folder."""
         return read_regular(path, None if path == os.path.expanduser(self.path) else os.path.dirname(path))
+
+    def _vocabulary(self, hf: Any, path: str) -> Any:
+        """That of ``vocab.json``: byte-level BPE with ``merges.txt`` and ``added_tokens.json`` beside it; or, without
+        merges, a token for each character, of which one stands between words (``Wav2Vec2CTCTokenizer``)."""
+        folder = os.path.dirname(path)
+        vocabulary = parse_json(self._read(path), path)
+        check_ids(vocabulary.values(), path)
+
+        def beside(name: str) -> dict[str, Any]:
+            there = os.path.join(folder, name)
+            return dict(read_object(there)) if os.path.isfile(there) else {}
+
+        merges, said = os.path.join(folder, "merges.txt"), beside("tokenizer_config.json")
+        if os.path.isfile(merges):
+            lines = self._read(merges).decode().splitlines()
+            pairs = [tuple(line.split(" ")) for line in lines if line and not line.startswith("#version")]
+            tokenizer = hf.Tokenizer(hf.models.BPE(vocabulary, pairs))
+            tokenizer.pre_tokenizer = hf.pre_tokenizers.ByteLevel(add_prefix_space=False)
+            tokenizer.decoder = hf.decoders.ByteLevel()
+            added = beside("added_tokens.json")
+            check_ids(added.values(), folder)
+            names = sorted(added, key=lambda name: int(added[name]))
+            tokenizer.add_special_tokens([END] * (END in vocabulary) + [n for n in names if n not in vocabulary])
+            if any(tokenizer.token_to_id(name) != added[name] for name in names):
+                raise UserError("its added tokens do not follow its vocabulary")
+            return tokenizer
+        between, unknown = said.get("word_delimiter_token", "|"), said.get("unk_token", "<unk>")
+        if not isinstance(between, str) or not isinstance(unknown, str) or unknown not in vocabulary:
+            raise UserError("it has no merges.txt beside it, and no token for what is unknown")
+        lower = said.get("do_lower_case") is True and len({key.lower() for key in vocabulary}) == len(vocabulary)
+        pieces = {
+            "▁" if key == between else key.lower() if lower and len(key) == 1 else key: token
+            for key, token in vocabulary.items()
+        }
+        tokenizer = hf.Tokenizer(hf.models.WordLevel(pieces, unk_token=unknown))
+        rules = [hf.normalizers.Replace(" ", "▁")]
+        tokenizer.normalizer = hf.normalizers.Sequence([*([hf.normalizers.Lowercase()] if lower else []), *rules])
+        tokenizer.pre_tokenizer = hf.pre_tokenizers.Split(hf.Regex("."), "isolated")
+        tokenizer.decoder = hf.decoders.Sequence([hf.decoders.Replace("▁", " "), hf.decoders.Fuse()])
+        tokenizer.add_special_tokens([key for key in vocabulary if len(key) > 1])
+        return tokenizer
 
     def _wordpiece(self, hf: Any, path: str) -> Any:
         data = self._read(path)

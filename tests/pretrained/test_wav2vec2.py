@@ -1,10 +1,15 @@
 """wav2vec 2.0 and HuBERT for CTC against transformers: logits, padded and not, and back to the same bits."""
 
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import soundfile
 
+from bigbase_jax.inference import published
+from bigbase_jax.inference.predictor import Predictor
 from bigbase_jax.models.wav2vec2 import Wav2Vec2
 from bigbase_jax.pretrained import load, save
 
@@ -59,3 +64,66 @@ def test_the_same_logits_and_back_to_the_same_bits(hf, random_model, tmp_path, c
     assert {key for key in old if "masked_spec" not in key} == set(new)
     assert [key for key in new if not hf.torch.equal(old[key], new[key])] == []
     assert load(tmp_path / "ours")[0] == model
+
+
+LETTERS = ["<pad>", "<s>", "</s>", "<unk>", "|", *"ETAONIHSRDLUMWCFGYPBVK'XJQZ"]
+
+
+@pytest.fixture(scope="module")
+def spoken(hf, random_model, tmp_path_factory):
+    """(transformers' model, its processor, the folder): random weights that say blanks, letters and pauses."""
+    folder = tmp_path_factory.mktemp("wav2vec2")
+    theirs = random_model("Wav2Vec2ForCTC", **TINY)
+    with hf.torch.no_grad():
+        theirs.lm_head.bias[1:4] = -100.0
+    theirs.save_pretrained(folder)
+    (folder / "vocab.json").write_text(json.dumps({letter: i for i, letter in enumerate(LETTERS)}))
+    extractor = hf.Wav2Vec2FeatureExtractor(do_normalize=True, return_attention_mask=False)
+    extractor.save_pretrained(folder)
+    tokenizer = hf.Wav2Vec2CTCTokenizer(str(folder / "vocab.json"))
+    return theirs, (extractor, tokenizer), folder
+
+
+def said_by_theirs(hf, theirs, processor, x_T):
+    extractor, tokenizer = processor
+    given = extractor(x_T / np.float32(32768), sampling_rate=16_000, return_tensors="pt").input_values
+    with hf.torch.no_grad():
+        path = theirs(given).logits.argmax(-1)[0]
+    return tokenizer.decode(path), tokenizer.decode(path, output_word_offsets=True).word_offsets
+
+
+def test_greedy_transcripts_and_words_are_those_of_transformers(hf, spoken, tmp_path):
+    theirs, processor, folder = spoken
+    x_T = (3000 * np.random.RandomState(1).randn(9000)).astype(np.int16)
+    soundfile.write(tmp_path / "a.wav", x_T, 16_000)
+    want, words = said_by_theirs(hf, theirs, processor, x_T)
+    (got,) = Predictor.open(folder).answer(str(tmp_path / "a.wav"))
+    assert len(set(want)) > 5 and len(words) > 1
+    assert got["text"] == " ".join(want.split())
+    assert [word["word"] for word in got["words"]] == [word["word"] for word in words]
+    hop = 20 / 16_000
+    for ours, said in zip(got["words"], words, strict=True):
+        assert ours["start"] == pytest.approx(said["start_offset"] * hop, abs=2e-3)
+        assert ours["end"] == pytest.approx(said["end_offset"] * hop, abs=2e-3)
+    assert got["duration"] == round(9000 / 16_000, 3)
+
+
+def test_long_recordings_are_joined_from_overlapping_windows(spoken, tmp_path, monkeypatch):
+    monkeypatch.setattr(published, "_HEARD", 4000)
+    monkeypatch.setattr(published, "_SHARED", 2000)
+    predictor = Predictor.open(spoken[2])
+    x_T = (3000 * np.random.RandomState(2).randn(14_321)).astype(np.int16)
+    soundfile.write(tmp_path / "a.wav", x_T, 16_000)
+    examples = predictor.examples(str(tmp_path / "a.wav"))
+    merged = predictor.task.merge(list(predictor.computed(examples, 1)))
+    least = predictor.task.model.least
+    path = merged["path"][merged["path"] >= 0]
+    assert len(examples) == 4 and len(path) == (14_321 - least) // 20 + 1
+    assert merged["seconds"] == pytest.approx(14_321 / 16_000)
+
+
+@pytest.mark.parametrize("samples", [0, 1, 29])
+def test_what_is_shorter_than_a_frame_has_no_text(spoken, tmp_path, samples):
+    soundfile.write(tmp_path / "a.wav", np.ones(samples, np.int16), 16_000)
+    (got,) = Predictor.open(spoken[2]).answer(str(tmp_path / "a.wav"))
+    assert got["text"] == "" and got["words"] == []

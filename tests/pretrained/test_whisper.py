@@ -17,6 +17,8 @@ from bigbase_jax.core import UserError
 from bigbase_jax.inference.predictor import Predictor
 from bigbase_jax.models.whisper import Whisper, sinusoids
 from bigbase_jax.pretrained import load, save
+from bigbase_jax.tasks.transcription import Format
+from bigbase_jax.text.tokenizer import TokenizerFile
 
 TINY = {
     "vocab_size": 71,
@@ -299,3 +301,18 @@ def test_damaged_folders_are_one_sentence(spoken, tmp_path, file, change, says):
         (folder / file).write_text(json.dumps({**json.loads((folder / file).read_text()), **change}))
     with pytest.raises(UserError, match=says):
         Predictor.open(folder)
+
+
+def test_a_vocabulary_with_merges_is_the_tokenizer_that_they_are_of(tmp_path):
+    theirs = tokenizers.ByteLevelBPETokenizer()
+    theirs.train_from_iterator(["how are you", "who are they, and how?"] * 3, vocab_size=290, min_frequency=1)
+    theirs.save_model(str(tmp_path))
+    size = theirs.get_vocab_size()
+    names = ["<|endoftext|>", "<|startoftranscript|>", "<|en|>", "<|notimestamps|>"]
+    (tmp_path / "added_tokens.json").write_text(json.dumps({name: size + i for i, name in enumerate(names)}))
+    ours = TokenizerFile(str(tmp_path)).fit(lambda: iter(()), lambda: iter(()), False)
+    text = "who are you? hów"
+    tokens = ours.encode_batch([text])[0][0]
+    assert tokens.tolist() == theirs.encode(text).ids and len(tokens) < len(text.encode())
+    assert ours.decode(tokens) == text
+    assert Format.of(ours.special_tokens)[:3] == (size, size + 1, size + 3)
