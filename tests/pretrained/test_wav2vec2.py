@@ -66,6 +66,13 @@ def test_the_same_logits_and_back_to_the_same_bits(hf, random_model, tmp_path, c
     assert load(tmp_path / "ours")[0] == model
 
 
+@pytest.fixture(autouse=True)
+def short_windows(monkeypatch):
+    """Of a second: this small model hears 800 frames in it."""
+    monkeypatch.setattr(published, "_HEARD", 14_000)
+    monkeypatch.setattr(published, "_SHARED", 2000)
+
+
 LETTERS = ["<pad>", "<s>", "</s>", "<unk>", "|", *"ETAONIHSRDLUMWCFGYPBVK'XJQZ"]
 
 
@@ -110,7 +117,6 @@ def test_greedy_transcripts_and_words_are_those_of_transformers(hf, spoken, tmp_
 
 def test_long_recordings_are_joined_from_overlapping_windows(spoken, tmp_path, monkeypatch):
     monkeypatch.setattr(published, "_HEARD", 4000)
-    monkeypatch.setattr(published, "_SHARED", 2000)
     predictor = Predictor.open(spoken[2])
     x_T = (3000 * np.random.RandomState(2).randn(14_321)).astype(np.int16)
     soundfile.write(tmp_path / "a.wav", x_T, 16_000)
