@@ -5,7 +5,9 @@ python launch.py --config=configs/commands.py:root=DIR                          
 python launch.py --config=configs/commands.py:root=TABLE.csv                        columns path, label and split
 python launch.py --config=configs/commands.py:root=DIR,rate=8000,tau=2              telephone speech, a wider network
 python launch.py --config=configs/commands.py:root=DIR,names=label_speaker_take     7_jackson_32.wav, ... in one folder
+python launch.py --config=configs/commands.py:root=TABLE.csv,noise=DIR,spot         and words in continuous sound
 python launch.py --mode=predict --workdir=runs/commands --input='*.wav'
+python launch.py --mode=predict --workdir=runs/commands --input=hours.wav --answers=spotting
 
 A recording is ``seconds`` long: what is longer is cut to its middle. WAV, FLAC, Ogg and MP3 at any rate are read with
 the extra [speech]: pip install 'bigbase_jax[speech]'.
@@ -21,19 +23,25 @@ from bigbase_jax.data.pipeline import Data
 from bigbase_jax.data.sources.audio.labelled import LabelledAudio
 from bigbase_jax.data.sources.synthetic.sounds import WhistledWords
 from bigbase_jax.data.transforms import audio as A
+from bigbase_jax.evaluators.spotting import Spotting
 from bigbase_jax.models.bc_resnet import BCResNet
 from bigbase_jax.optim import Optimizer
 from bigbase_jax.tasks.audio_classification import AudioClassification
 from bigbase_jax.train import TrainConfig
 
+HOP = 0.1  # seconds from window to window in recordings that are longer, with ``spot``
+
 
 def get_config(arg: str | None = None) -> ConfigDict:
     """``arg``: root=DIR_OR_TABLE, rate=16000, seconds=1.0, tau=1.5 and stride=1 (of BC-ResNet), epochs=60, path=COLUMN,
-    label=COLUMN, names=label_speaker_take, held_out=COLUMN:VALUE/VALUE, group=COLUMN, noise=DIR, rooms=DIR, tiny."""
+    label=COLUMN, names=label_speaker_take, held_out=COLUMN:VALUE/VALUE, group=COLUMN, noise=DIR, rooms=DIR, spot,
+    tiny."""
     columns = {"path": None, "label": None, "names": None, "held_out": None, "group": None}  # of LabelledAudio
     net = {"tau": 1.5, "stride": 1}
     mixed = {"noise": None, "rooms": None}
-    args = parse_arg(arg, root=None, rate=16_000, seconds=1.0, epochs=60.0, **net, **mixed, **columns, tiny=False)
+    args = parse_arg(
+        arg, root=None, rate=16_000, seconds=1.0, epochs=60.0, **net, **mixed, **columns, spot=False, tiny=False
+    )
     if not 0.1 <= args.seconds <= 60:
         raise UserError(f"seconds={args.seconds}; a command has 0.1 to 60.")
     few = {"rate": 4000, "num_train": 48, "num_val": 24, "num_test": 24} if args.tiny else {"rate": args.rate}
@@ -41,6 +49,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
     samples = round(args.seconds * rate)
     if args.root:
         dataset = target(LabelledAudio, root=args.root, rate=rate, **{key: getattr(args, key) for key in columns})
+        if args.spot:
+            dataset.window, dataset.hop = args.seconds, HOP
     else:
         dataset = target(WhistledWords, **few)
 
@@ -70,6 +80,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
         time_masks=(2, 20),
         frequency_masks=(2, 5),
     )
+    if args.spot:
+        config.evaluators = ConfigDict({"spotting": target(Spotting, window=args.seconds, hop=HOP)})
     config.optim = target(
         Optimizer,
         learning_rate=5e-3,

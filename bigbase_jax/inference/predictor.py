@@ -195,11 +195,26 @@ class Predictor:
         Raises:
           UserError: it cannot be read.
         """
-        reading = self.reading
-        examples = reading.codec.decode(given)
-        if not examples:
+        return self._fitted_all(self._decoded(given))
+
+    def _decoded(self, given: bytes | str | Mapping[str, Any]) -> Sequence[Example]:
+        examples = self.reading.codec.decode(given)
+        if not len(examples):
             raise UserError("there is nothing in it that the model could read.")
+        return examples
+
+    def _fitted_all(self, examples: Sequence[Example]) -> list[Example]:
+        reading = self.reading
         return [self._fitted(apply_eval(reading.transforms, example, reading.seed)) for example in examples]
+
+    def _streamed(self, examples: Sequence[Example], compiled: Compute) -> list[tuple[Example, Output]]:
+        """The first of many examples that are read as they are asked for, and what ``Task.merge`` makes of the outputs
+        of all."""
+        outputs: list[Output] = []
+        for start in range(0, len(examples), self.rows):
+            some = self._fitted_all(examples[start : start + self.rows])
+            outputs += self.computed(self.cut(some), self.rows, compiled)
+        return [(self._fitted_all(examples[:1])[0], self.task.merge(outputs))]  # type: ignore[attr-defined]
 
     def _fitted(self, example: Example) -> Example:
         shapes = {key: x.shape for key, x in self.spec.items()}
@@ -221,10 +236,11 @@ class Predictor:
         compiled = self.program if compute is None else jax.jit(compute)
         waiting, rows = iter(inputs), 0
         while some := list(itertools.islice(waiting, self.rows)):
-            read: list[list[Example] | UserError] = []
+            read: list[Sequence[Example] | UserError] = []
             for item in some:
                 try:
-                    read.append(UserError(item.error) if item.error else self.examples(item.given))
+                    decoded = UserError(item.error) if item.error else self._decoded(item.given)
+                    read.append(self._fitted_all(decoded) if isinstance(decoded, list) else decoded)
                 except UserError as error:
                     read.append(error)
             examples = [example for found in read if isinstance(found, list) for example in found]
@@ -234,6 +250,11 @@ class Predictor:
             for item, found in zip(some, read, strict=True):
                 if isinstance(found, UserError):
                     yield item, found
+                elif not isinstance(found, list):
+                    try:
+                        yield item, self._streamed(found, compiled)
+                    except UserError as error:
+                        yield item, error
                 else:
                     yield item, list(zip(found, itertools.islice(computed, len(found)), strict=True))
 
@@ -277,7 +298,10 @@ class Predictor:
         Raises:
           UserError: it cannot be read.
         """
-        examples = self.examples(given)
+        decoded = self._decoded(given)
+        if not isinstance(decoded, list):
+            return self.said(self._streamed(decoded, self.program))
+        examples = self._fitted_all(decoded)
         computed = self.computed(self.cut(examples), self._rows(len(examples)))
         return self.said(list(zip(examples, computed, strict=True)))
 

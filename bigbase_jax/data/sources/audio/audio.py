@@ -9,12 +9,13 @@ Legend: T samples.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from bigbase_jax.audio.files import SUFFIXES, decode
+from bigbase_jax.audio.files import SUFFIXES, decode, length
 from bigbase_jax.core import Codec, Example, Fields
 from bigbase_jax.data.files import given_file
 
@@ -33,16 +34,58 @@ class AudioCodec(Codec):
 
     Attributes:
       rate: samples per second that the model was trained on.
+      window, hop: seconds; where set, a recording that is longer than ``window`` is read as windows of so long, one
+        of which begins every ``hop``: a sequence that decodes what is asked for, so that hours take no memory.
     """
 
     rate: int
+    window: float | None = None
+    hop: float | None = None
 
     fields = Fields({"audio": [(name,) for name in COLUMNS]}, files=True)
 
-    def decode(self, given: bytes | str | Mapping[str, Any]) -> list[Example]:
+    def decode(self, given: bytes | str | Mapping[str, Any]) -> Sequence[Example]:
         """``audio`` i16[T].
 
         Raises:
           UserError: it does not decode.
         """
-        return [{"audio": pcm16(decode(given_file(given, "audio", "sound"), self.rate))}]
+        file = given_file(given, "audio", "sound")
+        if self.window and self.hop and (seconds := length(file)) > self.window:
+            return Windows(file, self.rate, seconds, self.window, self.hop)
+        return [{"audio": pcm16(decode(file, self.rate))}]
+
+
+class Windows(Sequence[Example]):
+    """``audio`` i16[T] of each window of a recording, the last one filled up with silence.
+
+    Args:
+      file: its path or its bytes, of so many ``seconds``.
+      rate: of the samples that are given.
+      window, hop: seconds.
+    """
+
+    def __init__(self, file: bytes | str, rate: int, seconds: float, window: float, hop: float):
+        self._file, self._rate = file, rate
+        self._samples, self._hop = round(window * rate), max(round(hop * rate), 1)
+        self._size = 1 + max(math.ceil((seconds * rate - self._samples) / self._hop), 0)
+
+    def __len__(self) -> int:
+        return self._size
+
+    def __getitem__(self, index: Any) -> Any:
+        """A window, or, for a slice, a list of some, which are decoded together.
+
+        Raises:
+          UserError: that part does not decode.
+        """
+        if not isinstance(index, slice):
+            at = range(self._size)[index]
+            return self[at : at + 1][0]
+        chosen = range(self._size)[index]
+        if not chosen:
+            return []
+        first, samples = min(chosen), (max(chosen) - min(chosen)) * self._hop + self._samples
+        x_T = decode(self._file, self._rate, first * self._hop / self._rate, samples / self._rate)
+        x_T = pcm16(np.pad(x_T[:samples], (0, max(samples - len(x_T), 0))))
+        return [{"audio": x_T[(k - first) * self._hop :][: self._samples]} for k in chosen]

@@ -84,6 +84,8 @@ class LabelledAudio:
         held_out: str | None = None,
         group: str | None = None,
         open_set: bool = False,
+        window: float | None = None,
+        hop: float | None = None,
     ):
         """Lists the files; opens none but a table.
 
@@ -100,6 +102,7 @@ class LabelledAudio:
           group: a column of whose values none is in two splits, where splits are dealt (speakers).
           open_set: whether val and test may have classes that train lacks, as in verification: they are numbered behind
             those of train, and are in no count and no name.
+          window, hop: of what a user gives; see ``AudioCodec``.
 
         Raises:
           UserError: no recordings, a column that is not there, a file that is not, or one class only.
@@ -146,7 +149,7 @@ class LabelledAudio:
     @staticmethod
     def codec(config: Mapping[str, Any], dataset_info: Mapping[str, Any]) -> Codec:
         """Recordings at the rate of the training."""
-        return AudioCodec(int(dataset_info["rate"]))
+        return AudioCodec(int(dataset_info["rate"]), config.get("window"), config.get("hop"))
 
 
 def _table(root: str) -> str | None:
