@@ -30,6 +30,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     args = parse_arg(arg, root=None, rate=16_000, test=None, steps=4000, judges=False, tiny=False)
     rate = 4000 if args.tiny and not args.root else args.rate
     features = vocoder_mel(rate)
+    samples = rate // features.hop * features.hop  # one second
     if args.root:
         dataset = target(PlainAudio, root=args.root, rate=rate, test=args.test)
     elif args.tiny:
@@ -43,10 +44,10 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.data = target(
         Data,
         dataset=dataset,
-        batch_size=8 if args.tiny else 16,
+        batch_size=8,
         eval_batch_size=8 if args.tiny else 16,
-        train_transforms=(target(A.Piece, samples=32 * features.hop), target(A.Gain, most=6.0)),
-        eval_transforms=(target(A.PadOrCrop, samples=rate // features.hop * features.hop),),
+        train_transforms=(target(A.Piece, samples=samples), target(A.Gain, most=6.0)),
+        eval_transforms=(target(A.PadOrCrop, samples=samples),),
     )
     small = {"width": 16, "depth": 2, "hidden": 32} if args.tiny else {}
     ffts = tuple(features.fft * n // 4 for n in (1, 2, 4, 8))

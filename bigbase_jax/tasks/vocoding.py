@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, ClassVar
 
 import flax.linen as nn
@@ -17,7 +17,22 @@ import jax.numpy as jnp
 import numpy as np
 
 from bigbase_jax.audio.features import LogMel, vocoder_mel
-from bigbase_jax.core import Array, Batch, Example, Loss, Meter, Metric, Sum, UserError, Variables
+from bigbase_jax.audio.files import wav
+from bigbase_jax.core import (
+    Array,
+    Batch,
+    Clips,
+    Evaluated,
+    Example,
+    Figure,
+    Loss,
+    Meter,
+    Metric,
+    Rendered,
+    Sum,
+    UserError,
+    Variables,
+)
 from bigbase_jax.models.spectra import stft
 from bigbase_jax.runtime.restored import opened
 from bigbase_jax.tasks.errors import model_errors
@@ -138,15 +153,17 @@ class Vocoding:
         return {"wave": self.vocoder(variables, self.features(self._sound(inputs)))}
 
     def evaluate(self, variables: Variables, batch: Batch) -> tuple[Mapping[str, jax.Array], Mapping[str, Sum]]:
-        """``mel_distance`` f32[B] and ``convergence`` f32[B]."""
+        """``mel_distance`` f32[B] and ``convergence`` f32[B]; ``recorded`` and ``made`` i16[B,T]."""
         real_BT, mask_B = self._sound(batch), jnp.asarray(batch["mask"])
         made_BT = self.predict(variables, batch)["wave"]
         mel_B = _mean(jnp.abs(self.features(made_BT) - self.features(real_BT)))
         size, hop = self.features.fft, self.features.hop
         made, real = (_size(stft(x, size, hop)) for x in (made_BT, real_BT))
         arrays = {"mel_distance": mel_B, "convergence": _norm(made - real) / _norm(real)}
+        sounds = {"recorded": real_BT, "made": made_BT}
+        kept = {name: jnp.rint(jnp.clip(x, -1, 1) * 32767).astype(jnp.int16) for name, x in sounds.items()}
         sums = {"loss": mel_B, "convergence": arrays["convergence"]}
-        return arrays, {name: Sum(jnp.sum(x_B * mask_B), jnp.sum(mask_B)) for name, x_B in sums.items()}
+        return {**arrays, **kept}, {name: Sum(jnp.sum(x_B * mask_B), jnp.sum(mask_B)) for name, x_B in sums.items()}
 
     # -- on the host -----------------------------------------------------------------------------------------------
 
@@ -155,6 +172,23 @@ class Vocoding:
 
     def postprocess(self, output: Mapping[str, np.ndarray], example: Example) -> dict[str, Any]:
         return {"duration": len(output["wave"]) / (self.rate or 1)}
+
+    def rendered(self, output: Mapping[str, np.ndarray], example: Example) -> Rendered:
+        """The sound, made again from the bands of what was read of the recording."""
+        return Rendered(".wav", "audio/wav", wav(output["wave"], self.rate or 0))
+
+    def figures(self, evaluated: Evaluated) -> Iterator[Figure]:
+        """Some recordings, each with what the vocoder makes of its bands: the nearest, the middle and the farthest."""
+        found = evaluated.examples
+        if {"recorded", "made", "mel_distance"} <= found.keys():
+            order = np.argsort(found["mel_distance"], kind="stable")
+            clips = [
+                (f"{what}, {index}: {found['mel_distance'][n]:.2f}", found[what][n] / np.float32(32768), self.rate or 0)
+                for n in order[[0, len(order) // 2, -1]]
+                for index in [int(found["index"][n])]
+                for what in ("recorded", "made")
+            ]
+            yield Clips("Recordings and what is made of their mel bands", clips, "with the distance of their bands")
 
 
 def _average(values: Iterable[jax.Array]) -> jax.Array:

@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 
-from bigbase_jax.core import UserError
+from bigbase_jax.core import Evaluated, UserError
 from bigbase_jax.models.vocos import Judges, Vocos
 from bigbase_jax.tasks.vocoding import Vocoding, open_vocoder
 from bigbase_jax.train import train
@@ -79,6 +79,9 @@ def test_a_run_opens_as_a_vocoder(tmp_path):
     config.train.writers = ()
     result = train(config, str(tmp_path / "run"))
     assert result["loss"] > 0
+    kept = dict(np.load(tmp_path / "run" / "predictions-test.npz"))
+    (clips,) = Vocoding(SMALL, rate=RATE).figures(Evaluated("test", {}, kept))
+    assert len(clips.clips) == 6 and clips.clips[0][1].shape == (3968,)
     vocoder = open_vocoder(tmp_path / "run")
     rng = np.random.default_rng(0)
     mel_BFM = rng.normal(-4, 1, (2, 70, 80)).astype(np.float32)
