@@ -201,8 +201,11 @@ def vocoder_mel(rate: int, mels: int = 80) -> LogMel:
 
 
 def _product(xp: Any, x: Any, matrix: np.ndarray) -> Any:
-    """In full float32, which accelerators would not do by themselves."""
-    return jnp.matmul(x, matrix, precision="highest") if xp is jnp else x @ matrix
+    """In full float32, which accelerators would not do by themselves; on the host in float64, since what a BLAS of
+    float32 gives of a mean that cancels depends on the machine."""
+    if xp is jnp:
+        return jnp.matmul(x, matrix, precision="highest")
+    return (x.astype(np.float64) @ matrix).astype(np.float32)
 
 
 def _slaney(hz: np.ndarray) -> np.ndarray:  # Slaney 1998, Auditory Toolbox: linear up to 1 kHz, logarithmic beyond
