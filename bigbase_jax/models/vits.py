@@ -347,19 +347,17 @@ class Vits(nn.Module):
         behind = -F % _CHUNK
         z, mask = (jnp.pad(x, ((0, 0), (reach, reach + behind), (0, 0))) for x in (z_BFC, mask_BF1))
 
-        def chunk(start: Array | int) -> Array:
-            part, of = (jax.lax.dynamic_slice_in_dim(x, start, _CHUNK + 2 * reach, 1) for x in (z, mask))
-            return gan(part, of, vector_B1S)[:, reach * hop : (reach + _CHUNK) * hop]
-
-        wave_BT = jnp.pad(chunk(0), ((0, 0), (0, (F + behind - _CHUNK) * hop)))
-        if self.is_initializing():
-            return wave_BT[:, : F * hop]
-
-        def more(gan_: nn.Module, carry: tuple[Array, Array]) -> tuple[Array, Array]:
-            i, wave = carry
+        def made(gan: nn.Module, i: Array | int) -> Array:
             part, of = (jax.lax.dynamic_slice_in_dim(x, i * _CHUNK, _CHUNK + 2 * reach, 1) for x in (z, mask))
-            made = gan_(part, of, vector_B1S)[:, reach * hop : (reach + _CHUNK) * hop]
-            return i + 1, jax.lax.dynamic_update_slice_in_dim(wave, made, i * _CHUNK * hop, 1)
+            found: Array = gan(part, of, vector_B1S)[:, reach * hop : (reach + _CHUNK) * hop]
+            return found
 
-        start = (jnp.int32(1), wave_BT)
+        def more(gan: nn.Module, carry: tuple[Array, Array]) -> tuple[Array, Array]:
+            i, wave = carry
+            return i + 1, jax.lax.dynamic_update_slice_in_dim(wave, made(gan, i), i * _CHUNK * hop, 1)
+
+        empty_BT = jnp.zeros((len(z), (F + behind) * hop))
+        if self.is_initializing():
+            return made(gan, 0)[:, :1] + empty_BT[:, : F * hop]  # of this shape; a loop makes no parameters
+        start = (jnp.int32(0), empty_BT)
         return nn.while_loop(lambda _, carry: carry[0] * _CHUNK < most, more, gan, start)[1][:, : F * hop]
