@@ -117,6 +117,7 @@ class Task(Protocol):
     - ``windowed``, True: a long input is read piece by piece, and where one begins is told by what the task made of the
       one before (``inference.recogniser``).
     - ``given``: a ``Given``, variables that ``loss`` finds among its own as the collection ``given``.
+    - ``overlaps``, True: what is longer than it reads at once is read in windows that overlap (``inference.windowed``).
     - ``transcribes``, True: it reads recordings, and its answers are transcripts: ``text``, and where it has them
       ``words`` (``word``, ``start``, ``end`` in seconds), ``segments`` (``text``, ``start``, ``end``), ``duration`` and
       ``language``.

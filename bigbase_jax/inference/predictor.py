@@ -106,7 +106,13 @@ class Predictor:
           UserError: there is neither, no such checkpoint, the adapter is another model's, or there is no such engine
             or nothing exported for it.
         """
-        from bigbase_jax.inference import engines, published, recogniser, retrieval  # which give what is defined here
+        from bigbase_jax.inference import (
+            engines,
+            published,
+            recogniser,
+            retrieval,
+            windowed,
+        )  # which give what is defined here
 
         run = RunDir(folder)
         if "task" in run.config_json():
@@ -123,6 +129,7 @@ class Predictor:
                 task = answering(run, name, task)
             inputs = {key: jax.ShapeDtypeStruct(spec[key].shape[1:], spec[key].dtype) for key in task.inputs}
             kind = retrieval.Retriever if getattr(task, "indexed", False) else cls
+            kind = windowed.Windowed if getattr(task, "overlaps", False) else kind
             kind = recogniser.Recogniser if getattr(task, "windowed", False) else kind
             found = kind(task, variables, known, inputs, lambda: _reading(config, known), step, run, config, mesh)
             found.compute = compute

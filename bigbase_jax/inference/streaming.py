@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bigbase_jax.core import UserError, Variables
+from bigbase_jax.inference.parts import Parts
 from bigbase_jax.inference.predictor import Predictor
 from bigbase_jax.pretrained.start import chain, merged
 from bigbase_jax.wrappers.wrapper import Wrapper
@@ -27,7 +28,7 @@ class Stream:
 
     ``feed`` and ``finish`` answer ``{"text": str, "final": [...], "words": [...]}``: what has been heard since the last
     final part, and may still change, with its ``words``; and the parts that are now final, each with ``text``,
-    ``words``, ``start`` and ``end``. Times are seconds from the beginning; words are ``{"word", "start", "end"}``.
+    ``words``, ``segments``, ``start`` and ``end``. Times are seconds from the beginning of the recording.
 
     Attributes:
       rate: samples per second that ``feed`` takes.
@@ -58,11 +59,9 @@ class Stream:
         self._hop = 4 * chunk * features.hop
         self._size = (4 * (chunk + encoder.right) - 1) * features.hop + features.window
         self.rate, self.latency = int(inner.rate), self._size / inner.rate
-        self._pause, self._longest = (round(seconds / inner.frame_seconds) for seconds in (pause, longest))
         self._state = encoder.state(1, inner.mels)
         self._waiting = np.zeros(0, np.int16)
-        self._first = 0  # of the frames that are kept
-        self._kept: dict[str, np.ndarray] = {}
+        self._parts = Parts(inner, pause, longest)
 
     def feed(self, audio_T: np.ndarray) -> dict[str, Any]:
         """The next samples, as many as there are: i16[T], or f32[T] in -1..1.
@@ -77,75 +76,30 @@ class Stream:
             audio_T = np.rint(np.clip(np.nan_to_num(audio_T) * 32768.0, -32768, 32767)).astype(np.int16)
         self._waiting, final = np.concatenate([self._waiting, audio_T]), []
         while len(self._waiting) >= self._size:
-            self._hear(self._size)
-            final += self._ended()
+            final += self._hear(self._size)
         return self._answer(final)
 
     def finish(self) -> dict[str, Any]:
         """The end of the recording: what was still open is final."""
         final = []
         while self._task.features.frames(len(self._waiting)) > 0:
-            self._hear(min(len(self._waiting), self._size))
-            final += self._ended()
+            final += self._hear(min(len(self._waiting), self._size))
         self._waiting = self._waiting[:0]
-        return self._answer(final + self._cut(self._frames))
+        return self._answer(final + self._parts.cut(self._parts.frames))
 
-    @property
-    def _frames(self) -> int:
-        return len(self._kept.get("path", ()))
-
-    def _hear(self, samples: int) -> None:
-        """One chunk, of which so many samples are there, with those behind it."""
+    def _hear(self, samples: int) -> list[dict[str, Any]]:
+        """One chunk, of which so many samples are there, with those behind it; the parts that end in it."""
         window = np.zeros((1, self._size), np.int16)
         window[0, :samples] = self._waiting[:samples]
         self._waiting = self._waiting[self._hop :]
         self._state, outputs = _heard(self._task, self._variables, self._state, window, np.array([samples], np.int32))
         outputs = jax.device_get(outputs)
         real_S = outputs["path"][0] >= 0  # before the end of the recording
-        for name, x in outputs.items():
-            if x.ndim > 1:
-                before = self._kept.get(name, x[0, :0])
-                self._kept[name] = np.concatenate([before, x[0][real_S]])
-
-    def _ended(self) -> list[dict[str, Any]]:
-        """Parts that end in what is kept; silence before the first token is dropped."""
-        said = np.flatnonzero(self._kept["path"] != self._task.blank)
-        if not len(said):
-            self._drop(self._frames)
-        elif self._frames - said[-1] > self._pause:
-            return self._cut(self._frames)
-        elif self._frames > self._longest:
-            words = self._said(self._frames, final=False)["words"]
-            last = round((words[-1]["start"] if words else 0.0) / self._task.frame_seconds) - self._first
-            return self._cut(last if len(words) > 1 and last > 0 else self._frames)
-        return []
-
-    def _cut(self, frames: int) -> list[dict[str, Any]]:
-        """What is said in the first frames that are kept, for good."""
-        if not frames:
-            return []
-        part = self._said(frames, final=True)
-        self._drop(frames)
-        if not part["text"]:
-            return []
-        words = part["words"]
-        return [{**part, "start": words[0]["start"], "end": words[-1]["end"]}] if words else []
-
-    def _drop(self, frames: int) -> None:
-        self._first += frames
-        self._kept = {name: x[frames:] for name, x in self._kept.items()}
-
-    def _said(self, frames: int, final: bool) -> dict[str, Any]:
-        """``text`` and ``words``, by a search where that is final, and by the likeliest token of each frame before."""
-        names = self._kept if final else ("path",)
-        seconds = np.float32(frames * self._task.frame_seconds)
-        found = self._task.postprocess({**{name: self._kept[name][:frames] for name in names}, "seconds": seconds}, {})
-        start = self._first * self._task.frame_seconds
-        words = [{**w, **{key: round(w[key] + start, 3) for key in ("start", "end")}} for w in found["words"]]
-        return {"text": found["text"], "words": words}
+        return self._parts.add({name: x[0][real_S] for name, x in outputs.items() if x.ndim > 1})
 
     def _answer(self, final: list[dict[str, Any]]) -> dict[str, Any]:
-        return {"final": final, **(self._said(self._frames, False) if self._frames else {"text": "", "words": []})}
+        said = self._parts.said(self._parts.frames, final=False)
+        return {"final": final, "text": said["text"], "words": said["words"]}
 
 
 @functools.partial(jax.jit, static_argnums=0)

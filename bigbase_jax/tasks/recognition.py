@@ -84,6 +84,7 @@ class Recognition:
     inputs: ClassVar[tuple[str, ...]] = ("audio", "audio_length")
     batch_coupled: ClassVar[bool] = False
     transcribes: ClassVar[bool] = True
+    overlaps: ClassVar[bool] = True
     metrics: ClassVar[Mapping[str, Metric]] = {
         "wer": Metric("min", "%", "Word error rate"),
         "cer": Metric("min", "%", "Character error rate"),

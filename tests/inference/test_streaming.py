@@ -72,7 +72,7 @@ def test_pauses_end_parts_and_memory_stays_as_it_is(heard):
     final, most = [], 0
     for _ in range(6):
         final += stream.feed(audio)["final"]
-        most = max(most, stream._frames, len(stream._waiting) // 320)
+        most = max(most, stream._parts.frames, len(stream._waiting) // 320)
     final += stream.finish()["final"]
     assert len(final) > 3
     assert most <= 2.0 / 0.04 + 8
