@@ -68,6 +68,10 @@ MEASURED = {  # by task: what an evaluation reports, and what it keeps of each e
         {"step", "loss", "wer", "cer", "insertions", "deletions", "substitutions"},
         {"path", "seconds", "reference", "index"},
     ),
+    "Transcription": (
+        {"step", "loss", "wer", "cer", "insertions", "deletions", "substitutions"},
+        {"tokens", "count", "log_p", "no_speech", "language", "reference", "index"},
+    ),
     "Translation": (
         {"step", "loss", "accuracy", "perplexity", "bleu", "chrf"},
         {"log_probability", "correct", "target", "tokens", "reference", "index"},

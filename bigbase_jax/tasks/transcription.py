@@ -80,7 +80,8 @@ class Transcription:
         ``models.whisper``).
       tokenizer: ``Tokenizer.state()``, whose special tokens are Whisper's.
       language: of the recordings, such as "en"; None: what the model takes it for.
-      english: whether the model knows English alone, and its prompt names no language.
+      english: whether the model knows English alone, and its prompt names no language; None: as published ones of so
+        many tokens do.
       translate: write English, whatever is said.
       timestamps: write times.
       first, suppress, begin_suppress: see ``decoding.transcripts.Rules``.
@@ -101,7 +102,7 @@ class Transcription:
     model: nn.Module
     tokenizer: str | None = None
     language: str | None = None
-    english: bool = False
+    english: bool | None = None
     translate: bool = False
     timestamps: bool = True
     first: int | None = 50
@@ -150,7 +151,8 @@ class Transcription:
     @property
     def multilingual(self) -> bool:
         """Whether a prompt names the language."""
-        return not self.english and bool(self.format.languages)
+        english = getattr(self.model, "vocab_size", None) == 51_864 if self.english is None else self.english
+        return not english and bool(self.format.languages)
 
     def token_of(self, language: str) -> int:
         """Of a language, such as "en"; raises UserError where the model does not know it."""
@@ -180,7 +182,8 @@ class Transcription:
     @functools.cached_property
     def rules(self) -> Rules:
         """What may be written."""
-        f, timed = self.format, self.timestamps and self.format.no_timestamps is not None
+        f, size = self.format, getattr(self.model, "vocab_size", None) or 1 << 30
+        timed = self.timestamps and f.no_timestamps is not None and f.no_timestamps + 1 < size
         return Rules(f.end, f.no_timestamps, timed, self.first, self.suppress, self.begin_suppress)
 
     # -- inside the compiled step ----------------------------------------------------------------------------------

@@ -721,6 +721,23 @@ class Subwords:
         )
 
 
+@dataclasses.dataclass(frozen=True)
+class TranscriptBytes:
+    """Tokens are bytes, and what stands around a transcript of Whisper's, but for times: for a model from scratch."""
+
+    def fit(self, texts: Texts, others: Texts, end: bool, special: Sequence[str] = ()) -> Tokenizer:
+        """The texts are not looked at."""
+        hf = _hugging_face()
+        alphabet = sorted(hf.pre_tokenizers.ByteLevel.alphabet())
+        tokenizer = hf.Tokenizer(hf.models.BPE({c: i for i, c in enumerate(alphabet)}, []))
+        tokenizer.pre_tokenizer = hf.pre_tokenizers.ByteLevel(add_prefix_space=False)
+        tokenizer.decoder = hf.decoders.ByteLevel()
+        tokenizer.add_special_tokens(
+            [END, "<|startoftranscript|>", "<|startofprev|>", "<|nospeech|>", "<|notimestamps|>"]
+        )
+        return Subword(tokenizer.to_str(), None)
+
+
 def _capped(texts: Iterable[str], characters: int = 200_000_000) -> Iterator[str]:
     """So much of the texts as learning subwords is better for; what comes after would only cost memory."""
     for text in texts:
