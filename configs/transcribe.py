@@ -29,7 +29,8 @@ from bigbase_jax.wrappers.lora import LoRA
 
 def get_config(arg: str | None = None) -> ConfigDict:
     """``arg``: root=DIR_OR_TABLE, seconds=30.0 (the longest recording), language=en (of the transcripts; left out for
-    models of English alone), adapt=full|lora, normalisation=none|words (of what is learned), epochs=3, batch=16, tiny."""
+    models of English alone), adapt=full|lora, normalisation=none|words (of what is learned), epochs=3, batch=16,
+    tiny."""
     args = parse_arg(
         arg,
         root=None,
