@@ -12,6 +12,10 @@ Without a root, sentences are spelt in tones and noises, which are synthetic. Wi
 three speeds, louder and softer, in rooms and under noise; batches are of about one length. The evaluator ``beams``
 searches with an n-gram model of the training transcripts, whose weight it chooses on val. Recordings of WAV, FLAC, Ogg
 and MP3 at any rate, and error rates, need the extra [speech]: pip install 'bigbase_jax[speech]'.
+
+Measured on two cores of an AMD EPYC (experiments/speech): AN4, seconds=7.2, 15.3 % of the words of the official test
+are wrong, and 10.0 % by beam search with the n-grams of the training text, after 819 core-seconds. Published small
+recipes have 10 to 13 %.
 """
 
 from typing import NamedTuple
