@@ -19,6 +19,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import scipy.fft
 
 Array = jax.Array | np.ndarray
 
@@ -70,14 +71,18 @@ class LogMel:
             return samples // self.hop
         return (samples >= self.window) * ((samples - self.window) // self.hop + 1)
 
+    @property
+    def shape(self) -> np.ndarray:
+        """f64[W]: the window."""
+        n = np.arange(self.window)
+        if self.window_kind == "povey":
+            return (0.5 - 0.5 * np.cos(2 * np.pi * n / (self.window - 1))) ** 0.85
+        return 0.5 - 0.5 * np.cos(2 * np.pi * n / self.window)
+
     @functools.cached_property
     def transform(self) -> np.ndarray:
         """f32[hops * hop, 2N]: from a frame's samples to the real and the imaginary part of its spectrum."""
-        n = np.arange(self.window)
-        if self.window_kind == "povey":
-            window = (0.5 - 0.5 * np.cos(2 * np.pi * n / (self.window - 1))) ** 0.85
-        else:
-            window = 0.5 - 0.5 * np.cos(2 * np.pi * n / self.window)
+        n, window = np.arange(self.window), self.shape
         angle = 2 * np.pi * np.outer(n, np.arange(self.fft // 2 + 1)) / self.fft
         matrix = window[:, None] * np.concatenate([np.cos(angle), -np.sin(angle)], 1)
         if self.preemphasis:
@@ -114,6 +119,8 @@ class LogMel:
         if self.centred:
             edge = (self.fft - self.hop * self.same) // 2
             x_BT = xp.pad(x_BT, ((0, 0), (edge, edge)), mode="reflect")
+        if xp is np:
+            return self._finished(np, self._host_power(np.asarray(x_BT), frames))
         rows = frames + hops - 1
         x_BT = xp.pad(x_BT, ((0, 0), (0, max(rows * self.hop - x_BT.shape[1], 0))))[:, : rows * self.hop]
         x_BRH = x_BT.reshape(len(x_BT), rows, self.hop)
@@ -121,6 +128,26 @@ class LogMel:
         y_BFN = sum(_product(xp, x_BRH[:, k : k + frames], parts[k]) for k in range(hops))
         bins = self.fft // 2 + 1
         power_BFN = y_BFN[..., :bins] ** 2 + y_BFN[..., bins:] ** 2
+        return self._finished(xp, power_BFN)
+
+    def _host_power(self, x_BT: np.ndarray, frames: int) -> np.ndarray:
+        """f32[B,F,N] by FFTs, of some frames at a time, which stay in the cache: a quarter of the product's time."""
+        some = np.lib.stride_tricks.sliding_window_view(x_BT, self.window, axis=1)[:, :: self.hop][:, :frames]
+        power_BFN = np.empty((*some.shape[:2], self.fft // 2 + 1), np.float32)
+        window_W, scale = self.shape, np.float32(self.scale)
+        for b, f in itertools.product(range(len(some)), range(0, frames, 256)):
+            x_FW = scale * some[b, f : f + 256]
+            if self.preemphasis:
+                x_FW = x_FW.astype(np.float64)  # what little is in a soft band would be lost in single precision
+                x_FW -= x_FW.mean(1, keepdims=True)
+                before_FW = np.concatenate([x_FW[:, :1], x_FW[:, :-1]], 1)
+                x_FW -= self.preemphasis * before_FW
+            y_FN = scipy.fft.rfft(x_FW * window_W.astype(x_FW.dtype), self.fft)
+            power_BFN[b, f : f + 256] = y_FN.real**2 + y_FN.imag**2
+        return power_BFN
+
+    def _finished(self, xp: Any, power_BFN: Any) -> Any:
+        """Bands and their logarithm."""
         if self.magnitude:
             power_BFN = xp.sqrt(power_BFN + 1e-9)  # HiFi-GAN's own, which has a gradient at 0
         mel_BFM = xp.maximum(_product(xp, power_BFN, self.filters), self.floor)
