@@ -14,11 +14,13 @@ from PIL import Image
 
 from bigbase_jax import pretrained
 from bigbase_jax.core import Example, Task, UserError, Variables
+from bigbase_jax.data.sources.audio.transcribed import TranscribedCodec
 from bigbase_jax.data.sources.image.image import PictureCodec
 from bigbase_jax.data.sources.text.labelled_text import LabelledText
 from bigbase_jax.data.sources.text.parallel_text import ParallelText, pair_dataset_info
 from bigbase_jax.inference.predictor import ROWS, Predictor, Reading
-from bigbase_jax.inference.recogniser import OverlappingCodec, Recogniser
+from bigbase_jax.inference.recogniser import Recogniser
+from bigbase_jax.inference.windowed import Windowed
 from bigbase_jax.models.encoder_decoder import EncoderDecoder
 from bigbase_jax.models.vits import Vits
 from bigbase_jax.models.wav2vec2 import Wav2Vec2
@@ -201,7 +203,6 @@ def _of_wav2vec2(path: str, model: Wav2Vec2, variables: Variables) -> Predictor:
     where = pathlib.Path(path).expanduser() / PREPROCESSOR
     said = check(read_json(where), _SAMPLES, str(where)) if where.is_file() else {}
     hop = math.prod(model.strides)
-    step, overlap = _HEARD // hop * hop, _SHARED // hop * hop
     tokenizer = tokenizer_of(path)
     if tokenizer.size > (model.vocab_size or 0):
         raise UserError(f"{path}: its tokenizer has {tokenizer.size} tokens, and the model gives {model.vocab_size}.")
@@ -212,20 +213,18 @@ def _of_wav2vec2(path: str, model: Wav2Vec2, variables: Variables) -> Predictor:
         frame_seconds=hop / RATE,
         normalisation="none",
         centred=said.get("do_normalize", True),
-        kept=(step // hop, overlap // hop),
     )
     spec = {
-        "audio": jax.ShapeDtypeStruct((step + overlap,), np.int16),
+        "audio": jax.ShapeDtypeStruct((_HEARD,), np.int16),
         "audio_length": jax.ShapeDtypeStruct((), np.int32),
     }
-    reading = Reading(OverlappingCodec(RATE, step + overlap, step))
-    return Predictor(
+    reading = Reading(TranscribedCodec(RATE))
+    return Windowed(
         task, variables, {**dataset_info_of(tokenizer), "rate": RATE}, spec, lambda: reading, rows=_WINDOWS
     )
 
 
-_HEARD, _SHARED = 16 * RATE, 4 * RATE
-"""Samples from a window to the next, and those that two have in common, of models that hear any number."""
+_HEARD = 20 * RATE  # samples that are heard at once by models that hear any number
 _SAMPLES = {
     "feature_extractor_type": only("Wav2Vec2FeatureExtractor"),
     "sampling_rate": only(RATE),

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bigbase_jax.audio.features import compressed, in_blocks
-from bigbase_jax.audio.files import blocks, decode
+from bigbase_jax.audio.files import blocks
 from bigbase_jax.core import Codec, Example, Fields, UserError
 from bigbase_jax.data.files import given_file
 from bigbase_jax.data.sources.audio.audio import COLUMNS, pcm16
@@ -178,36 +178,6 @@ class Recogniser(Predictor):
         start = len(kept) - len(marks)
         size = room + 1 + len(marks)  # one program for all of them
         return np.pad(np.array(kept, np.int32), (0, size - len(kept)))[None], len(kept), start
-
-
-@dataclasses.dataclass(frozen=True)
-class OverlappingCodec(Codec):
-    """A user's recording, as windows of which each shares its last samples with the next.
-
-    Attributes:
-      rate: samples per second.
-      window: T.
-      step: samples from a window to the next.
-    """
-
-    rate: int
-    window: int
-    step: int
-
-    fields = Fields({"audio": [(name,) for name in COLUMNS]}, files=True)
-
-    def decode(self, given: bytes | str | Mapping[str, Any]) -> list[Example]:
-        """``audio`` i16[T], ``audio_length`` i32[] each.
-
-        Raises:
-          UserError: it does not decode, or is too long to be read at once.
-        """
-        x_T = pcm16(decode(given_file(given, "audio", "sound"), self.rate))
-        count = 1 + max(-(-(len(x_T) - self.window) // self.step), 0)
-        parts = [x_T[n * self.step : n * self.step + self.window] for n in range(count)]
-        return [
-            {"audio": np.pad(part, (0, self.window - len(part))), "audio_length": np.int32(len(part))} for part in parts
-        ]
 
 
 class _Windows:

@@ -310,12 +310,9 @@ class WaveRecognition(Recognition):
     Attributes:
       model: as for ``Recognition``, of samples f32[B,T] and their number; its blank is its attribute ``blank``.
       centred: whether a recording's samples become those of the mean 0 and the variance 1.
-      kept: of recordings that are read in windows, the frames from a window's beginning to that of the next, and those
-        of the overlap; None: the outputs of several windows are one after the other.
     """
 
     centred: bool = True
-    kept: tuple[int, int] | None = None
 
     def bands(self, batch: Batch) -> tuple[jax.Array, jax.Array]:
         """f32[B,T], zero behind the end, and i32[B]."""
@@ -327,15 +324,3 @@ class WaveRecognition(Recognition):
             square_B1 = jnp.sum(jnp.where(real_BT, x_BT**2, 0), 1, keepdims=True) / count_B1
             x_BT = x_BT * jax.lax.rsqrt(square_B1 + 1e-7)
         return jnp.where(real_BT, x_BT, 0), length_B
-
-    def merge(self, outputs: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
-        """Of each window all but half of what it shares with the ones beside it."""
-        step, shared = self.kept or (0, 0)
-        last, parts = len(outputs) - 1, []
-        for n, output in enumerate(outputs):
-            start, stop = shared // 2 if n else 0, step + shared // 2 if n < last and step else None
-            parts.append({name: x[start:stop] for name, x in output.items() if name != "seconds"})
-        seconds = [o["seconds"] for o in outputs]
-        found = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-        whole = step * (self.frame_seconds or 0.0) * last
-        return {**found, "seconds": np.asarray(whole + float(seconds[-1]), np.float32)}
