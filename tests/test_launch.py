@@ -72,6 +72,10 @@ MEASURED = {  # by task: what an evaluation reports, and what it keeps of each e
         {"step", "loss", "wer", "cer", "insertions", "deletions", "substitutions"},
         {"tokens", "count", "log_p", "no_speech", "language", "reference", "index"},
     ),
+    "Synthesis": (
+        {"step", "loss", "alignment", "duration_error", "pitch_error"},
+        {"durations", "predicted", "phonemes", "index"},
+    ),
     "Translation": (
         {"step", "loss", "accuracy", "perplexity", "bleu", "chrf"},
         {"log_probability", "correct", "target", "tokens", "reference", "index"},
@@ -90,6 +94,7 @@ NEW = {  # by recipe: rows that a run of it answers one by one
     "recommend": ({"history": ["thing 1 of group 1", "thing 2 of group 2"]}, {"item": "thing 3 of group 3", "top": 3}),
     "text_classify": ({"text": "Read a file."}, {"text": "Return the square root of x, a number."}),
     "translate": ({"source": "17"}, {"source": "942"}),
+    "voice": ({"text": "bad cafe"}, {"text": "egg", "speaker": "low", "rate": 1.5}),
 }
 
 

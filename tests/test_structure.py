@@ -54,7 +54,7 @@ ALLOWED = {  # file or folder -> the files and folders of ours that it may impor
         "inference",
         "compare",
     ),
-    "evaluators": (*LEAVES, "parallel", "evaluate", "models", "tasks", "wrappers", "compare"),
+    "evaluators": (*LEAVES, "audio", "parallel", "evaluate", "models", "tasks", "wrappers", "inference", "compare"),
     "compress": (
         *LEAVES,
         "parallel",

@@ -9,7 +9,9 @@ What ``root`` may be, a folder or an archive (zip, tar):
 - Sphinx (AN4): ``*.transcription``, and ``*.fileids``;
 - Kaldi: folders with ``wav.scp`` and ``text``, and where there are such ``segments`` and ``utt2spk``;
 - ``NAME.txt`` beside each recording;
-- yesno: recordings whose names are what is said, ``1_0_0_1.wav``.
+- LJSpeech: ``metadata.csv`` of lines ``ID|TEXT`` or ``ID|TEXT|AS SPOKEN``, without a header;
+- yesno: recordings whose names are what is said, ``1_0_0_1.wav``;
+- digits: ``DIGIT_SPEAKER_TAKE.wav``, of which takes 0 to 4 are the test split (FSDD).
 
 Legend: T samples, U tokens of a transcript, R bytes of the longest reference, N utterances.
 """
@@ -56,6 +58,8 @@ _TEXTS = ("text", "transcript", "transcription", "sentence", "wrd", "words", "no
 _SPEAKERS = ("speaker", "speaker_id", "spk_id", "client_id")
 _LISTS = frozenset({".transcription", ".fileids", ".txt", ".scp", "", *TABLES})
 _YESNO = re.compile(r"[01](_[01])+")
+_DIGIT = re.compile(r"[0-9]_[A-Za-z]+_[0-9]{1,4}")
+_DIGITS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
 _FEW = 4  # speakers, of whom none is set apart
 _MOST_GRAMS = 300_000  # of a language model that a run keeps among the facts of its data
 
@@ -279,7 +283,7 @@ class TranscribedAudio(Transcribed):
         settings = Settings(
             rate, seconds, tuple(speeds), frame_seconds, normalisation, tokenizer, order, language_model
         )
-        corpus = _Corpus(root, (path, text), limits)
+        corpus = Corpus(root, (path, text), limits)
         found = list(corpus.utterances())
         if not found:
             raise UserError(f"{root} holds no utterance.")
@@ -411,7 +415,7 @@ def _splits(
     return deal(split_N, of_N, wanted, seed), dealt
 
 
-class _Corpus:
+class Corpus:
     """The files below a root, and the utterances that its lists name.
 
     Attributes:
@@ -476,6 +480,8 @@ class _Corpus:
             return self._of_sphinx(by_kind[".transcription"])
         if any(os.path.basename(name) == "wav.scp" for name in by_kind[".scp"]):
             return self._of_kaldi([name for name in by_kind[".scp"] if os.path.basename(name) == "wav.scp"])
+        if (lines := self._ljspeech(tables)) is not None:
+            return lines
         if tables:
             return self._of_tables(tables)
         if all(stem in texts for stem in self._by_stem):
@@ -483,6 +489,8 @@ class _Corpus:
         if all(map(_YESNO.fullmatch, self._by_stem)):
             self.yesno = True
             return self._named_by_what_is_said()
+        if digits := [name for stem, names in self._by_stem.items() if _DIGIT.fullmatch(stem) for name in names]:
+            return self._digits(sorted(digits))
         raise UserError(
             f"{self._root} has recordings and nothing that says what is said in them: a table with the columns path and"
             " text, *.trans.txt (LibriSpeech), *.transcription (Sphinx), wav.scp and text (Kaldi), or NAME.txt beside"
@@ -563,6 +571,19 @@ class _Corpus:
             for name in names:
                 text = " ".join(line for _, line in self._lines(texts[stem]))
                 yield Utterance(name, text, _split_of(name), os.path.basename(os.path.dirname(name)))
+
+    def _ljspeech(self, tables: Sequence[str]) -> Iterator[Utterance] | None:
+        """Where the first line of the only table names a recording, and no columns."""
+        lines = self._lines(tables[0]) if [os.path.basename(name) for name in tables] == ["metadata.csv"] else iter(())
+        if (first := next(lines, ("", ""))[1].partition("|"))[1] and first[0] in self._by_stem:
+            cells = ((where, line.split("|")) for where, line in self._lines(tables[0]))
+            return (Utterance(self._file(line[0], where, tables[0]), line[-1]) for where, line in cells)
+        return None
+
+    def _digits(self, names: Sequence[str]) -> Iterator[Utterance]:
+        for name in names:
+            digit, speaker, take = _stem(name).split("_")
+            yield Utterance(name, _DIGITS[int(digit)], "test" if int(take) < 5 else "", speaker)
 
     def _named_by_what_is_said(self) -> Iterator[Utterance]:
         for stem, names in sorted(self._by_stem.items()):

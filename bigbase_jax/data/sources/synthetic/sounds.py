@@ -5,6 +5,7 @@ A whistled word is a melody of three notes. Speakers differ in pitch, speed, tim
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Mapping
 from typing import Any
@@ -14,6 +15,7 @@ import numpy as np
 from bigbase_jax.core import Codec, Example, Source, UserError
 from bigbase_jax.data.sources.audio.audio import AudioCodec, pcm16
 from bigbase_jax.data.sources.audio.transcribed import Settings, Transcribed, TranscribedCodec, Utterance
+from bigbase_jax.data.sources.audio.voices import Voices
 from bigbase_jax.data.sources.splits import Split
 from bigbase_jax.text.tokenizer import Characters
 
@@ -115,26 +117,64 @@ class SpokenTones(Transcribed):
         super().__init__(said, lambda u: u.duration or 0.0, self._spoken, what, settings, [_VERSION, seed, rate])
 
     def _spoken(self, u: Utterance) -> np.ndarray:
-        random, rate = np.random.default_rng((self._seed, int(u.speaker), 1)), self._rate
-        size, pitch = round(u.offset * rate), 2 ** random.uniform(-0.2, 0.2)
-        t = np.arange(size) / rate
-        parts = [np.zeros(size)]
-        for letter in u.text:
-            kind = _LETTERS.find(letter)
-            if kind < 0:
-                parts.append(np.zeros(size))
-            elif kind < 5:
-                low, high = 250 * pitch * 1.35**kind, 900 * pitch * 1.2 ** ((3 * kind) % 5)
-                parts.append(np.hanning(size) * (np.sin(2 * np.pi * low * t) + 0.6 * np.sin(2 * np.pi * high * t)))
-            else:
-                spectrum = np.fft.rfft(random.normal(size=size))
-                hz = np.fft.rfftfreq(size, 1 / rate)
-                spectrum *= np.exp(-(((hz - pitch * (500, 1000, 1600)[kind - 5]) / 200) ** 2))
-                noise = np.fft.irfft(spectrum, size)
-                parts.append(np.hanning(size) * noise / max(float(np.abs(noise).max()), 1e-9))
-        x_T = 0.2 * random.uniform(0.3, 1.5) * np.concatenate([*parts, np.zeros(size)])
+        random = np.random.default_rng((self._seed, int(u.speaker), 1))
+        x_T = _tones(u.text, self._rate, u.offset, 2 ** random.uniform(-0.2, 0.2), random)
+        x_T = 0.2 * random.uniform(0.3, 1.5) * x_T
         return (x_T + 0.003 * random.normal(size=len(x_T))).astype(np.float32)
 
     @staticmethod
     def codec(config: Mapping[str, Any], dataset_info: Mapping[str, Any]) -> Codec:
         return TranscribedCodec(int(dataset_info["rate"]))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SpokenTexts(Voices):
+    """Sentences in the alphabet of ``SpokenTones``, by two speakers, for trying out synthesis without a file.
+
+    Attributes:
+      num: utterances of all splits.
+    """
+
+    rate: int = 8_000
+    language: str = "characters"
+    num: int = 400
+    val_fraction: float = 0.1
+    test_fraction: float = 0.1
+
+    def utterances(self) -> list[Utterance]:
+        random = np.random.default_rng(self.seed)
+        texts = [" ".join(random.choice(_SPOKEN, random.integers(1, 5))) for _ in range(self.num)]
+        return [Utterance(f"{n:05d}", text, "", ("low", "high")[n % 2]) for n, text in enumerate(texts)]
+
+    def read(self, utterance: Utterance) -> np.ndarray:
+        random = np.random.default_rng((self.seed, int(utterance.name)))
+        pitch = (0.9, 1.1)[utterance.speaker == "high"] * random.uniform(0.98, 1.02)
+        x_T = 0.2 * _tones(utterance.text, self.rate, random.uniform(0.1, 0.12), pitch, random)
+        return (x_T + 0.001 * random.normal(size=len(x_T))).astype(np.float32)
+
+    def origin(self) -> str:
+        return f"a synthetic alphabet of tones and noises (seed {self.seed})"
+
+    def file_signature(self) -> list[Any]:
+        return [_VERSION, self.num]
+
+
+def _tones(text: str, rate: int, note: float, pitch: float, random: np.random.Generator) -> np.ndarray:
+    """f64[T]: the sounds of letters, ``note`` seconds each, times ``pitch``."""
+    size = round(note * rate)
+    t = np.arange(size) / rate
+    parts = [np.zeros(size)]
+    for letter in text:
+        kind = _LETTERS.find(letter)
+        if kind < 0:
+            parts.append(np.zeros(size))
+        elif kind < 5:
+            low, high = 250 * pitch * 1.35**kind, 900 * pitch * 1.2 ** ((3 * kind) % 5)
+            parts.append(np.hanning(size) * (np.sin(2 * np.pi * low * t) + 0.6 * np.sin(2 * np.pi * high * t)))
+        else:
+            spectrum = np.fft.rfft(random.normal(size=size))
+            hz = np.fft.rfftfreq(size, 1 / rate)
+            spectrum *= np.exp(-(((hz - pitch * (500, 1000, 1600)[kind - 5]) / 200) ** 2))
+            noise = np.fft.irfft(spectrum, size)
+            parts.append(np.hanning(size) * noise / max(float(np.abs(noise).max()), 1e-9))
+    return np.concatenate([*parts, np.zeros(size)])
