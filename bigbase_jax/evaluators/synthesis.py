@@ -69,7 +69,8 @@ class Synthesised:
             raise UserError(f"Synthesised measures voices, and {type(task).__name__} is none; leave it out.")
         recogniser = None if self.recogniser is None else Predictor.open(self.recogniser)
         predict, features = jax.jit(voice.predict), voice.features
-        spent, rows = 0.0, []
+        spent = 0.0
+        rows: list[dict[str, Any]] = []
         heard: dict[str, list[str]] = {"said": [], "recorded": []}
         for number, batch in enumerate(data.eval_batches(self.split, parallel.host(mesh), self.examples)):
             given = {name: batch[name] for name in voice.inputs}
@@ -87,7 +88,7 @@ class Synthesised:
                 f0_F = yin(wave_T, features.rate, features.hop, len(mel_FM))
                 a_K, b_K = cepstra(mel_FM), cepstra(recorded_GM)
                 at = warped(a_K, b_K)
-                row = compared(a_K[at[0]], b_K[at[1]], f0_F[at[0]], f0_G[at[1]])
+                row: dict[str, Any] = dict(compared(a_K[at[0]], b_K[at[1]], f0_F[at[0]], f0_G[at[1]]))
                 row |= {"seconds": len(wave_T) / features.rate, "index": int(batch["index"][b])}
                 row |= {"recorded_seconds": len(f0_G) * features.hop / features.rate}
                 row["reference"] = bytes(batch["reference"][b]).rstrip(b"\0").decode()
