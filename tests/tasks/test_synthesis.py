@@ -194,7 +194,7 @@ def test_what_is_asked_for_is_checked(run):
         ({"speaker": "Bob"}, "there is no speaker 'Bob'"),
         ({"rate": 9}, "rate is 9; it is a number from 0.5 to 2"),
         ({"pitch": "up"}, "pitch is 'up'"),
-        ({"text": ""}, "the 'text' is empty"),
+        ({"text": ""}, "the text is empty"),
         ({"text": "∑"}, "nothing in '∑'"),
     ):
         with pytest.raises(UserError, match=error.replace("(", r"\(")):
