@@ -66,10 +66,11 @@ ENCODERS = ("conv", "conformer")
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    """``arg``: root=DIR_OR_TABLE, rate=16000, seconds=16.0 (the longest utterance), tokenizer=chars|unigram|bpe|FILE,
-    vocab=200, order=4 (of the n-gram language model), lm=FILE.arpa, size=nano|mini|small|base, epochs, path=COLUMN,
-    text=COLUMN, encoder=conv|conformer, chunk=FRAMES (of 40 ms, at which a conformer can hear a stream),
-    decoder=BLOCKS (trained and searched with CTC, which has a third of the say), tiny."""
+    """``arg``: root=DIR_OR_TABLE, rate=16000, seconds=16.0 (the longest utterance), vocab=200,
+    tokenizer=chars|unigram|bpe|words|FILE, order=4 (of the n-gram language model), lm=FILE.arpa,
+    size=nano|mini|small|base, epochs, path=COLUMN, text=COLUMN, encoder=conv|conformer, chunk=FRAMES (of 40 ms, at
+    which a conformer can hear a stream), decoder=BLOCKS (trained and searched with CTC, which has a third of the say),
+    tiny."""
     args = parse_arg(
         arg,
         root=None,

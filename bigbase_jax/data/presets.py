@@ -117,8 +117,8 @@ def tokenizers(word: str, vocab_size: int) -> ConfigDict:
     """The config node of a tokenizer.
 
     Args:
-      word: "bytes", "chars", "bpe", "unigram" or "wordpiece" (learned from the training text), or the path of a
-        published tokenizer's file or folder.
+      word: "bytes", "chars", "bpe", "unigram", "wordpiece" or "words" (learned from the training text), or the path
+        of a published tokenizer's file or folder.
       vocab_size: of what is learned.
 
     Raises:
@@ -128,9 +128,9 @@ def tokenizers(word: str, vocab_size: int) -> ConfigDict:
         return target(Bytes)
     if word == "chars":
         return target(Characters)
-    if word in ("bpe", "unigram", "wordpiece"):
+    if word in ("bpe", "unigram", "wordpiece", "words"):
         return target(Subwords, algorithm=word, vocab_size=vocab_size)
     if os.path.exists(os.path.expanduser(word)):
         return target(TokenizerFile, path=word)
-    known = ("bytes", "chars", "bpe", "unigram", "wordpiece")
+    known = ("bytes", "chars", "bpe", "unigram", "wordpiece", "words")
     raise UserError(f"there is no tokenizer={word}, nor such a file.{suggest(word, known, 'tokenizer')}")

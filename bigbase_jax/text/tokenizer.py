@@ -642,9 +642,9 @@ class Subwords:
 
     Attributes:
       algorithm: "bpe" (byte-level, Radford et al. 2019), "unigram" (Kudo 2018, with bytes for other characters) or
-        "wordpiece" (as BERT's, cased). ``decode`` is exact for "bpe" and, but for U+2581, for "unigram"; "wordpiece"
-        loses spaces and writes unknown words as [UNK]. The same texts give the same vocabulary, but for "unigram",
-        of which a run keeps its own.
+        "wordpiece" (as BERT's, cased), or "words" (whole, between spaces). ``decode`` is exact for "bpe" and, but for
+        U+2581, for "unigram"; "wordpiece" and "words" lose spaces and write unknown words as [UNK]. The same texts give
+        the same vocabulary, but for "unigram", of which a run keeps its own.
       vocab_size: entries to learn, the end between documents (and for "unigram" the 256 bytes) not counted; a small
         text gives fewer.
       min_frequency: of a pair that is merged.
@@ -658,10 +658,10 @@ class Subwords:
     min_frequency: int = 2
 
     def __post_init__(self) -> None:
-        known = ("bpe", "unigram", "wordpiece")
+        known = ("bpe", "unigram", "wordpiece", "words")
         if self.algorithm not in known:
             raise UserError(f"there is no algorithm {self.algorithm!r}.{suggest(self.algorithm, known, 'algorithm')}")
-        least = 257 if self.algorithm == "bpe" else 16
+        least = {"bpe": 257, "words": 2}.get(self.algorithm, 16)
         if self.vocab_size < least:
             raise UserError(f"vocab_size is {self.vocab_size}; {self.algorithm} needs at least {least}.")
 
@@ -718,6 +718,17 @@ class Subwords:
             min_frequency=self.min_frequency,
             special_tokens=[*_BERT, *inside],
             show_progress=False,
+        )
+
+    def _words(self, hf: Any, texts: Texts) -> tuple[Any, Any]:
+        tokenizer = hf.Tokenizer(hf.models.WordLevel(unk_token="[UNK]"))
+        metaspace = {"prepend_scheme": "always", "split": False}
+        tokenizer.pre_tokenizer = hf.pre_tokenizers.Sequence(
+            [hf.pre_tokenizers.WhitespaceSplit(), hf.pre_tokenizers.Metaspace(**metaspace)]
+        )
+        tokenizer.decoder = hf.decoders.Metaspace(**metaspace)
+        return tokenizer, hf.trainers.WordLevelTrainer(
+            vocab_size=self.vocab_size, special_tokens=["[UNK]"], show_progress=False
         )
 
 

@@ -74,6 +74,21 @@ def test_a_document_is_worth_its_bytes_also_where_the_tokenizer_changes_it():
     assert chinese.decode(encode(chinese, "明月有酒，The 天 fox")) == "明月有酒， The 天 fox"
 
 
+def test_words_are_tokens_and_others_are_unknown():
+    texts = ["yes no yes no", "no no maybe"]
+    made = load(Subwords("words", 3).fit(lambda: iter(texts), lambda: iter([]), False).state())
+    assert made.spelled() == [b"", b" no", b" yes"] and made.token_bytes is None
+    for text, tokens, said in (
+        ("no yes  yes ", [1, 2, 2], "no yes yes"),
+        ("no maybe", [1, 0], "no[UNK]"),
+        ("[UNK]", [0], "[UNK]"),
+        ("", [], ""),
+    ):
+        ((found, counts),) = made.encode_batch([text])
+        assert found.tolist() == tokens and made.decode(found) == said and counts.sum() == len(text.encode())
+    assert word_starts(made, np.array([1, 2, 2])).all()
+
+
 # ----------------------------------------------------------------------------------------------------- special tokens
 
 
