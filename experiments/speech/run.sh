@@ -10,7 +10,7 @@ timed yesno python launch.py --workdir="runs/yesno" \
   --config.task.model.encoder.width=48 --config.task.model.encoder.depth=2 --config.task.model.encoder.taps=5 \
   --config.task.model.encoder.subsampling=8 --config.data.dataset.frame_seconds=0.08 \
   --config.task.mels=20 "--config.task.frequency_masks=(2,4)" --config.optim.learning_rate=5e-3 \
-  --config.data.batch_size=8 "--config.data.buckets=()" --config.train.eval_every=60 --config.train.log_every=20
+  --config.data.batch_size=8 "--config.data.buckets=()" --config.train.eval_every=60 --config.train.log_every=20 --config.train.best_metric=loss
 timed asr12 python launch.py --workdir="runs/asr12" \
   --config=configs/speech.py:root="$BIGBASE_DATA/speechbrain_asr12",seconds=5,size=nano,epochs=40 \
   --config.data.batch_size=8 --config.train.eval_every=20 "--config.data.buckets=()"
