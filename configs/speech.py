@@ -121,7 +121,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
             text=args.text,
             **shared,
         )
-        heard = (
+        heard: tuple[ConfigDict, ...] = (
             target(A.Room, rate=rate, share=0.1),
             target(A.Noise, snr=(10.0, 40.0), share=0.4),
             target(A.Gain),
