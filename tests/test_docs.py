@@ -282,6 +282,11 @@ RECIPES = (
     ("clicks", "model=dcn"),
     ("recommend", "root=DIR"),
     ("recommend", "root=DIR,items=FILE,model=two_tower"),
+    ("voice", "tiny"),
+    ("speech", "tiny"),
+    ("speakers", "tiny"),
+    ("vocoder", "tiny"),
+    ("transcribe", "tiny"),
 )
 
 
