@@ -85,14 +85,7 @@ class Recognition:
     batch_coupled: ClassVar[bool] = False
     transcribes: ClassVar[bool] = True
     overlaps: ClassVar[bool] = True
-    metrics: ClassVar[Mapping[str, Metric]] = {
-        "wer": Metric("min", "%", "Word error rate"),
-        "cer": Metric("min", "%", "Character error rate"),
-        "insertions": Metric("min", "%"),
-        "deletions": Metric("min", "%"),
-        "substitutions": Metric("min", "%"),
-        "loss": Metric("min", "nats"),
-    }
+    metrics: ClassVar[Mapping[str, Metric]] = {**transcripts.METRICS, "loss": Metric("min", "nats")}
 
     def __post_init__(self) -> None:
         for name in ("time_masks", "frequency_masks"):

@@ -121,14 +121,7 @@ class Transcription:
     batch_coupled: ClassVar[bool] = False
     transcribes: ClassVar[bool] = True
     windowed: ClassVar[bool] = True
-    metrics: ClassVar[Mapping[str, Metric]] = {
-        "wer": Metric("min", "%", "Word error rate"),
-        "cer": Metric("min", "%", "Character error rate"),
-        "insertions": Metric("min", "%"),
-        "deletions": Metric("min", "%"),
-        "substitutions": Metric("min", "%"),
-        "loss": Metric("min", "nats"),
-    }
+    metrics: ClassVar[Mapping[str, Metric]] = {**transcripts.METRICS, "loss": Metric("min", "nats")}
 
     def __post_init__(self) -> None:
         for name in ("suppress", "begin_suppress", "temperatures", "inputs"):

@@ -5,14 +5,22 @@ Legend: N utterances.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from bigbase_jax.core import UserError
+from bigbase_jax.core import Metric, UserError
 from bigbase_jax.text.normalise import normalise, words
 
+METRICS: Mapping[str, Metric] = {
+    "wer": Metric("min", "%", "Word error rate"),
+    "cer": Metric("min", "%", "Character error rate"),
+    "insertions": Metric("min", "%"),
+    "deletions": Metric("min", "%"),
+    "substitutions": Metric("min", "%"),
+}
+"""What ``scores`` gives."""
 
 def errors(texts: Sequence[str], references: Sequence[str], kind: str = "words") -> dict[str, np.ndarray]:
     """``insertions``, ``deletions``, ``substitutions``, ``words`` (of the reference), ``character_errors`` and
