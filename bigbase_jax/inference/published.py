@@ -219,9 +219,7 @@ def _of_wav2vec2(path: str, model: Wav2Vec2, variables: Variables) -> Predictor:
         "audio_length": jax.ShapeDtypeStruct((), np.int32),
     }
     reading = Reading(TranscribedCodec(RATE))
-    return Windowed(
-        task, variables, {**dataset_info_of(tokenizer), "rate": RATE}, spec, lambda: reading, rows=_WINDOWS
-    )
+    return Windowed(task, variables, {**dataset_info_of(tokenizer), "rate": RATE}, spec, lambda: reading, rows=_WINDOWS)
 
 
 _HEARD = 20 * RATE  # samples that are heard at once by models that hear any number

@@ -22,6 +22,7 @@ METRICS: Mapping[str, Metric] = {
 }
 """What ``scores`` gives."""
 
+
 def errors(texts: Sequence[str], references: Sequence[str], kind: str = "words") -> dict[str, np.ndarray]:
     """``insertions``, ``deletions``, ``substitutions``, ``words`` (of the reference), ``character_errors`` and
     ``characters`` of each utterance, i64[N]; both sides are normalised (``text.normalise``), and spaces are characters.
