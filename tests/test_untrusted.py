@@ -389,6 +389,9 @@ WRONG = {
     "vit": [("image_size", [10, 10**9]), ("patch_size", 0), ("num_channels", [3])],
     "resnet": [("depths", [2, 2, 10**9, 2]), ("hidden_sizes", [{"target": "os:system"}] * 4)],
     "resnet_cifar": [("depth", 10**9), ("shortcut", "eval")],
+    "whisper": [("num_mel_bins", 0), ("max_source_positions", 10**9), ("encoder_layers", True)],
+    "wav2vec2": [("conv_stride", [5, 0]), ("conv_dim", [10**9]), ("feat_extract_norm", "batch")],
+    "vits": [("upsample_rates", [8, 10**6]), ("resblock_dilation_sizes", [[1, 0]]), ("num_speakers", 2.5)],
 }
 
 
