@@ -44,7 +44,7 @@ def framed(logits_BSL: Array, frames_B: Array) -> jax.Array:
 def empty(log_p_BSL: jax.Array) -> Prefix:
     """That of no token, of each recording."""
     B = len(log_p_BSL)
-    blank = jnp.pad(jnp.cumsum(log_p_BSL[..., -1], 1), ((0, 0), (1, 0)))
+    blank = jnp.pad(jnp.cumsum(log_p_BSL[..., -1], axis=1), ((0, 0), (1, 0)))
     return Prefix(jnp.full_like(blank, NONE), blank, jnp.full(B, -1, jnp.int32), jnp.zeros(B))
 
 

@@ -72,7 +72,7 @@ def monotonic(
 
 def spread(duration_BL: Int32[Array, "B L"], F: int) -> tuple[Int32[Array, "B F"], Bool[Array, "B F"]]:
     """The phoneme of each of F frames, and which frames there are: what durations come to. What is beyond F is cut."""
-    stop_BL = jnp.cumsum(duration_BL, 1)
+    stop_BL = jnp.cumsum(duration_BL, axis=1)
     frames = jnp.arange(F)
     at_BF = jnp.sum(stop_BL[:, None, :] <= frames[:, None], -1)
     return jnp.minimum(at_BF, duration_BL.shape[1] - 1), frames < stop_BL[:, -1:]

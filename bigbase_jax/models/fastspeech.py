@@ -168,7 +168,7 @@ class FastSpeech(nn.Module):
 def _places(at_BF: Array, duration_BL: Array, real_BF: Array) -> Float[Array, "B F 4"]:
     """Where in its phoneme each frame is, forwards and backwards, as shares and as frames (as in Merlin, Wu et al.
     2016)."""
-    start_BL = jnp.cumsum(duration_BL, 1) - duration_BL
+    start_BL = jnp.cumsum(duration_BL, axis=1) - duration_BL
     size_BF, start_BF = (jnp.take_along_axis(x, at_BF, 1) for x in (duration_BL, start_BL))
     place_BF = jnp.arange(at_BF.shape[1]) - start_BF + 0.5
     size_BF = jnp.maximum(size_BF, 1)

@@ -117,7 +117,7 @@ def inverse_spline(y: Array, shape: Array, bins: int, bound: float, width: int) 
 
     def edges(x: Array) -> Array:
         sizes = least + (1 - least * bins) * jax.nn.softmax(x / math.sqrt(width), -1)
-        inner = 2 * bound * jnp.cumsum(sizes, -1)[..., :-1] - bound
+        inner = 2 * bound * jnp.cumsum(sizes, axis=-1)[..., :-1] - bound
         ends = jnp.full((*inner.shape[:-1], 1), bound)
         return jnp.concatenate([-ends, inner, ends], -1)
 
@@ -293,7 +293,7 @@ class Vits(nn.Module):
         x_BLD = x_BLD * mask_BL1
         mean_BLC, spread_BLC = jnp.split(nn.Dense(2 * self.flow_width, name="prior")(x_BLD) * mask_BL1, 2, -1)
         log_BL = self._durations(x_BLD, mask_BL1, vector_B1S, duration_noise_BL2 * self.duration_noise)
-        ends_BL = jnp.cumsum(jnp.ceil(jnp.exp(log_BL) * mask_BL / rate_B[:, None]), -1)
+        ends_BL = jnp.cumsum(jnp.ceil(jnp.exp(log_BL) * mask_BL / rate_B[:, None]), axis=-1)
 
         F = noise_BFC.shape[1]
         frame_F = jnp.arange(F)

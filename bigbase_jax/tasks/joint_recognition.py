@@ -94,7 +94,7 @@ class JointRecognition(Recognition):
         found = self.outputs(logits_BSL, heard[1], inputs)
         if self.beams > 1:
             tokens_BNT, found["scores"] = self._searched(variables, heard, logits_BSL)
-            ended_BNT = jnp.cumsum(tokens_BNT == self.blank, -1) > 0
+            ended_BNT = jnp.cumsum(tokens_BNT == self.blank, axis=-1) > 0
             found["tokens"] = jnp.where(ended_BNT, -1, tokens_BNT)
         return found
 

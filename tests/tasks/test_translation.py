@@ -168,7 +168,7 @@ def test_what_is_written_by_stacks_beams_and_many_devices():
 
     def probability(tokens):
         target_in = jnp.concatenate([jnp.full((8, 1), START), tokens[:, :-1]], 1)
-        first = jnp.cumsum(jnp.cumsum(tokens == END, 1), 1) <= 1
+        first = jnp.cumsum(jnp.cumsum(tokens == END, axis=1), axis=1) <= 1
         given = {**batch, "target_in": target_in, "target_out": jnp.where(first, tokens, PADDING)}
         return np.asarray(task.predict(variables, given)["log_probability"].sum(1))
 
