@@ -86,7 +86,10 @@ class ConvNet(nn.Module):
         super().__post_init__()
 
     @nn.compact
-    def __call__(self, x_BHWC: Float[Array, "B H W C"], train: bool = False) -> Float32[Array, "B K"]:
+    def __call__(
+        self, x_BHWC: Float[Array, "B H W C"], train: bool = False, features: bool = False
+    ) -> Float32[Array, "B K"] | list[Float[Array, "B _ _ _"]]:
+        """Logits; or with ``features`` what each stage gives, the finest first, as a detector reads it."""
         dtype, kernel_init = DTYPES[self.dtype], INITS[self.kernel_init]
         B, H, W, _ = x_BHWC.shape
         if min(H, W) < 2 ** len(self.stages):
@@ -94,9 +97,13 @@ class ConvNet(nn.Module):
         stage = nn.remat(Stage, static_argnums=(2,)) if self.remat else Stage
         x = x_BHWC.astype(dtype)
         depths = self.depths or (1,) * len(self.stages)
-        for i, (features, depth) in enumerate(zip(self.stages, depths, strict=True)):
-            make = stage(features, depth, self.kernel_init, self.dtype, self.norm, name=f"stage_{i}")
+        found = []
+        for i, (width, depth) in enumerate(zip(self.stages, depths, strict=True)):
+            make = stage(width, depth, self.kernel_init, self.dtype, self.norm, name=f"stage_{i}")
             x = make(x, train)
+            found.append(x)
+        if features:
+            return found
         x_BD = x.reshape(B, -1) if self.pool == "flatten" else jnp.mean(x, (1, 2))
         if self.dense:
             x_BD = jax.nn.relu(nn.Dense(self.dense, dtype=dtype, kernel_init=kernel_init, name="dense")(x_BD))

@@ -139,7 +139,10 @@ class ResNet(nn.Module):
         super().__post_init__()
 
     @nn.compact
-    def __call__(self, x_BHWC: Float[Array, "B H W C"], train: bool = False) -> Float32[Array, "B K"]:
+    def __call__(
+        self, x_BHWC: Float[Array, "B H W C"], train: bool = False, features: bool = False
+    ) -> Float32[Array, "B K"] | list[Float[Array, "B _ _ _"]]:
+        """Logits; or with ``features`` what each stage gives, the finest first, as a detector reads it."""
         conv, norm = functools.partial(_conv, dtype=self.dtype), _norm(train, self.dtype)
         x = x_BHWC.astype(DTYPES[self.dtype])
         if self.stem == "patch":
@@ -157,6 +160,7 @@ class ResNet(nn.Module):
             x = max_pool_3x3(x)
         make = nn.remat(ResidualBlock, static_argnums=(2,)) if self.remat else ResidualBlock
         bottleneck, counts = LAYOUTS[self.depth]
+        found = []
         for stage, count in enumerate(counts):
             for i in range(count):
                 x = make(
@@ -167,6 +171,9 @@ class ResNet(nn.Module):
                     dtype=self.dtype,
                     name=f"layer{stage + 1}_{i}",
                 )(x, train)
+            found.append(x)
+        if features:
+            return found
         x_BC = jnp.mean(x, (1, 2), dtype=jnp.float32)
         x_BC = Dropout(self.dropout, deterministic=not train)(x_BC)
         return nn.Dense(classes(self.num_classes), kernel_init=head_init, name="fc")(x_BC)
@@ -204,11 +211,15 @@ class CifarResNet(nn.Module):
         super().__post_init__()
 
     @nn.compact
-    def __call__(self, x_BHWC: Float[Array, "B H W C"], train: bool = False) -> Float32[Array, "B K"]:
+    def __call__(
+        self, x_BHWC: Float[Array, "B H W C"], train: bool = False, features: bool = False
+    ) -> Float32[Array, "B K"] | list[Float[Array, "B _ _ _"]]:
+        """Logits; or with ``features`` what each stage gives, the finest first, as a detector reads it."""
         conv, norm = functools.partial(_conv, dtype=self.dtype), _norm(train, self.dtype)
         x = x_BHWC.astype(DTYPES[self.dtype])
         x = jax.nn.relu(norm(name="bn1")(conv(self.width, 3, 1, name="conv1")(x)))
         make = nn.remat(ResidualBlock, static_argnums=(2,)) if self.remat else ResidualBlock
+        found = []
         for stage in range(3):
             for i in range((self.depth - 2) // 6):
                 x = make(
@@ -219,6 +230,9 @@ class CifarResNet(nn.Module):
                     dtype=self.dtype,
                     name=f"layer{stage + 1}_{i}",
                 )(x, train)
+            found.append(x)
+        if features:
+            return found
         x_BC = jnp.mean(x, (1, 2), dtype=jnp.float32)
         x_BC = Dropout(self.dropout, deterministic=not train)(x_BC)
         return nn.Dense(classes(self.num_classes), kernel_init=head_init, name="linear")(x_BC)

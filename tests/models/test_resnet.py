@@ -138,3 +138,21 @@ def test_mistakes_are_told():
         CifarResNet(2, shortcut="A")
     with pytest.raises(TypeCheckError):
         CifarResNet(2).init(jax.random.key(0), jnp.zeros((32, 32, 3)))
+
+
+@pytest.mark.parametrize(
+    ("model", "strides", "channels"),
+    [
+        (ResNet(3, 18, 8), (4, 8, 16, 32), (8, 16, 32, 64)),
+        (ResNet(None, 50, 4), (4, 8, 16, 32), (16, 32, 64, 128)),
+        (CifarResNet(3, 8, 4), (1, 2, 4), (4, 8, 16)),
+        (ConvNet(3, (4, 8), dense=0, pool="mean"), (2, 4), (4, 8)),
+    ],
+)
+def test_features_are_what_the_stages_of_a_classifier_give(model, strides, channels):
+    x = jnp.ones((1, 64, 96, 3))
+    variables = jax.eval_shape(lambda: model.init(jax.random.key(0), x, features=True))
+    names = set(flatten(variables["params"]))
+    assert not any(name.startswith(("fc", "linear", "head")) for name in names)
+    found = jax.eval_shape(lambda v: model.apply(v, x, features=True), variables)
+    assert [f.shape for f in found] == [(1, 64 // s, 96 // s, c) for s, c in zip(strides, channels, strict=True)]
