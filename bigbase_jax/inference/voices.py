@@ -6,14 +6,16 @@ import dataclasses
 import pathlib
 import re
 from collections.abc import Mapping
+from textwrap import shorten
 from typing import Any
 
 import jax
 import numpy as np
 
-from bigbase_jax.build import suggest
-from bigbase_jax.core import Codec, Example, Fields, UserError, Variables
-from bigbase_jax.data.sources.text.base import given_text, named
+from bigbase_jax.core import Example, UserError, Variables
+from bigbase_jax.data.files import LIMITS
+from bigbase_jax.data.sources.audio.voices import RATES, SpokenCodec
+from bigbase_jax.data.sources.text.base import named
 from bigbase_jax.inference.predictor import Predictor, Reading
 from bigbase_jax.models.vits import Vits
 from bigbase_jax.pretrained.files import read_json
@@ -23,8 +25,6 @@ from bigbase_jax.text.phonemes import PAUSES, front_end
 
 LENGTH = 512
 """Tokens of a sentence; of a longer one, parts are spoken."""
-RATES = (0.5, 2.0)
-_SENTENCE = re.compile(r"(?<=[.!?;])\s+|(?<=[。！？；])|\n+")
 _SAID = {"language": WORD, **dict.fromkeys(("add_blank", "normalize", "phonemize", "is_uroman"), FLAG)}
 
 
@@ -46,7 +46,8 @@ def of_vits(path: str, model: Vits, variables: Variables) -> Predictor:
             " take a voice that reads its own letters."
         )
     dataset_info = {"speakers": tuple(map(str, range(model.speakers))), "rate": model.samples}
-    codec = VitsCodec(vocabulary, dataset_info, model.rate, **{k: v for k, v in said.items() if k != "is_uroman"})
+    said = {name: value for name, value in said.items() if name != "is_uroman"}
+    codec = VitsCodec(dataset_info, LIMITS, vocabulary, model.rate, **said)
     task: Any = PublishedVoice(model)
     shapes = {"present": (LENGTH,), "tokens": (LENGTH,), "speaker": ()}
     spec = {name: jax.ShapeDtypeStruct(shape, np.int32) for name, shape in shapes.items()}
@@ -55,12 +56,11 @@ def of_vits(path: str, model: Vits, variables: Variables) -> Predictor:
 
 
 @dataclasses.dataclass(frozen=True)
-class VitsCodec(Codec):
-    """A text to be spoken, as an example for each sentence; rows may have a ``speaker`` and a ``rate``.
+class VitsCodec(SpokenCodec):
+    """A text to be spoken, as an example for each sentence; see ``SpokenCodec``.
 
     Attributes:
       vocabulary: token -> its number.
-      dataset_info: names of ``speakers``.
       usual: rate that 1 is.
       add_blank: whether the token 0 is around all others.
       normalize: whether letters that are not in the vocabulary are made small, and what is left of those dropped.
@@ -68,8 +68,7 @@ class VitsCodec(Codec):
       language: of the voice.
     """
 
-    vocabulary: Mapping[str, int]
-    dataset_info: Mapping[str, Any]
+    vocabulary: Mapping[str, int] = dataclasses.field(default_factory=dict)
     usual: float = 1.0
     add_blank: bool = True
     normalize: bool = True
@@ -78,25 +77,18 @@ class VitsCodec(Codec):
 
     padded = ("present", "tokens")
 
-    @property
-    def fields(self) -> Fields:  # type: ignore[override]
-        columns = {"text": [(name,) for name in ("text", "sentence", "transcript")]}
-        return Fields(
-            columns, lines=True, short={"speaker": self.dataset_info["speakers"]}, options=("speaker", "rate")
-        )
-
     def decode(self, given: bytes | str | Mapping[str, Any]) -> list[Example]:
         """
         Raises:
           UserError: no text, nothing in it that the voice can speak, or a wrong option.
         """
         row = given if isinstance(given, Mapping) else {}
-        speaker, rate = self._speaker(row.get("speaker")), self._rate(row.get("rate"))
+        speaker, rate = self.speaker(row), self.number(row, "rate", 1.0, RATES)
         with named(given):
-            text = given_text(given, self.dataset_info)
-            found = [self.tokens(sentence) for sentence in _SENTENCE.split(text)]
+            sentences = self.sentences(given)
+            found = [self.tokens(sentence) for sentence in sentences]
             if not any(found):
-                shown = text if len(text) <= 40 else text[:40] + "..."
+                shown = shorten(" ".join(sentences), 40, placeholder="...")
                 raise UserError(f"there is nothing in {shown!r} that the voice can speak.")
         room = LENGTH // 2 - 1 if self.add_blank else LENGTH
         parts = [some[i : i + room] for some in found for i in range(0, len(some), room)]
@@ -126,20 +118,3 @@ class VitsCodec(Codec):
         present, ids = np.zeros((2, LENGTH), np.int32)
         present[: len(tokens)], ids[: len(tokens)] = 1, tokens
         return {"present": present, "tokens": ids, "speaker": np.int32(speaker), "rate": np.float32(rate * self.usual)}
-
-    def _speaker(self, given: Any) -> int:
-        names = self.dataset_info["speakers"]
-        if given in (None, ""):
-            return 0
-        if str(given) not in names:
-            raise UserError(f"there is no speaker {given!r}.{suggest(str(given), names[:20], 'speaker')}")
-        return int(names.index(str(given)))
-
-    def _rate(self, given: Any) -> float:
-        try:
-            rate = 1.0 if given in (None, "") else float(given)
-        except (TypeError, ValueError):
-            rate = 0.0
-        if not RATES[0] <= rate <= RATES[1]:
-            raise UserError(f"rate is {given!r}; it is a number from {RATES[0]:g} to {RATES[1]:g}.")
-        return rate

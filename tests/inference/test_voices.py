@@ -53,7 +53,7 @@ def test_tokens_are_those_of_transformers(tmp_path, blank):
     (tmp_path / "vocab.json").write_text(json.dumps(VOCABULARY))
     words = {"add_blank": blank, "normalize": True, "phonemize": False}
     theirs = transformers.VitsTokenizer(str(tmp_path / "vocab.json"), pad_token="|", unk_token="|", **words)
-    codec = VitsCodec(VOCABULARY, {"speakers": ("0",)}, **words)
+    codec = VitsCodec({"speakers": ("0",)}, vocabulary=VOCABULARY, **words)
     for text in TEXTS[:3]:
         (example,) = codec.decode({"text": text})
         count = example["present"].sum()

@@ -95,27 +95,42 @@ class Gain:
         return {**example, "audio": _floats(example) * np.float32(10 ** (self.most * rng.uniform(-1, 1) / 20))}
 
 
+class _Sometimes:
+    """What is done with probability ``share``."""
+
+    share: float
+
+    def __call__(self, example: Example, rng: np.random.Generator) -> Example:
+        x_T = _floats(example)
+        done = rng.random() < self.share and len(x_T)
+        return {**example, "audio": self.changed(x_T, rng) if done else x_T}
+
+    def changed(self, x_T: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        raise NotImplementedError
+
+
+def _level(x_T: np.ndarray, snr: tuple[float, float], rng: np.random.Generator) -> float:
+    """Root mean square of noise, so many decibels below a recording."""
+    return float(max(float(np.sqrt(np.mean(x_T**2))), 1e-3) * 10 ** (-rng.uniform(*snr) / 20))
+
+
 @dataclasses.dataclass(frozen=True)
-class Noise:
+class Noise(_Sometimes):
     """Noise of a random colour, from white to brown, added with probability ``share``, ``snr`` decibels below the
     recording at least and at most; below -60 dB of full scale where that is silent."""
 
     snr: tuple[float, float] = (5.0, 40.0)
     share: float = 0.8
 
-    def __call__(self, example: Example, rng: np.random.Generator) -> Example:
-        x_T = _floats(example)
-        if rng.random() >= self.share or not len(x_T):
-            return {**example, "audio": x_T}
+    def changed(self, x_T: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         colour = rng.uniform(0, 1)  # of amplitudes: 0 white, 1 brown
         spectrum = np.fft.rfft(rng.standard_normal(len(x_T), np.float32))
         noise = np.fft.irfft(spectrum / np.arange(1, len(spectrum) + 1) ** colour, len(x_T))
-        level = max(float(np.sqrt(np.mean(x_T**2))), 1e-3) * 10 ** (-rng.uniform(*self.snr) / 20)
-        return {**example, "audio": x_T + np.float32(level / max(noise.std(), 1e-9)) * noise.astype(np.float32)}
+        return x_T + np.float32(_level(x_T, self.snr, rng) / max(noise.std(), 1e-9)) * noise.astype(np.float32)
 
 
 @dataclasses.dataclass(frozen=True)
-class RecordedNoise:
+class RecordedNoise(_Sometimes):
     """Noise from the recordings below ``folder``, a random stretch of one of them (again and again, if that is short),
     added with probability ``share`` as ``Noise`` is.
 
@@ -128,20 +143,16 @@ class RecordedNoise:
     snr: tuple[float, float] = (5.0, 40.0)
     share: float = 0.8
 
-    def __call__(self, example: Example, rng: np.random.Generator) -> Example:
-        x_T = _floats(example)
-        if rng.random() >= self.share or not len(x_T):
-            return {**example, "audio": x_T}
+    def changed(self, x_T: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         noise_T = _one_of(self.folder, self.rate, rng)
         start = int(rng.integers(max(len(noise_T) - len(x_T), 0) + 1))
         noise_T = np.resize(noise_T[start : start + len(x_T)], len(x_T))
-        level = max(float(np.sqrt(np.mean(x_T**2))), 1e-3) * 10 ** (-rng.uniform(*self.snr) / 20)
-        loudness = max(float(np.sqrt(np.mean(noise_T**2))), 1e-6)
-        return {**example, "audio": x_T + np.float32(level / loudness) * noise_T}
+        level = _level(x_T, self.snr, rng)
+        return x_T + np.float32(level / max(float(np.sqrt(np.mean(noise_T**2))), 1e-6)) * noise_T
 
 
 @dataclasses.dataclass(frozen=True)
-class RecordedRoom:
+class RecordedRoom(_Sometimes):
     """Reverberation with probability ``share`` by an impulse response, one of the recordings below ``folder``; its
     largest sample is where the sound arrives, and the loudness stays.
 
@@ -153,12 +164,9 @@ class RecordedRoom:
     rate: int
     share: float = 0.3
 
-    def __call__(self, example: Example, rng: np.random.Generator) -> Example:
-        x_T = _floats(example)
-        if rng.random() >= self.share or not len(x_T):
-            return {**example, "audio": x_T}
+    def changed(self, x_T: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         response = _one_of(self.folder, self.rate, rng)
-        return {**example, "audio": _in_room(x_T, response[np.abs(response).argmax() :])}
+        return _in_room(x_T, response[np.abs(response).argmax() :])
 
 
 def _one_of(folder: str, rate: int, rng: np.random.Generator) -> np.ndarray:
@@ -187,7 +195,7 @@ def _in_room(x_T: np.ndarray, response: np.ndarray) -> np.ndarray:
 
 
 @dataclasses.dataclass(frozen=True)
-class Room:
+class Room(_Sometimes):
     """Reverberation with probability ``share``: noise that fades by 60 dB within ``seconds`` at least and at most,
     behind the direct sound, at the loudness of before."""
 
@@ -195,16 +203,13 @@ class Room:
     seconds: tuple[float, float] = (0.1, 0.6)
     share: float = 0.3
 
-    def __call__(self, example: Example, rng: np.random.Generator) -> Example:
-        x_T = _floats(example)
-        if rng.random() >= self.share or not len(x_T):
-            return {**example, "audio": x_T}
+    def changed(self, x_T: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         seconds = rng.uniform(*self.seconds)
         t = np.arange(max(int(seconds * self.rate), 1)) / self.rate
         tail = rng.standard_normal(len(t)) * 10 ** (-3 * t / seconds)
         tail *= rng.uniform(0.2, 1.0) / np.sqrt(np.sum(tail**2))
         tail[0] = 1.0
-        return {**example, "audio": _in_room(x_T, tail)}
+        return _in_room(x_T, tail)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -23,7 +23,7 @@ import os
 import pathlib
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -288,26 +288,63 @@ def asked(ids_L: np.ndarray, length: int, speaker: int, rate: float = 1.0, pitch
 
 
 @dataclasses.dataclass(frozen=True)
-class SpeakCodec(Codec):
-    """A text to be spoken, as an example for each sentence, or for each part of one that is too long.
-
-    Rows may have a ``speaker`` (a name or a number), ``rate`` (times the usual speed) and ``pitch`` (semitones).
+class SpokenCodec(Codec):
+    """Texts that are to be spoken, sentence by sentence; rows may say by whom, and how fast.
 
     Attributes:
-      dataset_info: of the voice.
+      dataset_info: of the voice: the names of its ``speakers``.
       limits: of reading a file.
     """
 
     dataset_info: Mapping[str, Any]
     limits: Limits = LIMITS
 
-    padded = ("phonemes",)
+    options: ClassVar[tuple[str, ...]] = ("speaker", "rate")
 
     @property
     def fields(self) -> Fields:  # type: ignore[override]
         names = [(name,) for name in ("text", "sentence", "transcript")]
-        short = {"speaker": self.dataset_info["speakers"]}
-        return Fields({"text": names}, lines=True, short=short, options=("speaker", "rate", "pitch"))
+        return Fields(
+            {"text": names}, lines=True, short={"speaker": self.dataset_info["speakers"]}, options=self.options
+        )
+
+    def sentences(self, given: bytes | str | Mapping[str, Any]) -> list[str]:
+        """Raises UserError where there is no text."""
+        text = given_text(given, self.dataset_info, "text", self.limits)
+        return [sentence for sentence in _SENTENCE.split(text) if sentence.strip()]
+
+    def speaker(self, row: Mapping[str, Any]) -> int:
+        """By name, or else by number; raises UserError where there is none such."""
+        given, names = row.get("speaker"), list(map(str, self.dataset_info["speakers"]))
+        if given in (None, ""):
+            return 0
+        if str(given) in names:
+            return names.index(str(given))
+        if str(given).isdigit() and int(given) < len(names):
+            return int(given)
+        raise UserError(f"there is no speaker {given!r}.{suggest(str(given), names[:20], 'speaker')}")
+
+    def number(self, row: Mapping[str, Any], name: str, usual: float, bounds: tuple[float, float]) -> float:
+        """An option; raises UserError where it is none from the one bound to the other."""
+        given = row.get(name)
+        try:
+            value = usual if given in (None, "") else float(given)
+        except (TypeError, ValueError):
+            value = math.nan
+        if not bounds[0] <= value <= bounds[1]:
+            raise UserError(f"{name} is {given!r}; it is a number from {bounds[0]:g} to {bounds[1]:g}.")
+        return value
+
+
+@dataclasses.dataclass(frozen=True)
+class SpeakCodec(SpokenCodec):
+    """A text to be spoken, as an example for each sentence, or for each part of one that is too long.
+
+    Rows may have a ``speaker`` (a name or a number), ``rate`` (times the usual speed) and ``pitch`` (semitones).
+    """
+
+    padded = ("phonemes",)
+    options = ("speaker", "rate", "pitch")
 
     def decode(self, given: bytes | str | Mapping[str, Any]) -> list[Example]:
         """
@@ -315,36 +352,14 @@ class SpeakCodec(Codec):
           UserError: no text, nothing in it that can be spoken, or a wrong option.
         """
         info, row = self.dataset_info, given if isinstance(given, Mapping) else {}
-        rate = _number(row, "rate", 1.0, RATES)
-        options = (self._speaker(row.get("speaker")), rate, _number(row, "pitch", 0.0, SHIFTS))
+        options = self.speaker(row), self.number(row, "rate", 1.0, RATES), self.number(row, "pitch", 0.0, SHIFTS)
         with named(given):
-            text = given_text(given, info, "text", self.limits)
-            front = front_end(info["front_end"])
-            spoken = list(filter(None, _read_all(front, [s for s in _SENTENCE.split(text) if s.strip()])))
+            front, sentences = front_end(info["front_end"]), self.sentences(given)
+            spoken = list(filter(None, _read_all(front, sentences)))
             if not spoken:
-                front(text)  # which says what is wrong with it
+                front(" ".join(sentences))  # which says what is wrong with it
             parts = [part for some in spoken for part in _parts(some, info["length"] - 2)]
         return [asked(ids(part, info["symbols"]), info["length"], *options) for part in parts]
-
-    def _speaker(self, given: Any) -> int:
-        names = list(map(str, self.dataset_info["speakers"]))
-        if given in (None, ""):
-            return 0
-        if str(given) in names:
-            return names.index(str(given))
-        if str(given).isdigit() and int(given) < len(names):
-            return int(given)
-        raise UserError(f"there is no speaker {given!r}.{suggest(str(given), names, 'speaker')}")
-
-
-def _number(row: Mapping[str, Any], name: str, usual: float, bounds: tuple[float, float]) -> float:
-    try:
-        value = float(row.get(name, usual))
-    except (TypeError, ValueError):
-        value = math.nan
-    if not bounds[0] <= value <= bounds[1]:
-        raise UserError(f"{name} is {row.get(name)!r}; it is a number from {bounds[0]:g} to {bounds[1]:g}.")
-    return value
 
 
 def _parts(units: Sequence[str], most: int) -> Iterator[Sequence[str]]:
