@@ -70,7 +70,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
             target(A.RecordedNoise, folder=args.noise, rate=rate) if args.noise else target(A.Noise),
             target(A.Gain),
         ),
-        eval_transforms=(target(A.PadOrCrop, samples=samples),),
+        eval_transforms=(target(A.PadOrCrop, samples=samples), target(A.Floats)),
     )
     config.task = target(
         AudioClassification,

@@ -57,7 +57,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
             target(A.Noise),
             target(A.Gain),
         ),
-        eval_transforms=(target(A.PadOrCrop, samples=samples),),
+        eval_transforms=(target(A.PadOrCrop, samples=samples), target(A.Floats)),
     )
     sizes = {"channels": 16, "dim": 16, "squeeze": 8, "parts": 4} if args.tiny else {"squeeze": args.channels // 4}
     body = target(ECAPA, **{"channels": args.channels, "dim": args.dim, **sizes})

@@ -123,7 +123,7 @@ class LogMel:
             return self._finished(np, self._host_power(np.asarray(x_BT), frames))
         rows = frames + hops - 1
         x_BT = xp.pad(x_BT, ((0, 0), (0, max(rows * self.hop - x_BT.shape[1], 0))))[:, : rows * self.hop]
-        x_BRH = x_BT.reshape(len(x_BT), rows, self.hop)
+        x_BRH = x_BT.reshape(x_BT.shape[0], rows, self.hop)
         parts = self.transform.reshape(hops, self.hop, -1)
         y_BFN = sum(_product(xp, x_BRH[:, k : k + frames], parts[k]) for k in range(hops))
         bins = self.fft // 2 + 1

@@ -23,7 +23,7 @@ def stft(x_BT: Any, fft: int, hop: int, xp: Any = jnp) -> Any:
     """f32[B,T] -> c64[B,F,N], F = T // hop; ``xp`` is ``jax.numpy``, or ``numpy`` for the same on the host."""
     frames, edge = x_BT.shape[1] // hop, (fft - hop) // 2
     x_BT = xp.pad(x_BT[:, : frames * hop], ((0, 0), (edge, edge)), mode="reflect")
-    hops_BRH = x_BT[:, : (frames - 1) * hop + fft].reshape(len(x_BT), -1, hop)
+    hops_BRH = x_BT[:, : (frames - 1) * hop + fft].reshape(x_BT.shape[0], -1, hop)
     x_BFW = xp.concatenate([hops_BRH[:, k : k + frames] for k in range(fft // hop)], -1)
     return xp.fft.rfft(x_BFW * hann(fft), axis=-1).astype(xp.complex64)
 
@@ -34,8 +34,8 @@ def istft(y_BFN: Any, fft: int, hop: int, xp: Any = jnp) -> Any:
     x_BFW = xp.fft.irfft(y_BFN, fft, axis=-1).astype(xp.float32) * hann(fft)
 
     def overlapped(x_BFW: Any, xp: Any) -> Any:
-        parts = x_BFW.reshape(len(x_BFW), frames, hops, hop)
+        parts = x_BFW.reshape(x_BFW.shape[0], frames, hops, hop)
         rows = [xp.pad(parts[:, :, k], ((0, 0), (k, hops - 1 - k), (0, 0))) for k in range(hops)]
-        return sum(rows).reshape(len(x_BFW), -1)[:, edge : edge + frames * hop]
+        return sum(rows).reshape(x_BFW.shape[0], -1)[:, edge : edge + frames * hop]
 
     return overlapped(x_BFW, xp) / overlapped(np.broadcast_to(hann(fft) ** 2, (1, frames, fft)), np)

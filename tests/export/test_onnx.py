@@ -14,12 +14,15 @@ from bigbase_jax.inference import engines
 from bigbase_jax.inference.generation import Engine, SamplingParams
 from bigbase_jax.inference.predictor import Predictor
 from bigbase_jax.models.bag_of_words import BagOfWords
+from bigbase_jax.models.bc_resnet import BCResNet
 from bigbase_jax.models.bert import Bert
 from bigbase_jax.models.clicks import DCN, DLRM
 from bigbase_jax.models.cnn import ConvNet
 from bigbase_jax.models.decoder import Decoder
+from bigbase_jax.models.ecapa import ECAPA
 from bigbase_jax.models.encoder_decoder import EncoderDecoder
 from bigbase_jax.models.forecast import DLinear, NLinear, PatchTST, SeasonalNaive
+from bigbase_jax.models.margin import CosineHead
 from bigbase_jax.models.mlp import MLP
 from bigbase_jax.models.resnet import CifarResNet, ResNet
 from bigbase_jax.models.sasrec import SASRec
@@ -28,6 +31,7 @@ from bigbase_jax.models.transformer import LLAMA, Style
 from bigbase_jax.models.two_tower import TwoTower
 from bigbase_jax.models.vit import ViT
 from bigbase_jax.pretrained.start import model_of
+from bigbase_jax.tasks.audio_classification import AudioClassification
 from bigbase_jax.tasks.classification import Classification
 from bigbase_jax.tasks.forecasting import Forecasting
 from bigbase_jax.tasks.language import CausalLanguageModel
@@ -38,6 +42,7 @@ from bigbase_jax.tasks.tabular import TabularClassification
 from bigbase_jax.tasks.tagging import Tagging
 from bigbase_jax.tasks.text_classification import TextClassification
 from bigbase_jax.tasks.translation import Translation
+from bigbase_jax.tasks.verification import SpeakerVerification
 from bigbase_jax.wrappers.lora import LoRA
 
 SIZES = {"vocab_size": 50, "length": 12, "width": 16, "depth": 2, "heads": 2}
@@ -72,6 +77,8 @@ ROWS = {
     "dlrm": TabularClassification(DLRM(2, (5, 5), bottom=(8,), top=(8,)), 2, **COLUMNS),
     "dcn": TabularClassification(DCN(2, (5, 5), deep=(8,), rank=2, experts=2), 2, **COLUMNS),
     "sasrec": NextItem(SASRec(num_items=9, length=4, width=8, depth=1), num_items=9, top=3),
+    "commands": AudioClassification(BCResNet(3, tau=0.5, depths=(1, 1, 1, 1)), 3, rate=4000),
+    "speakers": SpeakerVerification(CosineHead(ECAPA(channels=16, dim=8, parts=4, squeeze=4), 3), 3, rate=4000),
     "towers": Retrieval(TwoTower(num_users=4, num_items=9, length=4, width=8), num_items=9, top=3),
 }
 FREE = {"bert", "bag_of_words", "tags", "gpt2", "llama", "windows", "translation", "t5"}
@@ -153,13 +160,14 @@ def test_texts_and_the_cache_of_what_writes(name, tmp_path):
 
 
 @pytest.mark.parametrize("name", ROWS)
-def test_rows_histories_and_series(name, tmp_path):
+def test_rows_histories_series_and_sounds(name, tmp_path):
     task, rng = ROWS[name], np.random.default_rng(0)
     every = {
         "numbers": rng.standard_normal((3, 4), np.float32),
         "categories": rng.integers(0, 5, (3, 2), np.int32),
         "user": np.array([0, -1, 3], np.int32),
         "history": np.array([[0, 0, 3, 4], [1, 2, 3, 4], [0, 0, 0, 0]], np.int32),
+        "audio": rng.uniform(-0.5, 0.5, (3, 4000)).astype(np.float32),
         "covariates": rng.standard_normal((3, 30, 2), np.float32),
     }
     if isinstance(task, Forecasting):

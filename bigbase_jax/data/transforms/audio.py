@@ -28,6 +28,16 @@ def _floats(example: Example) -> np.ndarray:
 
 
 @dataclasses.dataclass(frozen=True)
+class Floats:
+    """Samples as f32 in -1..1, as they come from what computes with them: a model is compiled for one kind."""
+
+    random: ClassVar[bool] = False
+
+    def __call__(self, example: Example, rng: np.random.Generator) -> Example:
+        return {**example, "audio": _floats(example)}
+
+
+@dataclasses.dataclass(frozen=True)
 class PadOrCrop:
     """Exactly so many samples: the middle of what is longer, silence on both sides of what is shorter.
 
