@@ -38,9 +38,7 @@ def init_logits(model: nn.Module, num_classes: int | None, key: jax.Array, *inpu
     return variables
 
 
-def applied_in_training(
-    model: nn.Module, variables: Variables, key: jax.Array, *inputs: Any
-) -> tuple[jax.Array, Variables]:
+def applied_in_training(model: nn.Module, variables: Variables, key: jax.Array, *inputs: Any) -> tuple[Any, Variables]:
     """What a model gives in training, with ``key`` for dropout, and its state after it."""
     mutable = [name for name in variables if name != "params"]
     with model_errors():
@@ -291,19 +289,24 @@ class Classification(Classifier):
             return (logits_BK + apply(image_BHWC[:, :, ::-1])) / 2 if self.flip_test else logits_BK
 
     def normalise(self, image_BHWC: jax.Array | np.ndarray) -> jax.Array:
-        """uint8 -> f32 ``(x / 255 - mean) / std``; floating point stays as it is.
+        """See ``normalised``."""
+        return normalised(image_BHWC, self.mean, self.std)
 
-        Raises:
-          UserError: another dtype, or ``mean`` and ``std`` for another number of channels.
-        """
-        if jnp.issubdtype(image_BHWC.dtype, jnp.floating):
-            return jnp.asarray(image_BHWC)
-        if image_BHWC.dtype != jnp.uint8:
-            raise UserError(f"image has dtype {image_BHWC.dtype}; give uint8, or normalised floats.")
-        channels = image_BHWC.shape[-1]
-        if len(self.mean) not in (1, channels) or len(self.std) not in (1, channels):
-            raise UserError(f"mean {self.mean} or std {self.std} does not fit pictures of {channels} channel(s).")
-        return (image_BHWC / jnp.float32(255) - jnp.float32(self.mean)) / jnp.float32(self.std)
+
+def normalised(image_BHWC: jax.Array | np.ndarray, mean: Sequence[float], std: Sequence[float]) -> jax.Array:
+    """uint8 -> f32 ``(x / 255 - mean) / std``; floating point stays as it is.
+
+    Raises:
+      UserError: another dtype, or ``mean`` and ``std`` for another number of channels.
+    """
+    if jnp.issubdtype(image_BHWC.dtype, jnp.floating):
+        return jnp.asarray(image_BHWC)
+    if image_BHWC.dtype != jnp.uint8:
+        raise UserError(f"image has dtype {image_BHWC.dtype}; give uint8, or normalised floats.")
+    channels = image_BHWC.shape[-1]
+    if len(mean) not in (1, channels) or len(std) not in (1, channels):
+        raise UserError(f"mean {mean} or std {std} does not fit pictures of {channels} channel(s).")
+    return (image_BHWC / jnp.float32(255) - jnp.float32(mean)) / jnp.float32(std)
 
 
 def _told(examples: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:

@@ -40,10 +40,10 @@ def per_class(metrics: Mapping[str, Any], title: str = "Classes", each: str = "C
     classes = metrics.get("per_class")
     if not isinstance(classes, dict) or not all(isinstance(scores, dict) for scores in classes.values()):
         return
-    named = {"f1": "F1", "auc": "AUC"}
+    named = {"f1": "F1", "auc": "AUC", "ap": "AP", "ap50": "AP50"}
     columns = {column: named.get(column, column.capitalize()) for scores in classes.values() for column in scores}
     rows = [(name, *(scores.get(column) for column in columns)) for name, scores in classes.items()]
-    yield Table(title, (each, *columns.values()), rows, shares=("Precision", "Recall", "F1"))
+    yield Table(title, (each, *columns.values()), rows, shares=("Precision", "Recall", "F1", "AP", "AP50"))
 
 
 def confusion(counts_KK: Any, names: Sequence[str]) -> Matrix:
