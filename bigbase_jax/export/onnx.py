@@ -42,7 +42,7 @@ from bigbase_jax.decoding import sampling
 from bigbase_jax.inference import engines
 from bigbase_jax.inference.engines import CACHE, FILE, OUT, SOURCE, STEP
 from bigbase_jax.inference.predictor import Predictor
-from bigbase_jax.models import cnn, resnet
+from bigbase_jax.models import bc_resnet, cnn, resnet
 from bigbase_jax.models.attention import UNSEEN
 from bigbase_jax.models.layers import ACTIVATIONS
 from bigbase_jax.models.transformer import unstack_blocks
@@ -253,6 +253,7 @@ def _quantised(
             quantize_dynamic(ready, path, **kinds, **words)
         quantised = onnx.load(path, load_external_data=False)
         _share(quantised.graph)
+        del quantised.graph.value_info[:]  # shapes between operations, which whoever opens it infers
         onnx.helper.set_model_props(quantised, dict(about))
         path.write_bytes(quantised.SerializeToString())
     for left in path.parent.glob(f"{ready.name}*"):
@@ -332,6 +333,7 @@ def traced(
         nn.intercept_methods(fused.module),
         mock.patch.object(jax.nn, "dot_product_attention", fused.attention),
         mock.patch.object(cnn, "max_pool_2x2", functools.partial(_max_pool, 2, 0)),
+        mock.patch.object(bc_resnet, "convolved", _depthwise),
         mock.patch.object(resnet, "max_pool_3x3", functools.partial(_max_pool, 3, 1)),
         mock.patch.dict(ACTIVATIONS, {"gelu": _gelu("none"), "gelu_tanh": _gelu("tanh")}),
     ):
@@ -565,6 +567,22 @@ def _max_pool(size: int, pad: int, x_BHWC: Any) -> Any:
     words: dict[str, Any] = {"kernel_shape": (size, size), "strides": (2, 2), "pads": (pad,) * 4}
     (y_BCHW,) = _node("MaxPool", [jnp.transpose(x_BHWC, (0, 3, 1, 2))], small, **words)
     return jnp.transpose(y_BCHW, (0, 2, 3, 1))
+
+
+def _depthwise(x_BFTC: Any, kernel_KC: Any, axis: int, dilation: int) -> Any:
+    """As one convolution along an axis; BC-ResNet is written as a sum of slices, which is dozens of operations here."""
+    along = 2 - axis, axis - 1  # (0, 1) of the frames, (1, 0) of the bands
+    kernel = jnp.expand_dims(kernel_KC, (2 - axis, 2))
+    channels, reach = x_BFTC.shape[-1], dilation * (len(kernel_KC) // 2)
+    return jax.lax.conv_general_dilated(
+        x_BFTC,
+        kernel,
+        (1, 1),
+        [(reach * n, reach * n) for n in along],
+        rhs_dilation=[dilation if n else 1 for n in along],
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=channels,
+    )
 
 
 def _max(x: Any, y: Any) -> Any:

@@ -33,17 +33,21 @@ class Depthwise(nn.Module):
 
     @nn.compact
     def __call__(self, x_BFTC: Float[Array, "B F T C"]) -> Float[Array, "B F T C"]:
-        channels, size, reach = x_BFTC.shape[-1], x_BFTC.shape[self.axis], self.dilation * (self.taps // 2)
         init = nn.initializers.variance_scaling(2.0, "fan_in", "normal", in_axis=0, out_axis=(), batch_axis=1)
-        kernel = self.param("kernel", init, (self.taps, channels))
-        pad = [(reach, reach) if i == self.axis else (0, 0) for i in range(4)]
-        padded = jnp.pad(x_BFTC, pad)
-        starts = [i * self.dilation for i in range(self.taps)]
-        parts = [jax.lax.slice_in_dim(padded, start, start + size, axis=self.axis) for start in starts]
-        total = parts[0] * kernel[0]
-        for part, weight_C in zip(parts[1:], kernel[1:], strict=True):
-            total = total + part * weight_C
-        return total
+        kernel = self.param("kernel", init, (self.taps, x_BFTC.shape[-1]))
+        return convolved(x_BFTC, kernel, self.axis, self.dilation)
+
+
+def convolved(x_BFTC: Array, kernel_KC: Array, axis: int, dilation: int) -> Array:
+    """``Depthwise``."""
+    size, reach = x_BFTC.shape[axis], dilation * (len(kernel_KC) // 2)
+    padded = jnp.pad(x_BFTC, [(reach, reach) if i == axis else (0, 0) for i in range(4)])
+    starts = [i * dilation for i in range(len(kernel_KC))]
+    parts = [jax.lax.slice_in_dim(padded, start, start + size, axis=axis) for start in starts]
+    total = parts[0] * kernel_KC[0]
+    for part, weight_C in zip(parts[1:], kernel_KC[1:], strict=True):
+        total = total + part * weight_C
+    return total
 
 
 class SubSpectralNorm(nn.Module):
