@@ -18,6 +18,7 @@ import collections
 import contextlib
 import dataclasses
 import functools
+import hashlib
 import io
 import json
 import logging
@@ -86,6 +87,7 @@ def write(
     found: dict[str, Any] = {}
     for name, (function, inputs) in graphs(predictor.task, predictor.variables, predictor.spec).items():
         model = converted(function, inputs)
+        _tie(model.graph)
         model.graph.name, model.producer_name = name.partition(".")[0], "bigbase_jax"
         path = folder / name
         with _quiet():
@@ -258,6 +260,22 @@ def _quantised(
         path.write_bytes(quantised.SerializeToString())
     for left in path.parent.glob(f"{ready.name}*"):
         left.unlink()
+
+
+def _tie(graph: Any) -> None:
+    """Lets a table of tokens that is transposed for the logits stand once; onnxruntime transposes it when it opens the
+    graph."""
+    import onnx
+
+    kept: dict[tuple[Any, ...], str] = {}
+    for tensor in [x for x in graph.initializer if len(x.dims) == 2 and min(x.dims) > 1]:
+        x = onnx.numpy_helper.to_array(tensor)
+        first = kept.get((x.T.shape, x.dtype, hashlib.sha256(x.T.tobytes()).digest()))
+        if first is None:
+            kept[x.shape, x.dtype, hashlib.sha256(x.tobytes()).digest()] = tensor.name
+            continue
+        graph.node.insert(0, onnx.helper.make_node("Transpose", [first], [tensor.name], perm=[1, 0]))
+        graph.initializer.remove(tensor)
 
 
 def _share(graph: Any) -> None:

@@ -147,6 +147,9 @@ def test_texts_and_the_cache_of_what_writes(name, tmp_path):
     assert (["L"] in shapes) == (name in FREE)
     if name in FREE:
         same(given, tmp_path, {key: x[:2, :7] for key, x in inputs.items()})
+    if name == "gpt2":  # one table, for tokens and, transposed, for logits
+        tables = onnx_library.load(tmp_path / "step.onnx").graph.initializer
+        assert [list(x.dims) for x in tables if 50 in x.dims and len(x.dims) == 2] == [[50, 16]]
     if name in ("gpt2", "windows"):
         prompts = [np.array([3, 4, 5]), np.array([7]), np.array([9, 8, 7, 6, 5])]
         jax_engine, other = Engine(task.model, given.variables, 2), Engine(model_of(engine)[1], engines.VARIABLES, 2)
