@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -38,7 +39,31 @@ def _conv(features: int, kernel: int, stride: int, dtype: str, name: str) -> nn.
     )
 
 
-def _norm(train: bool, dtype: str) -> Callable[..., nn.BatchNorm]:
+class FrozenBatchNorm(nn.Module):
+    """A BatchNorm whose statistics, scale and bias nothing trains, as detectors' backbones have it (Ren et al. 2015).
+
+    Its variables are those of ``nn.BatchNorm``, by the same names.
+    """
+
+    epsilon: float = 1e-5
+    dtype: Any = jnp.float32
+    scale_init: Callable[..., Any] = nn.initializers.ones
+
+    @nn.compact
+    def __call__(self, x_BHWC: Float[Array, "B H W C"]) -> Float[Array, "B H W C"]:
+        shape = x_BHWC.shape[-1:]
+        mean_C = self.variable("batch_stats", "mean", jnp.zeros, shape).value
+        var_C = self.variable("batch_stats", "var", jnp.ones, shape).value
+        scale_C = self.param("scale", self.scale_init, shape)
+        bias_C = self.param("bias", nn.initializers.zeros, shape)
+        scale_C = jax.lax.stop_gradient(scale_C) * jax.lax.rsqrt(var_C + self.epsilon)
+        shift_C = jax.lax.stop_gradient(bias_C) - mean_C * scale_C
+        return x_BHWC * scale_C.astype(self.dtype) + shift_C.astype(self.dtype)
+
+
+def _norm(train: bool, dtype: str, frozen: bool = False) -> Callable[..., nn.Module]:
+    if frozen:
+        return functools.partial(FrozenBatchNorm, dtype=DTYPES[dtype])
     return functools.partial(
         nn.BatchNorm,
         use_running_average=not train,
@@ -55,9 +80,11 @@ class ResidualBlock(nn.Module):
       width: channels of each convolution, but for a bottleneck's last, which has four times as many.
       stride: of the first 3x3 convolution (torchvision's "v1.5") and of the shortcut.
       bottleneck: which of the two it is.
-      shortcut: where the shapes differ: "conv" (1x1 convolution and BatchNorm; option B) or "pad" (subsample, and pad
-        the channels with zeros on both sides; option A).
+      shortcut: where the shapes differ: "conv" (1x1 convolution and BatchNorm; option B), "pad" (subsample, and pad
+        the channels with zeros on both sides; option A) or "pool" ("conv" on 2x2 means; He et al. 2018, ResNet-D).
+      project: whether a "conv" or "pool" shortcut has its convolution though the shapes are the same.
       zero_init: start the last BatchNorm's scale at zero.
+      frozen: see ``FrozenBatchNorm``.
     """
 
     width: int
@@ -66,10 +93,12 @@ class ResidualBlock(nn.Module):
     shortcut: str = "conv"
     zero_init: bool = False
     dtype: str = "float32"
+    project: bool = False
+    frozen: bool = False
 
     @nn.compact
     def __call__(self, x_BHWC: Float[Array, "B H W C"], train: bool) -> Float[Array, "B h w D"]:
-        conv, norm = functools.partial(_conv, dtype=self.dtype), _norm(train, self.dtype)
+        conv, norm = functools.partial(_conv, dtype=self.dtype), _norm(train, self.dtype, self.frozen)
         layers = [(3, self.width), (3, self.width)]  # (kernel, channels)
         if self.bottleneck:
             layers = [(1, self.width), (3, self.width), (1, 4 * self.width)]
@@ -81,15 +110,25 @@ class ResidualBlock(nn.Module):
             y = conv(channels, kernel, self.stride if i == strided else 1, name=f"conv{i + 1}")(y)
             y = norm(name=f"bn{i + 1}", scale_init=scale_init)(y)
             y = y if last else jax.nn.relu(y)
-        if x_BHWC.shape[-1] == out and self.stride == 1:
+        if x_BHWC.shape[-1] == out and self.stride == 1 and not self.project:
             short = x_BHWC
-        elif self.shortcut == "conv":
-            short = norm(name="downsample_1")(conv(out, 1, self.stride, name="downsample_0")(x_BHWC))
+        elif self.shortcut != "pad":
+            pooled = self.shortcut == "pool" and self.stride == 2
+            short = _mean_pool_2x2(x_BHWC) if pooled else x_BHWC
+            short = conv(out, 1, 1 if pooled else self.stride, name="downsample_0")(short)
+            short = norm(name="downsample_1")(short)
         else:
             more = out - x_BHWC.shape[-1]
             short = x_BHWC[:, :: self.stride, :: self.stride]
             short = jnp.pad(short, ((0, 0), (0, 0), (0, 0), (more // 2, more - more // 2)))
         return jax.nn.relu(y + short)
+
+
+def _mean_pool_2x2(x_BHWC: Array) -> Array:
+    """2x2 means at stride 2; of an odd last row or column those of what is there (``ceil_mode`` of torch)."""
+    B, H, W, C = x_BHWC.shape
+    x = jnp.pad(x_BHWC, ((0, 0), (0, H % 2), (0, W % 2), (0, 0)), mode="edge")
+    return jnp.mean(x.reshape(B, (H + 1) // 2, 2, (W + 1) // 2, 2, C), (2, 4))
 
 
 LAYOUTS = {  # depth -> whether its blocks are bottlenecks, and how many each stage has
@@ -99,7 +138,7 @@ LAYOUTS = {  # depth -> whether its blocks are bottlenecks, and how many each st
     101: (True, (3, 4, 23, 3)),
     152: (True, (3, 8, 36, 3)),
 }
-STEMS = ("imagenet", "cifar", "patch")
+STEMS = ("imagenet", "cifar", "patch", "deep")
 
 
 class ResNet(nn.Module):
@@ -110,12 +149,15 @@ class ResNet(nn.Module):
       depth: 18, 34, 50, 101 or 152.
       width: channels of the first stage, doubled at each of the next three; 64 in the published networks.
       stem: "imagenet" (7x7 convolution at stride 2, then 3x3 max-pool at stride 2), "cifar" (3x3 convolution at stride
-        1, no pool: for pictures of 32 pixels or so) or "patch" (4x4 convolution at stride 4, the cheapest).
+        1, no pool: for pictures of 32 pixels or so), "patch" (4x4 convolution at stride 4, the cheapest) or "deep"
+        (three 3x3 convolutions, the first at stride 2, then the pool) with the "pool" shortcuts of ``ResidualBlock``
+        (ResNet-D, He et al. 2018).
       dropout: rate before the last layer.
       zero_init: start the last BatchNorm scale of each block at zero, so that blocks begin as the identity (Goyal et
         al. 2017, section 5.1).
       dtype: of the computation, "float32" or "bfloat16"; parameters, BatchNorm statistics and logits are float32.
       remat: compute the blocks' activations again in the backward pass instead of keeping them.
+      frozen: all norms are ``FrozenBatchNorm``s.
 
     Raises:
       ModelError: an unknown depth, stem or dtype.
@@ -129,6 +171,7 @@ class ResNet(nn.Module):
     zero_init: bool = False
     dtype: str = "float32"
     remat: bool = False
+    frozen: bool = False
 
     def __post_init__(self) -> None:
         look_up(DTYPES, self.dtype, "dtype")
@@ -143,7 +186,7 @@ class ResNet(nn.Module):
         self, x_BHWC: Float[Array, "B H W C"], train: bool = False, features: bool = False
     ) -> Float32[Array, "B K"] | list[Float[Array, "B _ _ _"]]:
         """Logits; or with ``features`` what each stage gives, the finest first, as a detector reads it."""
-        conv, norm = functools.partial(_conv, dtype=self.dtype), _norm(train, self.dtype)
+        conv, norm = functools.partial(_conv, dtype=self.dtype), _norm(train, self.dtype, self.frozen)
         x = x_BHWC.astype(DTYPES[self.dtype])
         if self.stem == "patch":
             if min(x.shape[1:3]) < 4:
@@ -153,10 +196,14 @@ class ResNet(nn.Module):
             )(x)
         elif self.stem == "cifar":
             x = conv(self.width, 3, 1, name="conv1")(x)
+        elif self.stem == "deep":
+            for i, (width, stride) in enumerate([(self.width // 2, 2), (self.width // 2, 1)]):
+                x = jax.nn.relu(norm(name=f"stem_bn{i}")(conv(width, 3, stride, name=f"stem_conv{i}")(x)))
+            x = conv(self.width, 3, 1, name="conv1")(x)
         else:
             x = conv(self.width, 7, 2, name="conv1")(x)
         x = jax.nn.relu(norm(name="bn1")(x))
-        if self.stem == "imagenet":
+        if self.stem in ("imagenet", "deep"):
             x = max_pool_3x3(x)
         make = nn.remat(ResidualBlock, static_argnums=(2,)) if self.remat else ResidualBlock
         bottleneck, counts = LAYOUTS[self.depth]
@@ -167,8 +214,11 @@ class ResNet(nn.Module):
                     self.width * 2**stage,
                     stride=2 if stage and not i else 1,
                     bottleneck=bottleneck,
+                    shortcut="pool" if self.stem == "deep" else "conv",
                     zero_init=self.zero_init,
                     dtype=self.dtype,
+                    project=self.stem == "deep" and not i,
+                    frozen=self.frozen,
                     name=f"layer{stage + 1}_{i}",
                 )(x, train)
             found.append(x)

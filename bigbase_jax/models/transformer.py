@@ -142,6 +142,9 @@ class Context(NamedTuple):
         cache.
       window: i32[], in place of the style's, for a program that all blocks of a stack share.
       segment_ids: self-attention stays within a segment; unread where there is a cache. None: there is one.
+      position: added to what queries and keys, and no values, of the sequence are made of in each block (Carion et al.
+        2020, DETR); None: nothing is.
+      memory_position: the same of the memory's keys.
     """
 
     rotation: Float32[Array, "_ L 2 k"] | None = None
@@ -151,6 +154,8 @@ class Context(NamedTuple):
     position_B: Int[Array, " B"] | None = None
     window: Int[Array, ""] | None = None
     segment_ids: Int[Array, "B L"] | None = None
+    position: Float[Array, "_ L D"] | None = None
+    memory_position: Float[Array, "_ S D"] | None = None
 
 
 class Attention(nn.Module):
@@ -197,14 +202,18 @@ class Attention(nn.Module):
                 y = rotate(y, context.rotation)
             return _spread(y)
 
-        q_BLHK = project("query", self.heads, x_BLD)
+        def placed(x: Any, position: Any) -> Any:
+            return x if position is None else x + position.astype(x.dtype)
+
+        q_BLHK = project("query", self.heads, placed(x_BLD, context.position))
         if style.scale is not None:  # which attention divides by K ** 0.5
             q_BLHK = q_BLHK * (style.scale * K**0.5)
         cached = self.has_variable("cache", "keys")
         window = None if cross else style.window if context.window is None else context.window
         source = x_BLD if not cross else context.memory
         if source is not None:
-            k_BSGK, v_BSGK = project("key", G, source), project("value", G, source)
+            keyed = placed(source, context.memory_position if cross else context.position)
+            k_BSGK, v_BSGK = project("key", G, keyed), project("value", G, source)
             if cached:
                 position_B = None if cross else context.position_B
                 k_BSGK, v_BSGK = self._keep("keys", k_BSGK, position_B), self._keep("values", v_BSGK, position_B)

@@ -5,10 +5,11 @@ Axes: B examples, H height, W width, C channels, K classes, D model width, h = H
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Float32
 
 from bigbase_jax.models.layers import DTYPES, ModelError, classes, constrain, look_up
@@ -103,3 +104,27 @@ class ViT(Transformer):
             constrain(x_BD, "batch", "width")
         )
         return constrain(logits_BK, "batch", None)
+
+
+def bicubic(count: int, places: int, wanted: Any = None) -> Any:
+    """f32[..., places, count]: the share of each of ``count`` points in each of ``wanted`` ones on the same line.
+
+    Keys (1981) with a = -0.75 and without antialiasing, the outermost points going on beyond the ends, as torch's
+    ``interpolate(mode="bicubic", align_corners=False)``; ``jax.image.resize`` has a = -0.5, and leaves the points out.
+
+    Args:
+      wanted: an array [...], of which each is up to ``places``: the shares of places from there on mean nothing. None:
+        all places, and the result is a numpy array.
+    """
+    xp: Any = np if wanted is None else jnp
+    scale = count / places if wanted is None else count / wanted[..., None]
+    at_w = (xp.arange(places) + 0.5) * scale - 0.5
+    shares_wc = xp.zeros((*at_w.shape, count))
+    for tap in range(-1, 3):
+        point_w = xp.floor(at_w) + tap
+        x = xp.abs(at_w - point_w)
+        near, far = (1.25 * x - 2.25) * x * x + 1, ((-0.75 * x + 3.75) * x - 6) * x + 3
+        place_w = xp.clip(point_w, 0, count - 1)
+        share_w = xp.where(x <= 1, near, far)
+        shares_wc = shares_wc + share_w[..., None] * (place_w[..., None] == xp.arange(count))
+    return shares_wc.astype(xp.float32)

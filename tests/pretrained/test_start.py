@@ -20,9 +20,9 @@ from bigbase_jax.models.cnn import ConvNet
 from bigbase_jax.models.decoder import Decoder
 from bigbase_jax.models.transformer import unstack_blocks
 from bigbase_jax.parallel import MeshShape
+from bigbase_jax.models.vit import bicubic
 from bigbase_jax.pretrained import weights
 from bigbase_jax.pretrained.families import adjust
-from bigbase_jax.pretrained.families.vit import bicubic
 from bigbase_jax.runtime.rundir import RunDir
 from bigbase_jax.tasks.classification import Classification
 from bigbase_jax.tasks.language import CausalLanguageModel

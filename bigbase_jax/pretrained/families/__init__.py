@@ -22,6 +22,7 @@ from bigbase_jax.pretrained.weights import Weights
 FAMILIES: Mapping[str, str] = {
     "bert": "bert",
     "camembert": "bert",
+    "detr": "detr",
     "gpt2": "gpt2",
     "hubert": "wav2vec2",
     "llama": "llama",
@@ -33,12 +34,14 @@ FAMILIES: Mapping[str, str] = {
     "resnet": "resnet",
     "resnet_cifar": "resnet_cifar",
     "roberta": "bert",
+    "rt_detr": "rt_detr",
     "t5": "t5",
     "vit": "vit",
     "vits": "vits",
     "wav2vec2": "wav2vec2",
     "whisper": "whisper",
     "xlm-roberta": "bert",
+    "yolos": "yolos",
 }
 """``model_type`` of a ``config.json`` -> module of this folder."""
 GENERATION: Schema = {

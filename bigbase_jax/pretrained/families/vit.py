@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from bigbase_jax.build import target
 from bigbase_jax.models.transformer import Style
-from bigbase_jax.models.vit import ViT
+from bigbase_jax.models.vit import ViT, bicubic
 from bigbase_jax.pretrained.families import Shapes, classes, lookup, need, side
 from bigbase_jax.pretrained.schema import CHANNELS, HIDDEN, LAYERS, SHARE, SIDE, WIDTH, WORD, heads_of, only
 from bigbase_jax.pretrained.table import Entry, Table, conv, dense, heads, joined, norm, repeat
@@ -23,8 +23,8 @@ from bigbase_jax.pretrained.weights import Weights
 MODELS = (ViT,)
 HEAD = r"^head\."
 TRANSFORMERS = True
-_ACTIVATIONS = {"gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "relu": "relu"}
-_ACTIVATIONS |= {"silu": "silu", "tanh": "tanh"}
+ACTIVATIONS = {"gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "relu": "relu"}
+ACTIVATIONS |= {"silu": "silu", "tanh": "tanh"}
 
 SCHEMA = {
     "image_size": SIDE,
@@ -52,7 +52,7 @@ def from_config(config: Mapping[str, Any]) -> ConfigDict:
         mlp_dim=config["intermediate_size"],
         style=Style(
             epsilon=config.get("layer_norm_eps", 1e-12),
-            activation=lookup(_ACTIVATIONS, config.get("hidden_act", "gelu"), "hidden_act"),
+            activation=lookup(ACTIVATIONS, config.get("hidden_act", "gelu"), "hidden_act"),
         ),
     )
 
@@ -64,7 +64,7 @@ def to_config(model: ViT, shapes: Shapes) -> dict[str, Any]:
     need(model.style == plain, "transformers' ViT has LayerNorm before each branch, biases everywhere, and no gates.")
     patches = shapes["params.position"][1] - 1
     need(math.isqrt(patches) ** 2 == patches, f"transformers' ViT reads square pictures, not {patches} patches.")
-    theirs = {ours: name for name, ours in reversed(_ACTIVATIONS.items())}
+    theirs = {ours: name for name, ours in reversed(ACTIVATIONS.items())}
     return {
         "model_type": "vit",
         "architectures": ["ViTForImageClassification"],
@@ -84,7 +84,24 @@ def to_config(model: ViT, shapes: Shapes) -> dict[str, Any]:
 
 def table(model: ViT) -> Table:
     """See ``Family``."""
-    theirs, ours = "vit.encoder.layer.{i}", "encoder.block_{i}"
+    return Table(
+        entries=[
+            Entry("vit.embeddings.cls_token", "cls"),
+            Entry("vit.embeddings.position_embeddings", "position"),
+            *conv("vit.embeddings.patch_embeddings.projection", "embedding", bias=True),
+            *blocks(model.size.depth),
+            *norm("vit.layernorm", "encoder.norm"),
+            *dense("classifier", "head"),
+        ],
+        sizes={"h": model.size.heads},
+        prefix="vit.",
+        unread=(r"^vit\.pooler\.",),
+    )
+
+
+def blocks(depth: int, ours: str = "encoder.block_{i}") -> list[Entry]:
+    """Those of a ViT's encoder."""
+    theirs = "vit.encoder.layer.{i}"
     block = [
         *norm(f"{theirs}.layernorm_before", f"{ours}.norm1"),
         *(
@@ -97,19 +114,7 @@ def table(model: ViT) -> Table:
         *dense(f"{theirs}.intermediate.dense", f"{ours}.mlp.up"),
         *dense(f"{theirs}.output.dense", f"{ours}.mlp.down"),
     ]
-    return Table(
-        entries=[
-            Entry("vit.embeddings.cls_token", "cls"),
-            Entry("vit.embeddings.position_embeddings", "position"),
-            *conv("vit.embeddings.patch_embeddings.projection", "embedding", bias=True),
-            *repeat(model.size.depth, block),
-            *norm("vit.layernorm", "encoder.norm"),
-            *dense("classifier", "head"),
-        ],
-        sizes={"h": model.size.heads},
-        prefix="vit.",
-        unread=(r"^vit\.pooler\.",),
-    )
+    return repeat(depth, block)
 
 
 def adjust(model: ViT, weights: Weights, spec: Mapping[str, Any], published: bool) -> str | None:
@@ -133,23 +138,6 @@ def adjust(model: ViT, weights: Weights, spec: Mapping[str, Any], published: boo
     resized_1LD = xp.concatenate([position_1LD[:, :tokens], xp.reshape(grid_hwD, (1, height * width, -1))], 1)
     weights.arrays = {**weights.arrays, name: resized_1LD}
     return f"positions of {side}x{side} patches are resized to {height}x{width}"
-
-
-def bicubic(count: int, wanted: int) -> np.ndarray:
-    """f32[wanted, count]: the share of each of ``count`` points in each of ``wanted`` ones on the same line.
-
-    Keys (1981) with a = -0.75 and without antialiasing, the outermost points going on beyond the ends, as torch's
-    ``interpolate(mode="bicubic", align_corners=False)``; ``jax.image.resize`` has a = -0.5, and leaves the points out.
-    """
-    at_w = (np.arange(wanted) + 0.5) * count / wanted - 0.5
-    shares_wc = np.zeros((wanted, count))
-    for tap in range(-1, 3):
-        point_w = np.floor(at_w) + tap
-        x = np.abs(at_w - point_w)
-        near, far = (1.25 * x - 2.25) * x * x + 1, ((-0.75 * x + 3.75) * x - 6) * x + 3
-        place_w = np.clip(point_w, 0, count - 1).astype(int)
-        np.add.at(shares_wc, (np.arange(wanted), place_w), np.where(x <= 1, near, far))
-    return shares_wc.astype(np.float32)
 
 
 def inputs(model: ViT, config: Mapping[str, Any]) -> tuple[Any, ...]:
