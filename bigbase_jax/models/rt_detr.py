@@ -15,7 +15,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Float32, Int
+from jaxtyping import Array, Float, Int
 
 from bigbase_jax.models.detr import PredictionHead, Predictions
 from bigbase_jax.models.dropout import Dropout
@@ -63,8 +63,7 @@ class FusionBlock(nn.Module):
     @nn.compact
     def __call__(self, x_BhwC: Float[Array, "B h w C"], train: bool = False) -> Float[Array, "B h w D"]:
         def conv(name: str, width: int, kernel: int, activation: str | None, x: Any) -> Any:
-            words = {"epsilon": self.epsilon, "dtype": self.dtype, "name": name}
-            return ConvNorm(width, kernel, 1, activation, **words)(x, train)
+            return ConvNorm(width, kernel, 1, activation, self.epsilon, self.dtype, name=name)(x, train)
 
         act = self.activation
         y = conv("conv1", self.hidden, 1, act, x_BhwC)
@@ -92,7 +91,7 @@ def sampled(
       at_BQGRP2: (x, y) of the points, in 0..1 of a map's sides.
       share_BQGRP: their weights.
     """
-    B, S, G, E = value_BSGE.shape
+    B, _, G, E = value_BSGE.shape
     Q = at_BQGRP2.shape[1]
     sizes = np.array(shapes)
     starts_R1 = np.concatenate([[0], np.cumsum(sizes.prod(1))])[:-1, None]
@@ -202,7 +201,7 @@ def anchors(shapes: Sequence[tuple[int, int]], size: float = 0.05) -> tuple[np.n
         side = np.full(x.shape, size * 2.0**level)
         found.append(np.stack([x / w, y / h, side, side], -1).reshape(-1, 4))
     box_S4 = np.concatenate(found).astype(np.float32)
-    inside_S1 = ((box_S4 > 0.01) & (box_S4 < 0.99)).all(-1, keepdims=True)
+    inside_S1 = np.all((box_S4 > 0.01) & (box_S4 < 0.99), -1, keepdims=True)
     safe_S4 = np.where(inside_S1, box_S4, 0.5)
     return np.where(inside_S1, np.log(safe_S4 / (1 - safe_S4)), np.finfo(np.float32).max), inside_S1
 

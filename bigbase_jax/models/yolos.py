@@ -1,7 +1,7 @@
 """YOLOS: a vision transformer whose learned tokens beside the patches become boxes.
 
-Axes: B examples, H height, W width, C channels, D model width, h and w: patches, L = h x w, Q detection tokens, y and x:
-patches of the learned positions, N sets of those.
+Axes: B examples, H height, W width, C channels, D model width, h and w: patches, Q detection tokens, y and x: patches
+of the learned positions, N sets of those.
 """
 
 from __future__ import annotations

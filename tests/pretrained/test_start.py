@@ -19,8 +19,8 @@ from bigbase_jax.data.sources.text.text import PythonReference
 from bigbase_jax.models.cnn import ConvNet
 from bigbase_jax.models.decoder import Decoder
 from bigbase_jax.models.transformer import unstack_blocks
-from bigbase_jax.parallel import MeshShape
 from bigbase_jax.models.vit import bicubic
+from bigbase_jax.parallel import MeshShape
 from bigbase_jax.pretrained import weights
 from bigbase_jax.pretrained.families import adjust
 from bigbase_jax.runtime.rundir import RunDir

@@ -1,5 +1,5 @@
-"""DETR (Carion et al. 2020), as ``DetrForObjectDetection`` of transformers stores it: with a ResNet of its own names, or
-of timm's, as most published folders have it."""
+"""DETR (Carion et al. 2020), as ``DetrForObjectDetection`` of transformers stores it: with a ResNet of its own names,
+or of timm's, as most published folders have it."""
 
 from __future__ import annotations
 

@@ -23,6 +23,7 @@ from bigbase_jax.pretrained.schema import (
     WIDTH,
     WORD,
     Kind,
+    Schema,
     heads_of,
     listed,
     number,
@@ -49,7 +50,7 @@ _NAMES = {  # theirs -> ours, what it may be, and its default
     "num_queries": ("queries", whole(1, 1 << 14), 300),
     "batch_norm_eps": ("epsilon", number(0, 1), 1e-5),
 }
-SCHEMA = {
+SCHEMA: Schema = {
     **{name: kind for name, (_, kind, _) in _NAMES.items()},
     "layer_norm_eps": number(0, 1),
     "activation_function": WORD,
