@@ -3,6 +3,7 @@
 import functools
 import re
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,7 +13,7 @@ from jaxtyping import TypeCheckError
 from bigbase_jax.core import flatten
 from bigbase_jax.models.cnn import ConvNet
 from bigbase_jax.models.layers import ModelError
-from bigbase_jax.models.resnet import CifarResNet, ResidualBlock, ResNet
+from bigbase_jax.models.resnet import CifarResNet, FrozenBatchNorm, ResidualBlock, ResNet
 
 
 def abstract(model, *shape):
@@ -156,3 +157,14 @@ def test_features_are_what_the_stages_of_a_classifier_give(model, strides, chann
     assert not any(name.startswith(("fc", "linear", "head")) for name in names)
     found = jax.eval_shape(lambda v: model.apply(v, x, features=True), variables)
     assert [f.shape for f in found] == [(1, 64 // s, 96 // s, c) for s, c in zip(strides, channels, strict=True)]
+
+
+def test_a_frozen_batchnorm_is_one_in_evaluation_that_nothing_trains():
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.normal(size=(2, 3, 3, 4)), jnp.float32)
+    frozen, plain = FrozenBatchNorm(), nn.BatchNorm(use_running_average=True)
+    variables = jax.tree.map(lambda a: jnp.asarray(rng.uniform(0.5, 2, a.shape)), plain.init(jax.random.key(0), x))
+    assert jax.tree.map(np.shape, frozen.init(jax.random.key(0), x)) == jax.tree.map(np.shape, variables)
+    np.testing.assert_allclose(frozen.apply(variables, x), plain.apply(variables, x), rtol=1e-5, atol=1e-5)
+    gradient = jax.grad(lambda params: frozen.apply({**variables, "params": params}, x).sum())(variables["params"])
+    assert not any(np.any(g) for g in jax.tree.leaves(gradient))
