@@ -164,8 +164,9 @@ def train(config: ConfigDict, workdir: str, name: str = "", observe: Observe | N
     state, progress = checkpoints.restore_latest(program.state)
     if state is None:
         state = program.init(parallel.put(first, mesh))
-        if config.get("init_from") or config.get("adapter"):
-            state = pretrained.initialise(config.init_from, state, task, spec, config.get("adapter"))
+        if any(config.get(name) for name in ("init_from", "adapter", "init_parts")):
+            begun = config.get("adapter"), config.get("init_parts")
+            state = pretrained.initialise(config.init_from, state, task, spec, *begun)
     start = int(state.step)
     done = start >= total or progress.get("stopped", False)
     forward = jax.jit(task.predict).lower(program.state.variables(), {name: spec[name] for name in task.inputs})

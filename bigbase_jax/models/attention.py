@@ -241,7 +241,7 @@ def _ring_forward(
 
     def step(carry: tuple[Any, Any], _: None) -> tuple[tuple[Any, Any], None]:
         sums, block = carry
-        return (fold(sums, block), _pass_on(block, axes)), None
+        return (fold(sums, block), pass_on(block, axes)), None
 
     B, L, H, _ = q_BLHK.shape
     zero_BHL = jnp.zeros((B, H, L), jnp.float32)
@@ -276,13 +276,13 @@ def _ring_backward(axes: tuple[str, ...], is_causal: bool, kept: tuple[Any, ...]
     def step(carry: tuple[Any, Any, Any], _: None) -> tuple[tuple[Any, Any, Any], None]:
         dq_BLHK, block, grads = carry
         dq_BLHK, grads = fold(dq_BLHK, block, grads)
-        return (dq_BLHK, _pass_on(block, axes), _pass_on(grads, axes)), None
+        return (dq_BLHK, pass_on(block, axes), pass_on(grads, axes)), None
 
     zeros = [jnp.zeros(x.shape, jnp.float32) for x in (q_BLHK, k_BSHK, v_BSHK)]
     carry = (zeros[0], (k_BSHK, v_BSHK, at_L), (zeros[1], zeros[2]))
     (dq_BLHK, block, grads), _ = jax.lax.scan(step, carry, length=jax.lax.axis_size(axes) - 1)
     dq_BLHK, grads = fold(dq_BLHK, block, grads)
-    dk_BSHK, dv_BSHK = _pass_on(grads, axes)  # the last step brings each block's gradient home
+    dk_BSHK, dv_BSHK = pass_on(grads, axes)  # the last step brings each block's gradient home
     return *(x.astype(dtype) for x in (dq_BLHK, dk_BSHK, dv_BSHK)), None, None
 
 
@@ -311,7 +311,7 @@ def _columns(x_BHL: Any) -> Any:
     return jnp.swapaxes(x_BHL, 1, 2)[..., None]
 
 
-def _pass_on(tree: Any, axes: tuple[str, ...]) -> Any:
+def pass_on(tree: Any, axes: tuple[str, ...]) -> Any:
     """What the device before this one holds of ``tree``; the last one's goes to the first."""
     size = jax.lax.axis_size(axes)
     return jax.tree.map(lambda x: jax.lax.ppermute(x, axes, [(i, (i + 1) % size) for i in range(size)]), tree)

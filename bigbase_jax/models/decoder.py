@@ -63,7 +63,7 @@ class Decoder(Transformer):
         self.embedding = self.param("embedding", _init, (self.vocab_size, self.width))
         if self.positions == "learned":
             self.position = self.param("position", _init, (self.length, self.width))
-        self.encoder = self.stack(self.depth, self.heads, self.mlp_dim, causal=True)
+        self.encoder = self.stack(self.depth, self.heads, self.mlp_dim, causal=self.causal)
         if not self.tied:
             self.head = self.param("head", _init, (self.width, self.vocab_size))
 

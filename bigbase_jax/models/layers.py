@@ -39,6 +39,7 @@ ACTIVATIONS: Mapping[str, Callable[..., Any]] = {
     "relu": jax.nn.relu,
     "gelu": _gelu,
     "gelu_tanh": jax.nn.gelu,
+    "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),  # of CLIP's published weights
     "silu": jax.nn.silu,
 }
 INITS: Mapping[str, Callable[..., Any]] = {

@@ -15,7 +15,7 @@ from bigbase_jax.pretrained.provenance import (
     recorded_by_sweep,
     recorded_origin,
 )
-from bigbase_jax.pretrained.start import FROM_RECIPE, chain, initialise, resolve, stored
+from bigbase_jax.pretrained.start import FROM_RECIPE, chain, initialise, part, resolve, stored
 
 __all__ = [
     "FROM_RECIPE",
@@ -23,6 +23,7 @@ __all__ = [
     "data_of",
     "export",
     "initialise",
+    "part",
     "load",
     "missing_origin",
     "record_by_sweep",

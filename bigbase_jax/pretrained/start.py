@@ -237,6 +237,21 @@ def _nodes(task: Any) -> Iterator[ConfigDict]:
         task = task.get("task")
 
 
+def part(path: str) -> tuple[ConfigDict, ConfigDict | None]:
+    """The model node of a run or of a published folder, to be a part of another model, and that of its tokenizer (None:
+    it reads no text). Its last layer becomes as wide as that model asks for; ``config.init_parts`` names the folder
+    again, for the weights.
+
+    Raises:
+      UserError: it is neither.
+    """
+    node, tokenizer = _of_run(path) if is_run(path) else _of_folder(path)
+    if "num_classes" in node:
+        with node.ignore_type():
+            node.num_classes = None
+    return node, tokenizer
+
+
 def _of_folder(path: str) -> tuple[ConfigDict, ConfigDict | None]:
     family, published = describe(path)
     tokenizer = TokenizerFile(path)
@@ -291,7 +306,12 @@ def model_of(task: Task) -> tuple[Any, Any]:
 
 
 def initialise(
-    path: str | None, state: TrainState, task: Task, spec: Mapping[str, Any], adapter: str | None = None
+    path: str | None,
+    state: TrainState,
+    task: Task,
+    spec: Mapping[str, Any],
+    adapter: str | None = None,
+    parts: Mapping[str, str | None] | None = None,
 ) -> TrainState:
     """A fresh state with the weights of ``path`` in the place of its own, where these live; says what stayed fresh.
 
@@ -301,6 +321,7 @@ def initialise(
       task: what is trained.
       spec: shapes of a batch.
       adapter: the folder of an adapter on those weights, whose own take the place of the fresh ones.
+      parts: a folder of weights for each of some parts of the model, by its attribute; see ``part``.
 
     Raises:
       UserError: the weights are not those of the model; lists what differs.
@@ -309,6 +330,9 @@ def initialise(
     shardings = None if state.ema is None else jax.tree.map(lambda x: x.sharding, state.ema)
     if path is not None:
         variables = _replaced(path, variables, task, spec)
+    for name, folder in (parts or {}).items():
+        if folder is not None:
+            variables = _replaced(folder, variables, task, spec, name)
     if adapter is not None:
         wrapper = next(t for t in chain(task) if isinstance(t, Wrapper))
         variables = dict(adapters.load_adapter(adapter, wrapper, variables))
@@ -320,32 +344,44 @@ def initialise(
     return state.replace(params=params, model_state=variables, ema=ema)  # type: ignore[attr-defined]
 
 
-def _replaced(path: str, variables: dict[str, Any], task: Task, spec: Mapping[str, Any]) -> dict[str, Any]:
+def _replaced(
+    path: str, variables: dict[str, Any], task: Task, spec: Mapping[str, Any], part: str | None = None
+) -> dict[str, Any]:
+    """The variables with the weights of a folder; of a ``part`` of the model, by its attribute, or of all."""
     inner, model = model_of(task)
     flat = flatten(variables)
     mesh = next(iter(flat.values())).sharding.mesh
+    wanted = flatten(jax.eval_shape(inner.init, jax.random.key(0), spec))
+    full = {name: name for name in wanted}
+    if part is not None:
+        model = getattr(model, part, None)
+        inside = {name: name.split(".") for name in wanted}
+        full = {".".join((kind, *rest)): name for name, (kind, first, *rest) in inside.items() if first == part}
+        if model is None or not full:
+            raise UserError(f"config.init_parts.{part}={path!r}: {type(inner).__name__} has no such part of its model.")
+        wanted = {short: wanted[name] for short, name in full.items()}
     published = not is_run(path)
     source = open_weights(path, describe(path)[0], model) if published else _run_weights(path, mesh)
     if adjusted := adjust(model, source, spec, published):
         say(f"init_from {path}: {adjusted}")
-    wanted = flatten(jax.eval_shape(inner.init, jax.random.key(0), spec))
     found = weights.plan(source, wanted, head_of(model))
     place = next((t.place for t in chain(task) if hasattr(type(t), "place")), None)
     replaced = dict(flat)
     for name in found.paths:
-        collection, _, rest = name.partition(".")
-        where = ".".join(place(rest)) if place and collection == "params" else name
+        collection, _, rest = full[name].partition(".")
+        where = ".".join(place(rest)) if place and collection == "params" else full[name]
         if where not in flat:
             raise UserError(f"{type(task).__name__} has no place for the parameter {rest!r} of its model.")
         like = jax.ShapeDtypeStruct(flat[where].shape, flat[where].dtype, sharding=flat[where].sharding)
         flat[where].delete()
         replaced[where] = source.read(name, like)
     count = sum(wanted[name].size for name in found.paths)
-    say(f"init_from {path}: {len(found.paths)} arrays of {count:,} numbers")
+    what = f"init_from {path}" if part is None else f"init_parts.{part} {path}"
+    say(f"{what}: {len(found.paths)} arrays of {count:,} numbers")
     if found.fresh:
-        say(f"init_from {path}: fresh are {files.some(found.fresh)}")
+        say(f"{what}: fresh are {files.some(found.fresh)}")
     if found.dropped:
-        say(f"init_from {path}: left out are {files.some(found.dropped)}")
+        say(f"{what}: left out are {files.some(found.dropped)}")
     new: dict[str, Any] = jax.tree.unflatten(jax.tree.structure(variables), list(replaced.values()))
     return new
 

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bigbase_jax.core import Array, Batch, Example, Loss, Meter, Metric, Sum, UserError, Variables
-from bigbase_jax.tasks import lists
+from bigbase_jax.tasks import in_batch, lists
 from bigbase_jax.tasks.errors import model_errors
 
 
@@ -116,13 +116,10 @@ class Retrieval:
         real_B, item_B, log_q_B = jnp.asarray(batch["mask"]) > 0, batch["item"], batch["log_q"]
         score_BB = self.users(variables, batch) @ self.items(variables, batch).T
         other_BB = (item_B[:, None] != item_B) & real_B
+        drawn_B: Any = None
         if self.correct:
             drawn_B = jnp.where(jnp.isfinite(log_q_B), log_q_B, 0.0) + jnp.log(jnp.maximum(jnp.sum(real_B) - 1, 1))
-            others_BB = jnp.where(other_BB, score_BB - drawn_B, -jnp.inf)
-        else:
-            others_BB = jnp.where(other_BB, score_BB, -jnp.inf)
-        chosen_B = jnp.diagonal(score_BB)
-        return chosen_B, jax.nn.logsumexp(jnp.concatenate([chosen_B[:, None], others_BB], 1), 1)
+        return in_batch.softmax(score_BB, other_BB, drawn_B)
 
     def predict(self, variables: Variables, inputs: Batch) -> Mapping[str, jax.Array]:
         """``vector`` f32[B,D] of each user; the items are those that ``inference.index`` finds for it."""

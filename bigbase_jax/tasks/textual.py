@@ -12,11 +12,12 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from bigbase_jax.core import Batch, UserError, Variables
 from bigbase_jax.models.dropout import Dropout
 from bigbase_jax.tasks.errors import model_errors
-from bigbase_jax.text.tokenizer import load
+from bigbase_jax.text.tokenizer import compose, load
 
 PADDING = -1
 """What stands for a token, or for its tag or target, where there is none."""
@@ -108,6 +109,18 @@ def state_of(variables: Variables) -> Variables:
 def shown_tokens(inputs: Batch) -> jax.Array:
     """i32[B,L]: the tokens, -1 where there is padding."""
     return jnp.where(inputs["segment_ids"] > 0, inputs["tokens"], PADDING)
+
+
+def encoded(tokenizer: str, texts: Sequence[str], length: int) -> dict[str, np.ndarray]:
+    """``tokens`` and ``segment_ids`` i32[N,L] of texts with the tokenizer's special tokens around them, cut to L."""
+    known = load(tokenizer)
+    layout = known.layout(False)
+    tokens_NL = np.full((len(texts), length), known.special.get("pad", 0), np.int32)
+    segments_NL = np.zeros_like(tokens_NL)
+    for n, (text_T, _) in enumerate(known.encode_batch(list(texts))):
+        found, _, _ = compose(layout, [text_T], length)
+        tokens_NL[n, : len(found)], segments_NL[n, : len(found)] = found, 1
+    return {"tokens": tokens_NL, "segment_ids": segments_NL}
 
 
 def pieces_of(tokenizer: str | None, tokens: Sequence[int]) -> list[str]:

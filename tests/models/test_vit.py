@@ -156,7 +156,7 @@ def test_mistakes_are_told():
         ViT(2, heads=5)
     with pytest.raises(ModelError, match="'Ti', 'S', 'B', 'L'"):
         ViT(2, "T")
-    with pytest.raises(ModelError, match="'cls' or 'gap'"):
+    with pytest.raises(ModelError, match="'cls', 'gap', 'map'"):
         ViT(2, pool="mean")
     with pytest.raises(ModelError, match="multiple of 4"):
         sincos2d(2, 2, 6)

@@ -23,7 +23,7 @@ from bigbase_jax.runtime.limits import too_much
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp"})
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")  # JPEG includes MPO, which some cameras write
-_COLUMNS = ("image", "path", "file", "file_name", "filename", "image_path", "picture", "img")
+COLUMNS = ("image", "path", "file", "file_name", "filename", "image_path", "picture", "img")
 _ORIENTATION = 0x0112  # EXIF 2.3, table 4
 _UPRIGHT: Mapping[int, Callable[[np.ndarray], np.ndarray]] = {
     2: lambda x_HWC: x_HWC[:, ::-1],
@@ -218,7 +218,7 @@ class PictureCodec(Codec):
     shape: tuple[int, ...] | None = None
     draft_size: int | None = None
 
-    fields = Fields({"image": [(name,) for name in _COLUMNS]}, files=True)
+    fields = Fields({"image": [(name,) for name in COLUMNS]}, files=True)
 
     def decode(self, given: bytes | str | Mapping[str, Any]) -> list[Example]:
         """``image`` uint8 [H, W, 3], or of ``shape``: stretched, and grey where that is.

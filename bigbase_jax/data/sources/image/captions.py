@@ -1,0 +1,488 @@
+"""Pictures with captions, for models of both.
+
+Rows -> splits, by picture -> a tokenizer -> tokens, which are kept in the cache. An example is, with C captions at most
+and L tokens of each:
+
+- ``image`` u8[H,W,3];
+- ``tokens`` i32[C,L]: each caption with the tokenizer's special tokens around it, cut to L, and padding;
+- ``segment_ids`` i32[C,L]: 1 for tokens, 0 for padding; all 0 where the picture has fewer captions.
+
+Facts: ``vocab_size``, ``tokenizer``, the special tokens (``end_id``, ``pad_id``, ...) and ``length``, L.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import os
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+
+from bigbase_jax.build import suggest
+from bigbase_jax.core import Codec, Example, UserError
+from bigbase_jax.data.cache import Store, Writer
+from bigbase_jax.data.files import (
+    LIMITS,
+    PLAIN,
+    TABLES,
+    File,
+    Limits,
+    existing,
+    file_at,
+    in_archive,
+    is_archive,
+    kind_of,
+    limits_of,
+    named_after,
+    walk,
+)
+from bigbase_jax.data.rows import Row, checked, delimiter, json_values, lines_of, rows
+from bigbase_jax.data.sources.image.image import COLUMNS, SUFFIXES, PictureCodec, decode
+from bigbase_jax.data.sources.splits import Split, deal, to_split_off
+from bigbase_jax.data.sources.text.base import (
+    ROLES,
+    SPLITS,
+    Encoder,
+    Opened,
+    TextRows,
+    Write,
+    batches,
+    narrow,
+    split_indices,
+    tokenizer_of,
+)
+from bigbase_jax.text.tokenizer import Subwords, dataset_info_of
+
+SUBWORDS = Subwords("wordpiece", 4096)
+_TEXTS = ("caption", "captions", "text", "texts", "sentence", "sentences", "title", "description", "comment", "raw")
+_NAMES = (*COLUMNS, "image_name", "img_path", "filepath", "url")
+
+
+class Captioned(NamedTuple):
+    """A picture and what is said of it.
+
+    Attributes:
+      name: of its file, relative to the root; of one that is in a table, where it is.
+      captions: some may be empty.
+      split: "" where none is named.
+      data: its bytes, of one that is in a table.
+    """
+
+    name: str
+    captions: Sequence[str]
+    split: str = ""
+    data: bytes = b""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Captions(TextRows):
+    """Pictures with captions, from whatever gives them; see ``TextRows``. Subclasses say where they come from.
+
+    All captions of a picture are in one split. Empty ones are left out, and pictures that have none besides.
+
+    Attributes:
+      tokenizer: fitted to the captions of train, or read (``TokenizerFile``).
+      length: L, special tokens included.
+      captions: C, of each picture; more are left out.
+
+    Raises:
+      UserError: a value out of its range.
+    """
+
+    tokenizer: Any = SUBWORDS
+    length: int = 32
+    captions: int = 5
+
+    code: ClassVar[tuple[str, ...]] = ("data.sources.image.captions",)
+
+    def __post_init__(self) -> None:
+        for name, least in (("length", 4), ("captions", 1)):
+            if getattr(self, name) < least:
+                raise UserError(f"{name} is {getattr(self, name)}; it must be at least {least}.")
+
+    # -- what subclasses say ---------------------------------------------------------------------------------------
+
+    def pictures(self) -> Iterator[Captioned]:
+        """All, from the start at each call; those of one name are one picture."""
+        raise NotImplementedError
+
+    def image(self, name: str, data: bytes) -> np.ndarray:
+        """The picture of a ``Captioned``, u8[H,W,3]; raises UserError naming one that does not decode."""
+        raise NotImplementedError
+
+    def notes(self) -> list[str]:
+        """What else the description says; after ``pictures`` was read."""
+        return []
+
+    # -- reading ---------------------------------------------------------------------------------------------------
+
+    def kept_for(self) -> list[Any]:
+        return [self.captions]
+
+    def begin(self) -> Write:
+        """
+        Raises:
+          UserError: no picture has a caption, or what cannot be read.
+        """
+        said: dict[str, list[str]] = {}
+        split_of: dict[str, str] = {}
+        left: Counter[str] = Counter()
+        for picture in self.pictures():
+            texts = [text.strip() for text in picture.captions]
+            left["empty captions"] += sum(not text for text in texts)
+            said.setdefault(picture.name, []).extend(filter(None, texts))
+            split = split_of.setdefault(picture.name, picture.split)
+            if split != picture.split:
+                raise UserError(f"{picture.name} is in the splits {split!r} and {picture.split!r}; leave it in one.")
+        left["pictures without a caption"] += sum(not texts for texts in said.values())
+        left[f"captions beyond {self.captions} of a picture"] += sum(
+            max(len(texts) - self.captions, 0) for texts in said.values()
+        )
+        said = {name: texts[: self.captions] for name, texts in said.items() if texts}
+        if not said:
+            raise UserError(f"{self.origin()} has no picture with a caption.")
+        given = [split_of[name] or "train" for name in said]
+        fractions = to_split_off(set(given) - {"train"}, self.val_fraction, self.test_fraction)
+        dealt = dict(zip(said, deal(given, list(said), fractions, self.seed), strict=True))
+        if "train" not in dealt.values():
+            raise UserError(f"{self.origin()} has the splits {', '.join(sorted(set(given)))} and none to train on.")
+
+        def texts(train: bool) -> Iterator[str]:
+            return (text for name, some in said.items() if (dealt[name] == "train") == train for text in some)
+
+        tokenizer = self.tokenizer.fit(lambda: texts(True), lambda: texts(False), False, ROLES)
+        notes = [f"{count:,} {what}" for what, count in left.items() if count]
+
+        def write(writer: Writer) -> Mapping[str, Any]:
+            missing = dict(said)
+            found = (p for p in self.pictures() if p.name in missing and missing.pop(p.name))
+            for some in batches(found, lambda p: sum(map(len, said[p.name])) + len(p.data)):
+                tokens = iter(tokenizer.encode_batch([text for p in some for text in said[p.name]]))
+                for p in some:
+                    parts = [narrow(next(tokens)[0], tokenizer) for _ in said[p.name]]
+                    writer.add(
+                        {
+                            "name": np.frombuffer(p.name.encode("utf-8", "surrogateescape"), np.uint8),
+                            "data": np.frombuffer(p.data, np.uint8),
+                            "tokens": np.concatenate(parts),
+                            "sizes": np.array([len(part) for part in parts], np.int32),
+                            "split": np.uint8(SPLITS.index(dealt[p.name])),
+                        }
+                    )
+            return {"tokenizer": tokenizer.state(), "left": notes, "notes": self.notes()}
+
+        return write
+
+    def opened(self, rows_N: Store) -> Opened:
+        """``description`` says what was left out, and how many captions are cut."""
+        tokenizer = tokenizer_of(rows_N)
+        encode, empty = Encoder(tokenizer, self.length), tokenizer.special.get("pad", 0)
+
+        def pieces(row: int) -> list[np.ndarray]:
+            stops = np.cumsum(rows_N.get("sizes", row))
+            return np.split(rows_N.get("tokens", row).astype(np.int32), stops[:-1])
+
+        def name(row: int) -> str:
+            return bytes(rows_N.get("name", row)).decode("utf-8", "surrogateescape")
+
+        def example(row: int) -> Example:
+            tokens_CL = np.full((self.captions, self.length), empty, np.int32)
+            segments_CL = np.zeros((self.captions, self.length), np.int32)
+            for c, piece in enumerate(pieces(row)):
+                made, _ = encode([piece])
+                tokens_CL[c], segments_CL[c] = made["tokens"], made["segment_ids"]
+            image = self.image(name(row), bytes(rows_N.get("data", row)))
+            return {"image": image, "tokens": tokens_CL, "segment_ids": segments_CL}
+
+        kept = split_indices(rows_N)
+        long = int((rows_N.values("sizes") > encode.room).sum())
+        notes = [f"{long:,} captions cut to {self.length} tokens"] * bool(long) + rows_N.about["notes"]
+        if rows_N.about["left"]:
+            notes.append(f"left out: {', '.join(rows_N.about['left'])}")
+        counts = ", ".join(f"{split} {len(indices):,}" for split, indices in kept.items())
+        parts = [f"{self.origin()}: pictures: {counts}; {rows_N.values('sizes').size:,} captions", *notes]
+        known = {**dataset_info_of(tokenizer), "length": self.length}
+        about = [self.file_signature(), self.dealing(), self.captions]
+        splits = {split: _Pictures(split, rows, example, name, rows_N.kept) for split, rows in kept.items()}
+        return _Opened(rows_N, encode, "; ".join(parts), splits, known, about)
+
+    @staticmethod
+    def codec(config: Mapping[str, Any], dataset_info: Mapping[str, Any]) -> Codec:
+        return PictureCodec(limits_of(config), draft_size=config.get("draft_size"))
+
+
+class _Pictures(Split):
+    """The pictures of a split, by the names of their files."""
+
+    def __init__(self, split: str, row_N: np.ndarray, example: Any, name: Any, kept: str):
+        super().__init__(split, len(row_N), lambda index: example(int(row_N[index])), kept)
+        self._row_N, self._name = row_N, name
+
+    def name(self, index: int) -> str:
+        return str(self._name(int(self._row_N[index])))
+
+
+class _Opened(Opened):
+    """The data, and all its captions as a catalogue, in which those are looked up that fit a picture."""
+
+    def __init__(
+        self,
+        rows_N: Store,
+        encode: Encoder,
+        description: str,
+        splits: Mapping[str, Any],
+        known: Mapping[str, Any],
+        about: list[Any],
+    ):
+        super().__init__(splits, known, description, [*about, known["tokenizer"], known["length"]], about)
+        self._rows, self._encode = rows_N, encode
+
+    @functools.cached_property
+    def _distinct(self) -> list[np.ndarray]:
+        """The tokens of each caption, once."""
+        pieces = np.split(self._rows.values("tokens").astype(np.int32), np.cumsum(self._rows.values("sizes"))[:-1])
+        return list({piece.tobytes(): piece for piece in pieces}.values())
+
+    @functools.cached_property
+    def item_names(self) -> list[str]:
+        """The captions, as the tokenizer has them."""
+        tokenizer = tokenizer_of(self._rows)
+        return [tokenizer.decode(piece) for piece in self._distinct]
+
+    def items(self, number_n: np.ndarray) -> dict[str, np.ndarray]:
+        """``tokens`` and ``segment_ids`` i32[n,L] of captions, which count from 1."""
+        made = [self._encode([self._distinct[number - 1]])[0] for number in number_n]
+        return {name: np.stack([example[name] for example in made]) for name in ("tokens", "segment_ids")}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CaptionedPictures(Captions):
+    """Pictures with captions in files.
+
+    What ``root`` may be, a folder or an archive (zip, tar):
+
+    - a table (CSV, JSON lines, Parquet, ...), or a folder with some, with a row for each caption, or for each picture
+      and a list of its captions: the picture's file, or its bytes; the caption; where there is one, ``split``. Such are
+      Flickr8k's ``captions.txt``, and what ``datasets`` wrote;
+    - COCO's captions (``{"images": [...], "annotations": [...]}``) and Karpathy's splits (``"sentences"``);
+    - Flickr8k's ``*.token.txt``, in lines ``PICTURE#0``, a tab, and the caption;
+    - ``NAME.txt`` beside each picture, with a caption in each line.
+
+    A file that a row names is looked for beside the table and then, by its name, anywhere below the root. Files that are
+    called after splits (``captions_train2017.json``) keep them, and so do those in such folders.
+
+    Attributes:
+      root: see above.
+      picture, caption: columns of a table; None: the usual names.
+      encoding: of tables and texts.
+      draft_size: see ``image.decode``.
+      limits: of reading.
+    """
+
+    root: str
+    picture: str | None = None
+    caption: str | None = None
+    encoding: str = "utf-8"
+    draft_size: int | None = None
+    limits: Limits = LIMITS
+
+    def origin(self) -> str:
+        return self.root
+
+    @functools.cached_property
+    def _found(self) -> tuple[dict[str, File], list[File], dict[str, list[str]]]:
+        """The pictures by name, what may say something of them, and their names by that of the file alone."""
+        kinds = SUFFIXES | TABLES | PLAIN
+        only = None
+        if is_archive(self.root):
+            listed, _ = in_archive(self.root, kinds, self.limits)
+        else:
+            path = existing(self.root, "file or folder")
+            if os.path.isfile(path):
+                only = os.path.basename(path)
+                path = os.path.dirname(os.path.abspath(path))
+            listed = [file_at(name, where, self.limits) for name, where in walk(path) if kind_of(name) in kinds]
+        pictures = {file.name: file for file in listed if kind_of(file.name) in SUFFIXES}
+        by_name: dict[str, list[str]] = {}
+        for name in pictures:
+            by_name.setdefault(os.path.basename(name), []).append(name)
+        said = [file for file in listed if kind_of(file.name) not in SUFFIXES and only in (None, file.name)]
+        return pictures, said, by_name
+
+    def file_signature(self) -> list[Any]:
+        pictures, said, _ = self._found
+        files = [file.file_signature for file in (*pictures.values(), *said)]
+        return [files, self.picture, self.caption, self.encoding, self.draft_size]
+
+    def image(self, name: str, data: bytes) -> np.ndarray:
+        if not data:
+            return decode(self._found[0][name], self.draft_size, self.limits)
+        try:
+            return decode(data, self.draft_size, self.limits)
+        except UserError as error:
+            raise UserError(f"{name}: {error}") from error
+
+    def notes(self) -> list[str]:
+        missing: Counter[str] = self._missing
+        return (
+            [f"{len(missing):,} pictures that are not there left out, such as {next(iter(missing))}"] if missing else []
+        )
+
+    @functools.cached_property
+    def _missing(self) -> Counter[str]:
+        return Counter()
+
+    def pictures(self) -> Iterator[Captioned]:
+        """
+        Raises:
+          UserError: nothing says what is on the pictures, or none that are named are there.
+        """
+        pictures, said, _ = self._found
+        self._missing.clear()
+        there = 0
+        for picture in self._of_files(said):
+            if not picture.data and picture.name not in pictures:
+                self._missing[picture.name] += 1
+                continue
+            there += 1
+            yield picture
+        if not there and self._missing:
+            raise UserError(
+                f"{self.root} has none of the {len(self._missing):,} pictures that its captions name, such as"
+                f" {next(iter(self._missing))}; put them below it."
+            )
+
+    def _of_files(self, said: Sequence[File]) -> Iterator[Captioned]:
+        pictures = self._found[0]
+        tables = [file for file in said if kind_of(file.name) in TABLES]
+        texts = {os.path.splitext(file.name)[0]: file for file in said if kind_of(file.name) in PLAIN}
+        beside = {name: texts[stem] for name in pictures if (stem := os.path.splitext(name)[0]) in texts}
+        for file in tables:
+            yield from (
+                self._of_json(file) if kind_of(file.name) == ".json" else self._of_rows(rows(file, self.encoding))
+            )
+        if tables:
+            return
+        for name, file in beside.items():
+            lines = [checked(line, f"{file}") for _, line in lines_of(file, self.encoding)]
+            yield Captioned(name, [line for line in lines if line.strip()] or [""], _split_of(name))
+        if beside:
+            return
+        for file in texts.values():
+            if (first := next(lines_of(file, self.encoding), (0, ""))[1]) and "#" in first.partition("\t")[0]:
+                yield from self._of_tokens(file)
+            elif delimiter(file, self.encoding) is None:  # Flickr8k's captions.txt is divided by commas
+                as_csv = file._replace(name=os.path.splitext(file.name)[0] + ".csv")
+                yield from self._of_rows(rows(as_csv, self.encoding))
+            else:
+                yield from self._of_rows(rows(file, self.encoding))
+        if not texts:
+            raise UserError(
+                f"{self.root} has {len(pictures):,} pictures and nothing that says what is on them: a table with the"
+                " columns image and caption, COCO's captions, or NAME.txt beside each."
+            )
+
+    def _of_tokens(self, file: File) -> Iterator[Captioned]:
+        for number, line in lines_of(file, self.encoding):
+            name, _, text = line.strip().partition("\t")
+            if name:
+                where = f"{file}, line {number}"
+                yield Captioned(self._file(name.partition("#")[0], where, file), [checked(text, where)])
+
+    def _of_json(self, file: File) -> Iterator[Captioned]:
+        for number, value in json_values(file, self.encoding):
+            where = f"{file}, record {number}"
+            if not isinstance(value, Mapping):
+                raise UserError(f"{where} is {type(value).__name__}, not an object with names.")
+            images, notes = value.get("images"), value.get("annotations")
+            if not isinstance(images, list):
+                yield from self._of_rows([Row(number, value, file)])
+            elif not isinstance(notes, list):  # Karpathy & Fei-Fei 2015
+                yield from self._of_rows(Row(n, _object(row, f"{file}, images"), file) for n, row in enumerate(images))
+            else:
+                named = {}
+                for row in images:
+                    row = _object(row, f"{file}, images")
+                    named[row.get("id")] = str(row.get("file_name"))
+                for n, row in enumerate(notes):
+                    row, where = _object(row, f"{file}, annotations"), f"{file}, annotation {n}"
+                    if row.get("image_id") not in named:
+                        raise UserError(
+                            f"{where} is of the picture {row.get('image_id')!r}, which is not among images."
+                        )
+                    texts = _texts(row.get("caption"), where)
+                    yield Captioned(self._file(named[row["image_id"]], where, file), texts, _split_of(file.name))
+
+    def _of_rows(self, given: Any) -> Iterator[Captioned]:
+        for row in given:
+            picture = row.values[self._column(row, self.picture, _NAMES)]
+            texts = _texts(row.values[self._column(row, self.caption, _TEXTS)], row.where)
+            split = row.values.get("split")
+            split = _split_of(str(split or "")) or _split_of(row.file.name)
+            if isinstance(picture, Mapping) and isinstance(picture.get("bytes"), bytes):  # as ``datasets`` has it
+                picture = picture["bytes"]
+            elif isinstance(picture, Mapping):
+                picture = picture.get("path")
+            if isinstance(picture, bytes):
+                yield Captioned(row.where, texts, split, picture)
+            else:
+                yield Captioned(self._file(str(picture or ""), row.where, row.file), texts, split)
+
+    def _column(self, row: Row, given: str | None, usual: Sequence[str]) -> str:
+        names = {name.strip().lower(): name for name in row.values}
+        for name in usual if given is None else (given,):
+            if name in row.values:
+                return name
+            if given is None and name in names:
+                return names[name]
+        wanted = given or usual[0]
+        raise UserError(f"{row.where} has no column {wanted!r}.{suggest(wanted, row.values, 'column')}")
+
+    def _file(self, path: str, where: str, table: File) -> str:
+        """The picture below the root that a path means; one that is not there keeps its name.
+
+        Raises:
+          UserError: it may be several, or there is no path.
+        """
+        pictures, _, by_name = self._found
+        path = path.strip().replace("\\", "/")
+        if not path:
+            raise UserError(f"{where} names no picture.")
+        for name in (os.path.normpath(os.path.join(os.path.dirname(table.name), path)), os.path.normpath(path)):
+            if name in pictures:
+                return name
+        found = by_name.get(os.path.basename(path), [])
+        inside = [name for name in found if f"/{name}".endswith(f"/{os.path.normpath(path)}")] or found
+        if len(inside) > 1:
+            raise UserError(f"{where} names {path}, which {inside[0]} and {inside[1]} may be.")
+        return inside[0] if inside else path
+
+
+def _object(value: Any, where: str) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping):
+        raise UserError(f"{where} holds {type(value).__name__}, and not only objects with names.")
+    return value
+
+
+def _texts(value: Any, where: str) -> list[str]:
+    """One caption, or a list of them; raises UserError for what is neither."""
+    found = []
+    for text in value if isinstance(value, list | tuple | np.ndarray) else [value]:
+        if isinstance(text, Mapping):
+            text = next((text[name] for name in ("raw", "caption") if name in text), None)
+        if text is not None and not isinstance(text, str):
+            raise UserError(f"{where} has a caption that is {type(text).__name__}, not text.")
+        found.append(checked(text or "", where))
+    return found
+
+
+def _split_of(name: str) -> str:
+    """The split that a file, or a folder that it is in, is called after: ``captions_train2017.json``."""
+    for part in os.path.splitext(name)[0].split("/"):
+        for word in (part, *part.split("_")):
+            if (split := named_after(word)) is not None:
+                return split
+    return ""
