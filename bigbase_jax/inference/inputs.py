@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from bigbase_jax.core import Fields, UserError
 from bigbase_jax.data.documents import Format
-from bigbase_jax.data.files import LIMITS, TABLES, File, Limits, is_packed, kind_of, one_file
+from bigbase_jax.data.files import LIMITS, TABLES, File, Limits, is_packed, kind_of, one_file, open_file
 from bigbase_jax.data.rows import Row, delimiter, first_line, rows
 from bigbase_jax.data.sources.text.base import plain_file
 from bigbase_jax.runtime.log import say
@@ -153,7 +153,14 @@ def _input(path: str, number: int, row: Row, chosen: Mapping[str, Sequence[str]]
                 error = f"the row names no file in {next(iter(chosen.values()))[0]!r}."
             else:
                 place = os.path.join(os.path.dirname(path), os.path.expanduser(name.strip()))
-                return Input(place, path, number, values)
+                options = {name: given[name] for name in fields.options if name in given}
+                if not options:
+                    return Input(place, path, number, values)
+                try:
+                    with open_file(one_file(place)) as opened:
+                        return Input({next(iter(chosen)): opened.read(), **options}, path, number, values)
+                except (OSError, UserError) as failed:
+                    error = str(failed)
     return Input(given, path, number, values, error)
 
 

@@ -22,6 +22,7 @@ from bigbase_jax.pretrained.weights import Weights
 FAMILIES: Mapping[str, str] = {
     "bert": "bert",
     "camembert": "bert",
+    "clip": "clip",
     "detr": "detr",
     "gpt2": "gpt2",
     "hubert": "wav2vec2",
@@ -35,6 +36,7 @@ FAMILIES: Mapping[str, str] = {
     "resnet_cifar": "resnet_cifar",
     "roberta": "bert",
     "rt_detr": "rt_detr",
+    "siglip": "siglip",
     "t5": "t5",
     "vit": "vit",
     "vits": "vits",

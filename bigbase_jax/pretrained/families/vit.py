@@ -60,6 +60,8 @@ def from_config(config: Mapping[str, Any]) -> ConfigDict:
 def to_config(model: ViT, shapes: Shapes) -> dict[str, Any]:
     """See ``Family``."""
     need(model.pool == "cls" and model.positions == "learned", "transformers' ViT has pool='cls', positions='learned'.")
+    usual = model.patch_bias and not model.pre_norm and model.head == "dense"
+    need(usual, "transformers' ViT has biases in its embedding and its head, and no norm before its blocks.")
     plain = Style(epsilon=model.style.epsilon, activation=model.style.activation, kernel_init=model.style.kernel_init)
     need(model.style == plain, "transformers' ViT has LayerNorm before each branch, biases everywhere, and no gates.")
     patches = shapes["params.position"][1] - 1

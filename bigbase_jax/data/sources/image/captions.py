@@ -22,7 +22,7 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 
 from bigbase_jax.build import suggest
-from bigbase_jax.core import Codec, Example, UserError
+from bigbase_jax.core import Codec, Example, Fields, UserError
 from bigbase_jax.data.cache import Store, Writer
 from bigbase_jax.data.files import (
     LIMITS,
@@ -211,7 +211,13 @@ class Captions(TextRows):
 
     @staticmethod
     def codec(config: Mapping[str, Any], dataset_info: Mapping[str, Any]) -> Codec:
-        return PictureCodec(limits_of(config), draft_size=config.get("draft_size"))
+        return LabelledPictureCodec(limits_of(config), draft_size=config.get("draft_size"))
+
+
+class LabelledPictureCodec(PictureCodec):
+    """A user's picture, and beside it in a row, what it may be told apart by; see ``inference.zero_shot``."""
+
+    fields = Fields({"image": [(name,) for name in COLUMNS]}, files=True, options=("labels", "templates", "top"))
 
 
 class _Pictures(Split):
