@@ -120,7 +120,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.evaluators = ConfigDict(
         {
             "retrieval": target(CaptionRetrieval),
-            "retrieval_val": target(CaptionRetrieval, split="val", resamples=1, final=False),
+            "retrieval_val": target(CaptionRetrieval, split="val", resamples=0, final=False),
         }
     )
     if args.classes:

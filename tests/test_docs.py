@@ -287,6 +287,7 @@ RECIPES = (
     ("speakers", "tiny"),
     ("vocoder", "tiny"),
     ("transcribe", "tiny"),
+    ("clip", "tiny"),
 )
 
 

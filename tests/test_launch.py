@@ -30,6 +30,7 @@ MEASURED = {  # by task: what an evaluation reports, and what it keeps of each e
         {"step", "accuracy", "precision", "recall", "f1", "auc", "loss", "per_class"},
         {"probabilities", "label", "index"},
     ),
+    "Contrastive": ({"step", "loss", "retrieval"}, {"vector", "captions", "tokens", "index"}),
     "SpeakerVerification": ({"step", "accuracy", "loss"}, {"vector", "label", "index"}),
     "CausalLanguageModel": (
         {"step", "loss", "perplexity", "bits_per_byte", "tokens"},

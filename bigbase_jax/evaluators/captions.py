@@ -36,7 +36,7 @@ class CaptionRetrieval:
     Attributes:
       split: its name.
       ks: K.
-      resamples: of the bootstrap.
+      resamples: of the bootstrap; 0: there are no intervals.
       tokenizer: ``Tokenizer.state()``, for what is shown.
     """
 
@@ -77,8 +77,7 @@ class CaptionRetrieval:
         found = ranks(examples["vector"], examples["captions"], real_NC)
         rank_N, rank_NC = found["rank"], found["caption_rank"]
         metrics = self.recalls(rank_N, rank_NC, real_NC)
-        # the captions by number, for the figure
-        kept = {name: x for name, x in found.items()} | {"index": examples["index"], "tokens": examples["tokens"]}
+        kept = {**found, "index": examples["index"], "tokens": examples["tokens"]}
         return Evaluated(self.split, {**metrics, "pictures": len(rank_N), "captions": int(real_NC.sum())}, kept)
 
     def recalls(self, rank_N: np.ndarray, rank_NC: np.ndarray, real_NC: np.ndarray) -> dict[str, Any]:
@@ -94,11 +93,11 @@ class CaptionRetrieval:
                 else:
                     hit_N, weight_N = ((rank_NC <= k) & real_NC).sum(1).astype(float), count_N.astype(float)
                     chance = min(k / N, 1.0)
-                share_R = (drawn_RN @ hit_N) / np.maximum(drawn_RN @ weight_N, 1)
-                low, high = np.quantile(share_R, [0.025, 0.975])
                 name = f"{way}_r@{k}"
-                found[name] = float(hit_N.sum() / max(weight_N.sum(), 1))
-                found |= {f"{name}_low": float(low), f"{name}_high": float(high), f"{name}_chance": chance}
+                found |= {name: float(hit_N.sum() / max(weight_N.sum(), 1)), f"{name}_chance": chance}
+                if self.resamples:
+                    share_R = (drawn_RN @ hit_N) / np.maximum(drawn_RN @ weight_N, 1)
+                    found[f"{name}_low"], found[f"{name}_high"] = np.quantile(share_R, [0.025, 0.975]).tolist()
         found["mean_recall"] = float(np.mean([found[f"{way}_r@{k}"] for way in WAYS for k in self.ks]))
         return found
 
