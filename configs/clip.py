@@ -1,4 +1,4 @@
-"""Pictures and captions that find each other: CLIP and SigLIP, from scratch, on towers of yours, or from published ones.
+"""Pictures and captions that find each other: CLIP and SigLIP, from scratch, towers of yours, or published ones.
 
 python launch.py --config=configs/clip.py                              shapes that the program draws and describes
 python launch.py --config=configs/clip.py:root=DIR                     captions.txt, a table, COCO's JSON, NAME.txt, ...
@@ -38,8 +38,8 @@ from bigbase_jax.wrappers.frozen import Frozen
 
 def get_config(arg: str | None = None) -> ConfigDict:
     """``arg``: root=DIR_OR_FILE, size=32 (96 with root), tower=resnet|vit, loss=softmax|sigmoid, width=128,
-    picture=RUN, text=RUN (whose models and weights are the towers), adapt=full|lit, tokenizer=wordpiece|bpe|FILE_OR_DIR,
-    vocab=4096, length=32, batch=64, epochs=60, classes=DIR, tiny."""
+    picture=RUN, text=RUN (whose models and weights are the towers), adapt=full|lit,
+    tokenizer=wordpiece|bpe|FILE_OR_DIR, vocab=4096, length=32, batch=64, epochs=60, classes=DIR, tiny."""
     args = parse_arg(
         arg,
         root=None,

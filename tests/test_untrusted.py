@@ -386,7 +386,11 @@ WRONG = {
     "bert": [("layer_norm_eps", -1), ("pad_token_id", 4_000_000_000), ("id2label", {"0": {"target": "os:system"}})],
     "t5": [("relative_attention_num_buckets", 0), ("d_kv", 0), ("feed_forward_proj", 3)],
     "marian": [("encoder_attention_heads", 7), ("scale_embedding", "yes")],
-    "clip": [("projection_dim", 0), ("text_config", {"num_attention_heads": 7, "hidden_size": 12}), ("vision_config", 3)],
+    "clip": [
+        ("projection_dim", 0),
+        ("text_config", {"num_attention_heads": 7, "hidden_size": 12}),
+        ("vision_config", 3),
+    ],
     "siglip": [("text_config", {"vocab_size": -1}), ("vision_config", {"vision_use_head": False})],
     "vit": [("image_size", [10, 10**9]), ("patch_size", 0), ("num_channels", [3])],
     "resnet": [("depths", [2, 2, 10**9, 2]), ("hidden_sizes", [{"target": "os:system"}] * 4)],

@@ -27,11 +27,11 @@ _CHUNK, _SHOWN = 512, 3
 @dataclasses.dataclass(frozen=True)
 class CaptionRetrieval:
     """A ``core.Evaluator`` of how often the right one is among the first K: of all captions of the split for a picture
-    (R@K counts a picture whose best caption is among them), and of all its pictures for a caption; as Karpathy & Fei-Fei
-    (2015) and all who report Flickr8k, Flickr30k and COCO.
+    (R@K counts a picture whose best caption is among them), and of all its pictures for a caption; as Karpathy &
+    Fei-Fei (2015) and all who report Flickr8k, Flickr30k and COCO.
 
-    Those of equal score share their ranks. With each number comes ``chance``, what random order gives, and an interval of
-    95 % by the bootstrap over pictures, whose captions are not independent.
+    Those of equal score share their ranks. With each number comes ``chance``, what random order gives, and an interval
+    of 95 % by the bootstrap over pictures, whose captions are not independent.
 
     Attributes:
       split: its name.
@@ -73,7 +73,7 @@ class CaptionRetrieval:
             raise UserError(
                 "CaptionRetrieval needs a task that gives vectors of pictures and of captions; leave it out."
             )
-        real_NC = (examples["tokens"] >= 0).any(-1)
+        real_NC = np.asarray((examples["tokens"] >= 0).any(-1))
         found = ranks(examples["vector"], examples["captions"], real_NC)
         rank_N, rank_NC = found["rank"], found["caption_rank"]
         metrics = self.recalls(rank_N, rank_NC, real_NC)
@@ -176,8 +176,8 @@ def _any_of(right: int, total: int, k: int) -> float:
 
 @dataclasses.dataclass(frozen=True)
 class ZeroShot:
-    """A ``core.Evaluator`` of classification by names alone (Radford et al. 2021, section 3.1): a picture is of the class
-    whose texts are nearest. ``--answers=NAME`` answers so.
+    """A ``core.Evaluator`` of classification by names alone (Radford et al. 2021, section 3.1): a picture is of the
+    class whose texts are nearest. ``--answers=NAME`` answers so.
 
     Attributes:
       dataset: pictures of classes, with ``class_names``, such as ``sources.image.folder.ImageFolder``.

@@ -130,7 +130,7 @@ class Predictor:
                 task = answering(run, name, task)
             inputs = {key: jax.ShapeDtypeStruct(spec[key].shape[1:], spec[key].dtype) for key in task.inputs}
             kind = retrieval.Retriever if getattr(task, "indexed", False) else cls
-            kind = zero_shot.Matcher if hasattr(task, "label_vectors") else kind
+            kind = zero_shot.Matcher if getattr(task, "zero_shot", False) else kind
             kind = windowed.Windowed if getattr(task, "overlaps", False) else kind
             kind = recogniser.Recogniser if getattr(task, "windowed", False) else kind
             found = kind(task, variables, known, inputs, lambda: _reading(config, known), step, run, config, mesh)

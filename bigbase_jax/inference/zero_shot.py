@@ -1,5 +1,5 @@
-"""Runs of pictures and texts: a picture is answered by the labels that are given with it, or by the captions of the data
-that fit it best.
+"""Runs of pictures and texts: a picture is answered by the labels that are given with it, or by the captions of the
+data that fit it best.
 
 Legend: K labels, E width of the vectors.
 """

@@ -77,7 +77,7 @@ class CLIP(nn.Module):
         segments_BL: Int[Array, "B L"],
         train: bool = False,
     ) -> tuple[Float32[Array, "B E"], Float32[Array, "B E"], Float32[Array, ""], Float32[Array, ""]]:
-        """Vectors of pictures and of texts, and the ``scale`` and the ``bias`` of their scores: ``scale * u . v + bias``."""
+        """Vectors of pictures and of texts, and what makes scores of them: ``scale * u . v + bias``."""
         scores = self.scores()
         return self.pictures(x_BHWC, train), self.texts(tokens_BL, segments_BL, train), *scores
 

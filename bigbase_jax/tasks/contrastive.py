@@ -63,6 +63,7 @@ class Contrastive:
     inputs: ClassVar[tuple[str, ...]] = ("image",)
     batch_coupled: ClassVar[bool] = True
     indexed: ClassVar[bool] = True
+    zero_shot: ClassVar[bool] = True
     metrics: ClassVar[Mapping[str, Metric]] = {"loss": Metric("min", "nats")}
 
     def __post_init__(self) -> None:
@@ -103,20 +104,20 @@ class Contrastive:
             draw, dropout = jax.random.split(key)
             count_B = jnp.sum(jnp.any(segments_BCL > 0, -1), -1)
             at_B = (jax.random.uniform(draw, count_B.shape) * count_B).astype(jnp.int32)
-            state = [name for name in variables if name != "params"]
-            how = {"train": True, "rngs": {"dropout": dropout}, "mutable": state}
+            mutable = [name for name in variables if name != "params"]
+            how = {"train": True, "rngs": {"dropout": dropout}, "mutable": mutable}
         tokens_BL, segments_BL = (
             jnp.take_along_axis(x, at_B[:, None, None], 1)[:, 0] for x in (tokens_BCL, segments_BCL)
         )
         with model_errors():
             found: Any = self.model.apply(variables, self._normalised(batch["image"]), tokens_BL, segments_BL, **how)
         (u_BE, v_BE, scale, bias), state = found if how else (found, textual.state_of(variables))
-        real_B = batch["mask"]
+        real_B = jnp.asarray(batch["mask"])
         if self.loss_kind == "softmax":
             loss_B = in_batch.clip(u_BE, v_BE, scale, real_B)
         else:
             loss_B = in_batch.sigmoid(u_BE, v_BE, scale, bias, real_B)
-        total = jnp.sum(jnp.where(jnp.asarray(real_B) > 0, loss_B, 0.0))
+        total = jnp.sum(jnp.where(real_B > 0, loss_B, 0.0))
         aux = {"scale": Sum(scale, jnp.float32(1))}
         return Loss({"loss": Sum(total, jnp.sum(real_B))}, aux if how else {}), dict(state)
 
@@ -175,8 +176,8 @@ class Contrastive:
         return [template.replace("{}", label) for label in labels for template in self.templates]
 
     def label_vectors(self, variables: Variables, texts: Batch, labels: int) -> jax.Array:
-        """f32[K,E]: of the tokens of ``label_texts``, the mean of each label's vectors, of length 1 (Radford et al. 2021,
-        section 3.1.4)."""
+        """f32[K,E]: of the tokens of ``label_texts``, the mean of each label's vectors, of length 1 (Radford et al.
+        2021, section 3.1.4)."""
         mean_KE = jnp.mean(self.items(variables, texts).reshape(labels, len(self.templates), -1), 1)
         return mean_KE / jnp.maximum(jnp.linalg.norm(mean_KE, axis=-1, keepdims=True), 1e-12)
 

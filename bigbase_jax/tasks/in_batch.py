@@ -41,8 +41,9 @@ def sigmoid(
 ) -> Float32[Array, " B"]:
     """The sigmoid loss (Zhai et al. 2023, algorithm 1) in nats: whether ``u`` and ``v`` are a pair, of each with each.
 
-    Where devices share the batch, each of them holds its ``u``, and the ``v`` of one device come by after another (ibid.,
-    section 3.1): it never holds more than (B / devices)^2 scores, also for the gradient, which computes them anew.
+    Where devices share the batch, each of them holds its ``u``, and the ``v`` of one device come by after another
+    (ibid., section 3.1): it never holds more than (B / devices)^2 scores, also for the gradient, which computes them
+    anew.
     """
     u_BD, real_B = scale * u_BD, jnp.asarray(real_B, jnp.float32)
     bias_B = jnp.broadcast_to(bias, real_B.shape)

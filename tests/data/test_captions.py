@@ -24,7 +24,9 @@ NAMES = [f"p{i}.png" for i in range(10)]
 
 def picture(shade=128, size=(6, 4), mode="RGB", **how):
     made = io.BytesIO()
-    Image.new(mode, size, shade if mode != "RGB" else (shade, 0, 0)).save(made, "PNG" if "exif" not in how else "JPEG", **how)
+    Image.new(mode, size, shade if mode != "RGB" else (shade, 0, 0)).save(
+        made, "PNG" if "exif" not in how else "JPEG", **how
+    )
     return made.getvalue()
 
 
@@ -97,7 +99,7 @@ def beside(folder):
 def test_every_layout_holds_the_same(folder, layout):
     layout(folder)
     data = opened(folder)
-    assert {n: [t for t in texts] for n, texts in said(data).items()} == TWO
+    assert {n: list(texts) for n, texts in said(data).items()} == TWO
     assert {split: len(source) for split, source in data.splits.items()} == {"train": 8, "val": 1, "test": 1}
     example = data.splits["train"][0]
     assert example["image"].shape == (4, 6, 3) and example["tokens"].shape == example["segment_ids"].shape == (5, 40)
@@ -117,14 +119,18 @@ def test_archives_and_bytes_in_tables_are_read(folder, tmp_path):
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "table" / "train.parquet")
     data = opened(tmp_path / "table", val_fraction=0.2)
     assert {len(s) for s in data.splits.values()} == {7, 2, 1} and len(said(data)) == 10
-    assert sorted(int(s[n]["image"][0, 0, 0]) for s in data.splits.values() for n in range(len(s))) == list(range(0, 200, 20))
+    assert sorted(int(s[n]["image"][0, 0, 0]) for s in data.splits.values() for n in range(len(s))) == list(
+        range(0, 200, 20)
+    )
 
 
 def test_splits_are_of_pictures_and_named_ones_are_kept(folder):
     lines = [f"{n},{t} {k}" for k in range(3) for n, texts in TWO.items() for t in ("one", "two")]
     table(folder, lines)
     first, again, other = opened(folder, seed=1), opened(folder, seed=1), opened(folder, seed=2)
-    names = [{s: [d.splits[s].name(n) for n in range(len(d.splits[s]))] for s in d.splits} for d in (first, again, other)]
+    names = [
+        {s: [d.splits[s].name(n) for n in range(len(d.splits[s]))] for s in d.splits} for d in (first, again, other)
+    ]
     assert names[0] == names[1] != names[2]
     assert first.fingerprint() == again.fingerprint() != other.fingerprint()
     assert sorted(n for some in names[0].values() for n in some) == [f"images/{n}" for n in NAMES]
@@ -159,7 +165,11 @@ def test_grey_deep_and_turned_pictures(folder):
     turned[0x0112] = 6  # to be shown turned by 90 degrees
     deep = io.BytesIO()
     Image.fromarray(np.full((4, 6), 51_400, np.uint16)).save(deep, "PNG")
-    for name, made in (("p0.png", picture(77, mode="L")), ("p1.png", deep.getvalue()), ("p2.png", picture(exif=turned))):
+    for name, made in (
+        ("p0.png", picture(77, mode="L")),
+        ("p1.png", deep.getvalue()),
+        ("p2.png", picture(exif=turned)),
+    ):
         (folder / "images" / name).write_bytes(made)
     data = opened(folder, val_fraction=0.0, test_fraction=0.0)
     source = data.splits["train"]
@@ -218,7 +228,9 @@ def test_the_shapes_are_where_the_words_say(tmp_path):
         first, second = words[1], words[-2]
         if first == second or not {first, second} <= set(colours):
             continue
-        at = [np.argwhere(np.abs(example["image"].astype(int) - colours[c]).sum(-1) < 30).mean(0) for c in (first, second)]
+        at = [
+            np.argwhere(np.abs(example["image"].astype(int) - colours[c]).sum(-1) < 30).mean(0) for c in (first, second)
+        ]
         axis = 0 if "above" in words else 1
         assert at[0][axis] < at[1][axis]
         seen += 1

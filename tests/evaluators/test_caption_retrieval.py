@@ -28,7 +28,9 @@ def test_ranks_are_those_of_a_sorted_list():
         assert found["rank"][n] == 1 + min(i for i, at in enumerate(order) if at[0] == n)
         assert found["best"][n, 0] == order[0][0] * 3 + order[0][1]
     for n, c in names:
-        assert found["caption_rank"][n, c] == 1 + sum(vector[m] @ caption[n, c] > vector[n] @ caption[n, c] for m in range(40))
+        assert found["caption_rank"][n, c] == 1 + sum(
+            vector[m] @ caption[n, c] > vector[n] @ caption[n, c] for m in range(40)
+        )
     assert (found["caption_rank"][~real] == 0).all()
     assert found["rank"].max() > 1
 

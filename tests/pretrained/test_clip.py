@@ -49,7 +49,10 @@ def test_the_same_scores_and_back_to_the_same_bits(hf, random_model, tmp_path, c
         theirs.logit_scale.fill_(1.7)
     theirs.save_pretrained(tmp_path / "theirs")
     image, tokens_BL, segments_BL = batch()
-    given = {"pixel_values": hf.torch.tensor(image.transpose(0, 3, 1, 2)), "input_ids": hf.torch.tensor(tokens_BL).long()}
+    given = {
+        "pixel_values": hf.torch.tensor(image.transpose(0, 3, 1, 2)),
+        "input_ids": hf.torch.tensor(tokens_BL).long(),
+    }
     if name == "CLIPModel":  # SigLIP was trained to read padding
         given["attention_mask"] = hf.torch.tensor(segments_BL)
     with hf.torch.no_grad():

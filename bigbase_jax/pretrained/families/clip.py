@@ -1,4 +1,4 @@
-"""CLIP (Radford et al. 2021), as ``CLIPModel`` of transformers stores it. What SigLIP's table shares with it is here."""
+"""CLIP (Radford et al. 2021), as ``CLIPModel`` of transformers stores it. What SigLIP shares is here."""
 
 from __future__ import annotations
 
@@ -52,9 +52,14 @@ TOWER: Schema = {
 TEXT: Schema = {**TOWER, "vocab_size": VOCABULARY, "max_position_embeddings": LENGTH}
 VISION: Schema = {**TOWER, "num_channels": CHANNELS, "image_size": SIDE, "patch_size": SIDE}
 SCHEMA: Schema = {"text_config": TEXT, "vision_config": VISION, "projection_dim": WIDTH}
-_TEXT = {"vocab_size": 49_408, "hidden_size": 512, "intermediate_size": 2048, "num_attention_heads": 8}
+_TEXT: dict[str, Any] = {"vocab_size": 49_408, "hidden_size": 512, "intermediate_size": 2048, "num_attention_heads": 8}
 _TEXT |= {"num_hidden_layers": 12, "max_position_embeddings": 77, "hidden_act": "quick_gelu", "layer_norm_eps": 1e-5}
-_VISION = {"hidden_size": 768, "intermediate_size": 3072, "num_attention_heads": 12, "num_hidden_layers": 12}
+_VISION: dict[str, Any] = {
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "num_attention_heads": 12,
+    "num_hidden_layers": 12,
+}
 _VISION |= {"num_channels": 3, "image_size": 224, "patch_size": 32, "hidden_act": "quick_gelu", "layer_norm_eps": 1e-5}
 
 
@@ -86,7 +91,7 @@ def table(model: CLIP) -> Table:
             *conv("vision_model.embeddings.patch_embedding", "picture.embedding"),
             Entry("vision_model.embeddings.position_embedding.weight", "picture.position", "l d -> () l d"),
             *norm("vision_model.pre_layrnorm", "picture.pre_norm"),
-            *stack("vision_model", "picture", model.picture.size.depth),  # type: ignore[attr-defined]
+            *stack("vision_model", "picture", model.picture.size.depth),
             *norm("vision_model.post_layernorm", "picture.encoder.norm"),
             *dense("visual_projection", "picture.head", bias=False),
             *dense("text_projection", "text_projection", bias=False),
@@ -202,11 +207,11 @@ def text_entries(model: CLIP) -> list[Entry]:
     return [
         Entry("text_model.embeddings.token_embedding.weight", "text.embedding"),
         Entry("text_model.embeddings.position_embedding.weight", "text.position"),
-        *stack("text_model", "text", model.text.depth),  # type: ignore[attr-defined]
+        *stack("text_model", "text", model.text.depth),
         *norm("text_model.final_layer_norm", "text.encoder.norm"),
     ]
 
 
 def sizes(model: CLIP) -> dict[str, int]:
     """Heads of either tower, and what SigLIP joins of one."""
-    return {"h": model.picture.size.heads, "g": model.text.heads, "n": 3}  # type: ignore[attr-defined]
+    return {"h": model.picture.size.heads, "g": model.text.heads, "n": 3}

@@ -32,7 +32,12 @@ SCHEMA: Schema = {
     "text_config": {**TEXT, "projection_size": WIDTH},
     "vision_config": {**VISION, "vision_use_head": only(True)},
 }
-_TOWER = {"hidden_size": 768, "intermediate_size": 3072, "num_attention_heads": 12, "num_hidden_layers": 12}
+_TOWER: dict[str, Any] = {
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "num_attention_heads": 12,
+    "num_hidden_layers": 12,
+}
 _TOWER |= {"hidden_act": "gelu_pytorch_tanh", "layer_norm_eps": 1e-6}
 _TEXT = {**_TOWER, "vocab_size": 32_000, "max_position_embeddings": 64}
 _VISION = {**_TOWER, "num_channels": 3, "image_size": 224, "patch_size": 16}
@@ -80,7 +85,7 @@ def table(model: CLIP) -> Table:
             *dense("text_model.head", "text_projection"),
             *conv("vision_model.embeddings.patch_embedding", "picture.embedding", bias=True),
             Entry("vision_model.embeddings.position_embedding.weight", "picture.position", "l d -> () l d"),
-            *stack("vision_model", "picture", model.picture.size.depth),  # type: ignore[attr-defined]
+            *stack("vision_model", "picture", model.picture.size.depth),
             *norm("vision_model.post_layernorm", "picture.encoder.norm"),
             Entry(f"{head}.probe", f"{ours}.probe"),
             Entry(f"{head}.attention.in_proj_weight", kernels, "(n h k) d -> n d h k"),

@@ -150,10 +150,10 @@ class Captions(TextRows):
         if "train" not in dealt.values():
             raise UserError(f"{self.origin()} has the splits {', '.join(sorted(set(given)))} and none to train on.")
 
-        def texts(train: bool) -> Iterator[str]:
+        def of(train: bool) -> Iterator[str]:
             return (text for name, some in said.items() if (dealt[name] == "train") == train for text in some)
 
-        tokenizer = self.tokenizer.fit(lambda: texts(True), lambda: texts(False), False, ROLES)
+        tokenizer = self.tokenizer.fit(lambda: of(True), lambda: of(False), False, ROLES)
         notes = [f"{count:,} {what}" for what, count in left.items() if count]
 
         def write(writer: Writer) -> Mapping[str, Any]:
@@ -244,18 +244,18 @@ class _Opened(Opened):
         about: list[Any],
     ):
         super().__init__(splits, known, description, [*about, known["tokenizer"], known["length"]], about)
-        self._rows, self._encode = rows_N, encode
+        self._rows_N, self._encode = rows_N, encode
 
     @functools.cached_property
     def _distinct(self) -> list[np.ndarray]:
         """The tokens of each caption, once."""
-        pieces = np.split(self._rows.values("tokens").astype(np.int32), np.cumsum(self._rows.values("sizes"))[:-1])
+        pieces = np.split(self._rows_N.values("tokens").astype(np.int32), np.cumsum(self._rows_N.values("sizes"))[:-1])
         return list({piece.tobytes(): piece for piece in pieces}.values())
 
     @functools.cached_property
     def item_names(self) -> list[str]:
         """The captions, as the tokenizer has them."""
-        tokenizer = tokenizer_of(self._rows)
+        tokenizer = tokenizer_of(self._rows_N)
         return [tokenizer.decode(piece) for piece in self._distinct]
 
     def items(self, number_n: np.ndarray) -> dict[str, np.ndarray]:
@@ -277,8 +277,8 @@ class CaptionedPictures(Captions):
     - Flickr8k's ``*.token.txt``, in lines ``PICTURE#0``, a tab, and the caption;
     - ``NAME.txt`` beside each picture, with a caption in each line.
 
-    A file that a row names is looked for beside the table and then, by its name, anywhere below the root. Files that are
-    called after splits (``captions_train2017.json``) keep them, and so do those in such folders.
+    A file that a row names is looked for beside the table and then, by its name, anywhere below the root. Files that
+    are called after splits (``captions_train2017.json``) keep them, and so do those in such folders.
 
     Attributes:
       root: see above.
