@@ -3,13 +3,12 @@
 python launch.py --config=configs/clip.py                              shapes that the program draws and describes
 python launch.py --config=configs/clip.py:root=DIR                     captions.txt, a table, COCO's JSON, NAME.txt, ...
 python launch.py --config=configs/clip.py:root=DIR,loss=sigmoid        SigLIP's loss
-python launch.py --config=configs/clip.py:root=DIR,picture=runs/catdog,text=runs/bert       towers of trained runs
-python launch.py --config=configs/clip.py:root=DIR,picture=runs/catdog,adapt=lit            its pictures frozen (LiT)
 python launch.py --config=configs/clip.py:root=DIR --config.init_from=DIR_OF_CLIP_OR_SIGLIP
 python launch.py --config=configs/clip.py:root=DIR,classes=DIR2        and classifies DIR2's CLASS/ folders by name
 python launch.py --mode=predict --workdir=runs/clip --input='*.jpg'    the captions that fit best
 
-Retrieval among all pictures of the test split, both ways: ``retrieval/`` in the results.
+picture=RUN and text=RUN begin with the towers, and the tokenizer, of runs of configs/catdog.py and configs/bert.py, or of
+folders of published weights; with adapt=lit the pictures stay as they are (LiT). Retrieval among all pictures of the test split, both ways: ``retrieval/`` in the results.
 """
 
 import optax
