@@ -7,8 +7,9 @@ python launch.py --config=configs/clip.py:root=DIR --config.init_from=DIR_OF_CLI
 python launch.py --config=configs/clip.py:root=DIR,classes=DIR2        and classifies DIR2's CLASS/ folders by name
 python launch.py --mode=predict --workdir=runs/clip --input='*.jpg'    the captions that fit best
 
-picture=RUN and text=RUN begin with the towers, and the tokenizer, of runs of configs/catdog.py and configs/bert.py, or of
-folders of published weights; with adapt=lit the pictures stay as they are (LiT). Retrieval among all pictures of the test split, both ways: ``retrieval/`` in the results.
+picture=RUN and text=RUN begin with the towers, and the tokenizer, of runs of configs/catdog.py and configs/bert.py, or
+of folders of published weights; with adapt=lit the pictures stay as they are (LiT). Retrieval among all pictures of
+the test split, both ways: ``retrieval/`` in the results.
 """
 
 import optax
