@@ -119,6 +119,11 @@ class Task(Protocol):
       one before (``inference.recogniser``).
     - ``given``: a ``Given``, variables that ``loss`` finds among its own as the collection ``given``.
     - ``overlaps``, True: what is longer than it reads at once is read in windows that overlap (``inference.windowed``).
+    - ``planned(data, loop, steps)``: the task as it trains so many steps on this data (``data.pipeline.Prepared``) by
+      this ``train.TrainConfig``, and how many of them it may take; raises UserError where they do not fit it.
+    - ``finish(gradient, key)``: the ``parallel.Gradient`` of a whole batch after the sums over slices and devices, once
+      per step, before it is divided by its weight. A wrapper with it is around all others.
+    - ``guarantee``: JSON-able, what the lineage keeps of what a planned task promises.
     - ``transcribes``, True: it reads recordings, and its answers are transcripts: ``text``, and where it has them
       ``words`` (``word``, ``start``, ``end`` in seconds), ``segments`` (``text``, ``start``, ``end``), ``duration`` and
       ``language``.

@@ -689,10 +689,15 @@ def plain_step(
 
     ``gradient`` is where and in what pieces ``loss_and_grads`` is computed; None: on one device.
     """
+    finish = getattr(task, "finish", None)
+    if finish is not None and finish.__self__ is not task:
+        inner = type(finish.__self__).__name__
+        raise UserError(f"{inner} is around all other wrappers, so {type(task).__name__} goes inside it.")
 
     def step(state: TrainState, batch: Batch, *given: PyTree) -> tuple[TrainState, dict[str, Sum]]:
         key, seen = jax.random.fold_in(state.key, state.step), _with_given(state, *given)
         found = gradient(seen, batch, key) if gradient else loss_and_grads(task, seen, batch, key, microbatches)
+        found = finish(found, key) if finish else found
         return apply_gradients(state, tx, found, ema_decay)
 
     return step

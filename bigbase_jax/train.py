@@ -123,6 +123,9 @@ def train(config: ConfigDict, workdir: str, name: str = "", observe: Observe | N
     mesh = parallel.make_mesh(loop.devices, loop.mesh)
     data: Prepared = build(pretrained.data_of(run, config), _path="config.data").prepare(say)
     task: Task = build(config.task, data.dataset_info, _path="config.task")
+    total = loop.total_steps(data.steps_per_epoch)
+    if hasattr(task, "planned"):
+        task, total = task.planned(data, loop, total)
     parallel.check_batch(data.batch_size, mesh, loop.microbatches)
     parallel.check_batch(data.eval_batch_size, mesh, what="config.data.eval_batch_size")
     own = build(config.get("evaluators", {}), data.dataset_info, _path="config.evaluators")
@@ -131,7 +134,7 @@ def train(config: ConfigDict, workdir: str, name: str = "", observe: Observe | N
         raise UserError(
             f"config.train.best_metric={loop.best_metric!r} needs a validation split, and this data has none."
         )
-    about = data.lineage()
+    about = {**data.lineage(), **getattr(task, "guarantee", {})}
     run.create(config, about["fingerprint"])
     pretrained.record_origin(run, config)
     shapes = data.train_shapes(parallel.host(mesh))
@@ -140,7 +143,6 @@ def train(config: ConfigDict, workdir: str, name: str = "", observe: Observe | N
     batch_shapes = {name: [list(s.shape), str(s.dtype)] for name, s in spec.items()}
     about_metrics = {name: metric._asdict() for name, metric in evaluators.metrics.items()}
     run.keep_data({"dataset_info": data.dataset_info, "batch": batch_shapes, "metrics": about_metrics})
-    total = loop.total_steps(data.steps_per_epoch)
     eval_every = loop.eval_every or data.steps_per_epoch
     checkpoint_every = loop.checkpoint_every or eval_every
     checkpoints = Checkpoints(run.checkpoints, loop.keep, keep_best=loop.best_metric is not None)

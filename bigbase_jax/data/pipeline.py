@@ -39,7 +39,7 @@ from PIL import Image
 from bigbase_jax.build import suggest
 from bigbase_jax.core import Batch, Dataset, Example, RawDataset, Source, Transform, UserError
 from bigbase_jax.data import cache as caches
-from bigbase_jax.data.shuffle import shuffled
+from bigbase_jax.data.shuffle import poisson, shuffled
 
 # What a decoder raises for a file that is not what it should be; anything else is a bug and keeps its traceback.
 _UNREADABLE = (
@@ -59,7 +59,7 @@ _CHECKED = 256  # examples of a split that are read by data.check=sample
 _COLUMN_ROWS = 4096  # examples that are checked at once, where they are read by columns
 _WORTH = 2.0  # a cache may be this many times larger than the smallest one, to spare transforms at each use
 _SAY_EVERY = 10.0  # seconds between progress lines
-_TRAIN, _EVAL, _ORDER = 0, 1, 2  # streams of random numbers
+_TRAIN, _EVAL, _ORDER, _SAMPLE = 0, 1, 2, 3  # streams of random numbers
 _POOL = 64  # batches among which examples are dealt by length
 _WHOLE = sys.maxsize  # the length of a sequence that is not cut
 
@@ -85,6 +85,11 @@ class Data:
       seed: of the order of examples and of their augmentation.
       on_bad_example: what to do about examples that cannot be read: ``"stop"``, with their list, or ``"skip"``: those
         that the check finds are left out; one that is met later has no weight in its batch (``mask`` 0), and is named.
+      poisson: how many examples a training batch has on average, where each is in each batch by chance and by itself
+        (Poisson sampling); ``batch_size`` is then the most that it has: of a larger one the rest is left out, by
+        chance, and the rows of a smaller one are filled up with ``mask`` 0. None: each epoch is a permutation.
+      unit: with ``poisson``, the entry of the examples (a number or a text) that says whose each is: a batch then
+        draws these, and has one example of each that is drawn, by chance. None: each example stands for itself.
       check: which examples are read before the first step to find those that cannot be: ``"all"``, once for all starts
         and for all processes that share ``cache_dir``, which also fills the cache; ``"sample"``, some 256 of each
         split; or ``"none"``. Without ``"all"``, a cache is used where it exists, and none is made.
@@ -115,6 +120,8 @@ class Data:
     cache_dir: str | None = None
     buckets: tuple[int, ...] = ()
     check: str = "all"
+    poisson: float | None = None
+    unit: str | None = None
 
     def __post_init__(self) -> None:
         for name, known in (("on_bad_example", ("stop", "skip")), ("check", ("all", "sample", "none"))):
@@ -127,6 +134,17 @@ class Data:
                 raise UserError(f"data.{name} is {value}; it must be at least {least}.")
         if not self.cache_limit_gb >= 0:
             raise UserError(f"data.cache_limit_gb is {self.cache_limit_gb}; it must be 0 (no cache) or more.")
+        if self.poisson is not None and not 0 < self.poisson <= self.batch_size:
+            raise UserError(
+                f"data.poisson is {self.poisson}; batches of at most data.batch_size={self.batch_size} have on average "
+                "more than 0 and no more than that."
+            )
+        if self.poisson is not None and self.buckets:
+            raise UserError(
+                "data.poisson draws each example by itself, and data.buckets deals them by length; use one."
+            )
+        if self.unit is not None and self.poisson is None:
+            raise UserError(f"data.unit={self.unit!r} says what data.poisson draws; give that too.")
         if any(shorter >= longer for shorter, longer in itertools.pairwise((0, *self.buckets))):
             raise UserError(
                 f"data.buckets is {self.buckets}; it holds lengths that grow, such as (16, 24), or nothing."
@@ -211,6 +229,11 @@ class Prepared:
                 part.cut_N = lengths[np.searchsorted(data.buckets, part.kept.lengths)]
         self.splits: Mapping[str, int] = {name: len(part.kept) for name, part in parts.items()}
         self.bad: Mapping[str, caches.Bad] = {name: part.bad for name, part in parts.items()}
+        self._of_unit = None if data.unit is None else _grouped(self.source("train"), data.unit)
+        if data.poisson is not None and data.poisson > self.num_units:
+            raise UserError(
+                f"data.poisson is {data.poisson:g}, of {self.num_units} that can be drawn; it is at most that."
+            )
 
     @property
     def dataset_info(self) -> Mapping[str, Any]:
@@ -300,8 +323,16 @@ class Prepared:
         return len(self._part(split).kept)
 
     @property
+    def num_units(self) -> int:
+        """How many a Poisson sample is drawn from: the training examples, or those whom they are of (``Data.unit``)."""
+        return self.num_examples("train") if self._of_unit is None else len(self._of_unit)
+
+    @property
     def steps_per_epoch(self) -> float:
-        """N / B of the training split; batches may straddle epochs, so it need not be whole."""
+        """N / B of the training split, or where batches are Poisson samples, U over their mean size, of U that are
+        drawn from; batches may straddle epochs, so it need not be whole."""
+        if self.data.poisson is not None:
+            return self.num_units / self.data.poisson
         return self.num_examples("train") / self.batch_size
 
     def source(self, split: str) -> KeptSource:
@@ -335,8 +366,21 @@ class Prepared:
         """What makes training batch k, and how many of its rows this host has."""
         data, part = self.data, self._part("train")
         rows = _rows_of_host(self.batch_size, shard, "data.batch_size")
-        order = _Order(len(part.kept), self.batch_size, data.seed, part.cut_N)
         chain = part.chain(data.train_transforms, data.seed, _TRAIN)
+        if data.poisson is not None:
+            units, rate, most, of_unit = self.num_units, data.poisson / self.num_units, self.batch_size, self._of_unit
+
+            def sample(
+                k: int, pool: concurrent.futures.Executor | None, chunks: int, length: int | None = None
+            ) -> dict[str, np.ndarray]:
+                drawn = poisson(_generator(data.seed, _SAMPLE, k), units, rate, most, of_unit)
+                mine = drawn[rows.start : rows.stop]
+                examples = mine if len(mine) else np.zeros(1, np.int64)
+                g = k * most + rows.start + np.arange(len(examples))
+                return chain.batch(examples, g, len(rows), pool, chunks, len(mine), length)
+
+            return sample, len(rows)
+        order = _Order(len(part.kept), self.batch_size, data.seed, part.cut_N)
 
         def batch(
             k: int, pool: concurrent.futures.Executor | None, chunks: int, length: int | None = None
@@ -459,6 +503,7 @@ class KeptSource:
       labels: i32[N] where the source has labels, else None.
       lengths: i64[N] where the source has lengths, else None.
       sequences: names of the entries whose first axis has these lengths.
+      packed: whether an example has parts of several documents.
       batch: several examples at once, stacked, where the source has it; else None.
     """
 
@@ -470,6 +515,7 @@ class KeptSource:
         self.labels = self._of("labels")
         self.lengths = self._of("lengths")
         self.sequences: tuple[str, ...] = getattr(source, "sequences", ())
+        self.packed = bool(getattr(source, "packed", False))
         self.batch = None if getattr(source, "batch", None) is None else self._batch
 
     def _of(self, name: str) -> np.ndarray | None:
@@ -575,6 +621,24 @@ class _Order:
         by_length = np.argsort(self._cut_N[examples], kind="stable").reshape(self._pool, self._batch_size)
         by_length = _generator(self._seed, _ORDER, pool).permutation(by_length)
         return examples[by_length], g[by_length]
+
+
+def _grouped(source: KeptSource, entry: str) -> list[np.ndarray]:
+    """The examples of each value of an entry, in the order of the values.
+
+    Raises:
+      UserError: an example has no such entry, or it is neither a number nor a text.
+    """
+    first = source[0]
+    if entry not in first or np.ndim(first[entry]):
+        known = [name for name, x in first.items() if not np.ndim(x)]
+        raise UserError(f"data.unit={entry!r} is no number or text of the examples.{suggest(entry, known, 'entry')}")
+    if source.batch is not None:
+        value_N = np.asarray(source.batch(np.arange(len(source)))[entry])
+    else:
+        value_N = np.array([source[i][entry] for i in range(len(source))])
+    _, unit_N, count_U = np.unique(value_N, return_inverse=True, return_counts=True)
+    return np.split(np.argsort(unit_N, kind="stable"), np.cumsum(count_U)[:-1])
 
 
 @dataclasses.dataclass(frozen=True)

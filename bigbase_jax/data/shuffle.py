@@ -8,6 +8,7 @@ row of a table. This is the same permutation, number by number, for many positio
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -26,6 +27,20 @@ def shuffled(positions: np.ndarray, n: int, seed: int) -> np.ndarray:
         chosen = epochs == epoch
         out[chosen] = _permuted(within[chosen], n, (seed + int(epoch)) % 2**32)
     return out
+
+
+def poisson(
+    rng: np.random.Generator, n: int, rate: float, most: int, of_unit: Sequence[np.ndarray] | None = None
+) -> np.ndarray:
+    """i64[0 to most]: a Poisson sample of n, each of which is in it with probability ``rate`` by itself.
+
+    Of a larger sample, ``most`` stay, each as likely (Chua et al. 2025, arXiv:2508.15089). With ``of_unit``, i64[...]
+    for each of the n: one entry by chance of each that was drawn, instead of its number.
+    """
+    drawn = rng.choice(n, rng.binomial(n, rate), replace=False)[:most]  # in random order
+    if of_unit is None:
+        return drawn
+    return np.array([rng.choice(of_unit[unit]) for unit in drawn], np.int64)
 
 
 def _permuted(at: np.ndarray, n: int, seed: int) -> np.ndarray:

@@ -22,9 +22,12 @@ class Windows(Split):
     With a ``stride`` below L, windows of long documents overlap, and their tokens are targets several times.
 
     Attributes:
+      packed: True, see ``data.pipeline.KeptSource``.
       in_memory: where the tokens are; examples are cut from them and kept nowhere else.
       fill: share of the positions that hold a token to predict.
     """
+
+    packed = True
 
     def __init__(self, tokens: Tokens, split: str, length: int, stride: int | None = None):
         """
