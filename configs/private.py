@@ -5,6 +5,7 @@ python launch.py --config=configs/private.py:root=DIR                           
 python launch.py --config=configs/private.py:root=DIR,features=scattering         wavelets first, which nothing learns
 python launch.py --config=configs/private.py:root=DIR,epsilon=1,delta=1e-6        another budget
 python launch.py --config=configs/private.py:root=DIR,epsilon=none                the same without privacy, to compare
+python launch.py --config=configs/private.py:root=DIR,canaries=1000               and an audit by so many pictures
 
 The budget (epsilon, delta) is for one picture added or removed, and training uses it up. It is for the model: keep the
 run folder, whose log and seed are not for others, and give away an export. Draw the seed yourself: --config.seed=N.
@@ -21,9 +22,11 @@ from bigbase_jax.build import deferred, parse_arg, suggest, target
 from bigbase_jax.core import UserError
 from bigbase_jax.data.pipeline import Data
 from bigbase_jax.data.presets import pictures
+from bigbase_jax.data.sources.canaries import Canaries
 from bigbase_jax.data.sources.synthetic.pictures import DrawnCatsAndDogs
 from bigbase_jax.data.transforms import image as T
 from bigbase_jax.data.transforms.scattering import Scattering
+from bigbase_jax.evaluators.membership import Membership
 from bigbase_jax.models.tanh_cnn import TanhConvNet
 from bigbase_jax.optim import Optimizer
 from bigbase_jax.tasks.classification import Classification
@@ -34,9 +37,19 @@ FEATURES = ("pixels", "scattering")
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    """``arg``: data=synthetic|idx|tfds|npz|folder, root=DIR, features=..., epsilon=..., delta=..., epochs=..., tiny."""
+    """``arg``: data=synthetic|idx|tfds|npz|folder, root=DIR, features=..., epsilon=..., delta=..., epochs=...,
+    batch=..., canaries=N, tiny."""
     args = parse_arg(
-        arg, data=None, root=None, features="pixels", epsilon="3", delta=1e-5, epochs=40.0, batch=2048, tiny=False
+        arg,
+        data=None,
+        root=None,
+        features="pixels",
+        epsilon="3",
+        delta=1e-5,
+        epochs=40.0,
+        batch=2048,
+        canaries=0,
+        tiny=False,
     )
     if args.features not in FEATURES:
         raise UserError(f"there is no features={args.features}.{suggest(args.features, FEATURES, 'value')}")
@@ -50,12 +63,16 @@ def get_config(arg: str | None = None) -> ConfigDict:
     batch = 8 if args.tiny else min(args.batch, 256) if synthetic else args.batch
     private = args.epsilon != "none"
 
+    dataset = pictures(data, args.root, embedded, "fashion_mnist", val_fraction=0.02)
+    if args.canaries:
+        dataset = target(Canaries, dataset=dataset, count=min(args.canaries, 32) if args.tiny else args.canaries)
+
     config = ConfigDict()
     config.seed = 0
     config.init_from = placeholder(str)
     config.data = target(
         Data,
-        dataset=pictures(data, args.root, embedded, "fashion_mnist", val_fraction=0.02),
+        dataset=dataset,
         batch_size=rows(batch) if private else batch,
         poisson=float(batch) if private else None,
         eval_batch_size=32 if args.tiny else 250,
@@ -68,6 +85,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
         config.task = target(Private, task=config.task, clip=0.1, epsilon=number(args.epsilon), delta=args.delta)
     momentum = deferred(optax.sgd, momentum=0.9)
     config.optim = target(Optimizer, learning_rate=4.0 if private else 0.1, algorithm=momentum)
+    if args.canaries:
+        config.evaluators = ConfigDict({"membership": target(Membership, delta=args.delta)})
     if args.tiny:
         config.train = target(TrainConfig, steps=8, log_every=2)
     else:

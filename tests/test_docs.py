@@ -288,6 +288,7 @@ RECIPES = (
     ("vocoder", "tiny"),
     ("transcribe", "tiny"),
     ("clip", "tiny"),
+    ("private", "tiny"),
 )
 
 

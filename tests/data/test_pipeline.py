@@ -12,7 +12,7 @@ import pytest
 
 from bigbase_jax.core import UserError
 from bigbase_jax.data.pipeline import Data, apply_eval
-from bigbase_jax.data.shuffle import shuffled
+from bigbase_jax.data.shuffle import poisson, shuffled
 
 
 class Numbers:
@@ -509,3 +509,76 @@ def test_a_sample_that_finds_something_unreadable_stops_the_run(prepare):
         prepare(broken={5}, check="sample")
     with pytest.raises(UserError, match="data.check is 'al'; it must be 'all' or 'sample' or 'none'. Did you mean"):
         prepare(check="al")
+
+
+# --- Poisson samples --------------------------------------------------------------------------------------------------
+
+
+class Owned(Numbers):
+    """Examples of people: 0 has half of them."""
+
+    def __getitem__(self, index):
+        return {**super().__getitem__(index), "person": index // 2 if index % 2 else 0}
+
+
+def chosen(batch):
+    return batch["index"][batch["mask"] > 0]
+
+
+@pytest.mark.parametrize("hosts", [1, 2])
+def test_a_poisson_sample_is_a_function_of_its_step(prepare, hosts):
+    data = prepare(40, 16, poisson=6.0)
+    whole = take(data.train_batches(0), 9)
+    assert len({len(chosen(batch)) for batch in whole}) > 3
+    for batch in whole:
+        assert (np.diff(batch["mask"]) <= 0).all() and len(np.unique(chosen(batch))) == len(chosen(batch))
+    shards = [take(prepare(40, 16, poisson=6.0, workers=3).train_batches(4, (i, hosts)), 5) for i in range(hosts)]
+    for k in range(5):
+        joined = np.concatenate([chosen(shard[k]) for shard in shards])
+        np.testing.assert_array_equal(joined, chosen(whole[4 + k]))
+    other = take(prepare(40, 16, poisson=6.0, seed=1).train_batches(0), 9)
+    assert not all(np.array_equal(chosen(a), chosen(b)) for a, b in zip(whole, other, strict=True))
+
+
+def test_each_example_is_drawn_by_itself(prepare):
+    n, expected, steps = 20, 5.0, 4000
+    there = np.zeros((steps, n), bool)
+    rng = [np.random.default_rng([7, k]) for k in range(steps)]
+    for k in range(steps):
+        there[k, poisson(rng[k], n, expected / n, n)] = True
+    deviation = np.sqrt(0.25 * 0.75 / steps)
+    assert np.abs(there.mean(0) - 0.25).max() < 4.5 * deviation  # each as often as it should be,
+    assert np.abs(np.corrcoef(there.T) - np.eye(n)).max() < 4.5 / np.sqrt(steps)  # whatever else is in the batch,
+    assert there.sum(1).var() == pytest.approx(n * 0.25 * 0.75, rel=0.1)  # so their number is binomial
+    cut = np.concatenate([poisson(r, n, 0.9, 4) for r in rng])
+    assert np.abs(np.bincount(cut, minlength=n) / steps - 4 / n).max() < 0.035  # all are as likely to stay
+
+
+def test_a_unit_has_one_example_in_a_batch(prepare):
+    data = prepare(source=Owned(40), batch_size=24, poisson=8.0, unit="person")
+    assert data.num_units == 20 and data.steps_per_epoch == 2.5
+    seen = np.zeros(40, int)
+    for batch in take(data.train_batches(0), 400):
+        index = chosen(batch)
+        owner = np.where(index % 2, index // 2, 0)
+        assert len(np.unique(owner)) == len(owner)
+        seen[index] += 1
+    assert seen[3::2].min() > 100 and 0 < seen[0::2].max() < 40  # 0 shares its turn among its own
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ({"poisson": 0.0}, "data.poisson is 0.0"),
+        ({"poisson": 5.0}, "data.poisson is 5.0; batches of at most data.batch_size=4"),
+        ({"n": 3, "poisson": 4.0}, "of 3 that can be drawn"),
+        ({"unit": "person"}, "give that too"),
+        ({"poisson": 2.0, "unit": "persn", "source": Owned(9)}, "no number or text of the examples. .*'person'"),
+        ({"poisson": 2.0, "unit": "image"}, "no number or text"),
+        ({"poisson": 2.0, "buckets": (3,)}, "use one"),
+    ],
+    ids=str,
+)
+def test_samples_that_cannot_be_drawn(prepare, words, told):
+    with pytest.raises(UserError, match=told):
+        prepare(**words)

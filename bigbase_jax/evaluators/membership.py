@@ -1,0 +1,161 @@
+"""Audits: what a model tells of the examples that it was trained on, and what epsilon it has at least.
+
+Axes: N canaries, R guesses, T thresholds.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from scipy import stats
+from sklearn.metrics import roc_curve
+
+from bigbase_jax import parallel
+from bigbase_jax.core import Evaluated, Figure, Metric, Plot, Table, Task, UserError
+from bigbase_jax.evaluate import collect
+from bigbase_jax.wrappers.wrapper import Around
+
+_SHARES = (0.02, 0.1, 0.3, 1.0)  # of the canaries, of which membership is guessed
+
+
+@dataclasses.dataclass
+class Membership:
+    """A ``core.Evaluator`` that guesses which canaries were trained on, by their loss: members have the smaller one.
+
+    ``epsilon_bound`` is what the model's epsilon is at least, with ``confidence``, given ``delta``: of so many right
+    guesses about independent coins (Steinke, Nasr & Jagielski 2023, theorem 5.2), at the best of several numbers of
+    guesses, each with its share of the doubt. It says nothing from above: an attack may be weak. ``exposure`` is how
+    many bits of a member's place among the others the model gives away: ``log2(n + 1) - log2(rank)`` among the n that
+    were not trained on (Carlini et al. 2019), on average and at most.
+
+    Attributes:
+      split: of ``data.sources.canaries.Canaries``, whose examples say ``member``.
+      delta: of the bound.
+      confidence: in it.
+    """
+
+    split: str = "canary"
+    delta: float = 1e-5
+    confidence: float = 0.95
+    final: bool = True
+
+    metrics: ClassVar[Mapping[str, Metric]] = {
+        "epsilon_bound": Metric("min", "", "Epsilon is at least"),
+        "attack_auc": Metric("min", "", "AUC of the attack"),
+        "attack_tpr": Metric("min", "%", "Members found at 1 % false alarms"),
+        "exposure": Metric("min", "bits"),
+        "exposure_most": Metric("min", "bits", "Exposure of the most exposed"),
+    }
+
+    def __post_init__(self) -> None:
+        if not (0 <= self.delta < 1 and 0 < self.confidence < 1):
+            raise UserError(f"Membership has delta={self.delta} and confidence={self.confidence}; both are below 1.")
+
+    def run(self, task: Task, variables: Any, data: Any, mesh: Any) -> Evaluated:
+        """See ``core.Evaluator``. Keeps ``loss`` and ``member``, f32[N].
+
+        Raises:
+          UserError: no such split, one that does not say ``member``, or whose canaries are all of one kind.
+        """
+        if self.split not in data.splits:
+            raise UserError(
+                f"Membership needs a split {self.split!r}; let config.data.dataset be Canaries around the data set."
+            )
+        inner: Any = task
+        while isinstance(inner, Around):
+            inner, variables = inner.task, inner.unwrap(variables)
+
+        def of_batch(variables: Any, batch: Any) -> Mapping[str, jax.Array]:
+            if "member" not in batch:
+                raise UserError(f"the examples of the split {self.split!r} do not say whether they are members.")
+
+            def of_one(example: Any) -> jax.Array:
+                row = {name: x[None] for name, x in example.items()}
+                loss, _ = inner.loss(variables, row, jax.random.key(0))
+                return jnp.asarray(sum(loss.scale.get(name, 1.0) * part.mean() for name, part in loss.terms.items()))
+
+            return {"loss": jax.vmap(of_one)(dict(batch)), "member": batch["member"]}
+
+        kept = collect(of_batch, variables, data.eval_batches(self.split, parallel.host(mesh)), mesh)
+        loss_N, member_N = kept["loss"].astype(np.float64), kept["member"] > 0
+        if member_N.all() or not member_N.any():
+            raise UserError(f"the canaries of the split {self.split!r} are all of one kind; use more of them.")
+        return Evaluated(self.split, self.measured(-loss_N, member_N), {"loss": kept["loss"], "member": kept["member"]})
+
+    def measured(self, score_N: np.ndarray, member_N: np.ndarray) -> dict[str, Any]:
+        """The metrics of scores that should be larger for members, and ``guesses``: how many were right."""
+        score_N = np.where(np.isfinite(score_N), score_N, -np.finfo(np.float64).max)
+        false_T, true_T, _ = roc_curve(member_N, score_N, drop_intermediate=False)
+        others = np.sort(score_N[~member_N])
+        rank = 1 + len(others) - np.searchsorted(others, score_N[member_N], side="right")
+        exposure = np.log2(len(others) + 1) - np.log2(rank)
+        guesses = []
+        for share in _SHARES:
+            each = max(1, int(share * len(score_N)) // 2)
+            order = np.argsort(-score_N, kind="stable")
+            right = int(member_N[order[:each]].sum() + (~member_N[order[-each:]]).sum())
+            doubt = (1 - self.confidence) / len(_SHARES)
+            bound = epsilon_bound(len(score_N), 2 * each, right, self.delta, doubt)
+            guesses.append({"guesses": 2 * each, "right": right, "epsilon_bound": bound})
+        return {
+            "epsilon_bound": max(row["epsilon_bound"] for row in guesses),
+            "attack_auc": float(np.trapezoid(true_T, false_T)),
+            "attack_tpr": float(true_T[false_T <= 0.01].max()),
+            "exposure": float(exposure.mean()),
+            "exposure_most": float(exposure.max()),
+            "canaries": len(score_N),
+            "guesses": guesses,
+        }
+
+    def figures(self, evaluated: Evaluated) -> Iterator[Figure]:
+        """The attack's ROC curve, the losses of both kinds, and what the bound rests on."""
+        guesses = evaluated.metrics.get("guesses")
+        if isinstance(guesses, list) and guesses:
+            columns = ("guesses", "right", "epsilon_bound")
+            rows = [[row.get(name) for name in columns] for row in guesses if isinstance(row, dict)]
+            note = f"With {100 * self.confidence:g} % confidence, at delta {self.delta:g}."
+            yield Table("Guessing who was trained on", ("Guesses", "Right", "Epsilon is at least"), rows, note)
+        if not {"loss", "member"} <= evaluated.examples.keys():
+            return
+        loss_N, member_N = evaluated.examples["loss"], evaluated.examples["member"] > 0
+        loss_N = np.nan_to_num(loss_N.astype(np.float64), posinf=1e6)
+        if member_N.all() or not member_N.any():
+            return
+        false_T, true_T, _ = roc_curve(member_N, -loss_N)
+        some = np.unique(np.linspace(0, len(false_T) - 1, 200).astype(int))
+        curve = false_T[some].tolist(), true_T[some].tolist()
+        yield Plot("Members found", {"attack": curve}, "false alarms", "members found", diagonal=True)
+        at = np.linspace(0, np.quantile(loss_N, 0.99) + 1e-6, 31)
+        series = {
+            name: (at[:-1].tolist(), (100 * np.histogram(loss_N[which], at)[0] / which.sum()).tolist())
+            for name, which in (("trained on", member_N), ("not", ~member_N))
+        }
+        yield Plot("Losses of canaries", series, "loss", "share, %", bars=True)
+
+
+def epsilon_bound(canaries: int, guesses: int, right: int, delta: float, doubt: float) -> float:
+    """What epsilon is at least but with probability ``doubt``, where so many guesses about coins were right (Steinke,
+    Nasr & Jagielski 2023, algorithm 1 and theorem 5.2)."""
+    if _probability(0.0, canaries, guesses, right, delta) >= doubt:
+        return 0.0
+    low, high = 0.0, 1.0
+    while _probability(high, canaries, guesses, right, delta) < doubt:
+        low, high = high, 2 * high
+    for _ in range(24):
+        middle = (low + high) / 2
+        low, high = (middle, high) if _probability(middle, canaries, guesses, right, delta) < doubt else (low, middle)
+    return low
+
+
+def _probability(epsilon: float, canaries: int, guesses: int, right: int, delta: float) -> float:
+    """At most that of so many right guesses, or more, of an (epsilon, delta)-private algorithm."""
+    chance = stats.binom(guesses, 1 / (1 + math.exp(-epsilon)))
+    fewer = np.cumsum(chance.pmf(right - np.arange(1, right + 1)))  # of up to i fewer right ones
+    worst = (fewer / np.arange(1, right + 1)).max(initial=0.0)
+    return float(min(1.0, chance.sf(right - 1) + 2 * canaries * delta * worst))
