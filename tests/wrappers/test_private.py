@@ -236,7 +236,7 @@ def test_what_is_logged_is_never_below_what_was_spent():
 def test_a_budget_ends_training_where_it_is_spent(capsys):
     task, steps = Private(Regression(), epsilon=1.0, noise=2.0).planned(facts(), TrainConfig(steps=5000), 5000)
     assert 0 < steps < 5000 and task.mechanism.epsilon(steps, 1e-5) <= 1.0 < task.mechanism.epsilon(steps + 1, 1e-5)
-    assert f"allows {steps:,} of the 5,000 steps" in capsys.readouterr().out
+    assert f"allows {steps:,} of the 5,000 steps" in capsys.readouterr().err
 
 
 # --- what is refused --------------------------------------------------------------------------------------------------
