@@ -5,6 +5,7 @@ python launch.py --config=RECIPE --sweep=experiments/STUDY/sweep.py --workers=2 
 python launch.py --mode=eval --workdir=runs/catdog                restore, evaluate
 python launch.py --mode=predict --workdir=runs/catdog --input=a.jpg    or --input=new.csv --output=answers.csv
 python launch.py --mode=embed --workdir=runs/bert --input=texts.csv --output=vectors.npy    or a published folder
+python launch.py --mode=gallery --workdir=runs/faces --gallery=FILE --do=enrol --input=PEOPLE    who inputs may show
 python launch.py --mode=generate --workdir=runs/lm --prompt="Once" --sample=temperature=0.8,top_k=50 --adapter=DIR
 python launch.py --mode=report --workdir=runs/catdog
 python launch.py --mode=compare --workdir=runs/a --workdir=runs/b    or a sweep's folder: what differs
@@ -47,7 +48,7 @@ from bigbase_jax.runtime import distributed
 
 ON_A_RUN = ("eval", "predict", "embed", "generate", "report", "compress", "export", "benchmark")
 ON_SEVERAL = ("compare", "serve", "registry", "monitor")
-MODES = ("train", *ON_A_RUN, *ON_SEVERAL, "plan", "doctor")
+MODES = ("train", *ON_A_RUN, *ON_SEVERAL, "gallery", "plan", "doctor")
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The recipe: configs/NAME.py[:argument,...].")
 _MODE = flags.DEFINE_string("mode", "train", f"What to do: {', '.join(MODES)}.")
 _WORKDIR = flags.DEFINE_multi_string("workdir", None, "The run folder; default: runs/ and the recipe's name.")

@@ -22,11 +22,11 @@ from bigbase_jax.core import UserError
 from bigbase_jax.runtime import redact, signals
 
 _STEP = flags.DEFINE_integer(
-    "step", None, "eval, predict, embed, generate, export, benchmark, serve: which; default: the best one."
+    "step", None, "eval, predict, embed, gallery, generate, export, benchmark, serve: which; default: the best one."
 )
 _SPLIT = flags.DEFINE_string("split", None, "eval, compare: the split; default: test, or else val.")
 _INPUT = flags.DEFINE_string(
-    "input", None, "predict, embed: files or tables, a path or pattern; generate: prompts; monitor: samples."
+    "input", None, "predict, embed, gallery: files or tables, a path or pattern; generate: prompts; monitor: samples."
 )
 _PROMPT = flags.DEFINE_multi_string("prompt", None, "generate: what to go on with; may be given several times.")
 _SAMPLE = flags.DEFINE_string(
@@ -104,7 +104,12 @@ _REGISTRY_STORAGE = flags.DEFINE_string(
     None,
     "registry, serve, monitor: a database's URL for its records; default: a file in its folder.",
 )
-_DO = flags.DEFINE_string("do", "list", "registry: push, list, show, promote, rollback, compare or publish.")
+_DO = flags.DEFINE_string(
+    "do", "list", "registry: push, list, show, promote, rollback, compare or publish; gallery: list, enrol or delete."
+)
+_GALLERY = flags.DEFINE_string("gallery", None, "gallery, predict: a file of people, of whom inputs show one.")
+_NAME = flags.DEFINE_string("name", None, "gallery: who is enrolled, in the place of a folder's name, or deleted.")
+_BEFORE = flags.DEFINE_string("before", None, "gallery: a day; --do=delete removes what was enrolled before it.")
 _MODEL = flags.DEFINE_multi_string(
     "model", None, "registry, serve, monitor: NAME, NAME:VERSION or NAME@ALIAS; may be given several times."
 )
@@ -135,6 +140,15 @@ _WORDS: Mapping[str, Mapping[str, Any]] = {
         "engine": _ENGINE,
         "answers_of": _ANSWERS,
         "top": _TOP,
+        "gallery": _GALLERY,
+    },
+    "gallery": {
+        "path": _GALLERY,
+        "do": _DO,
+        "pattern": _INPUT,
+        "name": _NAME,
+        "before": _BEFORE,
+        "step": _STEP,
     },
     "embed": {"pattern": _INPUT, "step": _STEP, "output": _OUTPUT},
     "generate": {

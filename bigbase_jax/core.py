@@ -113,6 +113,8 @@ class Task(Protocol):
     - ``indexed``, True: what it predicts is a ``vector`` by which its answers are looked up (``inference.retrieval``)
       among those that its ``items(variables, batch)`` gives of a catalogue.
     - ``zero_shot``, True: an input may say by which names it is to be told apart (``inference.zero_shot``).
+    - ``compares``, True: what it predicts is a ``vector``, and the cosine of two says whether both are of one
+      person (``inference.gallery``).
     - ``rendered(output, example)``: from what ``postprocess`` takes to the ``Rendered`` file that a user is after,
       beside the answer (a sound, a picture with boxes).
     - ``windowed``, True: a long input is read piece by piece, and where one begins is told by what the task made of the

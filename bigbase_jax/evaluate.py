@@ -155,6 +155,7 @@ def evaluate(
     metrics: dict[str, Any] = {
         name: np.divide(total, weight, out=np.zeros_like(total + weight), where=weight != 0).tolist()
         for name, (total, weight) in totals.items()
+        if np.any(weight)  # of nothing, such as classes that no example of the split has, there is no mean
     }
     for name, meter in meters.items():
         found = meter.result()

@@ -26,6 +26,8 @@ from bigbase_jax.evaluate import Split, evaluators
 from bigbase_jax.export.benchmark import benchmark as benchmark
 from bigbase_jax.export.command import export as export
 from bigbase_jax.inference import answers, generation, inputs
+from bigbase_jax.inference.gallery import Identifier
+from bigbase_jax.inference.gallery import gallery as gallery
 from bigbase_jax.inference.predictor import Predictor
 from bigbase_jax.pages import comparison as comparison_page
 from bigbase_jax.pages import report as report_page
@@ -107,6 +109,7 @@ def predict(
     engine: str = "jax",
     answers_of: Sequence[str] = (),
     top: int | None = None,
+    gallery: str | None = None,
 ) -> int:
     """Answers files, and the rows of tables and the lines of texts one by one, in the order of their names.
 
@@ -119,6 +122,7 @@ def predict(
         makes of them, such as sounds (``Task.rendered``), and the answers as ``answers.jsonl``.
       adapter: the folder of an adapter of the model in ``workdir``.
       engine, answers_of, top: see ``Predictor.open``.
+      gallery: a file of people (``inference.gallery``), of whom the answers name one.
 
     Returns:
       The exit status: 1 if something could not be read.
@@ -142,6 +146,7 @@ def predict(
             write({**(item.place if len(files) > 1 or item.row is None else {}), **item.values, **named})
 
         predictor = Predictor.open(workdir, step, adapter, engine=engine, answers_of=answers_of, top=top)
+        predictor = predictor if gallery is None else Identifier.of(predictor, gallery)
         keep = None if write is None else add
         number, failed = _answer(predictor, files, pattern, "predict", keep, out, folder)
     if output is not None:
@@ -150,7 +155,8 @@ def predict(
 
 
 def embed(workdir: str, pattern: str, step: int | None = None, output: str | None = None, out: Any = None) -> int:
-    """A vector for each text, be it a row of a table, a line or a file, by a run or a folder of published weights.
+    """A vector for each text, be it a row of a table, a line or a file, by a run or a folder of published weights; or
+    for each picture or recording, by a run that compares these.
 
     Prints ``{"input", "row", "vector"}`` or ``{"input", "row", "error"}`` each.
 
@@ -161,7 +167,7 @@ def embed(workdir: str, pattern: str, step: int | None = None, output: str | Non
       The exit status: 1 if something could not be read.
 
     Raises:
-      UserError: ``pattern`` holds nothing, the model reads no text, or the disk refuses.
+      UserError: ``pattern`` holds nothing, the model gives no vectors, or the disk refuses.
     """
     from bigbase_jax.inference.embedding import Vectors, embedder, width_of
 

@@ -285,6 +285,7 @@ RECIPES = (
     ("voice", "tiny"),
     ("speech", "tiny"),
     ("speakers", "tiny"),
+    ("faces", "tiny"),
     ("vocoder", "tiny"),
     ("transcribe", "tiny"),
     ("clip", "tiny"),

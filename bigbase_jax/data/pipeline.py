@@ -505,6 +505,7 @@ class KeptSource:
       sequences: names of the entries whose first axis has these lengths.
       packed: whether an example has parts of several documents.
       batch: several examples at once, stacked, where the source has it; else None.
+      pairs, same: i64[P,2] and bool[P] where the source has such pairs of examples, else None; readable ones are left.
     """
 
     def __init__(self, source: Source, split: str, bad: caches.Bad):
@@ -517,6 +518,10 @@ class KeptSource:
         self.sequences: tuple[str, ...] = getattr(source, "sequences", ())
         self.packed = bool(getattr(source, "packed", False))
         self.batch = None if getattr(source, "batch", None) is None else self._batch
+        self.pairs, self.same = getattr(source, "pairs", None), getattr(source, "same", None)
+        if self.pairs is not None and self._indices is not None:
+            kept = np.isin(self.pairs, self._indices).all(1)
+            self.pairs, self.same = np.searchsorted(self._indices, self.pairs[kept]), np.asarray(self.same)[kept]
 
     def _of(self, name: str) -> np.ndarray | None:
         values = getattr(self._source, name, None)

@@ -1,4 +1,4 @@
-"""``--mode=embed``: a vector for each text, by a run's model or a published one.
+"""``--mode=embed``: a vector for each text, by a run's model or a published one; or for what a run compares by vectors.
 
 What is averaged is as sentence-transformers (Reimers & Gurevych 2019) reads a folder of theirs: ``modules.json``,
 ``1_Pooling/config.json`` and ``sentence_bert_config.json``.
@@ -76,9 +76,11 @@ def embedder(folder: str | os.PathLike, step: int | None = None, run: Predictor 
     reads: dict[str, Any] = {}
     if is_run(folder):
         run = Predictor.open(folder, step) if run is None else run
+        if getattr(run.task, "compares", False):
+            return run
         task, model = model_of(run.task)
         if "tokenizer" not in run.dataset_info:
-            raise UserError(f"the run in {folder} reads no text, of which there could be vectors.")
+            raise UserError(f"the run in {folder} reads no text and compares nothing, so that it gives no vectors.")
         variables, known = merged(run.task, run.variables), dict(run.dataset_info)
         assert run.config is not None
         reads["limits"] = run.config.data.dataset.get("limits")

@@ -229,15 +229,16 @@ class Checkpoints:
             raise UserError(f"no checkpoint in {self.directory} can be read; all of them ({len(damaged)}) are damaged.")
         raise UserError(f"there is no checkpoint in {self.directory} yet.")
 
-    def signature(self) -> str:
-        """A text that is the same for the same files of the checkpoint which ``restore_best`` reads.
+    def signature(self, step: int | None = None) -> str:
+        """A text that is the same for the same files of a checkpoint, or of that which ``restore_best`` reads (None).
 
         Raises:
           UserError: there is none, or it cannot be read.
         """
         if not (steps := self.common_steps()):
             raise UserError(f"there is no checkpoint in {self.directory} yet.")
-        step = best if (best := self.progress(steps[-1]).get("best_step")) in steps else steps[-1]
+        if step is None:
+            step = best if (best := self.progress(steps[-1]).get("best_step")) in steps else steps[-1]
         folder = self.directory / str(step)
         with self._reading(step):
             return f"{step} {sorted(_crcs(folder, _sizes(folder)).items())}"

@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,7 @@ import numpy as np
 from bigbase_jax.core import Batch, Evaluated, Example, Figure, Loss, Meter, Metric, Sum, UserError, Variables
 from bigbase_jax.models.margin import CosineHead, unit, with_margin
 from bigbase_jax.tasks.audio_classification import AudioClassification
-from bigbase_jax.tasks.classification import Classifier
+from bigbase_jax.tasks.classification import Classification, Classifier
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +35,8 @@ class Embedded(Classifier):
 
     margin: float = 0.2
     scale: float = 30.0
+
+    compares: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -91,3 +93,8 @@ class Embedded(Classifier):
 @dataclasses.dataclass(frozen=True)
 class SpeakerVerification(Embedded, AudioClassification):
     """Vectors of voices."""
+
+
+@dataclasses.dataclass(frozen=True)
+class FaceVerification(Embedded, Classification):
+    """Vectors of faces."""

@@ -45,6 +45,12 @@ def scores(score_P: np.ndarray, same_P: np.ndarray, prior: float = 0.01, folds: 
     }
 
 
+def true_accepts(score_P: np.ndarray, same_P: np.ndarray, far: float) -> float:
+    """The share of same pairs that are accepted at the lowest threshold with at most ``far`` false accepts."""
+    _, accepts_T, rejects_T = rates(score_P, same_P)
+    return float(1 - rejects_T[np.flatnonzero(accepts_T <= far)[-1]])
+
+
 def accuracies(score_P: np.ndarray, same_P: np.ndarray, folds: int = 10) -> list[float]:
     """Of each fold, pairs in a row as they stand, at the threshold that is best on all others (Huang et al. 2007)."""
     score_P, same_P = np.asarray(score_P, np.float64), np.asarray(same_P, bool)

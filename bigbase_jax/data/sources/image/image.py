@@ -21,8 +21,8 @@ from bigbase_jax.core import Codec, Example, Fields, UserError
 from bigbase_jax.data.files import KEY, LIMITS, File, Limits, file_at, given_file, limits_of, one_sentence, open_file
 from bigbase_jax.runtime.limits import too_much
 
-SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp"})
-_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")  # JPEG includes MPO, which some cameras write
+SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".pgm", ".ppm"})
+_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "PPM")  # JPEG includes MPO, which some cameras write
 COLUMNS = ("image", "path", "file", "file_name", "filename", "image_path", "picture", "img")
 _ORIENTATION = 0x0112  # EXIF 2.3, table 4
 _UPRIGHT: Mapping[int, Callable[[np.ndarray], np.ndarray]] = {
@@ -42,7 +42,7 @@ Image.MAX_IMAGE_PIXELS = None  # ``decode`` has a limit of its own, which users 
 def decode(
     data: bytes | str | os.PathLike[str] | File, draft_size: int | None = None, limits: Limits = LIMITS
 ) -> np.ndarray:
-    """The picture in a JPEG, PNG, WebP, GIF or BMP file, upright, as 8-bit RGB.
+    """The picture in a JPEG, PNG, WebP, GIF, BMP, PGM or PPM file, upright, as 8-bit RGB.
 
     EXIF orientation is applied, transparency is laid on white, 16-bit grey is scaled to 8 bits, of an animation the
     first frame is taken.
@@ -90,7 +90,7 @@ def decode(
     except (MemoryError, UserError):
         raise
     except Image.UnidentifiedImageError as error:
-        raise UserError("this is not a picture in JPEG, PNG, WebP, GIF or BMP format.") from error
+        raise UserError("this is not a picture in JPEG, PNG, WebP, GIF, BMP, PGM or PPM format.") from error
     except Exception as error:  # Pillow's parsers raise almost anything on bytes that are not what they should be
         raise UserError(f"the picture is broken: {str(error).rstrip('.') or type(error).__name__}.") from error
     return x_HWC

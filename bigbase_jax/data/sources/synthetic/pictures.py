@@ -9,7 +9,7 @@ Drawing is done with polygons whose corners are rounded to whole pixels, and ran
 generator whose stream NumPy guarantees, so that pictures do not depend on the machine.
 
 Legend: H = W picture size, P canvas size (supersampled), K corners of a polygon.
-Coordinates are in head radii, x to the right, y down, in the frame of a body part (``_Pen``).
+Coordinates are in head radii, x to the right, y down, in the frame of a body part (``Pen``).
 """
 
 from __future__ import annotations
@@ -102,14 +102,14 @@ class Drawings:
         """``image`` uint8 [H, W, 3] and ``label`` i32[]; a pure function of seed, size and position in the series."""
         label = self.labels[index]  # also refuses an index out of range
         position = self._start + int(index) % len(self)
-        return {"image": draw(int(label), self._size, _Dice(self._seed, position)), "label": label}
+        return {"image": draw(int(label), self._size, Dice(self._seed, position)), "label": label}
 
     def name(self, index: int) -> str:
         """Such as ``test[17]``."""
         return f"{self._split}[{index}]"
 
 
-class _Dice:
+class Dice:
     """Random numbers from the raw words of a PCG64, whose stream is the same in every version of NumPy (NEP 19)."""
 
     def __init__(self, seed: int, index: int):
@@ -139,13 +139,13 @@ class _Dice:
         return raw.reshape(3, *shape).sum(0, dtype=np.int32) - 382
 
 
-def draw(kind: int, size: int, dice: _Dice) -> np.ndarray:
+def draw(kind: int, size: int, dice: Dice) -> np.ndarray:
     """One picture of a cat (0) or a dog (1), uint8 [size, size, 3]."""
     factor = 3 if size <= 96 else 2
     side = size * factor
     canvas = Image.new("RGB", (side, side))
-    pen = _Pen(ImageDraw.Draw(canvas), side)
-    _scene(pen, dice)
+    pen = Pen(ImageDraw.Draw(canvas), side)
+    scene(pen, dice)
     fur = _Fur(dice)
     facing = dice.sign()
     if dice.chance(0.75):
@@ -154,10 +154,10 @@ def draw(kind: int, size: int, dice: _Dice) -> np.ndarray:
         _whole(kind, pen, fur, dice, facing)
     if dice.chance(0.35):
         _in_front(pen, dice)
-    return _photograph(np.asarray(canvas.reduce(factor)).astype(np.int32), dice)
+    return photograph(np.asarray(canvas.reduce(factor)).astype(np.int32), dice)
 
 
-class _Pen:
+class Pen:
     """Draws in a frame that is scaled, turned and moved on the canvas.
 
     ``at`` is the frame's origin and ``unit`` its length of 1, both in shares of the canvas.
@@ -177,9 +177,9 @@ class _Pen:
         self._turn = np.array([[cos * facing, sin * facing], [-sin, cos]])
         self._origin = np.array(at) * side
 
-    def frame(self, at: tuple[float, float], unit: float, angle: float = 0.0, facing: int = 1) -> _Pen:
+    def frame(self, at: tuple[float, float], unit: float, angle: float = 0.0, facing: int = 1) -> Pen:
         """A frame on the whole canvas."""
-        return _Pen(self._draw, self._side, at, unit, angle, facing)
+        return Pen(self._draw, self._side, at, unit, angle, facing)
 
     def polygon(self, xy_K2: Any, colour: Colour) -> None:
         points_K2 = np.rint(np.asarray(xy_K2, np.float64) @ self._turn + self._origin).astype(np.int64)
@@ -201,7 +201,7 @@ class _Pen:
 class _Fur:
     """The colours and markings of one animal."""
 
-    def __init__(self, dice: _Dice):
+    def __init__(self, dice: Dice):
         base = dice.pick(_FURS)
         self.main = _jitter(base, 18, dice)
         self.second = (
@@ -215,7 +215,7 @@ class _Fur:
         self.spots = dice.chance(0.3)
 
 
-def _portrait(kind: int, pen: _Pen, fur: _Fur, dice: _Dice, facing: int) -> None:
+def _portrait(kind: int, pen: Pen, fur: _Fur, dice: Dice, facing: int) -> None:
     """Head and shoulders, from the front."""
     unit = dice.uniform(0.22, 0.28)
     at = (dice.uniform(0.42, 0.58), dice.uniform(0.41, 0.51))
@@ -228,7 +228,7 @@ def _portrait(kind: int, pen: _Pen, fur: _Fur, dice: _Dice, facing: int) -> None
     _head(kind, pen.frame(at, unit, dice.uniform(-0.4, 0.4), facing), fur, dice)
 
 
-def _whole(kind: int, pen: _Pen, fur: _Fur, dice: _Dice, facing: int) -> None:
+def _whole(kind: int, pen: Pen, fur: _Fur, dice: Dice, facing: int) -> None:
     """The whole animal from the side, standing or sitting, with its head turned to us."""
     unit = dice.uniform(0.135, 0.18)
     sits = dice.chance(0.4)
@@ -264,7 +264,7 @@ def _whole(kind: int, pen: _Pen, fur: _Fur, dice: _Dice, facing: int) -> None:
     _head(kind, pen.frame(at, unit * dice.uniform(1.0, 1.2), dice.uniform(-0.35, 0.35), facing), fur, dice)
 
 
-def _tail(kind: int, pen: _Pen, fur: _Fur, dice: _Dice, root: tuple[float, float]) -> None:
+def _tail(kind: int, pen: Pen, fur: _Fur, dice: Dice, root: tuple[float, float]) -> None:
     away = -1.0 if root[0] < 0 else 1.0
     t = np.linspace(0.0, 1.0, 7)
     if kind == CAT:
@@ -277,7 +277,7 @@ def _tail(kind: int, pen: _Pen, fur: _Fur, dice: _Dice, root: tuple[float, float
         pen.stroke(np.stack([root[0] + x, root[1] + y], -1), dice.uniform(0.4, 0.55), fur.main, 0.45)
 
 
-def _head(kind: int, pen: _Pen, fur: _Fur, dice: _Dice) -> None:
+def _head(kind: int, pen: Pen, fur: _Fur, dice: Dice) -> None:
     pointed = dice.chance(0.92 if kind == CAT else 0.1)
     if pointed:
         _pointed_ears(pen, fur, dice)
@@ -295,7 +295,7 @@ def _head(kind: int, pen: _Pen, fur: _Fur, dice: _Dice) -> None:
     (_cat_face if kind == CAT else _dog_face)(pen, fur, dice)
 
 
-def _pointed_ears(pen: _Pen, fur: _Fur, dice: _Dice) -> None:
+def _pointed_ears(pen: Pen, fur: _Fur, dice: Dice) -> None:
     tall, wide = dice.uniform(1.35, 1.7), dice.uniform(0.72, 0.95)
     inner = _mix(fur.ear, (205, 130, 125), 0.6)
     for side in (-1, 1):
@@ -304,7 +304,7 @@ def _pointed_ears(pen: _Pen, fur: _Fur, dice: _Dice) -> None:
         pen.polygon([(side * 0.88, -0.42), (tip[0] * 0.97, tip[1] * 0.86), (side * 0.38, -0.76)], inner)
 
 
-def _hanging_ears(kind: int, pen: _Pen, fur: _Fur, dice: _Dice) -> None:
+def _hanging_ears(kind: int, pen: Pen, fur: _Fur, dice: Dice) -> None:
     if kind == CAT:  # folded, as a Scottish Fold's: small, on top
         for side in (-1, 1):
             pen.polygon(
@@ -319,7 +319,7 @@ def _hanging_ears(kind: int, pen: _Pen, fur: _Fur, dice: _Dice) -> None:
         pen.oval(x, -0.3 + long * 0.55, 0.3, long, colour, -side * out)
 
 
-def _cat_face(pen: _Pen, fur: _Fur, dice: _Dice) -> None:
+def _cat_face(pen: Pen, fur: _Fur, dice: Dice) -> None:
     iris = dice.pick(((178, 196, 70), (120, 180, 100), (222, 180, 60), (120, 178, 205)))
     sleepy = dice.uniform(0.75, 1.1)
     for side in (-1, 1):
@@ -335,7 +335,7 @@ def _cat_face(pen: _Pen, fur: _Fur, dice: _Dice) -> None:
             pen.stroke([(side * 0.3, 0.44 + slope * 0.4), (side * 1.3, 0.42 + slope + droop)], 0.05, whisker)
 
 
-def _dog_face(pen: _Pen, fur: _Fur, dice: _Dice) -> None:
+def _dog_face(pen: Pen, fur: _Fur, dice: Dice) -> None:
     for side in (-1, 1):
         pen.oval(side * 0.36, -0.2, 0.16, 0.16, (235, 230, 222))
         pen.oval(side * 0.35, -0.19, 0.13, 0.14, _jitter((44, 28, 18), 12, dice))
@@ -348,7 +348,7 @@ def _dog_face(pen: _Pen, fur: _Fur, dice: _Dice) -> None:
     pen.stroke([(0.0, 0.4), (0.0, 0.72)], 0.06, (50, 38, 36))
 
 
-def _scene(pen: _Pen, dice: _Dice) -> None:
+def scene(pen: Pen, dice: Dice) -> None:
     """Wall and floor, or sky and ground, with things of all shapes, so that corners and curves give nothing away."""
     back, floor = _any_colour(dice), _any_colour(dice)
     horizon, slope = dice.uniform(0.45, 0.85), dice.uniform(-0.08, 0.08)
@@ -363,7 +363,7 @@ def _scene(pen: _Pen, dice: _Dice) -> None:
         _thing(pen.frame((dice.uniform(), dice.uniform()), dice.uniform(0.04, 0.17), dice.uniform(0, 6.3)), dice)
 
 
-def _thing(pen: _Pen, dice: _Dice) -> None:
+def _thing(pen: Pen, dice: Dice) -> None:
     colour, shape = _any_colour(dice), dice.uniform()
     if shape < 0.3:
         pen.polygon([(-1, 0.6), (0, -1), (1, 0.6)], colour)
@@ -375,7 +375,7 @@ def _thing(pen: _Pen, dice: _Dice) -> None:
         pen.stroke([(-2, 0), (0, dice.uniform(-0.5, 0.5)), (2, 0)], 0.25, colour)
 
 
-def _in_front(pen: _Pen, dice: _Dice) -> None:
+def _in_front(pen: Pen, dice: Dice) -> None:
     """Something that hides a part of the animal: a post, a rail, a corner, or leaves."""
     colour, shape = _any_colour(dice), dice.uniform()
     if shape < 0.25:
@@ -393,7 +393,7 @@ def _in_front(pen: _Pen, dice: _Dice) -> None:
             leaf.oval(0, 0, 1, 0.4, colour)
 
 
-def _photograph(x_HWC: np.ndarray, dice: _Dice) -> np.ndarray:
+def photograph(x_HWC: np.ndarray, dice: Dice) -> np.ndarray:
     """Light from a side, contrast, a colour cast and the camera's noise, in integers."""
     size = x_HWC.shape[0]
     gain = dice.uniform(0.7, 1.2)
@@ -412,11 +412,11 @@ def _photograph(x_HWC: np.ndarray, dice: _Dice) -> np.ndarray:
 # --- colours ----------------------------------------------------------------------------------------------------------
 
 
-def _any_colour(dice: _Dice) -> Colour:
+def _any_colour(dice: Dice) -> Colour:
     return int(dice.uniform(110, 245)), int(dice.uniform(110, 245)), int(dice.uniform(110, 245))
 
 
-def _jitter(colour: Colour, amount: float, dice: _Dice) -> Colour:
+def _jitter(colour: Colour, amount: float, dice: Dice) -> Colour:
     r, g, b = (min(max(round(c + dice.uniform(-amount, amount)), 0), 255) for c in colour)
     return r, g, b
 
