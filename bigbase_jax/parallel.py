@@ -53,10 +53,11 @@ TENSOR_RULES: tuple[tuple[str, tuple], ...] = (
     (r"mlp\.(up|gate)\.bias$", (TENSOR,)),
     (r"mlp\.down\.kernel$", (TENSOR, None)),
     (r"(^|\.)table$", (TENSOR, None)),
+    (r"(^|\.)classes$", (None, TENSOR)),
 )
 """Columns, then rows, of the transformers' attention and feed-forward layers (Shoeybi et al. 2019, section 3): one
-reduction each per pass; and the rows of tables. A spec counts from the last dimension, so that stacked layers are
-covered too."""
+reduction each per pass; the rows of tables; and the vectors of classes (``models.margin``). A spec counts from the last
+dimension, so that stacked layers are covered too."""
 STACK = re.compile(r"(^|\.)blocks\.")
 """Parameters of a stack of layers, whose first dimension counts them."""
 TABLE = re.compile(r"(^|\.)table$")

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bigbase_jax.core import Batch, Evaluated, Example, Figure, Loss, Meter, Metric, Sum, UserError, Variables
-from bigbase_jax.models.margin import CosineHead, unit, with_margin
+from bigbase_jax.models.margin import CosineHead, cosines, sampled, unit, with_margin
 from bigbase_jax.tasks.audio_classification import AudioClassification
 from bigbase_jax.tasks.classification import Classification, Classifier
 
@@ -28,13 +28,16 @@ class Embedded(Classifier):
     Attributes:
       model: a ``CosineHead``.
       margin, scale: of the logits, in radians and as a factor.
+      sampled: the share of the classes that a step of the training compares with: those of the batch, and others that
+        are drawn anew each time (partial FC). Below 1, a loss depends on the whole batch.
 
     Raises:
-      UserError: another model.
+      UserError: another model, or a share that is none.
     """
 
     margin: float = 0.2
     scale: float = 30.0
+    sampled: float = 1.0
 
     compares: ClassVar[bool] = True
 
@@ -44,11 +47,46 @@ class Embedded(Classifier):
             raise UserError(
                 f"a margin is one of angles: use CosineHead({type(self.model).__name__}(...)) as the model."
             )
+        if not 0 < self.sampled <= 1:
+            raise UserError(f"sampled is {self.sampled}; it is a share of the classes, such as 0.1, or 1 for all.")
 
     @property
     def metrics(self) -> Mapping[str, Metric]:
         """See ``core.Task``."""
         return {"accuracy": Metric("max", "%"), "loss": Metric("min", "nats")}
+
+    @property
+    def batch_coupled(self) -> bool:  # type: ignore[override]
+        return self.sampled < 1
+
+    def loss(self, variables: Variables, batch: Batch, key: jax.Array) -> tuple[Loss, Variables]:
+        """
+        Raises:
+          UserError: a batch may have more classes than are sampled.
+        """
+        if self.sampled == 1:
+            return super().loss(variables, batch, key)
+        model_key, class_key = jax.random.split(key)
+        classes_DK = variables["params"]["classes"]
+        total, label_B = classes_DK.shape[1], jnp.asarray(batch["label"])
+        size = round(self.sampled * total)
+        if size < min(len(label_B), total):
+            raise UserError(
+                f"sampled={self.sampled} of {total} classes are {size}, and a batch may have {len(label_B)}; sample "
+                "more, or make batches smaller."
+            )
+        body, of_body = self._of_body(variables)
+        vector_BD, state = body.train_logits(of_body, batch, model_key)
+        class_S, place_B = sampled(class_key, label_B, total, size)
+        cosine_BS = cosines(unit(vector_BD.astype(jnp.float32)), jnp.take(classes_DK, class_S, 1))
+        loss = self.loss_from(cosine_BS, {**batch, "label": place_B})
+        return loss, {name: {"body": tree} for name, tree in state.items()}
+
+    def _of_body(self, variables: Variables) -> tuple[Any, Variables]:
+        """The task whose logits are the vectors, and its variables."""
+        body = copy.copy(self)
+        object.__setattr__(body, "model", self.model.body)
+        return body, {name: tree["body"] for name, tree in variables.items() if "body" in tree}
 
     def loss_from(self, logits_BK: jax.Array, batch: Batch) -> Loss:
         """The training loss of cosines."""
@@ -57,9 +95,8 @@ class Embedded(Classifier):
 
     def predict(self, variables: Variables, inputs: Batch) -> Mapping[str, jax.Array]:
         """``vector``, f32[B,D] of length 1."""
-        body = copy.copy(self)
-        object.__setattr__(body, "model", self.model.body)
-        found = body.logits({name: tree["body"] for name, tree in variables.items() if "body" in tree}, inputs)
+        body, of_body = self._of_body(variables)
+        found = body.logits(of_body, inputs)
         return {"vector": unit(found.astype(jnp.float32))}
 
     def evaluate(self, variables: Variables, batch: Batch) -> tuple[Mapping[str, jax.Array], Mapping[str, Sum]]:
