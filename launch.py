@@ -16,6 +16,7 @@ python launch.py --mode=serve --workdir=runs/catdog --workdir=runs/lm --port=800
 python launch.py --mode=registry --registry=DIR --do=push --model=catdog --workdir=runs/catdog    versions, aliases
 python launch.py --mode=monitor --workdir=runs/catdog --input=SAMPLES    drift and live accuracy; status 1 on alarm
 python launch.py --mode=plan --config=configs/catdog.py --topology=v5e:4x4    or --workdir: does it fit, at what cost
+python launch.py --mode=clean --config=configs/clean.py:root=DIR,out=DIR2    data before training, on Daft or Ray
 python launch.py --mode=doctor                                    what is wrong with this machine
 
 Results go to stdout, its last line being one JSON object; everything else goes to stderr. A mistake in what you asked
@@ -48,7 +49,7 @@ from bigbase_jax.runtime import distributed
 
 ON_A_RUN = ("eval", "predict", "embed", "generate", "report", "compress", "export", "benchmark")
 ON_SEVERAL = ("compare", "serve", "registry", "monitor")
-MODES = ("train", *ON_A_RUN, *ON_SEVERAL, "gallery", "plan", "doctor")
+MODES = ("train", *ON_A_RUN, *ON_SEVERAL, "gallery", "plan", "clean", "doctor")
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The recipe: configs/NAME.py[:argument,...].")
 _MODE = flags.DEFINE_string("mode", "train", f"What to do: {', '.join(MODES)}.")
 _WORKDIR = flags.DEFINE_multi_string("workdir", None, "The run folder; default: runs/ and the recipe's name.")
@@ -65,8 +66,8 @@ def main(_: list[str]) -> int:
     if mode not in MODES:
         raise UserError(f"there is no --mode={mode}.{suggest(mode, MODES, 'mode')}")
     workdir = cli.only("workdir", _WORKDIR.value, mode) if mode not in ON_SEVERAL else ""
-    if _CONFIG.value is None and (mode == "train" or (mode == "plan" and not workdir)):
-        raise UserError("--config is missing; try --config=configs/catdog.py.")
+    if _CONFIG.value is None and (mode in ("train", "clean") or (mode == "plan" and not workdir)):
+        raise UserError(f"--config is missing; try --config=configs/{'clean' if mode == 'clean' else 'catdog'}.py.")
     if mode in ON_A_RUN and not workdir:
         raise UserError(f"--mode={mode} needs --workdir: the folder of the run.")
     if mode == "train" and (sweep := cli.sweeping()):
@@ -90,6 +91,8 @@ def _verb(mode: str, workdir: str) -> int:
     if mode == "train":
         name = cli.recipe_name(config_flags.get_config_filename(flags.FLAGS["config"]))
         result = verbs.train(_CONFIG.value, workdir or os.path.join("runs", name), name)
+    elif mode == "clean":
+        result = verbs.clean(_CONFIG.value, **words)
     elif mode == "plan":
         from bigbase_jax.plan import plan
 

@@ -74,7 +74,9 @@ _ALLOW_DROP = flags.DEFINE_float(
     "allow_drop", 0.5, "export: how many percent of the answers may differ from the run's."
 )
 _ENGINE = flags.DEFINE_string(
-    "engine", "jax", "eval, predict, generate, benchmark, serve: jax, or onnxruntime of what --to=onnx wrote."
+    "engine",
+    "jax",
+    "eval, predict, generate, benchmark, serve: jax, or onnxruntime of what --to=onnx wrote; clean: native or ray.",
 )
 _ANSWERS = flags.DEFINE_list(
     "answers", [], "predict, serve: evaluators of the run that have a say in its answers, as risk,reasons."
@@ -130,6 +132,9 @@ _SAMPLES_SHARE = flags.DEFINE_float("samples_share", 0.1, "serve: of the request
 _SAMPLES_CONTENTS = flags.DEFINE_bool("samples_contents", False, "serve: keep answers too, not only numbers of them.")
 _SAMPLES_MB = flags.DEFINE_float("samples_mb", 1024.0, "serve: megabytes of samples, beyond which the oldest go.")
 _SAMPLES_DAYS = flags.DEFINE_float("samples_days", 30.0, "serve: after which samples go.")
+_ADDRESS = flags.DEFINE_string("address", None, "clean: of a Ray cluster; default: one on this machine.")
+_FORGET = flags.DEFINE_list("forget", [], "clean: ids of documents to take out of what was cleaned, or files of ids.")
+_RUNS = flags.DEFINE_string("runs", "runs", "clean: where runs are looked for that have trained on what is forgotten.")
 _WORDS: Mapping[str, Mapping[str, Any]] = {
     "eval": {"step": _STEP, "split": _SPLIT, "engine": _ENGINE},
     "predict": {
@@ -161,6 +166,7 @@ _WORDS: Mapping[str, Mapping[str, Any]] = {
         "adapter": _ADAPTER,
         "engine": _ENGINE,
     },
+    "clean": {"engine_name": _ENGINE, "address": _ADDRESS, "forget": _FORGET, "runs": _RUNS},
     "plan": {"topology_name": _TOPOLOGY, "price": _PRICE, "search": _SEARCH},
     "compare": {"split": _SPLIT, "storage": _STORAGE, "output": _OUTPUT},
     "compress": {

@@ -19,6 +19,7 @@ from bigbase_jax import compare as comparing
 from bigbase_jax import parallel, pretrained
 from bigbase_jax import train as training
 from bigbase_jax.build import build, suggest
+from bigbase_jax.clean.command import clean as clean
 from bigbase_jax.compare.runs import task_of
 from bigbase_jax.compress.command import compress as compress
 from bigbase_jax.core import Evaluator, UserError

@@ -38,6 +38,7 @@ NOT_HERE = {  # what stands in a command of launch.py -> why it is checked and n
     "--coordinator=": "needs two hosts; tests/test_distributed.py",
     "--mode=serve": "runs until a signal ends it; tests/serve/test_serve_command.py",
     "--topology=v5e": "needs the TPU compiler; tests/test_plan.py",
+    "--engine=ray": "needs Ray; experiments/clean",
     "data=tfds": "needs a download; tests/data",
 }
 SHRUNK = ("--config.train.steps=2", "--config.train.log_every=1", "--config.train.eval_every=2")
@@ -105,6 +106,8 @@ def writes(words):
         return value(words, "--workdir") or f"runs/{cli.recipe_name(value(words, '--config'))}"
     if value(words, "--mode") == "export":
         return value(words, "--output") or f"{value(words, '--workdir')}/export/{value(words, '--to')}"
+    if value(words, "--mode") == "clean":
+        return re.search(r"\bout=([^,]*)", value(words, "--config")).group(1)
     return value(words, "--output")
 
 
@@ -113,6 +116,7 @@ def reads(words):
     if not launches(words):
         return re.findall(r"runs/[\w./-]+", " ".join(words))
     named = [value(words, flag) for flag in ("--config.init_from", "--config.teacher", "--input", "--adapter")]
+    named += re.findall(r"\broot=(runs/[^,]*)", value(words, "--config", ""))
     if not trains(words):
         named += [word.partition("=")[2] for word in words if word.startswith("--workdir=")]
     return [path for path in named if path and path.startswith("runs/")]
@@ -278,6 +282,7 @@ RECIPES = (
     ("lm", None),
     ("translate", None),
     ("text_classify", "adapt=lora,root=DIR"),
+    ("clean", None),
     ("distil", None),
     ("clicks", "model=dcn"),
     ("recommend", "root=DIR"),

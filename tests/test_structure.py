@@ -73,8 +73,10 @@ ALLOWED = {  # file or folder -> the files and folders of ours that it may impor
     "doctor": (),
     "ops": (*LEAVES, "data", "tasks", "wrappers", "inference", "export", "compare", "pages"),
     "serve": (*LEAVES, "audio", "decoding", "text", "data", "inference", "ops"),
+    "clean": (*LEAVES, "audio", "data", "inference", "pages"),
     "verbs": (
         *LEAVES,
+        "clean",
         "parallel",
         "evaluate",
         "data",

@@ -52,7 +52,9 @@ _CURES = {
     **dict.fromkeys((".db", ".sqlite", ".mdb"), "export its table as .csv"),
     "without suffix": "call it .txt, .csv, ...",
 }
-_NOT_DATA = re.compile(r"(readme|licen[cs]e|copying|notice)\b|(dataset_infos?|dataset_dict)\.json$", re.IGNORECASE)
+_NOT_DATA = re.compile(
+    r"(readme|licen[cs]e|copying|notice)\b|(card\.md|(dataset_infos?|dataset_dict)\.json)$", re.IGNORECASE
+)
 _SPLITS = {
     "train": ("training", "train"),
     "val": ("validation", "valid", "val", "development", "dev", "evaluation", "eval"),
