@@ -24,7 +24,7 @@ ALLOWED = {  # file or folder -> the files and folders of ours that it may impor
     "decoding": ("core",),
     "text": LEAVES,
     "audio": (*LEAVES, "models"),
-    "data": (*LEAVES, "audio", "text"),
+    "data": (*LEAVES, "audio", "models", "text"),
     "tasks": (*LEAVES, "audio", "models", "decoding", "text", "evaluate"),
     "wrappers": (*LEAVES, "parallel", "models", "tasks"),
     "pretrained": (*LEAVES, "models", "text", "wrappers"),

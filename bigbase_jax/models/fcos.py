@@ -78,9 +78,8 @@ class FCOS(nn.Module):
         if len(maps) < self.levels:
             raise ModelError(f"the backbone gives {len(maps)} maps, fewer than levels={self.levels}.")
         maps = FeaturePyramid(self.width, self.coarser, self.dtype, name="pyramid")(maps[-self.levels :])
-        head = Head(
-            classes(self.num_classes), self.width, self.depth, self.groups, self.prior, self.dropout, self.dtype
-        )
+        told = (classes(self.num_classes), self.width, self.depth, self.groups, self.prior, self.dropout, self.dtype)
+        head = Head(*told, name="head")
         parts = []
         for x in maps:
             step_y, step_x = x_BHWC.shape[1] / x.shape[1], x_BHWC.shape[2] / x.shape[2]

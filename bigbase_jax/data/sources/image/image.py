@@ -34,6 +34,15 @@ _UPRIGHT: Mapping[int, Callable[[np.ndarray], np.ndarray]] = {
     7: lambda x_HWC: x_HWC[::-1, ::-1].swapaxes(0, 1),
     8: lambda x_HWC: x_HWC[:, ::-1].swapaxes(0, 1),
 }
+_MOVES = {  # the same: mirrored, upside down, and after that transposed
+    2: (True, False, False),
+    3: (True, True, False),
+    4: (False, True, False),
+    5: (False, False, True),
+    6: (False, True, True),
+    7: (True, True, True),
+    8: (True, False, True),
+}
 
 
 Image.MAX_IMAGE_PIXELS = None  # ``decode`` has a limit of its own, which users can set
@@ -59,6 +68,13 @@ def decode(
     Raises:
       UserError: unreadable, truncated, no regular file, or beyond the limits. It names the path if given.
     """
+    return oriented(data, draft_size, limits)[0]
+
+
+def oriented(
+    data: bytes | str | os.PathLike[str] | File, draft_size: int | None = None, limits: Limits = LIMITS
+) -> tuple[np.ndarray, int]:
+    """What ``decode`` gives, and the EXIF orientation that it has applied: 1 to 8 (see ``moved_upright``)."""
     if not isinstance(data, bytes):
         file = data if isinstance(data, File) else file_at("", os.fspath(data))
         try:
@@ -66,7 +82,7 @@ def decode(
                 raise too_large(f"a file of {file.size:,} bytes", file.size // 4)
             with one_sentence(file, "bytes"), open_file(file) as opened:
                 contents = opened.read(file.size)
-            return decode(contents, draft_size, limits)
+            return oriented(contents, draft_size, limits)
         except UserError as error:
             if str(file) in str(error):
                 raise
@@ -85,7 +101,8 @@ def decode(
                 if x_HWC is None:
                     image.load()
                     x_HWC = np.asarray(_rgb(image))
-                if (turn := _UPRIGHT.get(_orientation(image))) is not None:
+                orientation = _orientation(image)
+                if (turn := _UPRIGHT.get(orientation)) is not None:
                     x_HWC = np.ascontiguousarray(turn(x_HWC))
     except (MemoryError, UserError):
         raise
@@ -93,7 +110,17 @@ def decode(
         raise UserError("this is not a picture in JPEG, PNG, WebP, GIF, BMP, PGM or PPM format.") from error
     except Exception as error:  # Pillow's parsers raise almost anything on bytes that are not what they should be
         raise UserError(f"the picture is broken: {str(error).rstrip('.') or type(error).__name__}.") from error
-    return x_HWC
+    return x_HWC, orientation if orientation in _UPRIGHT else 1
+
+
+def moved_upright(boxes_N4: np.ndarray, orientation: int, height: int, width: int) -> np.ndarray:
+    """Boxes xyxy [N,4] on a picture as it is stored -> on the upright one, which is ``height`` x ``width``."""
+    mirrored, upside_down, transposed = _MOVES.get(orientation, (False, False, False))
+    w, h = (height, width) if transposed else (width, height)
+    x_N2, y_N2 = boxes_N4[:, 0::2], boxes_N4[:, 1::2]
+    x_N2 = w - x_N2[:, ::-1] if mirrored else x_N2
+    y_N2 = h - y_N2[:, ::-1] if upside_down else y_N2
+    return np.stack([y_N2, x_N2] if transposed else [x_N2, y_N2], -1).reshape(-1, 4)
 
 
 def too_large(what: str, pixels: int) -> UserError:

@@ -1,0 +1,86 @@
+"""Where things are in pictures: FCOS on a feature pyramid, from a folder with boxes in any of the usual formats.
+
+python launch.py --config=configs/detect.py                                     synthetic scenes of shapes
+python launch.py --config=configs/detect.py:root=DIR                            VOC, COCO, YOLO or a table of boxes
+python launch.py --config=configs/detect.py:root=DIR,size=480,width=32 --config.init_from=runs/my_resnet
+python launch.py --mode=predict --workdir=runs/detect --input='*.jpg' --output=drawn
+
+The backbone is a ResNet-18 of ``width`` channels (64 as published), fresh or that of ``init_from``: a classification
+run, or published weights. Of COCO's measures, ``map50`` is the mean average precision at an IoU of 0.5.
+"""
+
+import optax
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+from bigbase_jax.build import deferred, parse_arg, target
+from bigbase_jax.data.pipeline import Data
+from bigbase_jax.data.sources.image.detection import DetectionFolder
+from bigbase_jax.data.sources.synthetic.scenes import SyntheticScenes
+from bigbase_jax.data.transforms import boxes as B
+from bigbase_jax.data.transforms import image as T
+from bigbase_jax.models.fcos import FCOS
+from bigbase_jax.models.resnet import ResNet
+from bigbase_jax.optim import Optimizer
+from bigbase_jax.tasks.dense_detection import DenseDetection
+from bigbase_jax.train import TrainConfig
+
+
+def get_config(arg: str | None = None) -> ConfigDict:
+    """``arg``: root=DIR_OR_ARCHIVE, size=320 (of the longer side), aspect=1.0 (height / width), width=32, epochs=60,
+    batch=8, boxes=100 (of a picture at most), vertical=0.0 (how often top and bottom are exchanged), convention=xyxy|
+    xywh|cxcywh, tiny."""
+    args = parse_arg(
+        arg,
+        root=None,
+        size=320,
+        aspect=1.0,
+        width=32,
+        epochs=60.0,
+        batch=8,
+        boxes=100,
+        vertical=0.0,
+        convention=None,
+        tiny=False,
+    )
+    if args.root:
+        dataset = target(DetectionFolder, root=args.root, most_boxes=args.boxes, convention=args.convention)
+    else:
+        few = {"size": 64, "num_train": 32, "num_val": 8, "num_test": 8} if args.tiny else {}
+        dataset = target(SyntheticScenes, **few)
+    side = 64 if args.tiny else args.size if args.root else 128
+    size = (32 * round(side * args.aspect / 32), 32 * round(side / 32))
+    small = {"width": 8, "depth": 1, "groups": 2} if args.tiny else {"width": 2 * args.width, "depth": 2, "groups": 8}
+
+    config = ConfigDict()
+    config.seed = 0
+    config.init_from = placeholder(str)
+    config.data = target(
+        Data,
+        dataset=dataset,
+        batch_size=4 if args.tiny else args.batch,
+        eval_batch_size=8 if args.tiny else 16,
+        train_transforms=(
+            target(B.RandomView, size=size, vertical=args.vertical),
+            target(T.ColorJitter, brightness=0.3, contrast=0.3, saturation=0.3, hue=0.02),
+            target(B.PadBoxes, most=args.boxes),
+        ),
+        eval_transforms=(target(B.Letterbox, size=size), target(B.PadBoxes, most=args.boxes)),
+    )
+    backbone = target(ResNet, depth=18, width=4 if args.tiny else args.width, zero_init=True)
+    config.task = target(DenseDetection, model=target(FCOS, backbone=backbone, **small))
+    config.optim = target(
+        Optimizer,
+        learning_rate=2e-3,
+        algorithm=deferred(optax.adamw),
+        schedule=deferred(optax.cosine_decay_schedule),
+        warmup=0.05,
+        weight_decay=0.02,
+        clip_norm=10.0,
+    )
+    if args.tiny:
+        config.train = target(TrainConfig, steps=8, log_every=2, eval_every=4, ema_decay=0.9)
+    else:
+        epochs = args.epochs if args.root else 10.0
+        config.train = target(TrainConfig, epochs=epochs, log_every=25, eval_every=500, ema_decay=0.998)
+    return config
