@@ -2,11 +2,11 @@
 
 python launch.py --config=configs/detect.py                                     synthetic scenes of shapes
 python launch.py --config=configs/detect.py:root=DIR                            VOC, COCO, YOLO or a table of boxes
-python launch.py --config=configs/detect.py:root=DIR,size=480,width=32 --config.init_from=runs/my_resnet
+python launch.py --config=configs/detect.py:root=DIR,size=480,backbone=RUN_OR_FOLDER
 python launch.py --mode=predict --workdir=runs/detect --input='*.jpg' --output=drawn
 
-The backbone is a ResNet-18 of ``width`` channels (64 as published), fresh or that of ``init_from``: a classification
-run, or published weights. Of COCO's measures, ``map50`` is the mean average precision at an IoU of 0.5.
+The backbone is a fresh ResNet-18 of ``width`` channels (64 as published), or what a run of classification or a folder
+of published weights holds. Of COCO's measures, ``map50`` is the mean average precision at an IoU of 0.5.
 """
 
 import optax
@@ -22,20 +22,22 @@ from bigbase_jax.data.transforms import image as T
 from bigbase_jax.models.fcos import FCOS
 from bigbase_jax.models.resnet import ResNet
 from bigbase_jax.optim import Optimizer
+from bigbase_jax.pretrained.start import part
 from bigbase_jax.tasks.dense_detection import DenseDetection
 from bigbase_jax.train import TrainConfig
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    """``arg``: root=DIR_OR_ARCHIVE, size=320 (of the longer side), aspect=1.0 (height / width), width=32, epochs=60,
-    batch=8, boxes=100 (of a picture at most), vertical=0.0 (how often top and bottom are exchanged), convention=xyxy|
-    xywh|cxcywh, tiny."""
+    """``arg``: root=DIR_OR_ARCHIVE, size=320 (of the longer side), aspect=1.0 (height / width), width=32,
+    backbone=RUN_OR_FOLDER, epochs=60, batch=8, boxes=100 (of a picture at most), vertical=0.0 (how often top and bottom
+    are exchanged), convention=xyxy|xywh|cxcywh (of a table), tiny."""
     args = parse_arg(
         arg,
         root=None,
         size=320,
         aspect=1.0,
         width=32,
+        backbone=None,
         epochs=60.0,
         batch=8,
         boxes=100,
@@ -55,6 +57,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config = ConfigDict()
     config.seed = 0
     config.init_from = placeholder(str)
+    config.init_parts = {"backbone": args.backbone}
     config.data = target(
         Data,
         dataset=dataset,
@@ -68,7 +71,11 @@ def get_config(arg: str | None = None) -> ConfigDict:
         eval_transforms=(target(B.Letterbox, size=size), target(B.PadBoxes, most=args.boxes)),
     )
     backbone = target(ResNet, depth=18, width=4 if args.tiny else args.width, zero_init=True)
-    config.task = target(DenseDetection, model=target(FCOS, backbone=backbone, **small))
+    if args.backbone:
+        backbone, _ = part(args.backbone)
+    # of a ResNet for CIFAR only the last map, at stride 4, is coarse enough
+    levels = {"levels": 1, "coarser": 3} if backbone.target.endswith(":CifarResNet") else {"levels": 3}
+    config.task = target(DenseDetection, model=target(FCOS, backbone=backbone, **levels, **small))
     config.optim = target(
         Optimizer,
         learning_rate=2e-3,

@@ -293,6 +293,7 @@ RECIPES = (
     ("faces", "tiny"),
     ("vocoder", "tiny"),
     ("transcribe", "tiny"),
+    ("detect", "tiny"),
     ("clip", "tiny"),
     ("private", "tiny"),
 )

@@ -31,6 +31,10 @@ MEASURED = {  # by task: what an evaluation reports, and what it keeps of each e
         {"probabilities", "label", "index"},
     ),
     "Contrastive": ({"step", "loss", "retrieval"}, {"vector", "captions", "tokens", "index"}),
+    "DenseDetection": (
+        {"step", "loss", "map", "map50", "map75", "recall", "per_class"},
+        {"boxes", "scores", "classes", "true_boxes", "true_classes", "true_crowd", "size", "index"},
+    ),
     "SpeakerVerification": ({"step", "accuracy", "loss"}, {"vector", "label", "index"}),
     "FaceVerification": ({"step", "verification", "identification"}, {"vector", "label", "index"}),
     "CausalLanguageModel": (
