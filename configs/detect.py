@@ -2,7 +2,7 @@
 
 python launch.py --config=configs/detect.py                                     synthetic scenes of shapes
 python launch.py --config=configs/detect.py:root=DIR                            VOC, COCO, YOLO or a table of boxes
-python launch.py --config=configs/detect.py:root=DIR,size=480,backbone=RUN_OR_FOLDER
+python launch.py --config=configs/detect.py:root=DIR,size=480,backbone=...               of a run, or published
 python launch.py --mode=predict --workdir=runs/detect --input='*.jpg' --output=drawn
 
 The backbone is a fresh ResNet-18 of ``width`` channels (64 as published), or what a run of classification or a folder
