@@ -296,6 +296,7 @@ RECIPES = (
     ("detect", "tiny"),
     ("clip", "tiny"),
     ("private", "tiny"),
+    ("caption", "tiny"),
 )
 
 

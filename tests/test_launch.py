@@ -30,6 +30,7 @@ MEASURED = {  # by task: what an evaluation reports, and what it keeps of each e
         {"step", "accuracy", "precision", "recall", "f1", "auc", "loss", "per_class"},
         {"probabilities", "label", "index"},
     ),
+    "Captioning": ({"step", "loss", "bleu", "chrf"}, {"written", "tokens", "index"}),
     "Contrastive": ({"step", "loss", "retrieval"}, {"vector", "captions", "tokens", "index"}),
     "DenseDetection": (
         {"step", "loss", "map", "map50", "map75", "recall", "per_class"},

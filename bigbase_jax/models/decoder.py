@@ -1,6 +1,6 @@
 """The causal decoder: a language model that reads from left to right.
 
-Axes: B examples, L length, D model width, V entries of the vocabulary.
+Axes: B examples, L length, P vectors before the tokens, D model width, V entries of the vocabulary.
 """
 
 from __future__ import annotations
@@ -83,20 +83,34 @@ class Decoder(Transformer):
         segments_BL: Int[Array, "B L"] | None = None,
         positions_BL: Int[Array, "B L"] | None = None,
         train: bool = False,
-    ) -> Float[Array, "B L D"]:
+        before_BPD: Float[Array, "B P D"] | None = None,
+    ) -> Float[Array, "B S D"]:
         """What ``logits`` reads.
 
         Args:
           segments_BL: a token sees those before it in the same segment only; None: all before it.
           positions_BL: in each segment from 0; None: in the sequence.
+          before_BPD: vectors that are read before the tokens, such as those of a picture, in the first segment: of
+            them and of the tokens, S = P + L together, what is returned is. Positions are then those of the sequence.
         """
         L = tokens_BL.shape[1]
+        if before_BPD is not None:
+            P = before_BPD.shape[1]
+            L, positions_BL = L + P, None
+            if segments_BL is not None:
+                segments_BL = jnp.pad(segments_BL, ((0, 0), (P, 0)), constant_values=1)
         if self.positions == "learned" and (self.length or 0) < L:
             raise ModelError(f"a sequence of {L} tokens is longer than the {self.length} positions of the model.")
-        x_BLD, context = self._embed(tokens_BL, jnp.arange(L)[None] if positions_BL is None else positions_BL)
+        positions_BL = jnp.arange(L)[None] if positions_BL is None else positions_BL
+        x_BLD, context = self._embed(tokens_BL, positions_BL, before_BPD)
         return self.encoder(x_BLD, train=train, context=context._replace(segment_ids=segments_BL))
 
-    def decode(self, tokens_BL: Int[Array, "B L"], position_B: Int[Array, " B"]) -> Float[Array, "B L D"]:
+    def decode(
+        self,
+        tokens_BL: Int[Array, "B L"],
+        position_B: Int[Array, " B"],
+        before_BPD: Float[Array, "B P D"] | None = None,
+    ) -> Float[Array, "B S D"]:
         """``hidden`` of the next tokens of sequences whose earlier ones are in the variable collection "cache".
 
         ``apply(..., method="decode", mutable=["cache"])`` gives the cache with the new tokens in it as well.
@@ -104,11 +118,13 @@ class Decoder(Transformer):
         Args:
           position_B: of each sequence's first token here, which is its place in the cache too. Tokens see those of
             lower positions, which earlier calls have read.
+          before_BPD: see ``hidden``; the first of them is at ``position_B``.
         """
         L, S = tokens_BL.shape[1], self.variables["cache"]["encoder"]["block_0"]["attention"]["keys"].shape[2]
+        L += 0 if before_BPD is None else before_BPD.shape[1]
         position_BL = position_B[:, None] + jnp.arange(L)
         mask_B1LS = (position_BL[..., None] >= jnp.arange(S))[:, None]
-        x_BLD, context = self._embed(tokens_BL, position_BL)
+        x_BLD, context = self._embed(tokens_BL, position_BL, before_BPD)
         return self.encoder(x_BLD, mask_B1LS, context=context._replace(position_B=position_B))
 
     @nn.nowrap
@@ -116,8 +132,10 @@ class Decoder(Transformer):
         """An empty collection "cache" for ``decode``: keys and values [B, G, length, K]; see ``empty_cache``."""
         return {"encoder": self.empty_cache(self.depth, self.heads, dtype, attention=(batch_size, length, self.width))}
 
-    def _embed(self, tokens_BL: Array, positions_BL: Array) -> tuple[Array, Context]:
+    def _embed(self, tokens_BL: Array, positions_BL: Array, before_BPD: Array | None = None) -> tuple[Array, Context]:
         x_BLD = self.embedding[tokens_BL].astype(DTYPES[self.dtype])
+        if before_BPD is not None:
+            x_BLD = jnp.concatenate([before_BPD.astype(x_BLD.dtype), x_BLD], 1)
         context = Context()
         if self.positions == "learned":
             x_BLD = x_BLD + self.position[positions_BL].astype(x_BLD.dtype)

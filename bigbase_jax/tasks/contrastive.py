@@ -96,19 +96,12 @@ class Contrastive:
 
     def loss(self, variables: Variables, batch: Batch, key: jax.Array | None) -> tuple[Loss, Variables]:
         """In nats for each picture; without a key, of the first captions and as in inference."""
-        tokens_BCL, segments_BCL = jnp.asarray(batch["tokens"]), jnp.asarray(batch["segment_ids"])
         how: dict[str, Any] = {}
-        if key is None:
-            at_B = jnp.zeros(len(tokens_BCL), jnp.int32)
-        else:
-            draw, dropout = jax.random.split(key)
-            count_B = jnp.sum(jnp.any(segments_BCL > 0, -1), -1)
-            at_B = (jax.random.uniform(draw, count_B.shape) * count_B).astype(jnp.int32)
+        draw, dropout = (None, None) if key is None else jax.random.split(key)
+        if dropout is not None:
             mutable = [name for name in variables if name != "params"]
             how = {"train": True, "rngs": {"dropout": dropout}, "mutable": mutable}
-        tokens_BL, segments_BL = (
-            jnp.take_along_axis(x, at_B[:, None, None], 1)[:, 0] for x in (tokens_BCL, segments_BCL)
-        )
+        tokens_BL, segments_BL = textual.drawn(batch, draw)
         with model_errors():
             found: Any = self.model.apply(variables, self._normalised(batch["image"]), tokens_BL, segments_BL, **how)
         (u_BE, v_BE, scale, bias), state = found if how else (found, textual.state_of(variables))

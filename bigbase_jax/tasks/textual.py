@@ -111,6 +111,18 @@ def shown_tokens(inputs: Batch) -> jax.Array:
     return jnp.where(inputs["segment_ids"] > 0, inputs["tokens"], PADDING)
 
 
+def drawn(batch: Batch, key: jax.Array | None) -> tuple[jax.Array, jax.Array]:
+    """``tokens`` and ``segment_ids`` i32[B,L] of one of the captions i32[B,C,L] of each example (those without a
+    segment are none), drawn alike; without a key, the first."""
+    tokens_BCL, segments_BCL = jnp.asarray(batch["tokens"]), jnp.asarray(batch["segment_ids"])
+    at_B = jnp.zeros(len(tokens_BCL), jnp.int32)
+    if key is not None:
+        count_B = jnp.sum(jnp.any(segments_BCL > 0, -1), -1)
+        at_B = (jax.random.uniform(key, count_B.shape) * count_B).astype(jnp.int32)
+    tokens_BL, segments_BL = (jnp.take_along_axis(x, at_B[:, None, None], 1)[:, 0] for x in (tokens_BCL, segments_BCL))
+    return tokens_BL, segments_BL
+
+
 def encoded(tokenizer: str, texts: Sequence[str], length: int) -> dict[str, np.ndarray]:
     """``tokens`` and ``segment_ids`` i32[N,L] of texts with the tokenizer's special tokens around them, cut to L."""
     known = load(tokenizer)

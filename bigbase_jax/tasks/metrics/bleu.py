@@ -17,16 +17,23 @@ _SCRIPTS = (  # of languages that do not put spaces between words, and what BLEU
 )
 
 
-def scores(texts: Sequence[str], references: Sequence[str]) -> dict[str, Any]:
+def scores(
+    texts: Sequence[str], references: Sequence[str], others: Sequence[Sequence[str | None]] = ()
+) -> dict[str, Any]:
     """``bleu`` (Papineni et al. 2002) and ``chrf`` (Popović 2015), both by sacrebleu, 0 to 100. What BLEU takes for
-    words follows the script of the references; ``bleu_signature`` is sacrebleu's line about it."""
+    words follows the script of the references; ``bleu_signature`` is sacrebleu's line about it.
+
+    Args:
+      others: more references of each text, None where it has no more.
+    """
     import sacrebleu
 
     measure = sacrebleu.BLEU(tokenize=bleu_words(references))
+    every: Any = [references, *others]
     return {
-        "bleu": measure.corpus_score(texts, [references]).score,
+        "bleu": measure.corpus_score(texts, every).score,
         "bleu_signature": str(measure.get_signature()),
-        "chrf": sacrebleu.corpus_chrf(texts, [references]).score,
+        "chrf": sacrebleu.corpus_chrf(texts, every).score,
     }
 
 

@@ -5,7 +5,9 @@ and L tokens of each:
 
 - ``image`` u8[H,W,3];
 - ``tokens`` i32[C,L]: each caption with the tokenizer's special tokens around it, cut to L, and padding;
-- ``segment_ids`` i32[C,L]: 1 for tokens, 0 for padding; all 0 where the picture has fewer captions.
+- ``segment_ids`` i32[C,L]: 1 for tokens, 0 for padding; all 0 where the picture has fewer captions;
+- ``prompt`` i32[L]: what a caption begins with, and -1: the tokenizer's special token at the beginning, or none; in
+  prediction with what the user wants it to go on from.
 
 Facts: ``vocab_size``, ``tokenizer``, the special tokens (``end_id``, ``pad_id``, ...) and ``length``, L.
 """
@@ -54,7 +56,7 @@ from bigbase_jax.data.sources.text.base import (
     split_indices,
     tokenizer_of,
 )
-from bigbase_jax.text.tokenizer import Subwords, dataset_info_of
+from bigbase_jax.text.tokenizer import Subwords, Tokenizer, dataset_info_of, encode, load
 
 SUBWORDS = Subwords("wordpiece", 4096)
 _TEXTS = ("caption", "captions", "text", "texts", "sentence", "sentences", "title", "description", "comment", "raw")
@@ -179,7 +181,8 @@ class Captions(TextRows):
     def opened(self, rows_N: Store) -> Opened:
         """``description`` says what was left out, and how many captions are cut."""
         tokenizer = tokenizer_of(rows_N)
-        encode, empty = Encoder(tokenizer, self.length), tokenizer.special.get("pad", 0)
+        encoder, empty = Encoder(tokenizer, self.length), tokenizer.special.get("pad", 0)
+        begun = prompt_of(tokenizer, "", self.length)
 
         def pieces(row: int) -> list[np.ndarray]:
             stops = np.cumsum(rows_N.get("sizes", row))
@@ -192,13 +195,13 @@ class Captions(TextRows):
             tokens_CL = np.full((self.captions, self.length), empty, np.int32)
             segments_CL = np.zeros((self.captions, self.length), np.int32)
             for c, piece in enumerate(pieces(row)):
-                made, _ = encode([piece])
+                made, _ = encoder([piece])
                 tokens_CL[c], segments_CL[c] = made["tokens"], made["segment_ids"]
             image = self.image(name(row), bytes(rows_N.get("data", row)))
-            return {"image": image, "tokens": tokens_CL, "segment_ids": segments_CL}
+            return {"image": image, "tokens": tokens_CL, "segment_ids": segments_CL, "prompt": begun}
 
         kept = split_indices(rows_N)
-        long = int((rows_N.values("sizes") > encode.room).sum())
+        long = int((rows_N.values("sizes") > encoder.room).sum())
         notes = [f"{long:,} captions cut to {self.length} tokens"] * bool(long) + rows_N.about["notes"]
         if rows_N.about["left"]:
             notes.append(f"left out: {', '.join(rows_N.about['left'])}")
@@ -207,17 +210,55 @@ class Captions(TextRows):
         known = {**dataset_info_of(tokenizer), "length": self.length}
         about = [self.file_signature(), self.dealing(), self.captions]
         splits = {split: _Pictures(split, rows, example, name, rows_N.kept) for split, rows in kept.items()}
-        return _Opened(rows_N, encode, "; ".join(parts), splits, known, about)
+        return _Opened(rows_N, encoder, "; ".join(parts), splits, known, about)
 
     @staticmethod
     def codec(config: Mapping[str, Any], dataset_info: Mapping[str, Any]) -> Codec:
-        return LabelledPictureCodec(limits_of(config), draft_size=config.get("draft_size"))
+        draft_size, state = config.get("draft_size"), dataset_info.get("tokenizer")
+        return AskedPictureCodec(limits_of(config), None, draft_size, state, dataset_info.get("length", 0))
 
 
-class LabelledPictureCodec(PictureCodec):
-    """A user's picture, and beside it in a row, what it may be told apart by; see ``inference.zero_shot``."""
+@dataclasses.dataclass(frozen=True)
+class AskedPictureCodec(PictureCodec):
+    """A user's picture, and beside it in a row, what is asked of it: ``labels`` and ``templates`` to tell it apart by
+    (see ``inference.zero_shot``), or a ``prompt`` to go on from (see ``tasks.captioning``).
 
-    fields = Fields({"image": [(name,) for name in COLUMNS]}, files=True, options=("labels", "templates", "top"))
+    Attributes:
+      tokenizer: ``Tokenizer.state()``.
+      length: L.
+    """
+
+    tokenizer: str | None = None
+    length: int = 0
+
+    fields = Fields(
+        {"image": [(name,) for name in COLUMNS]}, files=True, options=("labels", "templates", "top", "prompt")
+    )
+
+    def decode(self, given: bytes | str | Mapping[str, Any]) -> list[Example]:
+        """``image`` and ``prompt``; raises as ``PictureCodec.decode``, and for a prompt that is no text."""
+        asked = given.get("prompt", "") if isinstance(given, Mapping) else ""
+        if not isinstance(asked, str):
+            raise UserError(f"prompt is {type(asked).__name__}, not text.")
+        examples = super().decode(given)
+        if self.tokenizer is None:
+            return examples
+        prompt = prompt_of(load(self.tokenizer), checked(asked, "the prompt"), self.length)
+        return [{**example, "prompt": prompt} for example in examples]
+
+
+def prompt_of(tokenizer: Tokenizer, text: str, length: int) -> np.ndarray:
+    """i32[L]: what stands before a text, and the text, cut so that a token of an answer has room; -1 behind them.
+
+    Where no special token stands before it, an answer of no prompt begins with the end token.
+    """
+    before = [token for token in tokenizer.layout(False).tokens[:1] if token >= 0]
+    if not before and not text and tokenizer.end is not None:
+        before = [tokenizer.end]
+    tokens = [*before, *(encode(tokenizer, text) if text else ())][: length - 1]
+    prompt = np.full(length, -1, np.int32)
+    prompt[: len(tokens)] = tokens
+    return prompt
 
 
 class _Pictures(Split):
@@ -237,14 +278,14 @@ class _Opened(Opened):
     def __init__(
         self,
         rows_N: Store,
-        encode: Encoder,
+        encoder: Encoder,
         description: str,
         splits: Mapping[str, Any],
         known: Mapping[str, Any],
         about: list[Any],
     ):
         super().__init__(splits, known, description, [*about, known["tokenizer"], known["length"]], about)
-        self._rows_N, self._encode = rows_N, encode
+        self._rows_N, self._encoder = rows_N, encoder
 
     @functools.cached_property
     def _distinct(self) -> list[np.ndarray]:
@@ -260,7 +301,7 @@ class _Opened(Opened):
 
     def items(self, number_n: np.ndarray) -> dict[str, np.ndarray]:
         """``tokens`` and ``segment_ids`` i32[n,L] of captions, which count from 1."""
-        made = [self._encode([self._distinct[number - 1]])[0] for number in number_n]
+        made = [self._encoder([self._distinct[number - 1]])[0] for number in number_n]
         return {name: np.stack([example[name] for example in made]) for name in ("tokens", "segment_ids")}
 
 
