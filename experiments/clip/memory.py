@@ -1,4 +1,6 @@
-"""What the losses of a batch cost a device in memory, by XLA's own account of the compiled gradient; nothing is computed.
+"""What the losses of a batch cost a device in memory, by XLA's own account of the compiled gradient.
+
+Nothing is computed.
 
 python experiments/clip/memory.py
 """
