@@ -18,6 +18,7 @@ from bigbase_jax.build import suggest
 from bigbase_jax.core import UserError
 from bigbase_jax.data.cache import Writer
 from bigbase_jax.data.columns import EXACT, ISO, KINDS, MISSING, cell_of
+from bigbase_jax.data.consent import Permission
 from bigbase_jax.data.files import TABLES, File, is_packed, kind_of, one_sentence, open_file, too_long
 from bigbase_jax.data.rows import arrow_batches, delimiter, first_line, rows, text_of
 
@@ -358,7 +359,18 @@ class _File:
         self.names = there
 
     def read(self, columns: list[str]) -> Iterator[tuple[int, Mapping[str, Any]]]:
-        """(rows, Arrow arrays by column) of each block."""
+        """(rows, Arrow arrays by column) of each block, of rows that may be read."""
+        permission = Permission(self._file)
+        if not permission.columns or kind_of(self._file.name) in _BY_ROWS:  # there, ``data.rows`` has seen to it
+            yield from self._blocks(columns)
+            return
+        permission.check(self.names)
+        for _, block in self._blocks(list(dict.fromkeys((*columns, *permission.columns)))):
+            may = pa.array(permission.places([block[name].to_pylist() for name in permission.columns]), pa.bool_())
+            yield pc.sum(may).as_py() or 0, {name: block[name].filter(may) for name in columns}
+        permission.tell()
+
+    def _blocks(self, columns: list[str]) -> Iterator[tuple[int, Mapping[str, Any]]]:
         if self._rows is not None:
             batches: list[Any] = []
             for batch in itertools.chain(self._rows(columns), [None]):

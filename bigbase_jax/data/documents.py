@@ -12,7 +12,18 @@ from typing import Any, NamedTuple
 
 from bigbase_jax.build import suggest
 from bigbase_jax.core import UserError
-from bigbase_jax.data.files import TABLES, File, kind_of, list_files, one_file, one_sentence, split_of, too_long
+from bigbase_jax.data.consent import Permission
+from bigbase_jax.data.files import (
+    TABLES,
+    File,
+    kind_of,
+    list_files,
+    one_file,
+    one_sentence,
+    refuse_permission,
+    split_of,
+    too_long,
+)
 from bigbase_jax.data.rows import CELLS, checked, json_values, lines_of, lines_of_table, rows_of_columns, text_of
 
 __all__ = ["Document", "File", "Format", "list_files", "one_file", "split_of"]
@@ -78,6 +89,7 @@ class Format:
     # -- the formats -----------------------------------------------------------------------------------------------
 
     def _plain(self, file: File) -> Iterator[Document]:
+        refuse_permission(file.limits, str(file))
         if self.unit == "file":
             with text_of(file, self.encoding) as whole:
                 if whole.read(1):
@@ -108,7 +120,8 @@ class Format:
 
     def _records(self, file: File, records: Iterable[tuple[int, Any]]) -> Iterator[Document]:
         columns: Sequence[str] | None = None
-        for number, record in records:
+        may = Permission(file).of(records, lambda item: item[1] if isinstance(item[1], dict) else {})
+        for number, record in may:
             where = f"{file}, record {number}"
             if isinstance(record, dict):
                 columns = columns or self._choose(list(record), where)
@@ -124,20 +137,36 @@ class Format:
         places: list[int] | None = None
         if self.columns and all(name.isdigit() for name in self.columns):
             places = [int(name) for name in self.columns]
+        permission = Permission(file)
+        names: list[str] = []
         for number, row in lines_of_table(file, self.encoding):
+            if permission.columns and not names:
+                names = row if places is None else [str(i) for i in range(len(row))]
+                permission.check(names)
             if places is None:
                 columns = self._choose(row, f"the first line of {file}")
                 places = [row.index(name) for name in columns]
+                continue
+            if permission.columns and not permission.allows(dict(zip(names, row, strict=False))):
                 continue
             if max(places) >= len(row):
                 where = f"{file}, line {number}"
                 raise UserError(f"{where} has {len(row)} columns; column {max(places)} (from 0) is not there.")
             yield from _document(file, number, "\n".join(row[place] for place in places))
+        permission.tell()
 
     def _columnar(self, file: File) -> Iterator[Document]:
-        for number, row in rows_of_columns(file, lambda names: self._choose(names, str(file))):
+        permission = Permission(file)
+        chosen: list[str] = []
+
+        def choose(names: list[str]) -> list[str]:
+            permission.check(names)
+            chosen[:] = self._choose(names, str(file))
+            return list(dict.fromkeys((*chosen, *permission.columns)))
+
+        for number, row in permission.of(rows_of_columns(file, choose), lambda item: item[1]):
             where = f"{file}, row {number}"
-            yield from _document(file, number, "\n".join(as_text(value, where) for value in row.values()))
+            yield from _document(file, number, "\n".join(as_text(row[name], where) for name in chosen))
 
     def _choose(self, names: Sequence[str], where: str) -> Sequence[str]:
         """The columns to read, of those there are."""
@@ -158,6 +187,7 @@ class Format:
 
 def whole_text(file: File, encoding: str = "utf-8") -> str:
     """The text of a file that is read at once; raises UserError if it cannot be, or is too long for that."""
+    refuse_permission(file.limits, str(file))
     with one_sentence(file, encoding), text_of(file, encoding) as lines:
         text = lines.read(file.limits.most_text + 1)
     if len(text) > file.limits.most_text:

@@ -10,6 +10,7 @@ import base64
 import contextlib
 import csv
 import dataclasses
+import datetime
 import functools
 import gzip
 import importlib
@@ -77,6 +78,8 @@ class Limits:
         memory for each. A JSON file that is neither a list nor lines may have 16 times as many.
       ratio: bytes, or characters, that come out of a packed file (gzip, Zstandard, zip, Parquet, Arrow, npz) for each
         byte of it, beyond the first 64 MiB. Text packs 3 to 20 times, a bomb a thousand times and more.
+      consent: the column of a table, or the entry of JSON, that says whether a row may be used; None: all may.
+      retention: the one that says until which day it may be kept; None: for good. See ``data.consent``.
 
     Raises:
       UserError: a limit that is not positive.
@@ -85,9 +88,12 @@ class Limits:
     pixels: int = PIXELS
     text: int = TEXT
     ratio: float = RATIO
+    consent: str | None = None
+    retention: str | None = None
 
     def __post_init__(self) -> None:
-        for name, value in dataclasses.asdict(self).items():
+        for name in ("pixels", "text", "ratio"):
+            value = getattr(self, name)
             if not value > 0:
                 raise UserError(f"limits.{name} is {value}; it must be positive.")
 
@@ -122,9 +128,22 @@ KEY = "data.dataset.limits"
 
 
 def limits_of(config: Mapping[str, Any]) -> Limits:
-    """``limits`` among a data set's arguments, as a config has them; the default ones where they are not there."""
+    """``limits`` among a data set's arguments, as a config has them, for what a user gives to be answered; the default
+    ones where they are not there."""
     found: Limits = build(config.get("limits"), _path=f"config.{KEY}") or LIMITS
-    return found
+    return dataclasses.replace(found, consent=None, retention=None)
+
+
+def refuse_permission(limits: Limits, what: str) -> None:
+    """
+    Raises:
+      UserError: rows are to be read by their consent or retention, and these examples are no rows.
+    """
+    if limits.consent is not None or limits.retention is not None:
+        raise UserError(
+            f"{what} has no columns that could say who consents; leave {KEY}.consent and retention out, and keep files "
+            "that may not be used elsewhere."
+        )
 
 
 def too_long(where: str, limits: Limits) -> UserError:
@@ -157,7 +176,13 @@ class File(NamedTuple):
     @property
     def file_signature(self) -> list[str | int]:
         """What changes when the file does."""
-        return [self.name, self.path, self.size, self.mtime_ns, self.member]
+        return [self.name, self.path, self.size, self.mtime_ns, self.member, *self.permission]
+
+    @property
+    def permission(self) -> list[str]:
+        """What changes when other rows of the file may be read: by which columns, and today's date."""
+        by = [self.limits.consent or "", self.limits.retention or ""]
+        return [*by, str(datetime.datetime.now(datetime.UTC).date()) if by[1] else ""] if any(by) else []
 
 
 def list_files(root: str, limits: Limits = LIMITS) -> list[File]:

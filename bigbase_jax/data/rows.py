@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from bigbase_jax.core import UserError
+from bigbase_jax.data.consent import Permission
 from bigbase_jax.data.files import (
     KEY,
     LIMITS,
@@ -89,6 +90,17 @@ def rows(file: File, encoding: str = "utf-8", header: bool = True, lenient: bool
     Raises:
       UserError: it cannot be read, it is not what its name says, or it is not a table.
     """
+    permission = Permission(file)
+    found = _rows(file, encoding, header, lenient)
+    if permission.columns and kind_of(file.name) not in (".json", ".jsonl", ".ndjson"):
+        first = next(found, None)
+        if first is not None and not first.error:
+            permission.check(first.values)
+        found = itertools.chain(() if first is None else (first,), found)
+    yield from permission.of(found, lambda row: row.values)
+
+
+def _rows(file: File, encoding: str, header: bool, lenient: bool) -> Iterator[Row]:
     kind = kind_of(file.name)
     if kind not in TABLES and kind not in CELLS:
         raise UserError(f"{file} is no table. {read_endings([kind])}")

@@ -139,6 +139,101 @@ class Membership:
         yield Plot("Losses of canaries", series, "loss", "share, %", bars=True)
 
 
+@dataclasses.dataclass
+class Exposure:
+    """A ``core.Evaluator`` of secrets in the text that a language model was trained on (Carlini et al. 2019): whether
+    it finds each likelier than others of the same form.
+
+    ``prefix + secret + suffix`` is compared with ``alternatives`` that have random digits for the secret's digits, and
+    random letters for its letters. The exposure is ``log2(alternatives + 1) - log2(rank)`` bits: at most
+    ``log2(alternatives + 1)`` for one that comes first, and about 1 for one that the model does not know. Plant secrets
+    for this; a config is no place for true ones.
+
+    Attributes:
+      secrets: what was planted, or is in the text.
+      prefix, suffix: what is around them.
+      alternatives: how many others each is compared with.
+      seed: of these.
+    """
+
+    secrets: tuple[str, ...]
+    prefix: str = ""
+    suffix: str = ""
+    alternatives: int = 1000
+    seed: int = 0
+    final: bool = True
+
+    metrics: ClassVar[Mapping[str, Metric]] = {
+        "exposure": Metric("min", "bits"),
+        "exposure_most": Metric("min", "bits", "Exposure of the most exposed"),
+        "found": Metric("min", "%", "Secrets found"),
+    }
+
+    def __post_init__(self) -> None:
+        if not self.secrets or self.alternatives < 1:
+            raise UserError("Exposure needs secrets=('...',) that may be in the text, and alternatives of 1 or more.")
+        for i, secret in enumerate(self.secrets, 1):
+            if not any(map(str.isalnum, secret)):
+                raise UserError(f"the {i}. of the secrets has no letter or digit, so none has its form.")
+
+    def run(self, task: Task, variables: Any, data: Any, mesh: Any) -> Evaluated:
+        """See ``core.Evaluator``. No secret is among what is kept: they are told apart by their number.
+
+        Raises:
+          UserError: the data set does not read texts.
+        """
+        read = getattr(data.data.dataset, "read", None)
+        if read is None:
+            raise UserError("Exposure is for language models, whose data set reads a text; leave it out.")
+        inner: Any = task
+        while isinstance(inner, Around):
+            inner, variables = inner.task, inner.unwrap(variables)
+
+        @jax.jit
+        def nats(variables: Any, batch: Any) -> jax.Array:
+            def of_one(example: Any) -> jax.Array:
+                row = {name: x[None] for name, x in example.items()}
+                loss, _ = inner.loss(variables, {**row, "mask": jnp.ones(1)}, jax.random.key(0))
+                return jnp.asarray(sum(jnp.sum(part.total) for part in loss.terms.values()))
+
+            return jax.lax.map(of_one, batch, batch_size=32)
+
+        rng, exposure = np.random.default_rng(self.seed), []
+        for secret in self.secrets:
+            drawn = [_other(secret, rng) for _ in range(self.alternatives)]
+            parts = [read(f"{self.prefix}{text}{self.suffix}") for text in (secret, *drawn)]
+            owner = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
+            examples = [example for part in parts for example in part]
+            batch = {name: np.stack([example[name] for example in examples]) for name in examples[0]}
+            found = np.bincount(owner, np.asarray(nats(variables, batch), np.float64), len(parts))
+            same = np.array([text == secret for text in drawn])
+            rank = 1 + int((found[1:][~same] <= found[0]).sum())
+            exposure.append(math.log2(1 + int((~same).sum())) - math.log2(rank))
+        most = math.log2(self.alternatives + 1)
+        told = [{"secret": i, "exposure": bits} for i, bits in enumerate(exposure, 1)]
+        metrics = {
+            "exposure": float(np.mean(exposure)),
+            "exposure_most": max(exposure),
+            "found": float(np.mean([bits >= most - 0.1 for bits in exposure])),
+            "secrets": told,
+        }
+        return Evaluated("", metrics)
+
+    def figures(self, evaluated: Evaluated) -> Iterator[Figure]:
+        """The exposure of each secret, by its number."""
+        told = evaluated.metrics.get("secrets")
+        if isinstance(told, list):
+            rows = [[row.get("secret"), row.get("exposure")] for row in told if isinstance(row, dict)]
+            note = f"In bits, of at most {math.log2(self.alternatives + 1):.1f}; about 1 is that of an unknown one."
+            yield Table("Secrets in the text", ("Secret", "Exposure"), rows, note)
+
+
+def _other(secret: str, rng: np.random.Generator) -> str:
+    """A text of the same form: digits for digits, letters for letters."""
+    kinds = ("0123456789", "abcdefghijklmnopqrstuvwxyz", "ABCDEFGHIJKLMNOPQRSTUVWXYZ")
+    return "".join(next((kind[rng.integers(len(kind))] for kind in kinds if c in kind), c) for c in secret)
+
+
 def epsilon_bound(canaries: int, guesses: int, right: int, delta: float, doubt: float) -> float:
     """What epsilon is at least but with probability ``doubt``, where so many guesses about coins were right (Steinke,
     Nasr & Jagielski 2023, algorithm 1 and theorem 5.2)."""

@@ -25,7 +25,7 @@ from bigbase_jax.runtime.log import duration
 _HIDDEN = ("step", "kind", "split", "seconds", "epoch")
 _TILES = 4
 _LINEAGE = ("command", "git_commit", "git_dirty", "data", "started", "starts", "finished")
-_TABLES = ("devices", "host", "versions")
+_TABLES = ("privacy", "devices", "host", "versions")
 
 
 def write(workdir: str, pictures: Callable[[], figures.Pictures] | None = None) -> str:
@@ -161,7 +161,7 @@ def _lineage(lineage: Mapping[str, Any]) -> dict[str, Any]:
         "dirty": lineage.get("git_dirty"),
         "data": parts["data"],
         "examples": ", ".join(f"{k} {plain(v)}" for k, v in splits.items()) if isinstance(splits, dict) else "",
-        "tables": {k: v for k in _TABLES if isinstance(v := lineage.get(k), dict)},
+        "tables": {k: v for k in _TABLES if isinstance(v := {**parts["data"], **lineage}.get(k), dict)},
         "started": lineage.get("started"),
         "starts": [_start(start) for start in starts],
         "finished": lineage.get("finished"),

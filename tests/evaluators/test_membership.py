@@ -3,17 +3,18 @@
 import types
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy import stats
 from toys import Regression
 
 from bigbase_jax import parallel
-from bigbase_jax.core import UserError
+from bigbase_jax.core import Loss, Sum, UserError
 from bigbase_jax.data.pipeline import Data
 from bigbase_jax.data.sources.canaries import Canaries
 from bigbase_jax.data.sources.synthetic.pictures import DrawnCatsAndDogs
-from bigbase_jax.evaluators.membership import Membership, epsilon_bound
+from bigbase_jax.evaluators.membership import Exposure, Membership, epsilon_bound
 
 
 def test_without_delta_the_bound_is_the_binomials():
@@ -91,6 +92,36 @@ def test_an_audit_reads_the_loss_of_each_canary():
     assert not list(Membership().figures(found._replace(examples={}, metrics={})))
     with pytest.raises(UserError, match="let config.data.dataset be Canaries"):
         Membership().run(task, variables, types.SimpleNamespace(splits=["train"]), mesh)
+
+
+class Knows(Regression):
+    """A text costs as much as it differs from the one that the model knows."""
+
+    def loss(self, variables, batch, key):
+        return Loss({"loss": Sum(jnp.sum(jnp.abs(batch["x"] - variables["known"])), jnp.float32(1))}), {}
+
+
+def test_a_secret_that_the_model_knows_is_exposed():
+    def read(text):
+        return [{"x": np.array([ord(c) for c in text], np.float32)}]
+
+    def run(**words):
+        data = types.SimpleNamespace(data=types.SimpleNamespace(dataset=types.SimpleNamespace(read=read)))
+        known = {"known": read("pin 4821-Xq.")[0]["x"]}
+        return Exposure(prefix="pin ", suffix=".", alternatives=500, **words).run(Knows(), known, data, None)
+
+    found = run(secrets=("4821-Xq", "0000-Aa"))
+    first, second = (row["exposure"] for row in found.metrics["secrets"])
+    assert first == pytest.approx(np.log2(501), abs=0.01) and second < 4
+    assert found.metrics["found"] == 0.5 and found.metrics["exposure_most"] == first
+    assert found.metrics.keys() >= Exposure.metrics.keys()
+    (table,) = Exposure(("1",)).figures(found)
+    assert [row[0] for row in table.rows] == [1, 2] and "4821" not in repr((found, table))
+    with pytest.raises(UserError, match="the 2. of the secrets has no letter or digit"):
+        Exposure(("1", "--"))
+    no_text = types.SimpleNamespace(data=types.SimpleNamespace(dataset=object()))
+    with pytest.raises(UserError, match="for language models"):
+        Exposure(("1",)).run(Knows(), {}, no_text, None)
 
 
 @pytest.mark.parametrize(("count", "told"), [(0, "count=0"), (61, "60 training examples, of which 61")])

@@ -235,7 +235,7 @@ class RecordedVoices(Voices):
         return self.root
 
     def file_signature(self) -> list[Any]:
-        return [[(f.name, f.size, f.mtime_ns) for f in self.corpus.files.values()], self.test]
+        return [[(f.name, f.size, f.mtime_ns, *f.permission) for f in self.corpus.files.values()], self.test]
 
 
 def _name(u: Utterance) -> str:

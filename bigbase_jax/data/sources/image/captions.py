@@ -39,6 +39,7 @@ from bigbase_jax.data.files import (
     kind_of,
     limits_of,
     named_after,
+    refuse_permission,
     walk,
 )
 from bigbase_jax.data.rows import Row, checked, delimiter, json_values, lines_of, rows
@@ -414,6 +415,7 @@ class CaptionedPictures(Captions):
         if tables:
             return
         for name, file in beside.items():
+            refuse_permission(file.limits, str(file))
             lines = [checked(line, f"{file}") for _, line in lines_of(file, self.encoding)]
             yield Captioned(name, [line for line in lines if line.strip()] or [""], _split_of(name))
         if beside:
@@ -433,6 +435,7 @@ class CaptionedPictures(Captions):
             )
 
     def _of_tokens(self, file: File) -> Iterator[Captioned]:
+        refuse_permission(file.limits, str(file))
         for number, line in lines_of(file, self.encoding):
             name, _, text = line.strip().partition("\t")
             if name:
@@ -440,6 +443,7 @@ class CaptionedPictures(Captions):
                 yield Captioned(self._file(name.partition("#")[0], where, file), [checked(text, where)])
 
     def _of_json(self, file: File) -> Iterator[Captioned]:
+        refuse_permission(file.limits, str(file))
         for number, value in json_values(file, self.encoding):
             where = f"{file}, record {number}"
             if not isinstance(value, Mapping):

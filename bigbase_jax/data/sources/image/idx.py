@@ -11,7 +11,7 @@ import zlib
 import numpy as np
 
 from bigbase_jax.core import UserError
-from bigbase_jax.data.files import LIMITS, Limits, existing, regular
+from bigbase_jax.data.files import LIMITS, Limits, existing, refuse_permission, regular
 from bigbase_jax.data.sources.image.arrays import ArrayDataset
 
 _UBYTE = 0x08
@@ -49,6 +49,7 @@ class Idx(ArrayDataset):
         Raises:
           UserError: a file is missing, has another magic number, is truncated, or does not fit the others.
         """
+        refuse_permission(limits, root)
         folder = existing(root)
         found: dict[tuple[str, str], str] = {}
         prefixes = set()

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from bigbase_jax.core import UserError
-from bigbase_jax.data.files import LIMITS, Limits, existing, regular
+from bigbase_jax.data.files import LIMITS, Limits, existing, refuse_permission, regular
 from bigbase_jax.data.sources.image.arrays import ArrayDataset
 
 _LAYOUTS = (("x_{}", "y_{}"), ("{}_images", "{}_labels"), ("{}_x", "{}_y"))
@@ -49,6 +49,7 @@ class Npz(ArrayDataset):
         Raises:
           UserError: nothing there, arrays missing, or of another shape, type or range.
         """
+        refuse_permission(limits, path)
         held = _Arrays(path, limits)
         arrays = {}
         if "images" in held and "labels" in held:

@@ -130,6 +130,10 @@ class Text(Opened):
         info = {**dataset_info_of(tokenizer), "length": corpus.length}
         super().__init__(windows, info, description, corpus.identity(tokenizer))
 
+    def read(self, text: str) -> list[Example]:
+        """The windows of a text, as an evaluation would make them; raises UserError where it cannot be encoded."""
+        return read_text({"text": text}, self.dataset_info)
+
 
 def documents(counts: Mapping[str, int]) -> str:
     """How many there are, in words."""
@@ -313,7 +317,8 @@ class TextFiles(Corpus):
                     yield split, document
 
     def file_signature(self) -> list[Any]:
-        return [*([f.name, f.size, f.mtime_ns] for f in list_files(self.root)), repr(self.format)]
+        files = list_files(self.root, self.limits)
+        return [*([f.name, f.size, f.mtime_ns, *f.permission] for f in files), repr(self.format)]
 
     def origin(self) -> str:
         files = list_files(self.root)
