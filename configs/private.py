@@ -46,7 +46,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         features="pixels",
         epsilon="3",
         delta=1e-5,
-        epochs=40.0,
+        epochs=24.0,
         batch=2048,
         canaries=0,
         tiny=False,
@@ -80,11 +80,16 @@ def get_config(arg: str | None = None) -> ConfigDict:
         eval_transforms=(*shrink, *wavelets),
     )
     small = {"convolutions": ((16, 3, 2, 1), (32, 3, 1, 1)), "pool": False, "groups": 27} if scattering else {}
-    config.task = target(Classification, model=target(TanhConvNet, **small), mean=(0.5,), std=(0.5,))
+    config.task = target(Classification, model=target(TanhConvNet, kernel_init="lecun", **small), mean=(0.5,), std=(0.5,))
     if private:
         config.task = target(Private, task=config.task, clip=0.1, epsilon=number(args.epsilon), delta=args.delta)
     momentum = deferred(optax.sgd, momentum=0.9)
-    config.optim = target(Optimizer, learning_rate=4.0 if private else 0.1, algorithm=momentum)
+    config.optim = target(
+        Optimizer,
+        learning_rate=4.0 if private else 0.1,
+        algorithm=momentum,
+        schedule=deferred(optax.cosine_decay_schedule),
+    )
     if args.canaries:
         config.evaluators = ConfigDict({"membership": target(Membership, delta=args.delta)})
     if args.tiny:
