@@ -80,7 +80,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
         eval_transforms=(*shrink, *wavelets),
     )
     small = {"convolutions": ((16, 3, 2, 1), (32, 3, 1, 1)), "pool": False, "groups": 27} if scattering else {}
-    config.task = target(Classification, model=target(TanhConvNet, kernel_init="lecun", **small), mean=(0.5,), std=(0.5,))
+    model = target(TanhConvNet, kernel_init="lecun", **small)
+    config.task = target(Classification, model=model, mean=(0.5,), std=(0.5,))
     if private:
         config.task = target(Private, task=config.task, clip=0.1, epsilon=number(args.epsilon), delta=args.delta)
     momentum = deferred(optax.sgd, momentum=0.9)
