@@ -8,7 +8,7 @@ python launch.py --config=configs/private.py:root=DIR,epsilon=none              
 python launch.py --config=configs/private.py:root=DIR,canaries=1000               and an audit by so many pictures
 
 The budget (epsilon, delta) is for one picture added or removed, and training uses it up. It is for the model: keep the
-run folder, whose log and seed are not for others, and give away an export. Draw the seed yourself: --config.seed=N.
+run folder, whose log and seed are not for others, and give away an export. Draw the seed yourself: seed=N.
 
 Network and numbers of Tramèr & Boneh 2021 (tables 5, 8, 9): 86.0 % end to end and 89.7 % on scattering features of
 Fashion-MNIST at epsilon 3 and delta 1e-5.
@@ -38,7 +38,7 @@ FEATURES = ("pixels", "scattering")
 
 def get_config(arg: str | None = None) -> ConfigDict:
     """``arg``: data=synthetic|idx|tfds|npz|folder, root=DIR, features=..., epsilon=..., delta=..., epochs=...,
-    batch=..., canaries=N, tiny."""
+    batch=..., canaries=N, seed=N, tiny."""
     args = parse_arg(
         arg,
         data=None,
@@ -49,6 +49,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         epochs=24.0,
         batch=2048,
         canaries=0,
+        seed=0,
         tiny=False,
     )
     if args.features not in FEATURES:
@@ -68,11 +69,12 @@ def get_config(arg: str | None = None) -> ConfigDict:
         dataset = target(Canaries, dataset=dataset, count=min(args.canaries, 32) if args.tiny else args.canaries)
 
     config = ConfigDict()
-    config.seed = 0
+    config.seed = args.seed
     config.init_from = placeholder(str)
     config.data = target(
         Data,
         dataset=dataset,
+        seed=args.seed,
         batch_size=rows(batch) if private else batch,
         poisson=float(batch) if private else None,
         eval_batch_size=32 if args.tiny else 250,

@@ -26,6 +26,7 @@ import re
 import sys
 import tempfile
 import time
+import types
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -282,8 +283,12 @@ class Planner:
             )
             return parallel.Program(state, None, step), mesh
         optimizer: Optimizer = build(config.optim, _path="config.optim")
-        params = jax.eval_shape(task.init, jax.random.key(0), self.spec)["params"]
         total = self.steps()
+        if hasattr(task, "planned"):
+            source = types.SimpleNamespace(packed=False)  # which the examples' shapes do not tell
+            about = {"batch_size": self.data.batch_size, "num_units": self.examples, "source": lambda split: source}
+            task, total = task.planned(types.SimpleNamespace(data=self.data, **about), self.loop, total)
+        params = jax.eval_shape(task.init, jax.random.key(0), self.spec)["params"]
         program = parallel.program(
             task,
             optimizer.transform(params, total),
@@ -333,7 +338,7 @@ class Planner:
         """Steps of the whole run; of what is not trained, none."""
         if not self.trains:
             return 0
-        return self.loop.total_steps(self.examples / self.data.batch_size)
+        return self.loop.total_steps(self.examples / (self.data.get("poisson") or self.data.batch_size))
 
 
 class _Tried:

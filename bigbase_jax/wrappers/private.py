@@ -8,8 +8,8 @@ privacy loss distributions (Koskela et al. 2020; Doroshenko et al. 2022), for ne
 (or, with ``data.unit``, by all examples of one unit) added or removed.
 
 What the guarantee is for are the parameters, and what is computed of them: the log of the training loss, ``val`` and
-``test`` are not. It holds against those who do not know the seed, which the noise is a function of; and as far as
-floating-point numbers are real ones (Mironov 2012).
+``test`` are not. It holds against those who know neither the run's seed nor that of its data, of which the noise
+and the samples are functions; and as far as floating-point numbers are real ones (Mironov 2012).
 
 Axes: B rows of a slice of a batch, K places of the curve of epsilon.
 """
