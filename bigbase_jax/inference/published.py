@@ -49,6 +49,7 @@ _PICTURES = {
     "image_mean": listed(number(-1e3, 1e3), 3, 3),
     "image_std": listed(number(1e-6, 1e6), 3, 3),
     "size": _SIZE,
+    "max_size": whole(1, 4096),
     "crop_size": _SIZE,
     "crop_pct": number(0.1, 1),
     "do_resize": FLAG,
@@ -76,6 +77,10 @@ def opened(path: str, load: Callable[..., tuple[Any, Any]] = pretrained.load) ->
         " of texts or pictures, one class for each, and translators. Try --mode=generate, or a run that begins from it"
         " (--config.init_from)."
     )
+    if kind.endswith("ForObjectDetection"):
+        from bigbase_jax.inference.detectors import of_detector
+
+        return of_detector(path, *load(path, fresh=False), _names(config))
     if not classifies:
         model, variables = load(path)
         if isinstance(model, EncoderDecoder):
@@ -92,8 +97,7 @@ def opened(path: str, load: Callable[..., tuple[Any, Any]] = pretrained.load) ->
             raise refusal
         return _of_writer(path, model, variables, refusal)
     model, variables = load(path, fresh=False)
-    labels = config.get("id2label") or {}
-    names = tuple(str(labels[key]) for key in sorted(labels, key=int))
+    names = _names(config)
     dataset_info: dict[str, Any] = {"num_classes": model.num_classes}
     if len(names) == model.num_classes and len(set(names)) == len(names):
         dataset_info["class_names"] = names
@@ -105,6 +109,12 @@ def opened(path: str, load: Callable[..., tuple[Any, Any]] = pretrained.load) ->
     task: Any = TextClassification(model, class_names=dataset_info.get("class_names"), tokenizer=tokenizer.state())
     reading = Reading(LabelledText.codec({}, dataset_info))
     return Predictor(task, variables, dataset_info, _tokens(task, length), lambda: reading)
+
+
+def _names(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """The names of the classes that a ``config.json`` gives."""
+    labels = config.get("id2label") or {}
+    return tuple(str(labels[key]) for key in sorted(labels, key=int))
 
 
 def tokenizer_of(path: str, pairs: bool = False) -> Tokenizer:
@@ -252,19 +262,32 @@ def _tokens(task: Task, length: int) -> dict[str, jax.ShapeDtypeStruct]:
 
 
 def _of_pictures(path: str, model: Any, variables: Variables, dataset_info: Mapping[str, Any]) -> Predictor:
-    where = pathlib.Path(path).expanduser() / PREPROCESSOR
-    if not where.is_file():
-        raise UserError(f"{path} has no {PREPROCESSOR}, which says what becomes of pictures before the model.")
-    said = check(read_json(where), _PICTURES, str(where))
+    said, mean, std = preprocessing(path, 3 * (0.5,), 3 * (0.5,))
     resize = _Resize.of(said)
-    normalised = said.get("do_normalize", True)
-    mean, std = (tuple(said.get(key, 3 * [0.5])) if normalised else 3 * (x,) for key, x in _NORMALISED.items())
     task: Any = Classification(model, class_names=dataset_info.get("class_names"), mean=mean, std=std)
     spec = {"image": jax.ShapeDtypeStruct((*resize.shape, 3), np.uint8)}
     return Predictor(task, variables, dataset_info, spec, lambda: Reading(PictureCodec(), (resize,)))
 
 
-_NORMALISED = {"image_mean": 0.0, "image_std": 1.0}
+def preprocessing(
+    path: str, mean: tuple[float, ...], std: tuple[float, ...], normalised: bool = True
+) -> tuple[dict[str, Any], tuple[float, ...], tuple[float, ...]]:
+    """What the ``preprocessor_config.json`` of a folder says of pictures, and their mean and standard deviation.
+
+    Args:
+      mean, std: where it does not say.
+      normalised: whether pictures are, where it does not say.
+
+    Raises:
+      UserError: there is none, or a value that does not fit.
+    """
+    where = pathlib.Path(path).expanduser() / PREPROCESSOR
+    if not where.is_file():
+        raise UserError(f"{path} has no {PREPROCESSOR}, which says what becomes of pictures before the model.")
+    said = check(read_json(where), _PICTURES, str(where))
+    if not said.get("do_normalize", normalised):
+        return said, 3 * (0.0,), 3 * (1.0,)
+    return said, tuple(said.get("image_mean", mean)), tuple(said.get("image_std", std))
 
 
 class _Resize(NamedTuple):
