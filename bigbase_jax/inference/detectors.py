@@ -126,7 +126,9 @@ def _canvas(path: str, said: Mapping[str, Any], model: Any) -> Canvas:
     if isinstance(size, int):
         size = {"shortest_edge": size, "longest_edge": said.get("max_size", 1333)}
     elif size is None:
-        size = {"height": 640, "width": 640} if isinstance(model, RTDETR) else {"shortest_edge": 800, "longest_edge": 1333}
+        size = (
+            {"height": 640, "width": 640} if isinstance(model, RTDETR) else {"shortest_edge": 800, "longest_edge": 1333}
+        )
     if isinstance(size, dict) and {"height", "width"} <= size.keys():
         height, width = size["height"], size["width"]
         return Canvas((height, width), resample=resample)
