@@ -1,6 +1,6 @@
 """Time of the matching by itself, and of training steps around it, on the device and on the host.
 
-python experiments/matching/measure.py [--repeats=15]
+python experiments/matching/measure.py [--repeats=15] [--only=matching|step]
 """
 
 import argparse
@@ -72,12 +72,13 @@ def step(queries, boxes, matcher, repeats):
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--repeats", type=int, default=15)
-    repeats = parser.parse_args().repeats
+    parser.add_argument("--only")
+    args = parser.parse_args()
     print("| what | queries | boxes | device, ms | host, ms | device, core ms | host, core ms |")
     print("|---|---|---|---|---|---|---|")
-    for name, measured, shapes in (("matching", alone, SHAPES), ("step", step, SHAPES[1:2] + SHAPES[4:5])):
-        for queries, boxes in shapes:
-            (a, b), (c, d) = (measured(queries, boxes, matcher, repeats) for matcher in ("device", "host"))
+    for name, measured, shapes in (("matching", alone, SHAPES), ("step", step, SHAPES[1:2])):
+        for queries, boxes in shapes if args.only in (None, name) else ():
+            (a, b), (c, d) = (measured(queries, boxes, matcher, args.repeats) for matcher in ("device", "host"))
             print(f"| {name} | {queries} | {boxes} | {a:.1f} | {c:.1f} | {b:.1f} | {d:.1f} |", flush=True)
 
 
