@@ -77,10 +77,10 @@ class Canvas:
         return {
             **example,
             "image": canvas,
-            "valid": np.int32([h, w]),
+            "valid": np.array([h, w], np.int32),
             "rows": np.int32(h),
-            "size": np.int32([height, width]),
-            "scale": np.float32([w / width, h / height]),
+            "size": np.array([height, width], np.int32),
+            "scale": np.array([w / width, h / height], np.float32),
             "offset": np.zeros(2, np.float32),
         }
 
