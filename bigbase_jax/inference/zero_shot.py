@@ -17,6 +17,7 @@ import numpy as np
 from bigbase_jax.core import Example, UserError
 from bigbase_jax.inference.predictor import Compute, Output, Predictor
 from bigbase_jax.inference.retrieval import Retriever
+from bigbase_jax.tasks.contrastive import check_templates
 
 _MOST, _CHARACTERS = 1000, 1000  # labels of a picture, and characters of each
 
@@ -29,13 +30,15 @@ class Matcher(Retriever):
         self._label_vectors: dict[tuple[Any, ...], np.ndarray] = {}
 
     def _decoded(self, given: Any) -> Sequence[Example]:
-        """With ``labels``, ``templates`` and ``top`` where a row has them."""
+        """With ``labels``, ``templates`` and ``top`` where a row has them; raises UserError for what is none."""
         examples = super()._decoded(given)
         asked: dict[str, Any] = {}
         if isinstance(given, dict):
             asked = {name: _listed(given[name], name) for name in ("labels", "templates") if given.get(name)}
             if len(asked.get("labels", ("a", "b"))) < 2:
                 raise UserError("labels is one; a picture is told apart by two or more, as 'a cat|a dog'.")
+            if asked.get("templates"):
+                check_templates(asked["templates"])
             if given.get("top") not in (None, ""):
                 if not str(given["top"]).isdecimal() or not 1 <= int(given["top"]) <= _MOST:
                     raise UserError(f"top is {str(given['top'])[:20]!r}; it says how many are wanted, such as 5.")
@@ -56,18 +59,12 @@ class Matcher(Retriever):
                 logits_K = scale * label_KE @ output["vector"]
                 exp_K = np.exp(logits_K - logits_K.max())
                 yield {**output, "labels": exp_K / exp_K.sum()}
-            elif self.run is None:
-                raise UserError("a published model has no captions of its own; give labels, as 'a cat|a dog'.")
             else:
                 scores, items = self.index.search(output["vector"][None], int(example.get("top", task.top)))
                 yield {**output, "items": items[0], "scores": scores[0]}
 
     def vectors_of(self, labels: tuple[str, ...], templates: tuple[str, ...]) -> tuple[np.ndarray, float]:
-        """f32[K,E] of labels, kept for those that were asked for last, and the scale of scores.
-
-        Raises:
-          UserError: a template has no place for a label.
-        """
+        """f32[K,E] of labels, kept for those that were asked for last, and the scale of scores."""
         key = labels, templates
         if key not in self._label_vectors:
             task: Any = dataclasses.replace(self.task, labels=labels, templates=templates)  # type: ignore[type-var]

@@ -24,6 +24,12 @@ TEMPLATES = ("{}", "a photo of a {}.", "a picture of a {}.")
 """The first is how a label reads by itself; see ``Contrastive.label_texts``."""
 
 
+def check_templates(templates: Sequence[str]) -> None:
+    """Raises UserError where one has no place for a label, or several, or there are none."""
+    if not templates or not all(template.count("{}") == 1 for template in templates):
+        raise UserError(f"templates are {str(tuple(templates))[:80]}; each has {{}} once, where the label goes.")
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Contrastive:
     """CLIP (Radford et al. 2021) and SigLIP (Zhai et al. 2023): each picture is to find its caption among all those of
@@ -76,8 +82,7 @@ class Contrastive:
             object.__setattr__(self, name, tuple(getattr(self, name) or ()))
         if self.top < 1:
             raise UserError(f"top is {self.top}; an answer has at least 1 item.")
-        if not self.templates or not all(template.count("{}") == 1 for template in self.templates):
-            raise UserError(f"templates are {self.templates}; each has {{}} once, where the label goes.")
+        check_templates(self.templates)
         textual.check_vocabulary(getattr(self.model, "text", self.model), self.tokenizer)
 
     # -- inside the compiled step ----------------------------------------------------------------------------------

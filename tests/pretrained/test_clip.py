@@ -5,13 +5,18 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
+from bigbase_jax import parallel
+from bigbase_jax.build import build
 from bigbase_jax.core import UserError
 from bigbase_jax.models.bert import Bert
 from bigbase_jax.models.clip import CLIP
 from bigbase_jax.models.resnet import ResNet
-from bigbase_jax.pretrained import load, save
+from bigbase_jax.models.vit import ViT
+from bigbase_jax.pretrained import initialise, load, part, save
+from bigbase_jax.tasks.contrastive import Contrastive
 
 TOWER = {"num_hidden_layers": 2, "intermediate_size": 20}
 TEXT = {**TOWER, "hidden_size": 12, "num_attention_heads": 3, "vocab_size": 61, "max_position_embeddings": 9}
@@ -97,3 +102,30 @@ def test_other_towers_are_in_no_family(tmp_path):
     with pytest.raises(UserError, match="not ResNet and Bert"):
         save(tmp_path, model, variables)
     assert dataclasses.replace(model.picture, num_classes=None).num_classes is None and model.picture.num_classes == 6
+
+
+def test_a_tower_begins_with_the_weights_of_a_folder_and_the_rest_stays_fresh(tmp_path):
+    picture = ViT(5, width=8, depth=1, heads=2, patch=4)
+    image = jnp.zeros((1, 8, 8, 3))
+    trained = picture.init(jax.random.key(7), image)
+    save(tmp_path / "vit", picture, trained)
+    node, tokenizer = part(str(tmp_path / "vit"))
+    assert tokenizer is None and node.num_classes is None
+    tower, text = build(node), Bert(11, 6, width=8, depth=1, heads=2, type_vocab_size=1)
+    task = Contrastive(CLIP(tower, text, width=4), length=6)
+    batch = {"image": np.zeros((2, 8, 8, 3), np.float32), "mask": np.ones(2, np.float32)}
+    batch |= {name: np.ones((2, 1, 6), np.int32) for name in ("tokens", "segment_ids")}
+    mesh = parallel.make_mesh(1)
+    state = parallel.program(task, optax.sgd(1.0), batch, mesh, seed=0).init(parallel.put(batch, mesh))
+    before = jax.device_get(state.params)
+    params = initialise(None, state, task, batch, parts={"picture": str(tmp_path / "vit"), "text": None}).params
+    head = params["picture"].pop("head")
+    jax.tree.map(
+        np.testing.assert_array_equal, params["picture"], {k: v for k, v in trained["params"].items() if k != "head"}
+    )
+    assert head["kernel"].shape == (8, 4) and np.array_equal(head["kernel"], before["picture"]["head"]["kernel"])
+    assert not np.array_equal(params["picture"]["embedding"]["kernel"], before["picture"]["embedding"]["kernel"])
+    jax.tree.map(np.testing.assert_array_equal, params["text"], before["text"])
+    again = parallel.program(task, optax.sgd(1.0), batch, mesh, seed=0).init(parallel.put(batch, mesh))
+    with pytest.raises(UserError, match="init_parts.sound='.*vit': Contrastive has no such part"):
+        initialise(None, again, task, batch, parts={"sound": str(tmp_path / "vit")})
