@@ -294,6 +294,7 @@ RECIPES = (
     ("vocoder", "tiny"),
     ("transcribe", "tiny"),
     ("detect", "tiny"),
+    ("detect", "model=rt_detr,tiny"),
     ("clip", "tiny"),
     ("private", "tiny"),
     ("caption", "tiny"),
