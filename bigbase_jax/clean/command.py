@@ -18,7 +18,7 @@ from bigbase_jax.clean import card, engine
 from bigbase_jax.clean import forget as forgetting
 from bigbase_jax.clean.engine import col
 from bigbase_jax.clean.pii import PII
-from bigbase_jax.clean.read import SPLITS, ReadFile, found, signature
+from bigbase_jax.clean.read import ReadFile, found, signature
 from bigbase_jax.core import UserError
 from bigbase_jax.data.sources.splits import digest
 from bigbase_jax.runtime import whole
@@ -301,11 +301,9 @@ class _Run:
 
     def _keep_duplicates(self) -> None:
         """Keys of what was dropped as a duplicate, and of what stays in its place: ``--forget`` asks for these."""
-        tables = [
-            self.daft.read_parquet(engine.paths(p / "rows"))
-            for p in sorted(self.home.glob("[0-9][0-9]-*_duplicates-*"))
-        ]
-        found = [df.where(col("of").not_null()).select("key", "of").to_arrow() for df in tables]
+        steps = [self._frame(p) for p in sorted(self.home.glob("[0-9][0-9]-*")) if (p / "rows").is_dir()]
+        steps = [df for df in steps if "of" in df.column_names]
+        found = [df.where(col("of").not_null()).select("key", "of").to_arrow() for df in steps]
         if found:
             import pyarrow as pa
             import pyarrow.parquet as pq
@@ -349,6 +347,3 @@ class _WriteShard:
         path = pathlib.Path(self.folder, name)
         pq.write_table(table, path, compression="zstd", row_group_size=4096)
         return {"name": name, "rows": table.num_rows, "bytes": path.stat().st_size, "sha256": card.sha256(path)}
-
-
-assert SPLITS

