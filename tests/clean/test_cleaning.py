@@ -424,5 +424,5 @@ def test_a_run_of_ours_judges_the_quality(tmp_path):
     assert len(scores) == 12 and 0 < scores[0] < scores[5] < scores[6] < 1
     clean(recipe(tmp_path / "in", tmp_path / "some", target(Quality, **quality, least=scores[6] - 1e-7)))
     assert sorted(row["quality"] for row in rows(tmp_path / "some")) == scores[6:]
-    with pytest.raises(UserError, match="has no class 'good'"):
-        clean(recipe(tmp_path / "in", tmp_path / "no", target(Quality, workdir=quality["workdir"], label="good")))
+    with pytest.raises(UserError, match="has no class 'excellent'"):
+        clean(recipe(tmp_path / "in", tmp_path / "no", target(Quality, workdir=quality["workdir"], label="excellent")))
