@@ -24,6 +24,7 @@ FAMILIES: Mapping[str, str] = {
     "camembert": "bert",
     "clip": "clip",
     "detr": "detr",
+    "facenet": "facenet",
     "gpt2": "gpt2",
     "hubert": "wav2vec2",
     "llama": "llama",
