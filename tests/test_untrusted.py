@@ -400,6 +400,7 @@ WRONG = {
     "detr": [("d_model", 2**40), ("encoder_attention_heads", 5), ("num_queries", 0), ("backbone_config", ["resnet50"])],
     "rt_detr": [("num_queries", 10**9), ("hidden_expansion", float("nan")), ("encode_proj_layers", [0] * 5000)],
     "facenet": [("embedding_size", 0), ("embedding_size", 10**9)],
+    "mtcnn": [("num_points", 68)],
     "yolos": [("num_detection_tokens", True), ("image_size", [10, 10**9]), ("use_mid_position_embeddings", {})],
     "vits": [("upsample_rates", [8, 10**6]), ("resblock_dilation_sizes", [[1, 0]]), ("num_speakers", 2.5)],
 }

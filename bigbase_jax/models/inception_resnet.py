@@ -1,7 +1,6 @@
 """Inception-ResNet v1 (Szegedy et al. 2016) as FaceNet's published networks have it: faces of 160x160 to 512 numbers.
 
-Where facenet-pytorch has weights for it (trained on VGGFace2 and CASIA-WebFace), names and numbers are its own. Pictures
-are ``(x - 127.5) / 128``.
+facenet-pytorch has weights for it, trained on VGGFace2 and CASIA-WebFace. Pictures are ``(x - 127.5) / 128``.
 
 Axes: B examples, H height, W width, C channels, D width of the vectors.
 """

@@ -31,6 +31,7 @@ FAMILIES: Mapping[str, str] = {
     "marian": "marian",
     "ministral": "llama",
     "mistral": "llama",
+    "mtcnn": "mtcnn",
     "qwen2": "llama",
     "qwen3": "llama",
     "resnet": "resnet",
