@@ -62,9 +62,9 @@ def test_each_network_says_what_the_published_one_says(folder, tmp_path):
 def test_areas_are_torchs():
     """``interpolate(mode="area")`` of 5x7 to 3x4, and of 2x3 to 3x5."""
     found = areas(np.arange(35.0).reshape(5, 7, 1), (3, 4))[..., 0]
-    assert found.tolist() == [[4, 5.5, 7.5, 9], [14.5, 16, 18, 19.5], [25, 26.5, 28.5, 30]]
+    np.testing.assert_allclose(found, [[4, 5.5, 7.5, 9], [14.5, 16, 18, 19.5], [25, 26.5, 28.5, 30]], rtol=1e-6)
     found = areas(np.arange(6.0).reshape(2, 3, 1), (3, 5))[..., 0]
-    assert found.tolist() == [[0, 0.5, 1, 1.5, 2], [1.5, 2, 2.5, 3, 3.5], [3, 3.5, 4, 4.5, 5]]
+    np.testing.assert_allclose(found, [[0, 0.5, 1, 1.5, 2], [1.5, 2, 2.5, 3, 3.5], [3, 3.5, 4, 4.5, 5]], rtol=1e-6)
 
 
 def test_boxes_that_overlap_a_better_one_go():
