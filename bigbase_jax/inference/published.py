@@ -15,12 +15,15 @@ from PIL import Image
 from bigbase_jax import pretrained
 from bigbase_jax.core import Example, Task, UserError, Variables
 from bigbase_jax.data.sources.audio.transcribed import TranscribedCodec
+from bigbase_jax.data.sources.image.captions import AskedPictureCodec
 from bigbase_jax.data.sources.image.image import PictureCodec
 from bigbase_jax.data.sources.text.labelled_text import LabelledText
 from bigbase_jax.data.sources.text.parallel_text import ParallelText, pair_dataset_info
 from bigbase_jax.inference.predictor import ROWS, Predictor, Reading
 from bigbase_jax.inference.recogniser import Recogniser
 from bigbase_jax.inference.windowed import Windowed
+from bigbase_jax.inference.zero_shot import Matcher
+from bigbase_jax.models.clip import CLIP
 from bigbase_jax.models.encoder_decoder import EncoderDecoder
 from bigbase_jax.models.vits import Vits
 from bigbase_jax.models.wav2vec2 import Wav2Vec2
@@ -30,6 +33,7 @@ from bigbase_jax.pretrained.files import GENERATION as GENERATION_FILE
 from bigbase_jax.pretrained.folder import describe, generation
 from bigbase_jax.pretrained.schema import FLAG, SIDE, Kind, check, either, listed, number, only, whole
 from bigbase_jax.tasks.classification import Classification
+from bigbase_jax.tasks.contrastive import Contrastive
 from bigbase_jax.tasks.language import CausalLanguageModel
 from bigbase_jax.tasks.recognition import WaveRecognition
 from bigbase_jax.tasks.text_classification import TextClassification
@@ -93,6 +97,8 @@ def opened(path: str, load: Callable[..., tuple[Any, Any]] = pretrained.load) ->
             return _of_whisper(path, model, variables)
         if isinstance(model, Wav2Vec2):
             return _of_wav2vec2(path, model, variables)
+        if isinstance(model, CLIP):
+            return _of_clip(path, model, variables)
         if not hasattr(model, "decode"):
             raise refusal
         return _of_writer(path, model, variables, refusal)
@@ -267,6 +273,18 @@ def _of_pictures(path: str, model: Any, variables: Variables, dataset_info: Mapp
     task: Any = Classification(model, class_names=dataset_info.get("class_names"), mean=mean, std=std)
     spec = {"image": jax.ShapeDtypeStruct((*resize.shape, 3), np.uint8)}
     return Predictor(task, variables, dataset_info, spec, lambda: Reading(PictureCodec(), (resize,)))
+
+
+def _of_clip(path: str, model: CLIP, variables: Variables) -> Predictor:
+    """Pictures that are told apart by the labels of their rows."""
+    said, mean, std = preprocessing(path, 3 * (0.5,), 3 * (0.5,))
+    resize, tokenizer = _Resize.of(said), tokenizer_of(path)
+    known = {**dataset_info_of(tokenizer), "length": min(getattr(model.text, "length", None) or LENGTH, LENGTH)}
+    kind = "softmax" if model.bias is None else "sigmoid"
+    task: Any = Contrastive(model, tokenizer.state(), known["length"], kind, mean=mean, std=std)
+    spec = {"image": jax.ShapeDtypeStruct((*resize.shape, 3), np.uint8)}
+    codec = AskedPictureCodec(tokenizer=tokenizer.state(), length=known["length"])
+    return Matcher(task, variables, known, spec, lambda: Reading(codec, (resize,)))
 
 
 def preprocessing(

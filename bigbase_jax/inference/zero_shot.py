@@ -43,6 +43,8 @@ class Matcher(Retriever):
                 if not str(given["top"]).isdecimal() or not 1 <= int(given["top"]) <= _MOST:
                     raise UserError(f"top is {str(given['top'])[:20]!r}; it says how many are wanted, such as 5.")
                 asked["top"] = int(given["top"])
+        if self.run is None and not asked.get("labels"):
+            raise UserError("a published model has no captions of its own; give a row with labels, as 'a cat|a dog'.")
         return [{**example, **asked} for example in examples] if asked else examples
 
     def computed(self, examples: Sequence[Example], rows: int, compiled: Compute | None = None) -> Iterator[Output]:
@@ -62,6 +64,10 @@ class Matcher(Retriever):
             else:
                 scores, items = self.index.search(output["vector"][None], int(example.get("top", task.top)))
                 yield {**output, "items": items[0], "scores": scores[0]}
+
+    def said(self, found: Sequence[tuple[Example, Output]]) -> list[dict[str, Any]]:
+        """As ``Retriever.said``; what was told apart by labels needs no index."""
+        return super().said(found) if any("items" in output for _, output in found) else Predictor.said(self, found)
 
     def vectors_of(self, labels: tuple[str, ...], templates: tuple[str, ...]) -> tuple[np.ndarray, float]:
         """f32[K,E] of labels, kept for those that were asked for last, and the scale of scores."""

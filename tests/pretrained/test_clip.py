@@ -1,16 +1,20 @@
 """CLIP and SigLIP against transformers: the same scores, and back to the same bits."""
 
 import dataclasses
+import json
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import tokenizers
+from PIL import Image
 
 from bigbase_jax import parallel
 from bigbase_jax.build import build
 from bigbase_jax.core import UserError
+from bigbase_jax.inference.predictor import Predictor
 from bigbase_jax.models.bert import Bert
 from bigbase_jax.models.clip import CLIP
 from bigbase_jax.models.resnet import ResNet
@@ -129,3 +133,36 @@ def test_a_tower_begins_with_the_weights_of_a_folder_and_the_rest_stays_fresh(tm
     again = parallel.program(task, optax.sgd(1.0), batch, mesh, seed=0).init(parallel.put(batch, mesh))
     with pytest.raises(UserError, match="init_parts.sound='.*vit': Contrastive has no such part"):
         initialise(None, again, task, batch, parts={"sound": str(tmp_path / "vit")})
+
+
+def test_a_published_folder_tells_pictures_apart_by_names(hf, random_model, tmp_path):
+    words = ["<|startoftext|>", "<|endoftext|>", "[UNK]", *["a", "red", "green", "cat", "dog"]]
+    made = tokenizers.Tokenizer(tokenizers.models.WordLevel({word: i for i, word in enumerate(words)}, "[UNK]"))
+    made.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    made.post_processor = tokenizers.processors.TemplateProcessing(
+        single="<|startoftext|> $A <|endoftext|>", special_tokens=[("<|startoftext|>", 0), ("<|endoftext|>", 1)]
+    )
+    marks = {"bos_token": words[0], "eos_token": words[1], "pad_token": words[1], "unk_token": words[2]}
+    theirs = hf.PreTrainedTokenizerFast(tokenizer_object=made, **marks)
+    ends = {"eos_token_id": 1, "bos_token_id": 0, "pad_token_id": 1}
+    model = random_model("CLIPModel", text_config={**TEXT, **ends}, vision_config=VISION, projection_dim=10)
+    sides = {"size": {"shortest_edge": 15}, "crop_size": {"height": 15, "width": 15}, "do_center_crop": True}
+    said = {"image_mean": [0.4, 0.5, 0.6], "image_std": [0.2, 0.3, 0.25], "do_normalize": True, "resample": 3, **sides}
+    for part_ in (model, theirs):
+        part_.save_pretrained(tmp_path)
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(said))
+    x_HWC = np.random.RandomState(0).randint(0, 256, (15, 15, 3)).astype(np.uint8)
+    Image.fromarray(x_HWC).save(tmp_path / "a.png")
+    labels = ["a red cat", "dog", "a green dog"]
+    pixels = (x_HWC / 255 - said["image_mean"]) / said["image_std"]
+    given = dict(theirs(labels, return_tensors="pt", padding=True))
+    given.pop("token_type_ids", None)
+    given["pixel_values"] = hf.torch.tensor(pixels.transpose(2, 0, 1)[None], dtype=hf.torch.float32)
+    with hf.torch.no_grad():
+        want = model(**given).logits_per_image.softmax(-1)[0].numpy()
+    assert want.max() - want.min() > 0.05
+    predictor = Predictor.open(tmp_path)
+    (got,) = predictor.answer({"image": (tmp_path / "a.png").read_bytes(), "labels": labels, "templates": ["{}"]})
+    np.testing.assert_allclose([got["probabilities"][label] for label in labels], want, rtol=2e-3)
+    with pytest.raises(UserError, match="give a row with labels"):
+        predictor.answer(str(tmp_path / "a.png"))
