@@ -10,8 +10,9 @@ python launch.py --config=configs/private.py:root=DIR,canaries=1000             
 The budget (epsilon, delta) is for one picture added or removed, and training uses it up. It is for the model: keep the
 run folder, whose log and seed are not for others, and give away an export. Draw the seed yourself: seed=N.
 
-The network is that of Tramèr & Boneh 2021, who have 86.0 % end to end and 89.7 % on scattering features of Fashion-MNIST
-at epsilon 3 and delta 1e-5. Measured on two cores of a shared x86 server (experiments/private): 84.9 % end to end.
+The network is that of Tramèr & Boneh 2021, who have 86.0 % of Fashion-MNIST end to end and 89.7 % on scattering
+features, at epsilon 3 and delta 1e-5. Measured on two cores of a shared x86 server (experiments/private): 84.9 % end to
+end.
 """
 
 import optax
