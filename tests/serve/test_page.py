@@ -58,13 +58,28 @@ def model(codec):
     return found
 
 
+class Found(toy.Linear):
+    def postprocess(self, output, example):
+        objects = [{"label": name, "score": 0.9, "box": box} for name, box in BOXES.items()]
+        return {"objects": objects, "width": 60, "height": 40}
+
+
+BOXES = {"<b>cat</b>": [6, 4, 30, 20], "dog": [0, 0, 60, 40]}
+
+
 def app_of(settings=None):
     def opened(name, codec, *does):
         served = Served(name, model(codec), Options(max_batch=1))
         served.card["does"] += does
         return served
 
-    models = Models({"pictures": lambda: opened("pictures", Pictures), "texts": lambda: opened("texts", Texts, "chat")})
+    def finds():
+        served = opened("scenes", Pictures)
+        served.predictor.task = Found()
+        return served
+
+    named = {"pictures": lambda: opened("pictures", Pictures), "texts": lambda: opened("texts", Texts, "chat")}
+    models = Models({**named, "scenes": finds})
     models.load()
     app = create(models, settings)
 
@@ -112,6 +127,18 @@ def picture():
     data = io.BytesIO()
     Image.new("RGB", (60, 40), (204, 204, 204)).save(data, "PNG")
     return data.getvalue()
+
+
+def test_boxes_are_drawn_on_the_picture(page):
+    expect = playwright.expect
+    page.locator("#model").select_option("scenes")
+    page.locator("#file").set_input_files({"name": "a.png", "mimeType": "image/png", "buffer": picture()})
+    expect(page.locator("#answer rect")).to_have_count(2)
+    expect(page.locator("#answer .boxed text")).to_have_text(["dog 90 %", "<b>cat</b> 90 %"])
+    shown, rect = page.locator("#answer img").bounding_box(), page.locator("#answer rect").nth(1).bounding_box()
+    assert shown["width"] / shown["height"] == pytest.approx(1.5, abs=0.05)
+    assert rect["x"] - shown["x"] == pytest.approx(shown["width"] * 6 / 60, abs=2)
+    assert rect["width"] == pytest.approx(shown["width"] * 24 / 60, abs=3)
 
 
 def test_a_picture_is_chosen_or_dropped_and_answered(page):
