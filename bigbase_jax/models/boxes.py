@@ -97,7 +97,9 @@ def top_k(boxes_N4: Array, scores_NC: Array, k: int, least: float = 0.0) -> Dete
     """
     flat = scores_NC.reshape(-1)
     scores_K, at_K = jax.lax.top_k(flat, min(k, len(flat)))
-    row_K, class_K = at_K // scores_NC.shape[-1], at_K % scores_NC.shape[-1]
+    classes = jnp.full_like(at_K, scores_NC.shape[-1])
+    row_K = jax.lax.div(at_K, classes)  # not ``//``: jax2onnx converts no remainder at a free batch
+    class_K = at_K - row_K * classes
     found = _kept(Detections(jnp.asarray(boxes_N4)[row_K], scores_K, class_K.astype(jnp.int32)), scores_K > least)
     missing = max(k - len(flat), 0)
     return jax.tree.map(lambda x: jnp.pad(x, [(0, missing)] + [(0, 0)] * (x.ndim - 1)), found)

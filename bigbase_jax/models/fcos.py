@@ -89,14 +89,14 @@ class FCOS(nn.Module):
             place_hw2 = jnp.stack([x, y], -1)
             sides_Bhw4 = sides_Bhw4 * stride
             boxes_Bhw4 = jnp.concatenate([place_hw2 - sides_Bhw4[..., :2], place_hw2 + sides_Bhw4[..., 2:]], -1)
-            B, C = len(x_BHWC), logits_BhwC.shape[-1]
+            B, N, C = x_BHWC.shape[0], y.size, logits_BhwC.shape[-1]  # B is free in exports
             parts.append(
                 Dense(
-                    logits_BhwC.reshape(B, -1, C),
-                    boxes_Bhw4.reshape(B, -1, 4),
-                    centre_Bhw.reshape(B, -1),
-                    place_hw2.reshape(-1, 2),
-                    jnp.full(y.size, stride),
+                    logits_BhwC.reshape(B, N, C),
+                    boxes_Bhw4.reshape(B, N, 4),
+                    centre_Bhw.reshape(B, N),
+                    place_hw2.reshape(N, 2),
+                    jnp.full(N, stride),
                 )
             )
         axes = (1, 1, 1, 0, 0)

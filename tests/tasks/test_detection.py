@@ -305,3 +305,13 @@ def test_a_bright_rectangle_stays_where_its_box_says_in_random_views(size):
         given = rectangle(seed)["boxes"][0]
         assert (low > given[:2] - 0.1).all() and (high < given[2:] + 0.1).all()
     assert len(seen) == 4
+
+
+def test_a_detector_is_exported_at_a_free_batch():
+    task = DenseDetection(MODEL.clone(num_classes=3), keep=5, candidates=20)
+    image = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.uint8)
+    variables = jax.eval_shape(task.init, jax.random.key(0), {"image": image})
+    (batch,) = jax.export.symbolic_shape("B")
+    given = {"image": jax.ShapeDtypeStruct((batch, 32, 32, 3), jnp.uint8)}
+    exported = jax.export.export(jax.jit(task.predict))(variables, given)
+    assert sorted(str(x.shape) for x in exported.out_avals) == ["(B, 5)", "(B, 5)", "(B, 5, 4)"]
