@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax import export
 from PIL import Image
 
 from bigbase_jax.core import Evaluated, Gallery, Plot, Table, UserError
@@ -311,7 +312,7 @@ def test_a_detector_is_exported_at_a_free_batch():
     task = DenseDetection(MODEL.clone(num_classes=3), keep=5, candidates=20)
     image = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.uint8)
     variables = jax.eval_shape(task.init, jax.random.key(0), {"image": image})
-    (batch,) = jax.export.symbolic_shape("B")
+    (batch,) = export.symbolic_shape("B")
     given = {"image": jax.ShapeDtypeStruct((batch, 32, 32, 3), jnp.uint8)}
-    exported = jax.export.export(jax.jit(task.predict))(variables, given)
+    exported = export.export(jax.jit(task.predict))(variables, given)
     assert sorted(str(x.shape) for x in exported.out_avals) == ["(B, 5)", "(B, 5)", "(B, 5, 4)"]
