@@ -577,7 +577,6 @@ def test_a_unit_has_one_example_in_a_batch(prepare):
         ({"poisson": 2.0, "unit": "image"}, "no number or text"),
         ({"poisson": 2.0, "buckets": (3,)}, "use one"),
     ],
-    ids=str,
 )
 def test_samples_that_cannot_be_drawn(prepare, words, told):
     with pytest.raises(UserError, match=told):
