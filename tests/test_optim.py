@@ -299,6 +299,7 @@ def test_muon_orthogonalises_kernels_as_the_matrices_that_they_are_and_adam_has_
         assert np.abs(updates[name] - by_adam[name]).max() > 1e-2
 
 
+@pytest.mark.slow
 def test_muon_over_devices_with_accumulation_an_average_and_stacked_blocks_is_that_of_one(tmp_path):
     model = Decoder(vocab_size=11, length=8, width=16, depth=2, heads=2, scan=True, tied=False)
     tokens = np.random.default_rng(0).integers(0, 11, (8, 9), np.int32)

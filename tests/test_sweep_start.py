@@ -42,6 +42,7 @@ def recipe(weights):
     return config
 
 
+@pytest.mark.slow
 def test_a_sweep_goes_on_without_what_its_recipe_began_from(weights, tmp_path, monkeypatch):
     (tmp_path / "sweep.py").write_text(FILE)
     declared, train = str(tmp_path / "sweep.py"), verbs.train

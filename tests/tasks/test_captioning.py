@@ -44,7 +44,9 @@ def batch_of(B, C=2, seed=0):
     return {"image": image, "tokens": tokens, "segment_ids": segments, "prompt": prompt, "mask": np.ones(B, np.float32)}
 
 
-@pytest.mark.parametrize(("tower", "positions"), [("vit", "rope"), ("resnet", "learned")])
+@pytest.mark.parametrize(
+    ("tower", "positions"), [("vit", "rope"), pytest.param("resnet", "learned", marks=pytest.mark.slow)]
+)
 def test_what_is_written_is_the_likeliest_after_the_picture_the_prompt_and_what_came_before(tower, positions):
     own, batch = task(tower, positions), batch_of(3)
     batch["prompt"][1, 1:3] = 5, 7  # prompts differ in length

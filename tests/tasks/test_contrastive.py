@@ -86,7 +86,7 @@ def test_the_ring_never_holds_all_scores():
     assert "[64,64]" not in text and "[8,64]" not in text
 
 
-@pytest.mark.parametrize("loss_kind", ["softmax", "sigmoid"])
+@pytest.mark.parametrize("loss_kind", [pytest.param("softmax", marks=pytest.mark.slow), "sigmoid"])
 def test_the_loss_and_its_gradient_are_those_of_the_whole_batch_on_any_number_of_devices(loss_kind):
     own, batch = task(loss_kind), batch_of(16)
     batch["mask"][-3:] = 0

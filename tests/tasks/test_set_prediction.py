@@ -107,6 +107,7 @@ def test_the_loss_of_rt_detr_is_transformers():
     np.testing.assert_allclose(found, float(theirs), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_gradient_is_that_of_one_device_over_many_and_with_accumulation():
     batch, found = batch_of(16, mask=np.array([1] * 13 + [0] * 3, np.float32)), []
     for devices, how in [(1, {}), (2, {}), (8, {"mode": "shard_map"}), (1, {"microbatches": 4})]:
