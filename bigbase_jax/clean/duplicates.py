@@ -242,7 +242,7 @@ class Decontaminate:
         import daft
 
         tests = df.where(col("split") != "train").select("text").to_arrow()["text"].to_pylist()
-        parts = [ngrams(folded(text), self.ngram) for text in tests if len(folded(text)) >= self.ngram]
+        parts = [ngrams(words, self.ngram) for words in map(folded, tests) if len(words) >= self.ngram]
         if self.against is not None:
             from bigbase_jax.clean.read import Read, found
 

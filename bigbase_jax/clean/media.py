@@ -58,8 +58,26 @@ class Files:
         yield {"key": key_of(file.name, split), "id": file.name, "path": file.path, "source": source, "split": split}
 
 
+class _Checks:
+    """A step that opens each file by itself."""
+
+    reads = ("path",)
+
+    @property
+    def gives(self) -> Mapping[str, Any]:
+        raise NotImplementedError
+
+    def checked(self, path: str) -> dict[str, Any]:
+        """What ``gives`` says of a file, None where that is not there."""
+        raise NotImplementedError
+
+    def __call__(self, rows: Any) -> dict[str, list[Any]]:
+        found = [self.checked(path) for path in rows["path"].to_pylist()]
+        return {name: [f.get(name) for f in found] for name in self.gives}
+
+
 @dataclasses.dataclass(frozen=True)
-class PictureChecks:
+class PictureChecks(_Checks):
     """Sizes, sharpness and perceptual hashes of pictures; those that are broken, small, narrow or blurred go.
 
     Attributes:
@@ -74,7 +92,6 @@ class PictureChecks:
     sharpness: float = 20.0
 
     name = "picture_checks"
-    reads = ("path",)
 
     @property
     def gives(self) -> Mapping[str, Any]:
@@ -83,11 +100,7 @@ class PictureChecks:
         numbers = {"height": pa.int32(), "width": pa.int32(), "sharpness": pa.float32()}
         return {**numbers, "hash": pa.uint64(), "mirrored": pa.uint64(), "dropped": pa.string()}
 
-    def __call__(self, rows: Any) -> dict[str, list[Any]]:
-        found = [self._checked(path) for path in rows["path"].to_pylist()]
-        return {name: [f.get(name) for f in found] for name in self.gives}
-
-    def _checked(self, path: str) -> dict[str, Any]:
+    def checked(self, path: str) -> dict[str, Any]:
         from PIL import Image
         from scipy.ndimage import laplace
 
@@ -181,7 +194,7 @@ class _Differ:
 
 
 @dataclasses.dataclass(frozen=True)
-class SoundChecks:
+class SoundChecks(_Checks):
     """Durations, silence, clipping and fingerprints of recordings; those that are broken or beyond a limit go.
 
     ``fingerprint`` is words as those of Haitsma and Kalker (2002): of 64 ms every 16 ms, which of 17 bands between 300
@@ -200,7 +213,6 @@ class SoundChecks:
     clipping: float = 0.01
 
     name = "sound_checks"
-    reads = ("path",)
 
     @property
     def gives(self) -> Mapping[str, Any]:
@@ -209,11 +221,7 @@ class SoundChecks:
         numbers = dict.fromkeys(("seconds", "silence", "clipping"), pa.float32())
         return {**numbers, "fingerprint": pa.large_string(), "dropped": pa.string()}
 
-    def __call__(self, rows: Any) -> dict[str, list[Any]]:
-        found = [self._checked(path) for path in rows["path"].to_pylist()]
-        return {name: [f.get(name) for f in found] for name in self.gives}
-
-    def _checked(self, path: str) -> dict[str, Any]:
+    def checked(self, path: str) -> dict[str, Any]:
         try:
             seconds = audio.length(path)
             if not self.shortest <= seconds <= self.longest:

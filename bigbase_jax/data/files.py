@@ -304,6 +304,13 @@ def is_archive(path: str) -> bool:
     return kind_of(path) in _ARCHIVES and os.path.isfile(os.path.expanduser(path))
 
 
+def files_of(root: str, kinds: Collection[str], limits: Limits) -> list[File]:
+    """The files of some kinds below a folder, or in an archive; raises UserError as ``walk`` and ``in_archive`` do."""
+    if is_archive(root):
+        return in_archive(root, kinds, limits)[0]
+    return [file_at(name, path, limits) for name, path in walk(root) if kind_of(name) in kinds]
+
+
 def in_archive(path: str, kinds: Collection[str], limits: Limits) -> tuple[list[File], list[str]]:
     """The files of some kinds in an archive, and the kinds of others; nothing is unpacked to where their names say.
 

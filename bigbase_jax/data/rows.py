@@ -169,6 +169,15 @@ def text_of(file: File, encoding: str, newline: str = "") -> io.TextIOWrapper:
     )
 
 
+def is_number(text: str) -> bool:
+    """Whether Python's ``float`` takes it."""
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
 def lines_of(file: File, encoding: str, newline: str = "") -> Iterator[tuple[int, str]]:
     """(number from 1, line with its end) of each line; raises UserError for one that is too long."""
     most = file.limits.most_text

@@ -84,12 +84,11 @@ def enrolled(
         names += [name or os.path.basename(os.path.dirname(os.path.abspath(item.file)))] * len(found)
     if not vectors:
         return before, errors
-    titles = [*(before.titles if before else ()), *[today] * len(vectors)]
-    new_ND = np.stack(vectors)
-    array = new_ND if before is None else np.concatenate([before.vectors, new_ND])
-    ids = np.arange(len(new_ND)) + (0 if before is None else int(before.ids.max()) + 1)
-    all_ids = ids if before is None else np.concatenate([before.ids, ids])
-    index = Index.build(array, all_ids, predictor.step, cells=0, names=names, titles=titles)
+    titles, array, ids = [today] * len(vectors), np.stack(vectors), np.arange(len(vectors))
+    if before is not None:
+        titles, array = [*before.titles, *titles], np.concatenate([before.vectors, array])
+        ids = np.concatenate([before.ids, ids + int(before.ids.max()) + 1])
+    index = Index.build(array, ids, predictor.step, cells=0, names=names, titles=titles)
     return dataclasses.replace(index, model=model_of(predictor)), errors
 
 
@@ -168,20 +167,18 @@ class Identifier(Predictor):
         answers = super().said(found)
         assert self.gallery is not None
         queries = np.array([answer["vector"] for answer in answers], np.float32)
+        name_of = dict(zip(self.gallery.ids.tolist(), self.gallery.names, strict=True))
         scores_QK, ids_QK = self.gallery.search(queries, min(len(self.gallery), _PHOTOS), exact=True)
-        return [
-            {**{key: value for key, value in answer.items() if key != "vector"}, **self._named(scores, ids)}
-            for answer, scores, ids in zip(answers, scores_QK, ids_QK, strict=True)
-        ]
+        people = [self._named(s, [name_of[i] for i in ids.tolist()]) for s, ids in zip(scores_QK, ids_QK, strict=True)]
+        rest = [{key: value for key, value in answer.items() if key != "vector"} for answer in answers]
+        return [{**told, **named} for told, named in zip(rest, people, strict=True)]
 
-    def _named(self, scores_K: np.ndarray, ids_K: np.ndarray) -> Mapping[str, Any]:
-        assert self.gallery is not None
+    def _named(self, scores_K: np.ndarray, names_K: Sequence[str]) -> Mapping[str, Any]:
         best: dict[str, float] = {}
-        row_of = {int(i): row for row, i in enumerate(self.gallery.ids)}
-        for score, i in zip(scores_K, ids_K, strict=True):
+        for score, name in zip(scores_K, names_K, strict=True):
             if len(best) == _SHOWN:
                 break
-            best.setdefault(self.gallery.names[row_of[int(i)]], float(score))
+            best.setdefault(name, float(score))
         name, score = next(iter(best.items()))
         sure = self.threshold is not None and score >= self.threshold
         return {

@@ -32,7 +32,7 @@ CELLS_FROM = 100_000
 RECALL = 0.99
 _CHUNK, _QUERIES = 4096, 256  # rows that are compared at once
 _ITERATIONS, _PER_CELL = 10, 64  # of k-means, and the vectors that it sees for each cell
-_TEXTS, _MODEL = ("names", "titles"), "model"
+_TEXTS = ("names", "titles", "model")
 _SAMPLE = 512  # vectors that are searched for to choose the number of cells to look through
 
 
@@ -174,9 +174,9 @@ class Index:
         arrays = {"vectors": self.vectors, "ids": self.ids, "step": np.asarray(self.step, np.int64)}
         if self.centroids is not None and self.cell is not None:
             arrays |= {"centroids": self.centroids, "cell": self.cell, "probes": np.asarray(self.probes, np.int64)}
-        for name in (*_TEXTS, _MODEL):
-            said = getattr(self, name)
-            texts = [text.encode() for text in (said if name in _TEXTS else [said] if said else [])]
+        said = {"names": self.names, "titles": self.titles, "model": [self.model] if self.model else []}
+        for name in _TEXTS:
+            texts = [text.encode() for text in said[name]]
             if texts:
                 arrays[name] = np.frombuffer(b"".join(texts), np.uint8)
                 arrays[f"{name}.bounds"] = np.cumsum([0, *map(len, texts)], dtype=np.int64)
@@ -194,10 +194,8 @@ class Index:
         try:
             numbers = {name: int(arrays.pop(name).reshape(())) for name in ("step", "probes") if name in arrays}
             texts = {name: _texts(arrays.pop(name), arrays.pop(f"{name}.bounds")) for name in _TEXTS if name in arrays}
-            if _MODEL in arrays:
-                model = "".join(_texts(arrays.pop(_MODEL), arrays.pop(f"{_MODEL}.bounds")))
-                return cls(**arrays, **numbers, **texts, model=model)  # type: ignore[arg-type]
-            return cls(**arrays, **numbers, **texts)  # type: ignore[arg-type]
+            model = "".join(texts.pop("model", ()))
+            return cls(**arrays, **numbers, **texts, model=model)  # type: ignore[arg-type]
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(f"{os.fspath(path)} holds no index ({error}).") from error
         except UserError as error:

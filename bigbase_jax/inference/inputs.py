@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from bigbase_jax.core import Fields, UserError
 from bigbase_jax.data.documents import Format
 from bigbase_jax.data.files import LIMITS, TABLES, File, Limits, is_packed, kind_of, one_file, open_file
-from bigbase_jax.data.rows import Row, delimiter, first_line, rows
+from bigbase_jax.data.rows import Row, delimiter, first_line, is_number, rows
 from bigbase_jax.data.sources.text.base import plain_file
 from bigbase_jax.runtime.log import say
 
@@ -171,7 +171,7 @@ def _choose(row: Row, fields: Fields, file: File) -> dict[str, Sequence[str]]:
     for entry, options in fields.columns.items():
         names = next((names for names in options if set(names) <= set(values)), None)
         if names is None and len(fields.columns) == 1:
-            texts = [name for name, value in values.items() if isinstance(value, str) and not _is_number(value)]
+            texts = [name for name, value in values.items() if isinstance(value, str) and not is_number(value)]
             if len(texts) == 1:
                 names = (texts[0],)
                 say(f"{file} has no column {options[0][0]!r}; its only column of text, {names[0]!r}, is read instead")
@@ -183,14 +183,6 @@ def _choose(row: Row, fields: Fields, file: File) -> dict[str, Sequence[str]]:
             )
         chosen[entry] = names
     return chosen
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
 
 
 def entries_of(row: Any, fields: Fields | None) -> Mapping[str, Any]:

@@ -25,6 +25,15 @@ from bigbase_jax.tasks.metrics import classes
 LOSSES = ("softmax", "sigmoid", "squared")
 
 
+def agreed(counts: Mapping[str, int | None]) -> int | None:
+    """The number of classes, of what says it by name, or None where nothing does; raises UserError for two numbers."""
+    given = {name: count for name, count in counts.items() if count is not None}
+    if len(set(given.values())) > 1:
+        told = ", ".join(f"{name}: {count}" for name, count in given.items())
+        raise UserError(f"the numbers of classes disagree ({told}); leave num_classes at None to take the data's.")
+    return next(iter(given.values()), None)
+
+
 def init_logits(model: nn.Module, num_classes: int | None, key: jax.Array, *inputs: Any) -> Variables:
     """Fresh variables of a model that gives logits f32[1,K] of inputs with one example.
 
@@ -87,13 +96,10 @@ class Classifier:
             "class_weights": None if self.class_weights is None else len(self.class_weights),
             "model.num_classes": getattr(self.model, "num_classes", None),
         }
-        given = {name: count for name, count in counts.items() if count is not None}
-        if len(set(given.values())) > 1:
-            told = ", ".join(f"{name}: {count}" for name, count in given.items())
-            raise UserError(f"the numbers of classes disagree ({told}); leave num_classes at None to take the data's.")
-        if given and min(given.values()) < 2:
-            raise UserError(f"a classifier needs at least 2 classes, not {min(given.values())}.")
-        object.__setattr__(self, "num_classes", next(iter(given.values()), None))
+        number = agreed(counts)
+        if number is not None and number < 2:
+            raise UserError(f"a classifier needs at least 2 classes, not {number}.")
+        object.__setattr__(self, "num_classes", number)
         if self.class_names is not None and len(set(self.class_names)) < len(self.class_names):
             raise UserError(f"class_names repeats a name: {', '.join(sorted(self.class_names))}.")
         if self.loss_kind not in LOSSES:

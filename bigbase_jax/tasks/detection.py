@@ -40,7 +40,7 @@ from bigbase_jax.core import (
 from bigbase_jax.evaluate import CollectAll
 from bigbase_jax.models.boxes import Detections
 from bigbase_jax.tasks import figures
-from bigbase_jax.tasks.classification import applied_in_training, normalised
+from bigbase_jax.tasks.classification import agreed, applied_in_training, normalised
 from bigbase_jax.tasks.errors import model_errors
 from bigbase_jax.tasks.metrics import boxes as measures
 
@@ -98,11 +98,7 @@ class Detection:
             "class_names": None if self.class_names is None else len(self.class_names),
             "model.num_classes": getattr(self.model, "num_classes", None),
         }
-        given = {name: count for name, count in counts.items() if count is not None}
-        if len(set(given.values())) > 1:
-            told = ", ".join(f"{name}: {count}" for name, count in given.items())
-            raise UserError(f"the numbers of classes disagree ({told}); leave num_classes at None to take the data's.")
-        object.__setattr__(self, "num_classes", next(iter(given.values()), None))
+        object.__setattr__(self, "num_classes", agreed(counts))
         if self.keep < 1 or not 0 <= self.shown <= 1:
             raise UserError(f"keep is {self.keep} and shown {self.shown}; they are at least 1, and within [0, 1].")
         if min(self.std, default=0) <= 0 or not self.mean:

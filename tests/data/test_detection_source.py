@@ -13,7 +13,7 @@ from bigbase_jax.core import UserError
 from bigbase_jax.data.files import Limits
 from bigbase_jax.data.pipeline import Data
 from bigbase_jax.data.sources.image.detection import DetectionFolder
-from bigbase_jax.data.sources.image.image import _UPRIGHT, moved_upright
+from bigbase_jax.data.sources.image.image import moved_upright, turned_upright
 from bigbase_jax.data.transforms.boxes import Letterbox, PadBoxes
 
 W, H = 80, 60
@@ -193,7 +193,7 @@ def test_ten_thousand_boxes_in_one_picture(tmp_path):
 def test_boxes_move_as_the_pixels_of_an_exif_rotated_photo_do(orientation):
     stored = np.zeros((20, 30), np.uint8)
     stored[3:9, 4:16] = 255
-    upright = _UPRIGHT[orientation](stored)
+    upright = turned_upright(stored, orientation)
     box = moved_upright(np.array([[4.0, 3, 16, 9]]), orientation, *upright.shape)[0]
     ys, xs = np.nonzero(upright)
     assert box.tolist() == [xs.min(), ys.min(), xs.max() + 1, ys.max() + 1]

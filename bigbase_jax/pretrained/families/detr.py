@@ -16,7 +16,7 @@ from bigbase_jax.models.detr import DETR
 from bigbase_jax.models.resnet import LAYOUTS, ResNet
 from bigbase_jax.models.transformer import Style
 from bigbase_jax.pretrained.families import Shapes, classes, lookup, need, resnet
-from bigbase_jax.pretrained.schema import CHANNELS, FLAG, HIDDEN, LAYERS, WIDTH, WORD, heads_of, only, whole
+from bigbase_jax.pretrained.schema import CHANNELS, ENCODER_DECODER, FLAG, WORD, only, whole
 from bigbase_jax.pretrained.table import Entry, Table, dense, heads, joined, norm, repeat
 
 MODELS = (DETR,)
@@ -27,13 +27,7 @@ _BACKBONE = "model.backbone.conv_encoder.model"
 _TIMM = {f"resnet{depth}": depth for depth in LAYOUTS}
 
 SCHEMA = {
-    "d_model": WIDTH,
-    "encoder_layers": LAYERS,
-    "decoder_layers": LAYERS,
-    "encoder_attention_heads": heads_of("d_model"),
-    "decoder_attention_heads": heads_of("d_model"),
-    "encoder_ffn_dim": HIDDEN,
-    "decoder_ffn_dim": HIDDEN,
+    **ENCODER_DECODER,
     "num_queries": whole(1, 1 << 14),
     "num_channels": CHANNELS,
     "activation_function": WORD,

@@ -14,7 +14,7 @@ from bigbase_jax.core import UserError
 from bigbase_jax.models.encoder_decoder import EncoderDecoder
 from bigbase_jax.models.transformer import Style
 from bigbase_jax.pretrained.families import Shapes, lookup, need
-from bigbase_jax.pretrained.schema import FLAG, HIDDEN, LAYERS, LENGTH, TOKEN, VOCABULARY, WIDTH, WORD, heads_of, only
+from bigbase_jax.pretrained.schema import ENCODER_DECODER, FLAG, LENGTH, TOKEN, VOCABULARY, WORD, only
 from bigbase_jax.pretrained.table import Entry, Table, dense, heads, joined, norm, repeat
 
 MODELS = (EncoderDecoder,)
@@ -34,13 +34,7 @@ SCHEMA = {
     "vocab_size": VOCABULARY,
     "decoder_vocab_size": VOCABULARY,
     "max_position_embeddings": LENGTH,
-    "d_model": WIDTH,
-    "encoder_layers": LAYERS,
-    "decoder_layers": LAYERS,
-    "encoder_attention_heads": heads_of("d_model"),
-    "decoder_attention_heads": heads_of("d_model"),
-    "encoder_ffn_dim": HIDDEN,
-    "decoder_ffn_dim": HIDDEN,
+    **ENCODER_DECODER,
     "scale_embedding": FLAG,
     "pad_token_id": TOKEN,
     "activation_function": WORD,

@@ -14,7 +14,7 @@ from bigbase_jax.core import UserError
 from bigbase_jax.models.transformer import Style
 from bigbase_jax.models.whisper import Whisper
 from bigbase_jax.pretrained.families import Shapes, lookup, need
-from bigbase_jax.pretrained.schema import HIDDEN, LAYERS, VOCABULARY, WIDTH, WORD, heads_of, only, whole
+from bigbase_jax.pretrained.schema import ENCODER_DECODER, VOCABULARY, WORD, only, whole
 from bigbase_jax.pretrained.table import Entry, Table, dense, heads, joined, norm, repeat
 
 MODELS = (Whisper,)
@@ -27,13 +27,7 @@ SCHEMA = {
     "num_mel_bins": whole(1, 1024),
     "max_source_positions": whole(1, 1 << 16),
     "max_target_positions": whole(2, 1 << 16),
-    "d_model": WIDTH,
-    "encoder_layers": LAYERS,
-    "decoder_layers": LAYERS,
-    "encoder_attention_heads": heads_of("d_model"),
-    "decoder_attention_heads": heads_of("d_model"),
-    "encoder_ffn_dim": HIDDEN,
-    "decoder_ffn_dim": HIDDEN,
+    **ENCODER_DECODER,
     "activation_function": WORD,
     "scale_embedding": only(False),
     "tie_word_embeddings": only(True),

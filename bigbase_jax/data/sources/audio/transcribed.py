@@ -35,16 +35,14 @@ from bigbase_jax.data.files import (
     TABLES,
     Limits,
     existing,
-    file_at,
+    files_of,
     given_file,
-    in_archive,
     is_archive,
     kind_of,
     named_after,
     one_file,
     open_file,
     refuse_permission,
-    walk,
 )
 from bigbase_jax.data.rows import Row, checked, lines_of, rows
 from bigbase_jax.data.sources.audio.audio import COLUMNS, pcm16
@@ -427,16 +425,11 @@ class Corpus:
     def __init__(self, root: str, columns: tuple[str | None, str | None], limits: Limits):
         self._root, self._columns, self.yesno = root, columns, False
         table = ""
-        if is_archive(root):
-            listed, _ = in_archive(root, SUFFIXES | _LISTS, limits)
-            self._folder: str | None = None
-        else:
+        if not is_archive(root):
             if kind_of(root) in TABLES:
                 table = os.path.abspath(existing(root, "file"))
-            self._folder = os.path.dirname(table) if table else existing(root)
-            kinds = SUFFIXES | _LISTS
-            listed = [file_at(name, path, limits) for name, path in walk(self._folder) if kind_of(name) in kinds]
-        self.files = {file.name: file for file in listed}
+            root = os.path.dirname(table) if table else existing(root)
+        self.files = {file.name: file for file in files_of(root, SUFFIXES | _LISTS, limits)}
         self._table = os.path.basename(table)
         self._by_stem: dict[str, list[str]] = defaultdict(list)
         for name in self.files:

@@ -18,7 +18,7 @@ import numpy as np
 
 from bigbase_jax.core import UserError
 from bigbase_jax.data.files import File, kind_of, named_after, one_sentence, open_file, too_long
-from bigbase_jax.data.rows import first_line, json_values, lines_of, rows
+from bigbase_jax.data.rows import first_line, is_number, json_values, lines_of, rows
 from bigbase_jax.models.boxes import convert
 
 
@@ -46,6 +46,10 @@ class Annotated(NamedTuple):
     relative: bool = False
     stored: bool = False
     split: str = ""
+
+
+TABLE = "a table"
+"""The ``kind`` of a table of boxes."""
 
 
 class Read(NamedTuple):
@@ -301,7 +305,7 @@ def _tables(files: list[File], convention: str | None) -> Read | None:
         columns = _columns(head, convention)
         header = columns is not None
         if columns is None:
-            if len(head) != 6 or not all(not cell or _is_number(cell) for cell in head[1:5]):
+            if len(head) != 6 or not all(not cell or is_number(cell) for cell in head[1:5]):
                 continue
             columns = {
                 "picture": 0,
@@ -352,7 +356,7 @@ def _tables(files: list[File], convention: str | None) -> Read | None:
         for (name, split), into in pictures.items()
     ]
     words = {"xyxy": "corners", "xywh": "corner and size", "cxcywh": "centre and size"}[told]
-    return Read("a table", f"{words} in {'shares of the sides' if relative else 'pixels'}", found)
+    return Read(TABLE, f"{words} in {'shares of the sides' if relative else 'pixels'}", found)
 
 
 def _columns(head: Sequence[str], convention: str | None) -> dict[str, Any] | None:
@@ -389,14 +393,6 @@ def _number(text: Any, where: str) -> float:
         raise UserError(f"{where} is {str(text)[:40]!r}, which is no number.") from error
     except OverflowError:
         return math.inf
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
 
 
 def _array(boxes: Sequence[Any]) -> np.ndarray:

@@ -33,14 +33,12 @@ from bigbase_jax.data.files import (
     File,
     Limits,
     existing,
-    file_at,
-    in_archive,
+    files_of,
     is_archive,
     kind_of,
     limits_of,
     named_after,
     refuse_permission,
-    walk,
 )
 from bigbase_jax.data.rows import Row, checked, delimiter, json_values, lines_of, rows
 from bigbase_jax.data.sources.image.image import COLUMNS, SUFFIXES, PictureCodec, decode
@@ -344,15 +342,10 @@ class CaptionedPictures(Captions):
     def _found(self) -> tuple[dict[str, File], list[File], dict[str, list[str]]]:
         """The pictures by name, what may say something of them, and their names by that of the file alone."""
         kinds = SUFFIXES | TABLES | PLAIN
-        only = None
-        if is_archive(self.root):
-            listed, _ = in_archive(self.root, kinds, self.limits)
-        else:
-            path = existing(self.root, "file or folder")
-            if os.path.isfile(path):
-                only = os.path.basename(path)
-                path = os.path.dirname(os.path.abspath(path))
-            listed = [file_at(name, where, self.limits) for name, where in walk(path) if kind_of(name) in kinds]
+        only, path = None, self.root
+        if not is_archive(path) and os.path.isfile(path := existing(path, "file or folder")):
+            only, path = os.path.basename(path), os.path.dirname(os.path.abspath(path))
+        listed = files_of(path, kinds, self.limits)
         pictures = {file.name: file for file in listed if kind_of(file.name) in SUFFIXES}
         by_name: dict[str, list[str]] = {}
         for name in pictures:

@@ -12,7 +12,6 @@ Legend: N boxes of a picture.
 from __future__ import annotations
 
 import dataclasses
-import os
 import posixpath
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -28,13 +27,12 @@ from bigbase_jax.data.files import (
     File,
     Limits,
     existing,
-    file_at,
-    in_archive,
+    files_of,
     is_archive,
     kind_of,
     limits_of,
     named_after,
-    walk,
+    refuse_permission,
 )
 from bigbase_jax.data.rows import lines_of
 from bigbase_jax.data.sources.image import box_formats
@@ -171,6 +169,8 @@ class DetectionFolder(ReadsDetections):
         pictures, others = _listed(root, limits)
         read = box_formats.read(root, others, convention)
         told: Counter[str] = Counter()
+        if read.kind != box_formats.TABLE:
+            refuse_permission(limits, root)
         found = _joined(root, pictures, read, told)
         lists = _lists(others, pictures)
         splits = {place: _split_of(about, pictures[place], lists) for place, about in found.items()}
@@ -230,14 +230,11 @@ class DetectionFolder(ReadsDetections):
 def _listed(root: str, limits: Limits) -> tuple[list[File], list[File]]:
     """Pictures, and what may be annotations."""
     kinds = {*SUFFIXES, *TABLES, ".xml", ".txt", ".yaml", ".yml"}
-    if is_archive(root):
-        files, _ = in_archive(root, kinds, limits)
-    else:
-        files = [file_at(name, path, limits) for name, path in walk(existing(root)) if kind_of(name) in kinds]
-    pictures = [file for file in files if os.path.splitext(file.name)[1].casefold() in SUFFIXES]
+    files = files_of(root if is_archive(root) else existing(root), kinds, limits)
+    pictures = [file for file in files if kind_of(file.name) in SUFFIXES]
     if not pictures:
         raise UserError(f"{root} holds no pictures ({' '.join(sorted(SUFFIXES))}).")
-    return sorted(pictures), sorted(file for file in files if file not in set(pictures))
+    return sorted(pictures), sorted(file for file in files if kind_of(file.name) not in SUFFIXES)
 
 
 def _key(name: str) -> str:

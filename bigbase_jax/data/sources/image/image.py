@@ -10,7 +10,7 @@ import dataclasses
 import io
 import os
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,16 +25,7 @@ SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif",
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "PPM")  # JPEG includes MPO, which some cameras write
 COLUMNS = ("image", "path", "file", "file_name", "filename", "image_path", "picture", "img")
 _ORIENTATION = 0x0112  # EXIF 2.3, table 4
-_UPRIGHT: Mapping[int, Callable[[np.ndarray], np.ndarray]] = {
-    2: lambda x_HWC: x_HWC[:, ::-1],
-    3: lambda x_HWC: x_HWC[::-1, ::-1],
-    4: lambda x_HWC: x_HWC[::-1],
-    5: lambda x_HWC: x_HWC.swapaxes(0, 1),
-    6: lambda x_HWC: x_HWC[::-1].swapaxes(0, 1),
-    7: lambda x_HWC: x_HWC[::-1, ::-1].swapaxes(0, 1),
-    8: lambda x_HWC: x_HWC[:, ::-1].swapaxes(0, 1),
-}
-_MOVES = {  # the same: mirrored, upside down, and after that transposed
+_UPRIGHT = {  # orientation -> whether a picture is mirrored, turned upside down, and after that transposed
     2: (True, False, False),
     3: (True, True, False),
     4: (False, True, False),
@@ -102,8 +93,8 @@ def oriented(
                     image.load()
                     x_HWC = np.asarray(_rgb(image))
                 orientation = _orientation(image)
-                if (turn := _UPRIGHT.get(orientation)) is not None:
-                    x_HWC = np.ascontiguousarray(turn(x_HWC))
+                if orientation in _UPRIGHT:
+                    x_HWC = np.ascontiguousarray(turned_upright(x_HWC, orientation))
     except (MemoryError, UserError):
         raise
     except Image.UnidentifiedImageError as error:
@@ -113,9 +104,17 @@ def oriented(
     return x_HWC, orientation if orientation in _UPRIGHT else 1
 
 
+def turned_upright(x_HWC: np.ndarray, orientation: int) -> np.ndarray:
+    """A picture as it is stored -> a view of it, upright."""
+    mirrored, upside_down, transposed = _UPRIGHT.get(orientation, (False, False, False))
+    x_HWC = x_HWC[::-1] if upside_down else x_HWC
+    x_HWC = x_HWC[:, ::-1] if mirrored else x_HWC
+    return x_HWC.swapaxes(0, 1) if transposed else x_HWC
+
+
 def moved_upright(boxes_N4: np.ndarray, orientation: int, height: int, width: int) -> np.ndarray:
     """Boxes xyxy [N,4] on a picture as it is stored -> on the upright one, which is ``height`` x ``width``."""
-    mirrored, upside_down, transposed = _MOVES.get(orientation, (False, False, False))
+    mirrored, upside_down, transposed = _UPRIGHT.get(orientation, (False, False, False))
     w, h = (height, width) if transposed else (width, height)
     x_N2, y_N2 = boxes_N4[:, 0::2], boxes_N4[:, 1::2]
     x_N2 = w - x_N2[:, ::-1] if mirrored else x_N2
