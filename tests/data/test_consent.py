@@ -6,6 +6,7 @@ import json
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from bigbase_jax.build import target
 from bigbase_jax.core import UserError
@@ -13,6 +14,9 @@ from bigbase_jax.data import consent
 from bigbase_jax.data.documents import Format
 from bigbase_jax.data.files import LIMITS, Limits, limits_of, one_file
 from bigbase_jax.data.rows import rows
+from bigbase_jax.data.sources.audio.labelled import LabelledAudio
+from bigbase_jax.data.sources.image.detection import DetectionFolder
+from bigbase_jax.data.sources.image.faces import Faces
 from bigbase_jax.data.sources.image.folder import ImageFolder
 from bigbase_jax.data.sources.table.table import Table
 from bigbase_jax.data.sources.text.labelled_text import LabelledText
@@ -116,8 +120,12 @@ def test_what_cannot_be_told(tmp_path):
     (tmp_path / "plain.txt").write_text("a text\n")
     with pytest.raises(UserError, match="plain.txt has no columns that could say who consents"):
         list(Format().documents(one_file(str(tmp_path / "plain.txt"), BY)))
-    with pytest.raises(UserError, match="no columns that could say"):
-        ImageFolder(str(tmp_path), limits=BY)
+    (folder := tmp_path / "voc").mkdir()
+    (folder / "a.xml").write_text("<annotation><filename>a.png</filename></annotation>")
+    Image.new("RGB", (8, 8)).save(folder / "a.png")
+    for listed in (ImageFolder, Faces, LabelledAudio, DetectionFolder):  # whose rows, if any, are no table's
+        with pytest.raises(UserError, match="no columns that could say"):
+            listed(str(folder), limits=BY)
 
 
 def test_what_a_user_gives_to_be_answered_needs_neither(tmp_path):

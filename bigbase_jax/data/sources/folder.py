@@ -39,6 +39,7 @@ from bigbase_jax.data.files import (
     is_archive,
     named_after,
     refuse_alike,
+    refuse_permission,
 )
 from bigbase_jax.data.sources.splits import split_off
 
@@ -99,6 +100,7 @@ class ClassFolders:
           UserError: no such folder, no class, one class only, a class without files, or one that train lacks; or
             folders with the same folders in each, which may be splits.
         """
+        refuse_permission(limits, root)
         self._suffixes, self._things = suffixes, things
         self.ignored, self._unused = 0, list[str]()
         self.members: dict[str, File] = {}

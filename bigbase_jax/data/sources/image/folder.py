@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from bigbase_jax.core import Source, UserError
-from bigbase_jax.data.files import LIMITS, Limits, refuse_permission
+from bigbase_jax.data.files import LIMITS, Limits
 from bigbase_jax.data.sources.folder import ClassFolders, labels
 from bigbase_jax.data.sources.image.image import SUFFIXES, Pictures, ReadsPictures
 from bigbase_jax.data.sources.splits import digest
@@ -39,7 +39,6 @@ class ImageFolder(ReadsPictures):
             stay at least this long. Set it to the size that the transforms cut, to read large photos faster.
           limits: of a picture.
         """
-        refuse_permission(limits, root)
         if draft_size is not None and draft_size < 1:
             raise UserError(f"draft_size is {draft_size}; it must be at least 1, or None for full size.")
         listed = ClassFolders(root, SUFFIXES, "pictures", val_fraction, test_fraction, seed, limits)
