@@ -109,7 +109,7 @@ def test_the_microphone_is_recorded_and_transcribed(page):
     page.locator("#model").select_option("ear")
     page.locator("#record").click()
     expect(page.locator("#record")).to_have_text("Stop")
-    spoken_for(page, 2.5)
+    spoken_for(page, 2.6)  # shown rounded
     shot(page, "recording")
     page.locator("#record").click()
     expect(page.locator("#answer .best")).to_contain_text(re.compile("(two three|three two)"))
