@@ -11,7 +11,7 @@ import sys
 import textwrap
 import threading
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from absl import flags
@@ -21,25 +21,25 @@ from bigbase_jax.build import suggest, trust, trust_config
 from bigbase_jax.core import UserError
 from bigbase_jax.runtime import redact, signals
 
-_STEP = flags.DEFINE_integer(
-    "step", None, "eval, predict, embed, gallery, generate, export, benchmark, serve: which; default: the best one."
+flags.DEFINE_integer(
+    "step",
+    None,
+    "eval, predict, embed, gallery, generate, compress, export, benchmark, serve: which; default: the best one.",
 )
-_SPLIT = flags.DEFINE_string("split", None, "eval, compare: the split; default: test, or else val.")
+flags.DEFINE_string("split", None, "eval, compare: the split; default: test, or else val.")
 _INPUT = flags.DEFINE_string(
     "input", None, "predict, embed, gallery: files or tables, a path or pattern; generate: prompts; monitor: samples."
 )
-_PROMPT = flags.DEFINE_multi_string("prompt", None, "generate: what to go on with; may be given several times.")
-_SAMPLE = flags.DEFINE_string(
-    "sample", None, "generate: the words of generation.Sampling, as temperature=0.8,top_p=0.9."
-)
-_STOP = flags.DEFINE_multi_string("stop", None, "generate: a text at which to stop; may be given several times.")
-_CHAT = flags.DEFINE_bool("chat", False, "generate: the prompt is what a user says, to be answered.")
-_ADAPTER = flags.DEFINE_string(
+flags.DEFINE_multi_string("prompt", None, "generate: what to go on with; may be given several times.")
+flags.DEFINE_string("sample", None, "generate: the words of generation.Sampling, as temperature=0.8,top_p=0.9.")
+flags.DEFINE_multi_string("stop", None, "generate: a text at which to stop; may be given several times.")
+flags.DEFINE_bool("chat", False, "generate: the prompt is what a user says, to be answered.")
+flags.DEFINE_string(
     "adapter", None, "predict, generate: what --to=adapter wrote, on its base in --workdir; serve: NAME=FOLDER,..."
 )
-_TOPOLOGY = flags.DEFINE_string("topology", None, "plan: the devices, as v5e:4x4, v6e:16x16, h100:8 or cpu:8.")
-_PRICE = flags.DEFINE_float("price", None, "plan: US dollars per device and hour.")
-_SEARCH = flags.DEFINE_bool("search", False, "plan: try meshes, microbatches and remat policies, fastest first.")
+flags.DEFINE_string("topology", None, "plan: the devices, as v5e:4x4, v6e:16x16, h100:8 or cpu:8.")
+flags.DEFINE_float("price", None, "plan: US dollars per device and hour.")
+flags.DEFINE_bool("search", False, "plan: try meshes, microbatches and remat policies, fastest first.")
 _SWEEP = flags.DEFINE_string("sweep", None, "train: a file that declares a search over keys of the recipe.")
 _WORKERS = flags.DEFINE_integer("workers", 1, "sweep: processes on this machine, each with devices of its own.")
 _STORAGE = flags.DEFINE_string(
@@ -49,199 +49,105 @@ _TRUST = flags.DEFINE_multi_string(
     "trust", None, "A package whose code the configs of folders may name, beside ours; may be given several times."
 )
 _INDEX = flags.DEFINE_integer("sweep_index", None, "sweep: run this trial alone, as one of an array of jobs.")
-_PRUNE = flags.DEFINE_string(
+flags.DEFINE_string(
     "prune", None, "compress: heads=0.25,mlp=0.5,layers=0.5 or channels=0.5 for less; 0.8 or 2:4 for zeros."
 )
-_CALIBRATE = flags.DEFINE_integer(
-    "calibrate", None, "compress, export: examples of the training data to measure on; default: 256."
-)
-_OUTPUT = flags.DEFINE_string(
+flags.DEFINE_integer("calibrate", None, "compress, export: examples of the training data to measure on; default: 256.")
+flags.DEFINE_string(
     "output",
     None,
     "predict: .csv, .tsv, .jsonl, .parquet, or a folder for the files that a model makes, such as sounds; embed: .npy; "
     "compress, export, compare: a folder; monitor: a page.",
 )
-_TO = flags.DEFINE_string("to", "safetensors", "export: stablehlo, onnx, safetensors, adapter.")
-_PLATFORMS = flags.DEFINE_list("platforms", None, "export: of StableHLO: cpu, cuda, rocm, tpu; default: the one here.")
-_BATCH = flags.DEFINE_list("batch", ["1", "8", "32"], "benchmark: numbers of rows.")
-_QUANTIZE = flags.DEFINE_string(
+flags.DEFINE_string("to", "safetensors", "export: stablehlo, onnx, safetensors, adapter.")
+flags.DEFINE_list("platforms", None, "export: of StableHLO: cpu, cuda, rocm, tpu; default: the one here.")
+flags.DEFINE_list("batch", ["1", "8", "32"], "benchmark: numbers of rows.")
+flags.DEFINE_string(
     "quantize",
     None,
     "export: to int8, where the format can; compress: int8, int8_weights, int4 or fp8, as int8,except=head.",
 )
-_SENSITIVITY = flags.DEFINE_bool("sensitivity", False, "compress: only say what quantising each layer would cost.")
-_ALLOW_DROP = flags.DEFINE_float(
-    "allow_drop", 0.5, "export: how many percent of the answers may differ from the run's."
-)
-_ENGINE = flags.DEFINE_string(
+flags.DEFINE_bool("sensitivity", False, "compress: only say what quantising each layer would cost.")
+flags.DEFINE_float("allow_drop", 0.5, "export: how many percent of the answers may differ from the run's.")
+flags.DEFINE_string(
     "engine",
     "jax",
     "eval, predict, generate, benchmark, serve: jax, or onnxruntime of what --to=onnx wrote; clean: native or ray.",
 )
-_ANSWERS = flags.DEFINE_list(
+flags.DEFINE_list(
     "answers", [], "predict, serve: evaluators of the run that have a say in its answers, as risk,reasons."
 )
-_TOP = flags.DEFINE_integer("top", None, "predict: how many items are recommended; default: the recipe's task.top.", 1)
-_HOST = flags.DEFINE_string("host", "127.0.0.1", "serve: the address to listen on; 0.0.0.0: all of this machine's.")
-_PORT = flags.DEFINE_integer("port", 8000, "serve: the port to listen on; 0: a free one.", 0, 65535)
-_SLOTS = flags.DEFINE_integer("slots", 16, "serve: texts that a model writes at once.", 1)
-_PLACES = flags.DEFINE_integer("places", 0, "serve: tokens of a text, prompt included; 0: as many as fit.", 0)
-_STREAMS = flags.DEFINE_integer("streams", 16, "serve: recordings that a model hears while they come, at most.", 1)
-_MAX_BATCH = flags.DEFINE_integer("max_batch", 32, "serve: examples that are computed at once, at most.", 1)
-_MAX_WAIT = flags.DEFINE_float("max_wait_ms", 5.0, "serve: how long a request waits for others to share a batch.", 0)
-_MAX_QUEUE = flags.DEFINE_integer("max_queue", 256, "serve: inputs of a model in progress; more are refused (429).", 1)
-_MAX_BODY = flags.DEFINE_float("max_body_mb", 32.0, "serve: megabytes of a request, at most.", 0.001)
-_MAX_SECONDS = flags.DEFINE_float("max_seconds", 3600.0, "serve: of a recording that is transcribed.", 0.01)
-_MAX_PIXELS = flags.DEFINE_integer("max_pixels", None, "serve: of a picture; default: as the run's own limits say.", 1)
-_TIMEOUT = flags.DEFINE_float("timeout_s", 60.0, "serve: seconds for a request, at most.", 0.001)
-_DRAIN = flags.DEFINE_float("drain_s", 30.0, "serve: seconds that requests in progress get when the server ends.", 0)
-_API_KEYS = flags.DEFINE_string("api_keys", None, "serve: a file of keys' hashes, without one of which nobody may ask.")
-_ADD_KEY = flags.DEFINE_string("add_key", None, "serve: make a key of this name, add it to --api_keys, print it, end.")
-_RATE = flags.DEFINE_float("rate", 0.0, "serve: requests per second of each key; 0: any number.", 0)
-_CORS = flags.DEFINE_list("cors", [], "serve: origins whose pages may ask from a browser, as https://example.org.")
-_LOG_CONTENTS = flags.DEFINE_bool("log_contents", False, "serve: log the first 4 KB of each request too.")
-_REGISTRY = flags.DEFINE_string("registry", None, "registry, serve, monitor: its folder.")
-_REGISTRY_STORAGE = flags.DEFINE_string(
+flags.DEFINE_integer("top", None, "predict: how many items are recommended; default: the recipe's task.top.", 1)
+flags.DEFINE_string("host", "127.0.0.1", "serve: the address to listen on; 0.0.0.0: all of this machine's.")
+flags.DEFINE_integer("port", 8000, "serve: the port to listen on; 0: a free one.", 0, 65535)
+flags.DEFINE_integer("slots", 16, "serve: texts that a model writes at once.", 1)
+flags.DEFINE_integer("places", 0, "serve: tokens of a text, prompt included; 0: as many as fit.", 0)
+flags.DEFINE_integer("streams", 16, "serve: recordings that a model hears while they come, at most.", 1)
+flags.DEFINE_integer("max_batch", 32, "serve: examples that are computed at once, at most.", 1)
+flags.DEFINE_float("max_wait_ms", 5.0, "serve: how long a request waits for others to share a batch.", 0)
+flags.DEFINE_integer("max_queue", 256, "serve: inputs of a model in progress; more are refused (429).", 1)
+flags.DEFINE_float("max_body_mb", 32.0, "serve: megabytes of a request, at most.", 0.001)
+flags.DEFINE_float("max_seconds", 3600.0, "serve: of a recording that is transcribed.", 0.01)
+flags.DEFINE_integer("max_pixels", None, "serve: of a picture; default: as the run's own limits say.", 1)
+flags.DEFINE_float("timeout_s", 60.0, "serve: seconds for a request, at most.", 0.001)
+flags.DEFINE_float("drain_s", 30.0, "serve: seconds that requests in progress get when the server ends.", 0)
+flags.DEFINE_string("api_keys", None, "serve: a file of keys' hashes, without one of which nobody may ask.")
+flags.DEFINE_string("add_key", None, "serve: make a key of this name, add it to --api_keys, print it, end.")
+flags.DEFINE_float("rate", 0.0, "serve: requests per second of each key; 0: any number.", 0)
+flags.DEFINE_list("cors", [], "serve: origins whose pages may ask from a browser, as https://example.org.")
+flags.DEFINE_bool("log_contents", False, "serve: log the first 4 KB of each request too.")
+flags.DEFINE_string("registry", None, "registry, serve, monitor: its folder.")
+flags.DEFINE_string(
     "registry_storage",
     None,
     "registry, serve, monitor: a database's URL for its records; default: a file in its folder.",
 )
-_DO = flags.DEFINE_string(
+flags.DEFINE_string(
     "do", "list", "registry: push, list, show, promote, rollback, compare or publish; gallery: list, enrol or delete."
 )
-_GALLERY = flags.DEFINE_string("gallery", None, "gallery, predict: a file of people, of whom inputs show one.")
-_NAME = flags.DEFINE_string("name", None, "gallery: who is enrolled, in the place of a folder's name, or deleted.")
-_BEFORE = flags.DEFINE_string("before", None, "gallery: a day; --do=delete removes what was enrolled before it.")
-_MODEL = flags.DEFINE_multi_string(
+flags.DEFINE_string("gallery", None, "gallery, predict: a file of people, of whom inputs show one.")
+flags.DEFINE_string("name", None, "gallery: who is enrolled, in the place of a folder's name, or deleted.")
+flags.DEFINE_string("before", None, "gallery: a day; --do=delete removes what was enrolled before it.")
+flags.DEFINE_multi_string(
     "model", None, "registry, serve, monitor: NAME, NAME:VERSION or NAME@ALIAS; may be given several times."
 )
-_ALIAS = flags.DEFINE_string("alias", None, "registry: promote to this one, such as staging or production.")
-_REQUIRE = flags.DEFINE_multi_string(
+flags.DEFINE_string("alias", None, "registry: promote to this one, such as staging or production.")
+flags.DEFINE_multi_string(
     "require", None, "registry: promote only what has accuracy>=0.98 or val.loss<0.3; may be given several times."
 )
-_WHY = flags.DEFINE_string("why", None, "registry: the reason, kept beside who and when.")
-_LABELS = flags.DEFINE_string("labels", None, "monitor: a CSV file of what was right: the columns request and label.")
-_FALSE_ALARMS = flags.DEFINE_float(
-    "false_alarms", 0.01, "monitor: how probable an alarm may be if nothing has changed."
+flags.DEFINE_string("why", None, "registry: the reason, kept beside who and when.")
+flags.DEFINE_string("labels", None, "monitor: a CSV file of what was right: the columns request and label.")
+flags.DEFINE_float("false_alarms", 0.01, "monitor: how probable an alarm may be if nothing has changed.")
+flags.DEFINE_string("candidate", None, "serve: the alias of what is tried beside --model, as staging.")
+flags.DEFINE_float("canary", 0.0, "serve: the share of requests that the candidate answers.")
+flags.DEFINE_bool("shadow", False, "serve: the candidate computes what it does not answer, to be compared.")
+flags.DEFINE_string("samples", None, "serve: a folder to keep a share of the predictions in, for monitor.")
+flags.DEFINE_float("samples_share", 0.1, "serve: of the requests that are kept.")
+flags.DEFINE_bool("samples_contents", False, "serve: keep answers too, not only numbers of them.")
+flags.DEFINE_float("samples_mb", 1024.0, "serve: megabytes of samples, beyond which the oldest go.")
+flags.DEFINE_float("samples_days", 30.0, "serve: after which samples go.")
+flags.DEFINE_string("address", None, "clean: of a Ray cluster; default: one on this machine.")
+flags.DEFINE_list("forget", [], "clean: ids of documents to take out of what was cleaned, or files of ids.")
+flags.DEFINE_string("runs", "runs", "clean: where runs are looked for that have trained on what is forgotten.")
+_VERBS: tuple[str, ...] = (
+    "eval",
+    "predict",
+    "gallery",
+    "embed",
+    "generate",
+    "clean",
+    "plan",
+    "compare",
+    "compress",
+    "export",
+    "benchmark",
 )
-_CANDIDATE = flags.DEFINE_string("candidate", None, "serve: the alias of what is tried beside --model, as staging.")
-_CANARY = flags.DEFINE_float("canary", 0.0, "serve: the share of requests that the candidate answers.")
-_SHADOW = flags.DEFINE_bool("shadow", False, "serve: the candidate computes what it does not answer, to be compared.")
-_SAMPLES = flags.DEFINE_string("samples", None, "serve: a folder to keep a share of the predictions in, for monitor.")
-_SAMPLES_SHARE = flags.DEFINE_float("samples_share", 0.1, "serve: of the requests that are kept.")
-_SAMPLES_CONTENTS = flags.DEFINE_bool("samples_contents", False, "serve: keep answers too, not only numbers of them.")
-_SAMPLES_MB = flags.DEFINE_float("samples_mb", 1024.0, "serve: megabytes of samples, beyond which the oldest go.")
-_SAMPLES_DAYS = flags.DEFINE_float("samples_days", 30.0, "serve: after which samples go.")
-_ADDRESS = flags.DEFINE_string("address", None, "clean: of a Ray cluster; default: one on this machine.")
-_FORGET = flags.DEFINE_list("forget", [], "clean: ids of documents to take out of what was cleaned, or files of ids.")
-_RUNS = flags.DEFINE_string("runs", "runs", "clean: where runs are looked for that have trained on what is forgotten.")
-_WORDS: Mapping[str, Mapping[str, Any]] = {
-    "eval": {"step": _STEP, "split": _SPLIT, "engine": _ENGINE},
-    "predict": {
-        "pattern": _INPUT,
-        "step": _STEP,
-        "adapter": _ADAPTER,
-        "output": _OUTPUT,
-        "engine": _ENGINE,
-        "answers_of": _ANSWERS,
-        "top": _TOP,
-        "gallery": _GALLERY,
-    },
-    "gallery": {
-        "path": _GALLERY,
-        "do": _DO,
-        "pattern": _INPUT,
-        "name": _NAME,
-        "before": _BEFORE,
-        "step": _STEP,
-    },
-    "embed": {"pattern": _INPUT, "step": _STEP, "output": _OUTPUT},
-    "generate": {
-        "pattern": _INPUT,
-        "step": _STEP,
-        "prompts": _PROMPT,
-        "sample": _SAMPLE,
-        "stop": _STOP,
-        "chat": _CHAT,
-        "adapter": _ADAPTER,
-        "engine": _ENGINE,
-    },
-    "clean": {"engine_name": _ENGINE, "address": _ADDRESS, "forget": _FORGET, "runs": _RUNS},
-    "plan": {"topology_name": _TOPOLOGY, "price": _PRICE, "search": _SEARCH},
-    "compare": {"split": _SPLIT, "storage": _STORAGE, "output": _OUTPUT},
-    "compress": {
-        "step": _STEP,
-        "output": _OUTPUT,
-        "prune": _PRUNE,
-        "quantize": _QUANTIZE,
-        "calibrate": _CALIBRATE,
-        "sensitivity": _SENSITIVITY,
-    },
-    "export": {
-        "step": _STEP,
-        "output": _OUTPUT,
-        "to": _TO,
-        "platforms": _PLATFORMS,
-        "quantize": _QUANTIZE,
-        "allow_drop": _ALLOW_DROP,
-        "calibrate": _CALIBRATE,
-    },
-    "benchmark": {"step": _STEP, "batch": _BATCH, "engine": _ENGINE},
-    "serve": {
-        "step": _STEP,
-        "engine": _ENGINE,
-        "answers_of": _ANSWERS,
-        "host": _HOST,
-        "port": _PORT,
-        "max_batch": _MAX_BATCH,
-        "max_wait_ms": _MAX_WAIT,
-        "max_queue": _MAX_QUEUE,
-        "slots": _SLOTS,
-        "places": _PLACES,
-        "adapter": _ADAPTER,
-        "max_body_mb": _MAX_BODY,
-        "max_pixels": _MAX_PIXELS,
-        "streams": _STREAMS,
-        "max_seconds": _MAX_SECONDS,
-        "timeout_s": _TIMEOUT,
-        "drain_s": _DRAIN,
-        "api_keys": _API_KEYS,
-        "add_key": _ADD_KEY,
-        "rate": _RATE,
-        "cors": _CORS,
-        "log_contents": _LOG_CONTENTS,
-        "registry": _REGISTRY,
-        "storage": _REGISTRY_STORAGE,
-        "specs": _MODEL,
-        "candidate": _CANDIDATE,
-        "canary": _CANARY,
-        "shadow": _SHADOW,
-        "samples": _SAMPLES,
-        "samples_share": _SAMPLES_SHARE,
-        "samples_contents": _SAMPLES_CONTENTS,
-        "samples_mb": _SAMPLES_MB,
-        "samples_days": _SAMPLES_DAYS,
-    },
-    "monitor": {
-        "pattern": _INPUT,
-        "registry": _REGISTRY,
-        "storage": _REGISTRY_STORAGE,
-        "specs": _MODEL,
-        "labels": _LABELS,
-        "output": _OUTPUT,
-        "false_alarms": _FALSE_ALARMS,
-    },
-    "registry": {
-        "registry": _REGISTRY,
-        "storage": _REGISTRY_STORAGE,
-        "do": _DO,
-        "models": _MODEL,
-        "alias": _ALIAS,
-        "require": _REQUIRE,
-        "why": _WHY,
-    },
-}
-_ANYWHERE = (_STORAGE, _STEP, _SPLIT, _INPUT)
+_VERBS += ("serve", "monitor", "registry")
+_CALLED = {"input": "pattern", "answers": "answers_of", "sweep_storage": "storage", "registry_storage": "storage"}
+_CALLED |= {"prompt": "prompts", "topology": "topology_name", "model": "specs", "gallery gallery": "path"}
+_CALLED |= {"registry model": "models", "clean engine": "engine_name"}
+"""What a flag, or that of a verb, is called as an argument, where that is another word."""
+_ANYWHERE = ("sweep_storage", "step", "split", "input")
 """What other verbs overlook."""
 
 
@@ -251,15 +157,32 @@ def words(mode: str) -> dict[str, Any]:
     Raises:
       UserError: a flag of another verb.
     """
-    for flag in {flag.name: flag for own in _WORDS.values() for flag in own.values()}.values():
-        takers = [verb for verb, own in _WORDS.items() if any(flag is x for x in own.values())]
-        if flag.present and mode not in takers and not any(flag is x for x in _ANYWHERE):
-            more = ", and --config.init_from=ADAPTER" if flag is _ADAPTER else ""
+    found = {}
+    for flag in flags.FLAGS.get_flags_for_module(__name__):
+        said = _by_verb(flag)
+        takers = [verb for verb in _VERBS if verb in said]
+        if mode in takers:
+            found[_CALLED.get(f"{mode} {flag.name}", _CALLED.get(flag.name, flag.name))] = flag.value
+        elif takers and flag.present and flag.name not in _ANYWHERE:
+            more = ", and --config.init_from=ADAPTER" if flag.name == "adapter" else ""
             do = f"{takers[0]} does" if len(takers) == 1 else f"{', '.join(takers[:-1])} and {takers[-1]} do"
             raise UserError(f"--mode={mode} takes no --{flag.name}; {do}{more}.")
     if mode in ("predict", "embed") and _INPUT.value is None:
         raise UserError(f"--mode={mode} needs --input: a file, a folder or a quoted pattern.")
-    return {name: flag.value for name, flag in _WORDS.get(mode, {}).items()}
+    return found
+
+
+def _by_verb(flag: flags.Flag) -> dict[str, str]:
+    """What a flag's help says, by the verbs that it names (``"eval, compare: the split"``)."""
+    said: dict[str, str] = {}
+    verbs = ["all verbs"]
+    for clause in (flag.help or "").partition(";\n")[0].removesuffix(".").split("; "):
+        names, colon, text = clause.partition(": ")
+        if colon and names.islower() and not names.startswith("default"):
+            verbs = names.split(", ")
+        for verb in verbs:
+            said[verb] = f"{said[verb]}; {clause}" if verb in said else text if verb != "all verbs" else clause
+    return said
 
 
 def sweeping() -> dict[str, Any]:
@@ -345,19 +268,11 @@ def parse(argv: list[str]) -> list[str]:
 
 
 def usage() -> str:
-    """Every flag of the command line, below the verbs that its help names (``"eval, compare: the split"``)."""
+    """Every flag of the command line, below the verbs that take it."""
     groups: dict[str, list[str]] = {"all verbs": []}
     for flag in flags.FLAGS.get_flags_for_module(sys.argv[0]) + flags.FLAGS.get_flags_for_module(__name__):
-        said: dict[str, str] = {}
-        verbs = ["all verbs"]
-        for clause in (flag.help or "").partition(";\n")[0].removesuffix(".").split("; "):
-            names, colon, text = clause.partition(": ")
-            if colon and names.islower() and not names.startswith("default"):
-                verbs = names.split(", ")
-            for verb in verbs:
-                said[verb] = f"{said[verb]}; {clause}" if verb in said else text if verb != "all verbs" else clause
         form = f"--[no]{flag.name}" if flag.boolean else f"--{flag.name}="
-        for verb, text in said.items():
+        for verb, text in _by_verb(flag).items():
             lines = textwrap.wrap(text, 118, initial_indent=f"  {form:<19} ", subsequent_indent=" " * 22)
             groups.setdefault(verb, []).append("\n".join(lines))
     known = "Any key of the recipe is a flag as well: --config.train.steps=100."
