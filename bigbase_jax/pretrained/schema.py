@@ -82,18 +82,6 @@ def heads_of(key: str) -> Kind:
     return whole(1, 4096, key)
 
 
-ENCODER_DECODER: Schema = {
-    "d_model": WIDTH,
-    "encoder_layers": LAYERS,
-    "decoder_layers": LAYERS,
-    "encoder_attention_heads": heads_of("d_model"),
-    "decoder_attention_heads": heads_of("d_model"),
-    "encoder_ffn_dim": HIDDEN,
-    "decoder_ffn_dim": HIDDEN,
-}
-"""What transformers says of the sizes of an encoder and a decoder."""
-
-
 def check(found: Mapping[str, Any], schema: Schema, where: str) -> dict[str, Any]:
     """What an object says of the schema's keys.
 

@@ -120,6 +120,37 @@ def joined(theirs: str, ours: str, bias: bool = True, letter: str = "h") -> list
     return dense(theirs, ours, bias, f"d ({letter} k) -> {letter} k d")
 
 
+def attention(
+    theirs: str,
+    ours: str,
+    names: str = "q_proj k_proj v_proj out_proj",
+    bias: bool = True,
+    key_bias: bool = True,
+    letter: str = "h",
+) -> list[Entry]:
+    """Four linear layers of torch: query, key, value and output, by these names."""
+    *inner, out = names.split()
+    biases = {"query": bias, "key": bias and key_bias, "value": bias}
+    layers = zip(inner, biases.items(), strict=True)
+    found = [entry for a, (b, has) in layers for entry in heads(f"{theirs}.{a}", f"{ours}.{b}", has, letter)]
+    return found + joined(f"{theirs}.{out}", f"{ours}.out", bias, letter)
+
+
+def fairseq_block(theirs: str, ours: str, cross: bool = False, letter: str = "h", key_bias: bool = True) -> list[Entry]:
+    """A block whose layers are called as fairseq's; ``cross``: of a decoder."""
+    found = attention(f"{theirs}.self_attn", f"{ours}.attention", key_bias=key_bias, letter=letter)
+    found += norm(f"{theirs}.self_attn_layer_norm", f"{ours}.norm1")
+    if cross:
+        found += attention(f"{theirs}.encoder_attn", f"{ours}.cross_attention", key_bias=key_bias, letter=letter)
+        found += norm(f"{theirs}.encoder_attn_layer_norm", f"{ours}.norm_cross")
+    return found + feed_forward(theirs, ours) + norm(f"{theirs}.final_layer_norm", f"{ours}.norm2")
+
+
+def feed_forward(theirs: str, ours: str) -> list[Entry]:
+    """The hidden layer of a block whose layers are called as fairseq's."""
+    return [*dense(f"{theirs}.fc1", f"{ours}.mlp.up"), *dense(f"{theirs}.fc2", f"{ours}.mlp.down")]
+
+
 def norm(theirs: str, ours: str, bias: bool = True) -> list[Entry]:
     """A LayerNorm, or without bias an RMSNorm."""
     scale = Entry(f"{theirs}.weight", f"{ours}.scale")

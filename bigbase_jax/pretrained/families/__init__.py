@@ -6,16 +6,33 @@ below.
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import flax.linen as nn
+import jax
+import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from bigbase_jax.build import suggest
 from bigbase_jax.core import UserError
-from bigbase_jax.pretrained.schema import LABELS, TOKEN, WORD, Schema, either, listed, number, whole
+from bigbase_jax.models.transformer import Style
+from bigbase_jax.pretrained.schema import (
+    HIDDEN,
+    LABELS,
+    LAYERS,
+    TOKEN,
+    WIDTH,
+    WORD,
+    Schema,
+    either,
+    heads_of,
+    listed,
+    number,
+    whole,
+)
 from bigbase_jax.pretrained.table import Table
 from bigbase_jax.pretrained.weights import Weights
 
@@ -65,6 +82,29 @@ COMMON: Schema = {
     **GENERATION,
 }
 """What is read of the ``config.json`` of any family."""
+Keys = Mapping[str, tuple[Any, ...]]
+"""Key of a ``config.json`` -> (the argument of our model that says it, "style.": of its style; what it may be; what it
+is where it is not said, unless it must be)."""
+SIZES: Keys = {
+    "hidden_size": ("width", WIDTH),
+    "num_hidden_layers": ("depth", LAYERS),
+    "num_attention_heads": ("heads", heads_of("hidden_size")),
+    "intermediate_size": ("mlp_dim", HIDDEN),
+}
+"""Of most transformers."""
+ENCODER_DECODER: Keys = {
+    "d_model": ("width", WIDTH),
+    "encoder_layers": ("depth", LAYERS),
+    "decoder_layers": ("decoder_depth", LAYERS),
+    "encoder_attention_heads": ("heads", heads_of("d_model")),
+    "decoder_attention_heads": ("decoder_heads", heads_of("d_model")),
+    "encoder_ffn_dim": ("mlp_dim", HIDDEN),
+    "decoder_ffn_dim": ("decoder_mlp_dim", HIDDEN),
+}
+"""Of an encoder and a decoder."""
+ACTIVATIONS = {"gelu": "gelu", "gelu_new": "gelu_tanh", "relu": "relu", "silu": "silu"}
+"""What transformers and ``models.layers`` call them; where two are the same, the first is written."""
+_AS_ENCODER = {"decoder_depth": "depth", "decoder_heads": "heads", "decoder_mlp_dim": "mlp_dim"}
 Shapes = Mapping[str, tuple[int, ...]]
 """Of a model's variables by path (``params.encoder.block_0.norm1.scale``), stacks as their layers."""
 
@@ -176,6 +216,85 @@ def expect(config: Mapping[str, Any], **values: Any) -> None:
         if key in config and config[key] not in allowed:
             one = " or ".join(repr(v) for v in allowed)
             raise UserError(f"config.json has {key}={config[key]!r}; only {one} is known here.")
+
+
+def kinds(keys: Keys) -> Schema:
+    """What is read, for ``Family.SCHEMA``."""
+    return {name: key[1] for name, key in keys.items()}
+
+
+def words(
+    keys: Keys, config: Mapping[str, Any], style: Style | None = None, activations: Mapping[str, str] = ACTIVATIONS
+) -> dict[str, Any]:
+    """Arguments of our model, with those of the style in the place of ``style``'s.
+
+    Raises:
+      UserError: a key is not there, or an activation is not known.
+    """
+    found: dict[str, Any] = {}
+    own: dict[str, Any] = {}
+    for name, (ours, _, *usual) in keys.items():
+        value = config.get(name, usual[0]) if usual else config[name]
+        if ours == "style.activation":
+            value = lookup(activations, value, name)
+        value = tuple(value) if isinstance(value, list) else value
+        (own if ours.startswith("style.") else found)[ours.removeprefix("style.")] = value
+    return found if style is None else {**found, "style": dataclasses.replace(style, **own)}
+
+
+def said(keys: Keys, model: Any, activations: Mapping[str, str] = ACTIVATIONS) -> dict[str, Any]:
+    """The inverse of ``words``; what a model leaves to its other sizes as it comes out."""
+    theirs = {ours: name for name, ours in reversed([*activations.items()])}
+    found = {}
+    for name, (ours, *_) in keys.items():
+        value = size_of(model, ours)
+        value = lookup(theirs, value, "activation") if ours == "style.activation" else value
+        found[name] = list(value) if isinstance(value, tuple) else value
+    return found
+
+
+def size_of(model: Any, name: str) -> Any:
+    """An attribute of a model, or of its ``size`` or ``style``, or what stands for it where that is None."""
+    owner = model.style if name.startswith("style.") else model
+    name = name.removeprefix("style.")
+    owner = model.size if hasattr(getattr(model, "size", None), name) else owner
+    value = getattr(owner, name, None)
+    if value is None and name in _AS_ENCODER:
+        return size_of(model, _AS_ENCODER[name])
+    return 4 * size_of(model, "width") if value is None and name == "mlp_dim" else value
+
+
+def one_size(found: dict[str, Any]) -> dict[str, Any]:
+    """``words`` of ``ENCODER_DECODER`` for a model whose encoder and decoder have the same heads and hidden layers.
+
+    Raises:
+      UserError: they do not.
+    """
+    for ours, key in (("heads", "attention_heads"), ("mlp_dim", "ffn_dim")):
+        if found[ours] != found.pop(f"decoder_{ours}"):
+            raise UserError(f"config.json has another {key} in its encoder than in its decoder; known here is one.")
+    return found
+
+
+def is_plain(style: Style, **words: Any) -> bool:
+    """Whether it is the default one with these words, whatever its activation, epsilon and initialisation."""
+    own = {name: getattr(style, name) for name in ("activation", "epsilon", "kernel_init")}
+    return style == Style(**{**own, **words})
+
+
+def reads_text(model: Any, config: Mapping[str, Any]) -> tuple[Any, ...]:
+    """``Family.inputs`` of what reads a text."""
+    return (jax.ShapeDtypeStruct((1, 1), jnp.int32),)
+
+
+def reads_two(model: Any, config: Mapping[str, Any]) -> tuple[Any, ...]:
+    """``Family.inputs`` of what reads a text and its translation."""
+    return reads_text(model, config) * 2
+
+
+def picture(height: int, width: int, channels: int = 3) -> tuple[Any, ...]:
+    """``Family.inputs`` of what reads pictures of this size."""
+    return (jax.ShapeDtypeStruct((1, height, width, channels), jnp.float32),)
 
 
 def classes(config: Mapping[str, Any]) -> int:

@@ -8,34 +8,38 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from bigbase_jax.build import target
 from bigbase_jax.models.bert import BERT, Bert
-from bigbase_jax.pretrained.families import Shapes, classes, expect, lookup, need
-from bigbase_jax.pretrained.schema import (
-    FLAG,
-    HIDDEN,
-    LAYERS,
-    LENGTH,
-    SHARE,
-    TOKEN,
-    VOCABULARY,
-    WIDTH,
-    WORD,
-    heads_of,
-    only,
-    whole,
+from bigbase_jax.pretrained.families import (
+    SIZES,
+    Keys,
+    Shapes,
+    classes,
+    expect,
+    is_plain,
+    kinds,
+    need,
+    reads_text,
+    said,
+    words,
 )
-from bigbase_jax.pretrained.table import Entry, Table, dense, heads, joined, norm, repeat
+from bigbase_jax.pretrained.schema import FLAG, LENGTH, SHARE, TOKEN, VOCABULARY, WORD, only, whole
+from bigbase_jax.pretrained.table import Entry, Table, attention, dense, norm, repeat
 
 MODELS = (Bert,)
 HEAD = r"^(head|pooler|lm|next)\."
 TRANSFORMERS = True
-_ACTIVATIONS = {"gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "relu": "relu"}
-_ACTIVATIONS |= {"silu": "silu", "tanh": "tanh"}
+inputs = reads_text
+ACTIVATIONS = {
+    "gelu": "gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "relu": "relu",
+    "silu": "silu",
+    "tanh": "tanh",
+}
 _HEADS: Mapping[str, Mapping[str, Any]] = {
     "Model": {"pooled": True},
     "ForMaskedLM": {"masked": True},
@@ -46,18 +50,18 @@ _HEADS: Mapping[str, Mapping[str, Any]] = {
 """What follows "Bert" or "Roberta" in the names of their classes -> words of our model. Others have heads that ours
 cannot have, and are read without."""
 
+_KEYS: Keys = {
+    "vocab_size": ("vocab_size", VOCABULARY),
+    **SIZES,
+    "type_vocab_size": ("type_vocab_size", whole(1, 1 << 16), 2),
+    "hidden_act": ("style.activation", WORD, "gelu"),
+    "layer_norm_eps": ("style.epsilon", SHARE, 1e-12),
+    "hidden_dropout_prob": ("dropout", SHARE, 0.1),
+}
 SCHEMA = {
-    "vocab_size": VOCABULARY,
+    **kinds(_KEYS),
     "max_position_embeddings": LENGTH,
-    "hidden_size": WIDTH,
-    "num_hidden_layers": LAYERS,
-    "num_attention_heads": heads_of("hidden_size"),
-    "intermediate_size": HIDDEN,
-    "type_vocab_size": whole(1, 1 << 16),
     "pad_token_id": TOKEN,
-    "hidden_act": WORD,
-    "layer_norm_eps": SHARE,
-    "hidden_dropout_prob": SHARE,
     "tie_word_embeddings": FLAG,
     "position_embedding_type": only("absolute"),
     "is_decoder": only(False),
@@ -71,43 +75,27 @@ def from_config(config: Mapping[str, Any]) -> ConfigDict:
     name = str((config.get("architectures") or [""])[0])
     kind = next((kind for kind in _HEADS if name.endswith(kind)), "" if name else "Model")
     offset = 0 if bert else config.get("pad_token_id", 1) + 1
-    words = dict(_HEADS.get(kind, {}))
-    if words.get("masked"):
+    head = dict(_HEADS.get(kind, {}))
+    if head.get("masked"):
         expect(config, tie_word_embeddings=True)
         if not bert:
             expect(config, hidden_act="gelu")  # as its head has, whatever the config says
     if kind == "ForSequenceClassification":
-        words["num_classes"] = classes(config)
+        head["num_classes"] = classes(config)
     return target(
         Bert,
-        vocab_size=config["vocab_size"],
+        **words(_KEYS, config, BERT, ACTIVATIONS),
         length=config["max_position_embeddings"] - offset,
-        width=config["hidden_size"],
-        depth=config["num_hidden_layers"],
-        heads=config["num_attention_heads"],
-        mlp_dim=config["intermediate_size"],
-        type_vocab_size=config.get("type_vocab_size", 2),
         position_offset=offset,
-        style=dataclasses.replace(
-            BERT,
-            activation=lookup(_ACTIVATIONS, config.get("hidden_act", "gelu"), "hidden_act"),
-            epsilon=config.get("layer_norm_eps", 1e-12),
-        ),
         classifier="pooled" if bert else "dense",
-        dropout=config.get("hidden_dropout_prob", 0.1),
-        **words,
+        **head,
     )
 
 
 def to_config(model: Bert, shapes: Shapes) -> dict[str, Any]:
     """See ``Family``."""
     bert = model.position_offset == 0
-    given = {
-        "pooled": model.pooled,
-        "masked": model.masked,
-        "next_sentence": model.next_sentence,
-    }
-    given = {name: value for name, value in given.items() if value}
+    given = {name: True for name in ("pooled", "masked", "next_sentence") if getattr(model, name)}
     if model.num_classes is not None:
         need(not given, f"transformers' classifiers have no other head; this model also has {' and '.join(given)}.")
         only = "pooled" if bert else "dense"
@@ -119,25 +107,15 @@ def to_config(model: Bert, shapes: Shapes) -> dict[str, Any]:
         known = known if bert or "next_sentence" not in given else []
         need(bool(known) or not given, f"transformers has no such model with {' and '.join(given)} alone.")
         kind = known[0] if given else "Model"
-    style = model.style
-    plain = dataclasses.replace(BERT, activation=style.activation, epsilon=style.epsilon, kernel_init=style.kernel_init)
-    need(style == plain, "BERT has LayerNorm after each branch, biases everywhere, and no gates.")
+    plain = is_plain(model.style, post_norm=True)
+    need(plain, "BERT has LayerNorm after each branch, biases everywhere, and no gates.")
     if model.masked and not bert:
-        need(style.activation == "gelu", f"RoBERTa's head has gelu, not {style.activation!r}.")
-    theirs = {ours: name for name, ours in reversed(_ACTIVATIONS.items())}
+        need(model.style.activation == "gelu", f"RoBERTa's head has gelu, not {model.style.activation!r}.")
     config = {
         "model_type": "bert" if bert else "roberta",
         "architectures": [f"{'Bert' if bert else 'Roberta'}{kind}"],
-        "vocab_size": model.vocab_size,
         "max_position_embeddings": shapes["params.position"][0],
-        "hidden_size": model.width,
-        "num_hidden_layers": model.depth,
-        "num_attention_heads": model.heads,
-        "intermediate_size": model.mlp_dim or 4 * model.width,
-        "type_vocab_size": model.type_vocab_size,
-        "hidden_act": lookup(theirs, style.activation, "activation"),
-        "layer_norm_eps": style.epsilon,
-        "hidden_dropout_prob": model.dropout,
+        **said(_KEYS, model, ACTIVATIONS),
     }
     if not bert:
         config["pad_token_id"] = model.position_offset - 1
@@ -152,12 +130,7 @@ def table(model: Bert) -> Table:
     body = "bert" if bert else "roberta"
     theirs, ours = f"{body}.encoder.layer.{{i}}", "encoder.block_{i}"
     block = [
-        *(
-            entry
-            for name in ("query", "key", "value")
-            for entry in heads(f"{theirs}.attention.self.{name}", f"{ours}.attention.{name}")
-        ),
-        *joined(f"{theirs}.attention.output.dense", f"{ours}.attention.out"),
+        *attention(f"{theirs}.attention", f"{ours}.attention", "self.query self.key self.value output.dense"),
         *_norm(f"{theirs}.attention.output.LayerNorm", f"{ours}.norm1"),
         *dense(f"{theirs}.intermediate.dense", f"{ours}.mlp.up"),
         *dense(f"{theirs}.output.dense", f"{ours}.mlp.down"),
@@ -202,8 +175,3 @@ def _norm(theirs: str, ours: str) -> list[Entry]:
         dataclasses.replace(scale, also=(f"{theirs}.gamma",)),
         dataclasses.replace(bias, also=(f"{theirs}.beta",)),
     ]
-
-
-def inputs(model: Bert, config: Mapping[str, Any]) -> tuple[Any, ...]:
-    """See ``Family``."""
-    return (jax.ShapeDtypeStruct((1, 1), jnp.int32),)

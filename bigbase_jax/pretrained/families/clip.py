@@ -15,21 +15,9 @@ from bigbase_jax.models.clip import CLIP
 from bigbase_jax.models.decoder import Decoder
 from bigbase_jax.models.transformer import Style
 from bigbase_jax.models.vit import ViT
-from bigbase_jax.pretrained.families import Shapes, lookup, need, side
-from bigbase_jax.pretrained.schema import (
-    CHANNELS,
-    HIDDEN,
-    LAYERS,
-    LENGTH,
-    SHARE,
-    SIDE,
-    VOCABULARY,
-    WIDTH,
-    WORD,
-    Schema,
-    heads_of,
-)
-from bigbase_jax.pretrained.table import Entry, Table, conv, dense, heads, joined, norm, repeat
+from bigbase_jax.pretrained.families import SIZES, Keys, Shapes, is_plain, kinds, need, said, side, words
+from bigbase_jax.pretrained.schema import CHANNELS, LENGTH, SHARE, SIDE, VOCABULARY, WIDTH, WORD, Schema
+from bigbase_jax.pretrained.table import Entry, Table, attention, conv, dense, feed_forward, norm, repeat
 
 MODELS = (CLIP,)
 HEAD = r"(?!)"
@@ -41,16 +29,9 @@ ACTIVATIONS = {
     "gelu_new": "gelu_tanh",
     "relu": "relu",
 }
-TOWER: Schema = {
-    "hidden_size": WIDTH,
-    "intermediate_size": HIDDEN,
-    "num_hidden_layers": LAYERS,
-    "num_attention_heads": heads_of("hidden_size"),
-    "hidden_act": WORD,
-    "layer_norm_eps": SHARE,
-}
-TEXT: Schema = {**TOWER, "vocab_size": VOCABULARY, "max_position_embeddings": LENGTH}
-VISION: Schema = {**TOWER, "num_channels": CHANNELS, "image_size": SIDE, "patch_size": SIDE}
+_TOWER: Keys = {**SIZES, "hidden_act": ("style.activation", WORD), "layer_norm_eps": ("style.epsilon", SHARE)}
+TEXT: Schema = {**kinds(_TOWER), "vocab_size": VOCABULARY, "max_position_embeddings": LENGTH}
+VISION: Schema = {**kinds(_TOWER), "num_channels": CHANNELS, "image_size": SIDE, "patch_size": SIDE}
 SCHEMA: Schema = {"text_config": TEXT, "vision_config": VISION, "projection_dim": WIDTH}
 _TEXT: dict[str, Any] = {"vocab_size": 49_408, "hidden_size": 512, "intermediate_size": 2048, "num_attention_heads": 8}
 _TEXT |= {"num_hidden_layers": 12, "max_position_embeddings": 77, "hidden_act": "quick_gelu", "layer_norm_eps": 1e-5}
@@ -73,13 +54,13 @@ def from_config(config: Mapping[str, Any]) -> ConfigDict:
 
 def to_config(model: CLIP, shapes: Shapes) -> dict[str, Any]:
     """See ``Family``."""
-    said = towers_of(model, shapes, "CLIP")
+    towers = towers_of(model, shapes, "CLIP")
     picture: Any = model.picture
     need(type(model.text) is Decoder, "CLIP's text tower is a Decoder.")
     need(picture.pool == "cls" and picture.pre_norm and not picture.patch_bias, "CLIP's pictures are pooled by 'cls'.")
     need(picture.head == "unbiased" and not model.text_bias, "CLIP's projections have no biases.")
     need(model.pool == "last" and model.bias is None, "CLIP reads the last token, and has no bias of scores.")
-    return {"model_type": "clip", "architectures": ["CLIPModel"], "projection_dim": model.width, **said}
+    return {"model_type": "clip", "architectures": ["CLIPModel"], "projection_dim": model.width, **towers}
 
 
 def table(model: CLIP) -> Table:
@@ -110,21 +91,9 @@ def inputs(model: CLIP, config: Mapping[str, Any]) -> tuple[Any, ...]:
 # ----------------------------------------------------------------------------------------------- what SigLIP has too
 
 
-def style_of(tower: Mapping[str, Any]) -> Style:
-    """That of a tower's config."""
-    activation = lookup(ACTIVATIONS, tower["hidden_act"], "hidden_act")
-    return Style(epsilon=tower["layer_norm_eps"], activation=activation, kernel_init="normal")
-
-
 def sized(tower: Mapping[str, Any]) -> dict[str, Any]:
-    """Sizes of a tower of ours."""
-    return {
-        "width": tower["hidden_size"],
-        "depth": tower["num_hidden_layers"],
-        "heads": tower["num_attention_heads"],
-        "mlp_dim": tower["intermediate_size"],
-        "style": style_of(tower),
-    }
+    """Sizes of a tower of ours, and its style."""
+    return words(_TOWER, tower, Style(kernel_init="normal"), ACTIVATIONS)
 
 
 def picture_words(vision: Mapping[str, Any]) -> dict[str, Any]:
@@ -154,28 +123,15 @@ def towers_of(model: CLIP, shapes: Shapes, whose: str) -> dict[str, Any]:
         need(False, f"{whose}'s towers are a ViT and a transformer of texts, not {kinds}.")
         raise AssertionError
     need(picture.positions == text.positions == "learned" and text.tied, f"{whose}'s positions are learned.")
-    theirs = {ours: name for name, ours in reversed(ACTIVATIONS.items())}
-
-    def tower(part: Any, size: Any) -> dict[str, Any]:
-        style = part.style
-        plain = Style(epsilon=style.epsilon, activation=style.activation, kernel_init=style.kernel_init)
-        need(style == plain, f"{whose} has LayerNorm before each branch, biases everywhere, and no gates.")
-        return {
-            "hidden_size": size.width,
-            "intermediate_size": part.mlp_dim or 4 * size.width,
-            "num_hidden_layers": size.depth,
-            "num_attention_heads": size.heads,
-            "hidden_act": lookup(theirs, style.activation, "activation"),
-            "layer_norm_eps": style.epsilon,
-        }
-
+    usual = is_plain(picture.style) and is_plain(text.style)
+    need(usual, f"{whose} has LayerNorm before each branch, biases everywhere, and no gates.")
     patches = shapes["params.picture.position"][1] - (picture.pool == "cls")
     need(math.isqrt(patches) ** 2 == patches, f"{whose} reads square pictures, not {patches} patches.")
     vocabulary, length = shapes["params.text.embedding"][0], shapes["params.text.position"][0]
     return {
-        "text_config": {**tower(text, text), "vocab_size": vocabulary, "max_position_embeddings": length},
+        "text_config": {**said(_TOWER, text, ACTIVATIONS), "vocab_size": vocabulary, "max_position_embeddings": length},
         "vision_config": {
-            **tower(picture, picture.size),
+            **said(_TOWER, picture, ACTIVATIONS),
             "num_channels": shapes["params.picture.embedding.kernel"][2],
             "image_size": math.isqrt(patches) * picture.patch,
             "patch_size": picture.patch,
@@ -188,16 +144,10 @@ def stack(theirs: str, ours: str, depth: int) -> list[Entry]:
     letter = "h" if ours == "picture" else "g"
     theirs, ours = f"{theirs}.encoder.layers.{{i}}", f"{ours}.encoder.block_{{i}}"
     block = [
-        *(
-            entry
-            for short, name in (("q", "query"), ("k", "key"), ("v", "value"))
-            for entry in heads(f"{theirs}.self_attn.{short}_proj", f"{ours}.attention.{name}", letter=letter)
-        ),
-        *joined(f"{theirs}.self_attn.out_proj", f"{ours}.attention.out", letter=letter),
+        *attention(f"{theirs}.self_attn", f"{ours}.attention", letter=letter),
         *norm(f"{theirs}.layer_norm1", f"{ours}.norm1"),
         *norm(f"{theirs}.layer_norm2", f"{ours}.norm2"),
-        *dense(f"{theirs}.mlp.fc1", f"{ours}.mlp.up"),
-        *dense(f"{theirs}.mlp.fc2", f"{ours}.mlp.down"),
+        *feed_forward(f"{theirs}.mlp", ours),
     ]
     return repeat(depth, block)
 

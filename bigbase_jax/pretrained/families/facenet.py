@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from bigbase_jax.build import target
 from bigbase_jax.models.inception_resnet import BRANCHES, REPEATS, STEM, InceptionResNetV1
-from bigbase_jax.pretrained.families import Shapes
+from bigbase_jax.pretrained.families import Shapes, picture
 from bigbase_jax.pretrained.schema import WIDTH
 from bigbase_jax.pretrained.table import Entry, Table, batch_norm, conv, dense
 
@@ -62,4 +60,4 @@ def table(model: InceptionResNetV1) -> Table:
 
 def inputs(model: InceptionResNetV1, config: Mapping[str, Any]) -> tuple[Any, ...]:
     """See ``Family``."""
-    return (jax.ShapeDtypeStruct((1, 160, 160, 3), jnp.float32),)
+    return picture(160, 160)

@@ -8,32 +8,34 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from bigbase_jax.build import target
 from bigbase_jax.models.decoder import Decoder
 from bigbase_jax.models.transformer import Style
-from bigbase_jax.pretrained.families import Shapes, lookup, need
+from bigbase_jax.pretrained.families import Keys, Shapes, kinds, need, reads_text, said, words
 from bigbase_jax.pretrained.schema import FLAG, HIDDEN, LAYERS, LENGTH, SHARE, VOCABULARY, WIDTH, WORD, heads_of, only
 from bigbase_jax.pretrained.table import Entry, Table, dense, norm, repeat
 
 MODELS = (Decoder,)
 HEAD = r"^head(\.|$)"  # of tokens, or of a task that reads what the model gives
 TRANSFORMERS = True
+inputs = reads_text
 _ACTIVATIONS = {"gelu_new": "gelu_tanh", "gelu": "gelu", "relu": "relu", "silu": "silu", "tanh": "tanh"}
 
+_KEYS: Keys = {
+    "vocab_size": ("vocab_size", VOCABULARY),
+    "n_positions": ("length", LENGTH),
+    "n_embd": ("width", WIDTH),
+    "n_layer": ("depth", LAYERS),
+    "n_head": ("heads", heads_of("n_embd")),
+    "n_inner": ("mlp_dim", HIDDEN, None),
+    "activation_function": ("style.activation", WORD, "gelu_new"),
+    "layer_norm_epsilon": ("style.epsilon", SHARE, 1e-5),
+    "tie_word_embeddings": ("tied", FLAG, True),
+}
 SCHEMA = {
-    "vocab_size": VOCABULARY,
-    "n_positions": LENGTH,
-    "n_embd": WIDTH,
-    "n_layer": LAYERS,
-    "n_head": heads_of("n_embd"),
-    "n_inner": HIDDEN,
-    "tie_word_embeddings": FLAG,
-    "layer_norm_epsilon": SHARE,
-    "activation_function": WORD,
+    **kinds(_KEYS),
     "scale_attn_weights": only(True),
     "scale_attn_by_inverse_layer_idx": only(False),
     "add_cross_attention": only(False),
@@ -42,21 +44,8 @@ SCHEMA = {
 
 def from_config(config: Mapping[str, Any]) -> ConfigDict:
     """See ``Family``."""
-    return target(
-        Decoder,
-        vocab_size=config["vocab_size"],
-        length=config["n_positions"],
-        width=config["n_embd"],
-        depth=config["n_layer"],
-        heads=config["n_head"],
-        mlp_dim=config.get("n_inner") or 4 * config["n_embd"],
-        tied=config.get("tie_word_embeddings", True),
-        style=Style(
-            epsilon=config.get("layer_norm_epsilon", 1e-5),
-            activation=lookup(_ACTIVATIONS, config.get("activation_function", "gelu_new"), "activation_function"),
-            kernel_init="normal",
-        ),
-    )
+    found = words(_KEYS, config, Style(kernel_init="normal"), _ACTIVATIONS)
+    return target(Decoder, **{**found, "mlp_dim": found["mlp_dim"] or 4 * found["width"]})
 
 
 def to_config(model: Decoder, shapes: Shapes) -> dict[str, Any]:
@@ -72,20 +61,7 @@ def to_config(model: Decoder, shapes: Shapes) -> dict[str, Any]:
     need(style.qkv_bias and style.out_bias and style.mlp_bias, "GPT-2 has biases everywhere.")
     need(not style.qk_norm and style.window is None, "GPT-2 has neither norms of queries and keys nor a window.")
     need(style.scale is None, "GPT-2 has the usual scale of scores.")
-    theirs = {ours: name for name, ours in _ACTIVATIONS.items()}
-    return {
-        "model_type": "gpt2",
-        "architectures": ["GPT2LMHeadModel"],
-        "vocab_size": model.vocab_size,
-        "n_positions": model.length,
-        "n_embd": model.width,
-        "n_layer": model.depth,
-        "n_head": model.heads,
-        "n_inner": model.mlp_dim or 4 * model.width,
-        "activation_function": lookup(theirs, style.activation, "activation"),
-        "layer_norm_epsilon": style.epsilon,
-        "tie_word_embeddings": model.tied,
-    }
+    return {"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], **said(_KEYS, model, _ACTIVATIONS)}
 
 
 def table(model: Decoder) -> Table:
@@ -121,8 +97,3 @@ def table(model: Decoder) -> Table:
         prefix="transformer.",
         ignored=(r"\.attn\.(bias|masked_bias)$",),
     )
-
-
-def inputs(model: Decoder, config: Mapping[str, Any]) -> tuple[Any, ...]:
-    """See ``Family``."""
-    return (jax.ShapeDtypeStruct((1, 1), jnp.int32),)

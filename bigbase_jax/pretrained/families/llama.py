@@ -10,24 +10,19 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from bigbase_jax.build import target
 from bigbase_jax.core import UserError
 from bigbase_jax.models.decoder import Decoder
 from bigbase_jax.models.transformer import LLAMA
-from bigbase_jax.pretrained.families import Shapes, lookup, need
+from bigbase_jax.pretrained.families import SIZES, Keys, Shapes, kinds, lookup, need, reads_text, said, words
 from bigbase_jax.pretrained.schema import (
     FLAG,
     HEADS,
-    HIDDEN,
-    LAYERS,
     LENGTH,
     SHARE,
     VOCABULARY,
-    WIDTH,
     WORD,
     heads_of,
     listed,
@@ -40,6 +35,7 @@ from bigbase_jax.pretrained.table import Entry, Table, dense, heads, joined, nor
 MODELS = (Decoder,)
 HEAD = r"^head(\.|$)"  # of tokens, or of a task that reads what the model gives
 TRANSFORMERS = True
+inputs = reads_text
 _ACTIVATIONS = {"silu": "silu", "gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh", "relu": "relu"}
 _KINDS = ("full_attention", "sliding_attention")
 _CLASSES = {
@@ -66,18 +62,19 @@ _ROPE = {
     "mscale_all_dim": number(0, 1e6),
     "truncate": FLAG,
 }
+_KEYS: Keys = {
+    "vocab_size": ("vocab_size", VOCABULARY),
+    "max_position_embeddings": ("length", LENGTH),
+    **SIZES,
+    "num_attention_heads": ("heads", HEADS),
+    "hidden_act": ("style.activation", WORD, "silu"),
+    "rms_norm_eps": ("style.epsilon", SHARE, 1e-6),
+    "tie_word_embeddings": ("tied", FLAG, False),
+}
 SCHEMA = {
-    "vocab_size": VOCABULARY,
-    "max_position_embeddings": LENGTH,
-    "hidden_size": WIDTH,
-    "num_hidden_layers": LAYERS,
-    "num_attention_heads": HEADS,
+    **kinds(_KEYS),
     "num_key_value_heads": heads_of("num_attention_heads"),
     "head_dim": whole(1, 4096),
-    "intermediate_size": HIDDEN,
-    "tie_word_embeddings": FLAG,
-    "rms_norm_eps": SHARE,
-    "hidden_act": WORD,
     "attention_bias": FLAG,
     "mlp_bias": FLAG,
     "rope_theta": _THETA,
@@ -98,45 +95,31 @@ def from_config(config: Mapping[str, Any]) -> ConfigDict:
     bias = kind == "qwen2" or bool(config.get("attention_bias", False) and kind not in ("mistral", "ministral"))
     theta, scaling = _rope(config)
     window, windowed = _windows(config)
-    return target(
-        Decoder,
-        vocab_size=config["vocab_size"],
-        length=config["max_position_embeddings"],
-        width=config["hidden_size"],
-        depth=config["num_hidden_layers"],
-        heads=config["num_attention_heads"],
-        mlp_dim=config["intermediate_size"],
-        tied=config.get("tie_word_embeddings", False),
-        positions="rope",
-        rope_theta=theta,
-        rope_scaling=scaling,
-        style=dataclasses.replace(
-            LLAMA,
-            kv_heads=config.get("num_key_value_heads") or config["num_attention_heads"],
-            head_dim=config.get("head_dim")
-            or (128 if kind == "qwen3" else config["hidden_size"] // config["num_attention_heads"]),
-            epsilon=config.get("rms_norm_eps", 1e-6),
-            activation=lookup(_ACTIVATIONS, config.get("hidden_act", "silu"), "hidden_act"),
-            qkv_bias=bias,
-            out_bias=bias and kind != "qwen2",
-            mlp_bias=bool(config.get("mlp_bias", False)) and kind == "llama",
-            qk_norm=kind == "qwen3",
-            window=window,
-            windowed=windowed,
-            kernel_init="normal",
-        ),
+    found = words(_KEYS, config, LLAMA, _ACTIVATIONS)
+    found["style"] = dataclasses.replace(
+        found["style"],
+        kv_heads=config.get("num_key_value_heads") or found["heads"],
+        head_dim=config.get("head_dim") or (128 if kind == "qwen3" else found["width"] // found["heads"]),
+        qkv_bias=bias,
+        out_bias=bias and kind != "qwen2",
+        mlp_bias=bool(config.get("mlp_bias", False)) and kind == "llama",
+        qk_norm=kind == "qwen3",
+        window=window,
+        windowed=windowed,
+        kernel_init="normal",
     )
+    return target(Decoder, **found, positions="rope", rope_theta=theta, rope_scaling=scaling)
 
 
 def _rope(config: Mapping[str, Any]) -> tuple[float, dict[str, Any] | None]:
     """(theta, scaling) in both spellings: ``rope_theta`` with ``rope_scaling``, or ``rope_parameters``."""
-    words = dict(config.get("rope_scaling") or config.get("rope_parameters") or {})
-    theta = words.pop("rope_theta", config.get("rope_theta", 10_000.0))
-    words["rope_type"] = words.pop("type", words.get("rope_type", "default"))
-    if words["rope_type"] == "default":
+    rope = dict(config.get("rope_scaling") or config.get("rope_parameters") or {})
+    theta = rope.pop("rope_theta", config.get("rope_theta", 10_000.0))
+    rope["rope_type"] = rope.pop("type", rope.get("rope_type", "default"))
+    if rope["rope_type"] == "default":
         return float(theta), None
-    words.setdefault("original_max_position_embeddings", config["max_position_embeddings"])
-    return float(theta), words
+    rope.setdefault("original_max_position_embeddings", config["max_position_embeddings"])
+    return float(theta), rope
 
 
 def _windows(config: Mapping[str, Any]) -> tuple[int | None, tuple[bool, ...] | None]:
@@ -179,23 +162,14 @@ def to_config(model: Decoder, shapes: Shapes) -> dict[str, Any]:
     need(kind == "llama" or not style.mlp_bias, f"{kind} has no biases in its feed-forward layers.")
     need(kind != "llama" or window is None, "Llama has no window.")
     need(kind != "qwen2" or model.width // model.heads == K, "Qwen2's heads are as wide as the model together.")
-    theirs = {ours: name for name, ours in _ACTIVATIONS.items()}
     config: dict[str, Any] = {
         "model_type": kind,
         "architectures": [_CLASSES[kind]],
-        "vocab_size": model.vocab_size,
-        "max_position_embeddings": model.length,
-        "hidden_size": model.width,
-        "intermediate_size": model.mlp_dim or 4 * model.width,
-        "num_hidden_layers": model.depth,
-        "num_attention_heads": model.heads,
+        **said(_KEYS, model, _ACTIVATIONS),
         "num_key_value_heads": G,
         "head_dim": K,
-        "hidden_act": lookup(theirs, style.activation, "activation"),
-        "rms_norm_eps": style.epsilon,
         "rope_theta": model.rope_theta,
         "rope_scaling": dict(model.rope_scaling) if model.rope_scaling else None,
-        "tie_word_embeddings": model.tied,
     }
     if kind == "llama":
         config |= {"attention_bias": style.qkv_bias, "mlp_bias": style.mlp_bias}
@@ -240,8 +214,3 @@ def table(model: Decoder) -> Table:
         prefix="model.",
         ignored=(r"\.rotary_emb\.inv_freq$",),
     )
-
-
-def inputs(model: Decoder, config: Mapping[str, Any]) -> tuple[Any, ...]:
-    """See ``Family``."""
-    return (jax.ShapeDtypeStruct((1, 1), jnp.int32),)

@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from bigbase_jax.build import target
 from bigbase_jax.models.mtcnn import HEADS, LAYERS, MTCNN
-from bigbase_jax.pretrained.families import Shapes, expect
+from bigbase_jax.pretrained.families import Shapes, picture
 from bigbase_jax.pretrained.schema import only
 from bigbase_jax.pretrained.table import Entry, Table, conv, dense
 
@@ -24,7 +22,6 @@ SCHEMA = {"num_points": only(5)}
 
 def from_config(config: Mapping[str, Any]) -> ConfigDict:
     """See ``Family``."""
-    expect(config, num_points=5)
     return target(MTCNN)
 
 
@@ -54,4 +51,4 @@ def table(model: MTCNN) -> Table:
 
 def inputs(model: MTCNN, config: Mapping[str, Any]) -> tuple[Any, ...]:
     """See ``Family``."""
-    return (jax.ShapeDtypeStruct((1, 48, 48, 3), jnp.float32),)
+    return picture(48, 48)

@@ -7,15 +7,13 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
 from bigbase_jax.build import target
 from bigbase_jax.core import UserError
 from bigbase_jax.models.resnet import LAYOUTS, ResNet
-from bigbase_jax.pretrained.families import Shapes, classes, expect, need
+from bigbase_jax.pretrained.families import Shapes, classes, expect, need, picture
 from bigbase_jax.pretrained.schema import CHANNELS, HIDDEN, WIDTH, WORD, listed, only, whole
 from bigbase_jax.pretrained.table import Entry, Table, batch_norm, conv, dense
 
@@ -129,4 +127,4 @@ def table(model: ResNet) -> Table:
 
 def inputs(model: ResNet, config: Mapping[str, Any]) -> tuple[Any, ...]:
     """See ``Family``."""
-    return (jax.ShapeDtypeStruct((1, 64, 64, config.get("num_channels", 3)), jnp.float32),)
+    return picture(64, 64, config.get("num_channels", 3))

@@ -9,15 +9,13 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
 from bigbase_jax.build import target
 from bigbase_jax.core import UserError
 from bigbase_jax.models.resnet import CifarResNet
-from bigbase_jax.pretrained.families import Shapes
+from bigbase_jax.pretrained.families import Keys, Shapes, kinds, picture, said, words
 from bigbase_jax.pretrained.schema import WIDTH, only, whole
 from bigbase_jax.pretrained.table import Entry, Table, batch_norm, conv, dense, repeat
 
@@ -44,19 +42,22 @@ def config_of(arrays: Mapping[str, np.ndarray], where: str) -> dict[str, Any]:
     }
 
 
-SCHEMA = {"depth": whole(8, 6 * 1024 + 2), "width": WIDTH, "shortcut": only("pad", "conv")}
+_KEYS: Keys = {
+    "depth": ("depth", whole(8, 6 * 1024 + 2)),
+    "width": ("width", WIDTH),
+    "shortcut": ("shortcut", only("pad", "conv")),
+}
+SCHEMA = kinds(_KEYS)
 
 
 def from_config(config: Mapping[str, Any]) -> ConfigDict:
     """See ``Family``."""
-    words = {key: config[key] for key in ("depth", "width", "shortcut")}
-    return target(CifarResNet, num_classes=config["num_labels"], **words)
+    return target(CifarResNet, num_classes=config["num_labels"], **words(_KEYS, config))
 
 
 def to_config(model: CifarResNet, shapes: Shapes) -> dict[str, Any]:
     """See ``Family``."""
-    words = {key: getattr(model, key) for key in ("depth", "width", "shortcut")}
-    return {"model_type": "resnet_cifar", **words, "num_labels": shapes["params.linear.bias"][0]}
+    return {"model_type": "resnet_cifar", **said(_KEYS, model), "num_labels": shapes["params.linear.bias"][0]}
 
 
 def table(model: CifarResNet) -> Table:
@@ -81,4 +82,4 @@ def table(model: CifarResNet) -> Table:
 
 def inputs(model: CifarResNet, config: Mapping[str, Any]) -> tuple[Any, ...]:
     """See ``Family``."""
-    return (jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32),)
+    return picture(32, 32)

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from bigbase_jax.build import target
@@ -14,8 +12,21 @@ from bigbase_jax.core import UserError
 from bigbase_jax.models.resnet import ResNet
 from bigbase_jax.models.rt_detr import RTDETR
 from bigbase_jax.models.transformer import Style
-from bigbase_jax.pretrained.families import Shapes, classes, expect, lookup, need, resnet
-from bigbase_jax.pretrained.families.detr import attention, feed_forward, prediction_head
+from bigbase_jax.pretrained.families import (
+    Keys,
+    Shapes,
+    classes,
+    expect,
+    is_plain,
+    kinds,
+    lookup,
+    need,
+    picture,
+    resnet,
+    said,
+    words,
+)
+from bigbase_jax.pretrained.families.detr import ACTIVATIONS, prediction_head
 from bigbase_jax.pretrained.schema import (
     FLAG,
     HIDDEN,
@@ -30,13 +41,23 @@ from bigbase_jax.pretrained.schema import (
     only,
     whole,
 )
-from bigbase_jax.pretrained.table import Entry, Table, batch_norm, conv, dense, norm, repeat
+from bigbase_jax.pretrained.table import (
+    Entry,
+    Table,
+    attention,
+    batch_norm,
+    conv,
+    dense,
+    fairseq_block,
+    feed_forward,
+    norm,
+    repeat,
+)
 
 MODELS = (RTDETR,)
 HEAD = r"^(place_head|place_box_head|head_\d+|box_head_\d+)\."
 TRANSFORMERS = True
-_ACTIVATIONS = {"relu": "relu", "gelu": "gelu", "silu": "silu"}
-_NAMES = {  # theirs -> ours, what it may be, and its default
+_KEYS: Keys = {
     "d_model": ("width", WIDTH, 256),
     "encoder_hidden_dim": ("encoder_width", WIDTH, 256),
     "encoder_layers": ("depth", whole(0, 1024), 1),
@@ -49,13 +70,13 @@ _NAMES = {  # theirs -> ours, what it may be, and its default
     "decoder_n_points": ("points", whole(1, 64), 4),
     "num_queries": ("queries", whole(1, 1 << 14), 300),
     "batch_norm_eps": ("epsilon", number(0, 1), 1e-5),
+    "layer_norm_eps": ("style.epsilon", number(0, 1), 1e-5),
+    "decoder_activation_function": ("style.activation", WORD, "relu"),
 }
 SCHEMA: Schema = {
-    **{name: kind for name, (_, kind, _) in _NAMES.items()},
-    "layer_norm_eps": number(0, 1),
+    **kinds(_KEYS),
     "activation_function": WORD,
     "encoder_activation_function": WORD,
-    "decoder_activation_function": WORD,
     "freeze_backbone_batch_norms": FLAG,
     "encode_proj_layers": only([2]),
     "num_feature_levels": only(3),
@@ -73,11 +94,11 @@ def from_config(config: Mapping[str, Any]) -> ConfigDict:
     inner = {"embedding_size": 64, "hidden_sizes": [256, 512, 1024, 2048], **(config.get("backbone_config") or {})}
     if inner.get("model_type", "rt_detr_resnet") != "rt_detr_resnet":
         raise UserError(f"config.json has the backbone {inner['model_type']!r}; known here is 'rt_detr_resnet'.")
-    words = {ours: config.get(theirs, usual) for theirs, (ours, _, usual) in _NAMES.items()}
-    expect(config, decoder_in_channels=3 * [words["encoder_width"]])
+    found = words(_KEYS, config, Style(post_norm=True), ACTIVATIONS)
+    expect(config, decoder_in_channels=3 * [found["encoder_width"]])
     acts = {
-        name: lookup(_ACTIVATIONS, config.get(f"{name}_function", usual), f"{name}_function")
-        for name, usual in (("activation", "silu"), ("encoder_activation", "gelu"), ("decoder_activation", "relu"))
+        name: lookup(ACTIVATIONS, config.get(f"{name}_function", usual), f"{name}_function")
+        for name, usual in (("activation", "silu"), ("encoder_activation", "gelu"))
     }
     return target(
         RTDETR,
@@ -85,10 +106,7 @@ def from_config(config: Mapping[str, Any]) -> ConfigDict:
         backbone=target(
             ResNet, **resnet.layout(inner), stem="deep", frozen=config.get("freeze_backbone_batch_norms", True)
         ),
-        style=Style(
-            epsilon=config.get("layer_norm_eps", 1e-5), post_norm=True, activation=acts.pop("decoder_activation")
-        ),
-        **words,
+        **found,
         **acts,
     )
 
@@ -98,28 +116,20 @@ def to_config(model: RTDETR, shapes: Shapes) -> dict[str, Any]:
     backbone = model.backbone
     need(isinstance(backbone, ResNet) and backbone.stem == "deep", "transformers' RT-DETR has a ResNet of stem='deep'.")
     assert isinstance(backbone, ResNet)
-    style = Style(
-        epsilon=model.style.epsilon,
-        post_norm=True,
-        activation=model.style.activation,
-        kernel_init=model.style.kernel_init,
-    )
-    need(model.style == style, "transformers' RT-DETR has LayerNorm after each branch, and no gates.")
-    theirs = {ours: name for name, ours in _ACTIVATIONS.items()}
-    said = {name: getattr(model, ours) for name, (ours, _, _) in _NAMES.items()}
+    plain = is_plain(model.style, post_norm=True)
+    need(plain, "transformers' RT-DETR has LayerNorm after each branch, and no gates.")
+    theirs = {ours: name for name, ours in ACTIVATIONS.items()}
     width = model.encoder_width or model.width
     stages = resnet.stages(backbone, shapes["params.backbone.stem_conv0.kernel"][2])
     return {
         "model_type": "rt_detr",
         "architectures": ["RTDetrForObjectDetection"],
-        **said,
+        **said(_KEYS, model, ACTIVATIONS),
         "encoder_hidden_dim": width,
         "encoder_in_channels": stages["hidden_sizes"][1:],
         "decoder_in_channels": 3 * [width],
-        "layer_norm_eps": model.style.epsilon,
         "activation_function": lookup(theirs, model.activation, "activation"),
         "encoder_activation_function": lookup(theirs, model.encoder_activation, "encoder_activation"),
-        "decoder_activation_function": lookup(theirs, model.style.activation, "activation"),
         "freeze_backbone_batch_norms": backbone.frozen,
         "num_denoising": 0,
         "backbone_config": {
@@ -162,21 +172,13 @@ def table(model: RTDETR) -> Table:
         entries += _fusion(f"model.encoder.fpn_blocks.{i}", f"down_{i}", last)
         entries += _fusion(f"model.encoder.pan_blocks.{i}", f"up_{i}", last)
     counted = entries if backbone.frozen else [*at_backbone, *entries]
-    aifi, ours = "model.encoder.encoder.0.layers.{i}", "encoder.block_{i}"
     decoder, head = "model.decoder.layers.{i}", "model.decoder"
     across, here = f"{decoder}.encoder_attn", "decoder_{i}.cross_attention"
     return Table(
         entries=[
             *at_backbone,
             *entries,
-            *repeat(
-                model.depth,
-                [
-                    *attention(f"{aifi}.self_attn", f"{ours}.attention"),
-                    *norm(f"{aifi}.self_attn_layer_norm", f"{ours}.norm1"),
-                    *feed_forward(aifi, ours),
-                ],
-            ),
+            *repeat(model.depth, fairseq_block("model.encoder.encoder.0.layers.{i}", "encoder.block_{i}")),
             *dense("model.enc_output.0", "place"),
             *norm("model.enc_output.1", "place_norm"),
             *dense("model.enc_score_head", "place_head"),
@@ -185,7 +187,7 @@ def table(model: RTDETR) -> Table:
             *repeat(
                 model.decoder_depth,
                 [
-                    *attention(f"{decoder}.self_attn", "decoder_{i}.attention", "g"),
+                    *attention(f"{decoder}.self_attn", "decoder_{i}.attention", letter="g"),
                     *norm(f"{decoder}.self_attn_layer_norm", "decoder_{i}.norm1"),
                     *dense(f"{across}.sampling_offsets", f"{here}.offset"),
                     *dense(f"{across}.attention_weights", f"{here}.share"),
@@ -193,6 +195,7 @@ def table(model: RTDETR) -> Table:
                     *dense(f"{across}.output_proj", f"{here}.out"),
                     *norm(f"{decoder}.encoder_attn_layer_norm", "decoder_{i}.norm_cross"),
                     *feed_forward(decoder, "decoder_{i}"),
+                    *norm(f"{decoder}.final_layer_norm", "decoder_{i}.norm2"),
                     *dense(f"{head}.class_embed.{{i}}", "head_{i}"),
                     *prediction_head(f"{head}.bbox_embed.{{i}}", "box_head_{i}"),
                 ],
@@ -209,4 +212,4 @@ def table(model: RTDETR) -> Table:
 def inputs(model: RTDETR, config: Mapping[str, Any]) -> tuple[Any, ...]:
     """See ``Family``."""
     inner = config.get("backbone_config") or {}
-    return (jax.ShapeDtypeStruct((1, 64, 64, inner.get("num_channels", 3)), jnp.float32),)
+    return picture(64, 64, inner.get("num_channels", 3))

@@ -23,7 +23,7 @@ from bigbase_jax.pretrained.families.clip import (
     towers_of,
 )
 from bigbase_jax.pretrained.schema import WIDTH, Schema, only
-from bigbase_jax.pretrained.table import Entry, Table, conv, dense, joined, norm
+from bigbase_jax.pretrained.table import Entry, Table, conv, dense, feed_forward, joined, norm
 
 MODELS = (CLIP,)
 HEAD = r"(?!)"
@@ -63,15 +63,15 @@ def from_config(config: Mapping[str, Any]) -> ConfigDict:
 
 def to_config(model: CLIP, shapes: Shapes) -> dict[str, Any]:
     """See ``Family``."""
-    said = towers_of(model, shapes, "SigLIP")
+    towers = towers_of(model, shapes, "SigLIP")
     picture: Any = model.picture
     need(type(model.text) is TextEncoder and model.padding, "SigLIP's text tower reads both ways, and padding.")
     need(picture.pool == "map" and picture.head == "none", "SigLIP's pictures are pooled by 'map', and not projected.")
     need(picture.patch_bias and not picture.pre_norm, "SigLIP's patches have biases, and no norm before the blocks.")
     need(model.text_bias and model.pool == "place", "SigLIP reads the last place, and projects it with biases.")
     need(model.bias is not None, "SigLIP has a bias of scores.")
-    said["text_config"]["projection_size"] = model.width
-    return {"model_type": "siglip", "architectures": ["SiglipModel"], **said}
+    towers["text_config"]["projection_size"] = model.width
+    return {"model_type": "siglip", "architectures": ["SiglipModel"], **towers}
 
 
 def table(model: CLIP) -> Table:
@@ -92,8 +92,7 @@ def table(model: CLIP) -> Table:
             Entry(f"{head}.attention.in_proj_bias", biases, "(n h k) -> n h k"),
             *joined(f"{head}.attention.out_proj", f"{ours}.attention.out"),
             *norm(f"{head}.layernorm", f"{ours}.norm"),
-            *dense(f"{head}.mlp.fc1", f"{ours}.mlp.up"),
-            *dense(f"{head}.mlp.fc2", f"{ours}.mlp.down"),
+            *feed_forward(f"{head}.mlp", ours),
             Entry("logit_scale", "log_scale", "() -> "),
             Entry("logit_bias", "score_bias", "() -> "),
         ],

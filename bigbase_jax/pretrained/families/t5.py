@@ -6,17 +6,16 @@ head of their own. Both kinds are told apart by ``tie_word_embeddings``, or ``sc
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from bigbase_jax.build import target
 from bigbase_jax.models.encoder_decoder import EncoderDecoder
 from bigbase_jax.models.transformer import Style
-from bigbase_jax.pretrained.families import Shapes, lookup, need
+from bigbase_jax.pretrained.families import Keys, Shapes, kinds, lookup, need, reads_two, said, words
 from bigbase_jax.pretrained.schema import (
     FLAG,
     HEADS,
@@ -30,28 +29,33 @@ from bigbase_jax.pretrained.schema import (
     only,
     whole,
 )
-from bigbase_jax.pretrained.table import Entry, Table, dense, heads, joined, norm, repeat
+from bigbase_jax.pretrained.table import Entry, Table, attention, dense, norm, repeat
 
 MODELS = (EncoderDecoder,)
 HEAD = r"^head$"
 TRANSFORMERS = True
+inputs = reads_two
 _ACTIVATIONS = {"relu": "relu", "gelu_new": "gelu_tanh", "gelu": "gelu", "silu": "silu"}
 
+_STYLE = Style(norm="rmsnorm", qkv_bias=False, out_bias=False, mlp_bias=False, scale=1.0, kernel_init="normal")
+_KEYS: Keys = {
+    "vocab_size": ("vocab_size", VOCABULARY),
+    "d_model": ("width", WIDTH),
+    "num_layers": ("depth", LAYERS),
+    "num_decoder_layers": ("decoder_depth", LAYERS, None),
+    "num_heads": ("heads", HEADS),
+    "d_kv": ("style.head_dim", whole(1, 4096)),
+    "d_ff": ("mlp_dim", HIDDEN),
+    "relative_attention_num_buckets": ("relative_buckets", whole(4, 4096), 32),
+    "relative_attention_max_distance": ("relative_distance", whole(2, 1 << 20), 128),
+    "layer_norm_epsilon": ("style.epsilon", SHARE, 1e-6),
+    "pad_token_id": ("pad_id", TOKEN, 0),
+}
 SCHEMA = {
-    "vocab_size": VOCABULARY,
-    "d_model": WIDTH,
-    "num_layers": LAYERS,
-    "num_decoder_layers": LAYERS,
-    "num_heads": HEADS,
-    "d_kv": whole(1, 4096),
-    "d_ff": HIDDEN,
+    **kinds(_KEYS),
     "feed_forward_proj": WORD,
     "scale_decoder_outputs": FLAG,
     "tie_word_embeddings": FLAG,
-    "pad_token_id": TOKEN,
-    "relative_attention_num_buckets": whole(4, 4096),
-    "relative_attention_max_distance": whole(2, 1 << 20),
-    "layer_norm_epsilon": SHARE,
     "is_encoder_decoder": only(True),
     "tie_encoder_decoder": only(False),
 }
@@ -63,34 +67,10 @@ def from_config(config: Mapping[str, Any]) -> ConfigDict:
     if (kind, activation) == ("gated", "gelu"):
         activation = "gelu_new"  # as published: its gates have the approximation
     tied = config.get("scale_decoder_outputs", config.get("tie_word_embeddings", True))
-    return target(
-        EncoderDecoder,
-        vocab_size=config["vocab_size"],
-        width=config["d_model"],
-        depth=config["num_layers"],
-        decoder_depth=config.get("num_decoder_layers") or config["num_layers"],
-        heads=config["num_heads"],
-        mlp_dim=config["d_ff"],
-        tied=tied,
-        scale_embedding=False,
-        scale_head=tied,
-        pad_id=config.get("pad_token_id", 0),
-        positions="relative",
-        relative_buckets=config.get("relative_attention_num_buckets", 32),
-        relative_distance=config.get("relative_attention_max_distance", 128),
-        style=Style(
-            norm="rmsnorm",
-            qkv_bias=False,
-            out_bias=False,
-            mlp_bias=False,
-            head_dim=config["d_kv"],
-            epsilon=config.get("layer_norm_epsilon", 1e-6),
-            activation=lookup(_ACTIVATIONS, activation, "feed_forward_proj"),
-            gated=kind == "gated",
-            scale=1.0,
-            kernel_init="normal",
-        ),
-    )
+    activation = lookup(_ACTIVATIONS, activation, "feed_forward_proj")
+    found = words(_KEYS, config, dataclasses.replace(_STYLE, activation=activation, gated=kind == "gated"))
+    found["decoder_depth"] = found["decoder_depth"] or found["depth"]
+    return target(EncoderDecoder, **found, tied=tied, scale_embedding=False, scale_head=tied, positions="relative")
 
 
 def to_config(model: EncoderDecoder, shapes: Shapes) -> dict[str, Any]:
@@ -107,38 +87,22 @@ def to_config(model: EncoderDecoder, shapes: Shapes) -> dict[str, Any]:
     if style.gated:
         need(activation != "gelu", "T5's gates have GELU's approximation by tanh.")
         activation = "gated-gelu" if activation == "gelu_new" else f"gated-{activation}"
-    _, K = style.sizes(model.width, model.heads)
+    pad = model.pad_id if model.pad_id is not None else 0
     return {
         "model_type": "t5",
         "architectures": ["T5ForConditionalGeneration"],
         "is_encoder_decoder": True,
-        "vocab_size": model.vocab_size,
-        "d_model": model.width,
-        "d_kv": K,
-        "d_ff": model.mlp_dim or 4 * model.width,
-        "num_layers": model.depth,
-        "num_decoder_layers": model.decoder_depth or model.depth,
-        "num_heads": model.heads,
-        "relative_attention_num_buckets": model.relative_buckets,
-        "relative_attention_max_distance": model.relative_distance,
-        "layer_norm_epsilon": style.epsilon,
+        **said(_KEYS, model),
+        "d_kv": style.sizes(model.width, model.heads)[1],
         "feed_forward_proj": activation,
         "tie_word_embeddings": model.tied,
-        "pad_token_id": model.pad_id if model.pad_id is not None else 0,
-        "decoder_start_token_id": model.pad_id if model.pad_id is not None else 0,
+        "pad_token_id": pad,
+        "decoder_start_token_id": pad,
     }
 
 
 def table(model: EncoderDecoder) -> Table:
     """See ``Family``."""
-
-    def attention(theirs: str, ours: str) -> list[Entry]:
-        return [
-            *heads(f"{theirs}.q", f"{ours}.query", bias=False),
-            *heads(f"{theirs}.k", f"{ours}.key", bias=False),
-            *heads(f"{theirs}.v", f"{ours}.value", bias=False),
-            *joined(f"{theirs}.o", f"{ours}.out", bias=False),
-        ]
 
     def feed_forward(theirs: str, ours: str) -> list[Entry]:
         up = [*dense(f"{theirs}.wi", f"{ours}.up", bias=False)]
@@ -153,11 +117,11 @@ def table(model: EncoderDecoder) -> Table:
         theirs, ours, last = f"{side}.block.{{i}}.layer", f"{side}.block_{{i}}", 1
         found = [
             *norm(f"{theirs}.0.layer_norm", f"{ours}.norm1", bias=False),
-            *attention(f"{theirs}.0.SelfAttention", f"{ours}.attention"),
+            *attention(f"{theirs}.0.SelfAttention", f"{ours}.attention", "q k v o", bias=False),
         ]
         if side == "decoder":
             found += norm(f"{theirs}.1.layer_norm", f"{ours}.norm_cross", bias=False)
-            found += attention(f"{theirs}.1.EncDecAttention", f"{ours}.cross_attention")
+            found += attention(f"{theirs}.1.EncDecAttention", f"{ours}.cross_attention", "q k v o", bias=False)
             last = 2
         found += norm(f"{theirs}.{last}.layer_norm", f"{ours}.norm2", bias=False)
         return found + feed_forward(f"{theirs}.{last}.DenseReluDense", f"{ours}.mlp")
@@ -181,9 +145,3 @@ def table(model: EncoderDecoder) -> Table:
         sizes={"h": model.heads},
         ignored=(r"EncDecAttention\.relative_attention_bias",),  # of the first releases, which never read it
     )
-
-
-def inputs(model: EncoderDecoder, config: Mapping[str, Any]) -> tuple[Any, ...]:
-    """See ``Family``."""
-    one = jax.ShapeDtypeStruct((1, 1), jnp.int32)
-    return one, one

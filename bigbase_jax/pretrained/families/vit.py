@@ -15,46 +15,45 @@ from ml_collections import ConfigDict
 from bigbase_jax.build import target
 from bigbase_jax.models.transformer import Style
 from bigbase_jax.models.vit import ViT, bicubic
-from bigbase_jax.pretrained.families import Shapes, classes, lookup, need, side
-from bigbase_jax.pretrained.schema import CHANNELS, HIDDEN, LAYERS, SHARE, SIDE, WIDTH, WORD, heads_of, only
-from bigbase_jax.pretrained.table import Entry, Table, conv, dense, heads, joined, norm, repeat
+from bigbase_jax.pretrained.families import (
+    SIZES,
+    Keys,
+    Shapes,
+    classes,
+    is_plain,
+    kinds,
+    need,
+    picture,
+    said,
+    side,
+    words,
+)
+from bigbase_jax.pretrained.families.bert import ACTIVATIONS
+from bigbase_jax.pretrained.schema import CHANNELS, SHARE, SIDE, WORD, only
+from bigbase_jax.pretrained.table import Entry, Table, attention, conv, dense, norm, repeat
 from bigbase_jax.pretrained.weights import Weights
 
 MODELS = (ViT,)
 HEAD = r"^head\."
 TRANSFORMERS = True
-ACTIVATIONS = {"gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "relu": "relu"}
-ACTIVATIONS |= {"silu": "silu", "tanh": "tanh"}
-
+KEYS: Keys = {
+    **SIZES,
+    "hidden_act": ("style.activation", WORD, "gelu"),
+    "layer_norm_eps": ("style.epsilon", SHARE, 1e-12),
+}
 SCHEMA = {
+    **kinds(KEYS),
     "image_size": SIDE,
     "num_channels": CHANNELS,
     "patch_size": SIDE,
-    "hidden_size": WIDTH,
-    "num_hidden_layers": LAYERS,
-    "num_attention_heads": heads_of("hidden_size"),
-    "intermediate_size": HIDDEN,
-    "layer_norm_eps": SHARE,
-    "hidden_act": WORD,
     "qkv_bias": only(True),
 }
 
 
 def from_config(config: Mapping[str, Any]) -> ConfigDict:
     """See ``Family``."""
-    return target(
-        ViT,
-        num_classes=classes(config),
-        patch=side(config.get("patch_size", 16), "patch_size"),
-        width=config["hidden_size"],
-        depth=config["num_hidden_layers"],
-        heads=config["num_attention_heads"],
-        mlp_dim=config["intermediate_size"],
-        style=Style(
-            epsilon=config.get("layer_norm_eps", 1e-12),
-            activation=lookup(ACTIVATIONS, config.get("hidden_act", "gelu"), "hidden_act"),
-        ),
-    )
+    patch = side(config.get("patch_size", 16), "patch_size")
+    return target(ViT, num_classes=classes(config), patch=patch, **words(KEYS, config, Style(), ACTIVATIONS))
 
 
 def to_config(model: ViT, shapes: Shapes) -> dict[str, Any]:
@@ -62,23 +61,17 @@ def to_config(model: ViT, shapes: Shapes) -> dict[str, Any]:
     need(model.pool == "cls" and model.positions == "learned", "transformers' ViT has pool='cls', positions='learned'.")
     usual = model.patch_bias and not model.pre_norm and model.head == "dense"
     need(usual, "transformers' ViT has biases in its embedding and its head, and no norm before its blocks.")
-    plain = Style(epsilon=model.style.epsilon, activation=model.style.activation, kernel_init=model.style.kernel_init)
-    need(model.style == plain, "transformers' ViT has LayerNorm before each branch, biases everywhere, and no gates.")
+    plain = is_plain(model.style)
+    need(plain, "transformers' ViT has LayerNorm before each branch, biases everywhere, and no gates.")
     patches = shapes["params.position"][1] - 1
     need(math.isqrt(patches) ** 2 == patches, f"transformers' ViT reads square pictures, not {patches} patches.")
-    theirs = {ours: name for name, ours in reversed(ACTIVATIONS.items())}
     return {
         "model_type": "vit",
         "architectures": ["ViTForImageClassification"],
         "image_size": math.isqrt(patches) * model.patch,
         "num_channels": shapes["params.embedding.kernel"][2],
         "patch_size": model.patch,
-        "hidden_size": model.size.width,
-        "num_hidden_layers": model.size.depth,
-        "num_attention_heads": model.size.heads,
-        "intermediate_size": model.mlp_dim or 4 * model.size.width,
-        "hidden_act": lookup(theirs, model.style.activation, "activation"),
-        "layer_norm_eps": model.style.epsilon,
+        **said(KEYS, model, ACTIVATIONS),
         "qkv_bias": True,
         "num_labels": shapes["params.head.bias"][0],
     }
@@ -106,12 +99,9 @@ def blocks(depth: int, ours: str = "encoder.block_{i}") -> list[Entry]:
     theirs = "vit.encoder.layer.{i}"
     block = [
         *norm(f"{theirs}.layernorm_before", f"{ours}.norm1"),
-        *(
-            entry
-            for name in ("query", "key", "value")
-            for entry in heads(f"{theirs}.attention.attention.{name}", f"{ours}.attention.{name}")
+        *attention(
+            f"{theirs}.attention", f"{ours}.attention", "attention.query attention.key attention.value output.dense"
         ),
-        *joined(f"{theirs}.attention.output.dense", f"{ours}.attention.out"),
         *norm(f"{theirs}.layernorm_after", f"{ours}.norm2"),
         *dense(f"{theirs}.intermediate.dense", f"{ours}.mlp.up"),
         *dense(f"{theirs}.output.dense", f"{ours}.mlp.down"),
@@ -146,4 +136,4 @@ def inputs(model: ViT, config: Mapping[str, Any]) -> tuple[Any, ...]:
     """See ``Family``."""
     size = config.get("image_size", 224)
     height, width = (size, size) if isinstance(size, int) else size
-    return (jax.ShapeDtypeStruct((1, height, width, config.get("num_channels", 3)), jnp.float32),)
+    return picture(height, width, config.get("num_channels", 3))

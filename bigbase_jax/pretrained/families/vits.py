@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from bigbase_jax.build import target
 from bigbase_jax.core import UserError
 from bigbase_jax.models.vits import Vits
-from bigbase_jax.pretrained.families import Shapes, lookup
+from bigbase_jax.pretrained.families import ACTIVATIONS, Keys, Shapes, kinds, lookup, words
 from bigbase_jax.pretrained.schema import (
     FLAG,
     HIDDEN,
@@ -27,15 +27,14 @@ from bigbase_jax.pretrained.schema import (
     only,
     whole,
 )
-from bigbase_jax.pretrained.table import Entry, Table, dense, heads, joined, norm, repeat
+from bigbase_jax.pretrained.table import Entry, Table, attention, dense, norm, repeat
 
 MODELS = (Vits,)
 HEAD = r"(?!)"
 TRANSFORMERS = True
-_ACTIVATIONS = {"relu": "relu", "gelu": "gelu", "gelu_new": "gelu_tanh", "silu": "silu"}
 _TAPS, _FEW = whole(1, 63), whole(1, 64)
 _STRIDES, _ROW = listed(whole(1, 64), 1, 8), listed(whole(1, 63), 1, 8)
-_NAMES = {  # theirs -> ours, what it may be, and its default
+_KEYS: Keys = {
     "vocab_size": ("vocab_size", VOCABULARY, 38),
     "hidden_size": ("width", WIDTH, 192),
     "num_hidden_layers": ("depth", LAYERS, 6),
@@ -71,7 +70,7 @@ _NAMES = {  # theirs -> ours, what it may be, and its default
     "sampling_rate": ("samples", whole(4000, 384_000), 16_000),
 }
 SCHEMA = {
-    **{name: kind for name, (_, kind, _) in _NAMES.items()},
+    **kinds(_KEYS),
     "hidden_act": WORD,
     "depth_separable_channels": only(2),
 }
@@ -79,24 +78,24 @@ SCHEMA = {
 
 def from_config(config: Mapping[str, Any]) -> ConfigDict:
     """See ``Family``."""
-    words = {ours: config.get(theirs, usual) for theirs, (ours, _, usual) in _NAMES.items()}
-    words["block_dilations"] = tuple(map(tuple, words["block_dilations"]))
-    if words["speakers"] == 1:
-        words["speaker_width"] = 0
-    elif not words["speaker_width"]:
+    found = words(_KEYS, config)
+    found["block_dilations"] = tuple(map(tuple, found["block_dilations"]))
+    if found["speakers"] == 1:
+        found["speaker_width"] = 0
+    elif not found["speaker_width"]:
         raise UserError("config.json has several speakers, and a speaker_embedding_size of 0.")
     for ours, theirs in (("up_kernels", "up_rates"), ("block_kernels", "block_dilations")):
-        if len(words[ours]) != len(words[theirs]):
-            raise UserError(f"config.json says {len(words[ours])} kernels for {len(words[theirs])} of {theirs}.")
-    odd = (*words["block_kernels"], words["wave_kernel"], words["duration_kernel"])
-    if not all(k % 2 for k in odd) or words["flow_width"] % 2:
+        if len(found[ours]) != len(found[theirs]):
+            raise UserError(f"config.json says {len(found[ours])} kernels for {len(found[theirs])} of {theirs}.")
+    odd = (*found["block_kernels"], found["wave_kernel"], found["duration_kernel"])
+    if not all(k % 2 for k in odd) or found["flow_width"] % 2:
         raise UserError("config.json has a kernel of an even size, or an odd flow_size; known here are the others.")
-    if any(k < r or (k - r) % 2 for k, r in zip(words["up_kernels"], words["up_rates"], strict=True)):
+    if any(k < r or (k - r) % 2 for k, r in zip(found["up_kernels"], found["up_rates"], strict=True)):
         raise UserError("config.json has upsample_kernel_sizes that are not upsample_rates and a multiple of 2 more.")
-    if words["up_width"] % 2 ** len(words["up_rates"]):
+    if found["up_width"] % 2 ** len(found["up_rates"]):
         raise UserError("config.json has an upsample_initial_channel that cannot be halved so often.")
-    act = lookup(_ACTIVATIONS, config.get("hidden_act", "relu"), "hidden_act")
-    return target(Vits, act=act, **words)
+    act = lookup(ACTIVATIONS, config.get("hidden_act", "relu"), "hidden_act")
+    return target(Vits, act=act, **found)
 
 
 def to_config(model: Vits, shapes: Shapes) -> dict[str, Any]:
@@ -162,10 +161,7 @@ def table(model: Vits) -> Table:
     """See ``Family``."""
     encoder, decoder = "text_encoder.encoder.layers.{i}", "decoder.resblocks"
     block = [
-        *heads(f"{encoder}.attention.q_proj", "block_{i}_attention.query", model.bias),
-        *heads(f"{encoder}.attention.k_proj", "block_{i}_attention.key", model.bias),
-        *heads(f"{encoder}.attention.v_proj", "block_{i}_attention.value", model.bias),
-        *joined(f"{encoder}.attention.out_proj", "block_{i}_attention.out", model.bias),
+        *attention(f"{encoder}.attention", "block_{i}_attention", bias=model.bias),
         Entry(f"{encoder}.attention.emb_rel_k", "block_{i}_attention.relative_key", "() r k -> r k"),
         Entry(f"{encoder}.attention.emb_rel_v", "block_{i}_attention.relative_value", "() r k -> r k"),
         *norm(f"{encoder}.layer_norm", "block_{i}_norm1"),

@@ -12,48 +12,35 @@ from ml_collections import ConfigDict
 from bigbase_jax.build import target
 from bigbase_jax.models.transformer import Style
 from bigbase_jax.models.wav2vec2 import Wav2Vec2
-from bigbase_jax.pretrained.families import Shapes, lookup, need
-from bigbase_jax.pretrained.schema import (
-    FLAG,
-    HIDDEN,
-    LAYERS,
-    SHARE,
-    TOKEN,
-    VOCABULARY,
-    WIDTH,
-    WORD,
-    heads_of,
-    listed,
-    only,
-    whole,
-)
-from bigbase_jax.pretrained.table import Entry, Table, dense, heads, joined, norm, repeat
+from bigbase_jax.pretrained.families import SIZES, Keys, Shapes, kinds, need, said, words
+from bigbase_jax.pretrained.schema import FLAG, SHARE, TOKEN, VOCABULARY, WORD, listed, only, whole
+from bigbase_jax.pretrained.table import Entry, Table, attention, dense, norm, repeat
 
 MODELS = (Wav2Vec2,)
 HEAD = r"^head"
 TRANSFORMERS = True
-_ACTIVATIONS = {"gelu": "gelu", "gelu_new": "gelu_tanh", "relu": "relu", "silu": "silu"}
-_CONVOLUTIONS = {name: listed(whole(1, most), 1, 32) for name, most in (("conv_dim", 1 << 16), ("conv_kernel", 4096))}
+_FEW = listed(whole(1, 4096), 1, 32)
+_KEYS: Keys = {
+    "vocab_size": ("vocab_size", VOCABULARY, 32),
+    "pad_token_id": ("blank", TOKEN, 0),
+    **SIZES,
+    "hidden_act": ("style.activation", WORD, "gelu"),
+    "layer_norm_eps": ("style.epsilon", SHARE, 1e-5),
+    "conv_dim": ("channels", listed(whole(1, 1 << 16), 1, 32), Wav2Vec2.channels),
+    "conv_kernel": ("kernels", _FEW, Wav2Vec2.kernels),
+    "conv_stride": ("strides", _FEW, Wav2Vec2.strides),
+    "conv_bias": ("conv_bias", FLAG, False),
+    "feat_proj_layer_norm": ("project_norm", FLAG, True),
+    "num_conv_pos_embeddings": ("position_taps", whole(2, 1 << 16), 128),
+    "num_conv_pos_embedding_groups": ("position_groups", whole(1, 1 << 16), 16),
+}
 SCHEMA = {
-    "vocab_size": VOCABULARY,
-    "hidden_size": WIDTH,
-    "num_hidden_layers": LAYERS,
-    "num_attention_heads": heads_of("hidden_size"),
-    "intermediate_size": HIDDEN,
-    "hidden_act": WORD,
-    "layer_norm_eps": SHARE,
+    **kinds(_KEYS),
     "feat_extract_norm": only("group", "layer"),
     "feat_extract_activation": only("gelu"),
-    **_CONVOLUTIONS,
-    "conv_stride": listed(whole(1, 4096), 1, 32),
-    "conv_bias": FLAG,
-    "num_conv_pos_embeddings": whole(2, 1 << 16),
-    "num_conv_pos_embedding_groups": whole(1, 1 << 16),
     "conv_pos_batch_norm": only(False),
     "do_stable_layer_norm": FLAG,
-    "feat_proj_layer_norm": FLAG,
     "add_adapter": only(False),
-    "pad_token_id": TOKEN,
 }
 
 
@@ -61,27 +48,9 @@ def from_config(config: Mapping[str, Any]) -> ConfigDict:
     """See ``Family``."""
     return target(
         Wav2Vec2,
-        vocab_size=config.get("vocab_size", 32),
-        blank=config.get("pad_token_id", 0),
-        width=config["hidden_size"],
-        depth=config["num_hidden_layers"],
-        heads=config["num_attention_heads"],
-        mlp_dim=config["intermediate_size"],
-        channels=tuple(config.get("conv_dim", Wav2Vec2.channels)),
-        kernels=tuple(config.get("conv_kernel", Wav2Vec2.kernels)),
-        strides=tuple(config.get("conv_stride", Wav2Vec2.strides)),
-        conv_bias=config.get("conv_bias", False),
+        **words(_KEYS, config, Style(post_norm=not config.get("do_stable_layer_norm", False), kernel_init="normal")),
         group_norm=config.get("feat_extract_norm", "group") == "group",
-        project_norm=config.get("feat_proj_layer_norm", True),
-        position_taps=config.get("num_conv_pos_embeddings", 128),
-        position_groups=config.get("num_conv_pos_embedding_groups", 16),
         hubert=config["model_type"] == "hubert",
-        style=Style(
-            epsilon=config.get("layer_norm_eps", 1e-5),
-            post_norm=not config.get("do_stable_layer_norm", False),
-            activation=lookup(_ACTIVATIONS, config.get("hidden_act", "gelu"), "hidden_act"),
-            kernel_init="normal",
-        ),
     )
 
 
@@ -93,29 +62,14 @@ def to_config(model: Wav2Vec2, shapes: Shapes) -> dict[str, Any]:
     biased = style.qkv_bias and style.key_bias and style.out_bias and style.mlp_bias
     need(biased and style.head_dim in (None, model.width // model.heads), "wav2vec2 has biases, and heads of D / H.")
     need(model.project_norm or model.hubert, "wav2vec2 normalises what its convolutions give.")
-    theirs = {ours: name for name, ours in _ACTIVATIONS.items()}
     return {
         "model_type": "hubert" if model.hubert else "wav2vec2",
         "architectures": ["HubertForCTC" if model.hubert else "Wav2Vec2ForCTC"],
-        "vocab_size": model.vocab_size,
-        "pad_token_id": model.blank,
-        "hidden_size": model.width,
-        "num_hidden_layers": model.depth,
-        "num_attention_heads": model.heads,
-        "intermediate_size": model.mlp_dim or 4 * model.width,
-        "hidden_act": lookup(theirs, style.activation, "activation"),
-        "layer_norm_eps": style.epsilon,
+        **said(_KEYS, model),
         "feat_extract_norm": "group" if model.group_norm else "layer",
         "feat_extract_activation": "gelu",
-        "conv_dim": list(model.channels),
-        "conv_kernel": list(model.kernels),
-        "conv_stride": list(model.strides),
-        "conv_bias": model.conv_bias,
         "num_feat_extract_layers": len(model.channels),
-        "num_conv_pos_embeddings": model.position_taps,
-        "num_conv_pos_embedding_groups": model.position_groups,
         "do_stable_layer_norm": not style.post_norm,
-        "feat_proj_layer_norm": model.project_norm,
         "mask_time_prob": 0.0,  # or transformers would miss the vector that it masks with
         "mask_feature_prob": 0.0,
     }
@@ -135,10 +89,7 @@ def table(model: Wav2Vec2) -> Table:
         projection += norm(f"{top}.feature_projection.layer_norm", "project_norm")
     layer, ours = f"{top}.encoder.layers.{{i}}", "encoder.block_{i}"
     block = [
-        *heads(f"{layer}.attention.q_proj", f"{ours}.attention.query"),
-        *heads(f"{layer}.attention.k_proj", f"{ours}.attention.key"),
-        *heads(f"{layer}.attention.v_proj", f"{ours}.attention.value"),
-        *joined(f"{layer}.attention.out_proj", f"{ours}.attention.out"),
+        *attention(f"{layer}.attention", f"{ours}.attention"),
         *norm(f"{layer}.layer_norm", f"{ours}.norm1"),
         *dense(f"{layer}.feed_forward.intermediate_dense", f"{ours}.mlp.up"),
         *dense(f"{layer}.feed_forward.output_dense", f"{ours}.mlp.down"),

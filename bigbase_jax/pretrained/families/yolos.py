@@ -5,15 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from bigbase_jax.build import target
 from bigbase_jax.core import UserError
 from bigbase_jax.models.transformer import Style
 from bigbase_jax.models.yolos import YOLOS
-from bigbase_jax.pretrained.families import Shapes, classes, lookup, need, side, vit
+from bigbase_jax.pretrained.families import Shapes, classes, is_plain, need, picture, said, side, vit, words
 from bigbase_jax.pretrained.families.detr import prediction_head
 from bigbase_jax.pretrained.schema import FLAG, whole
 from bigbase_jax.pretrained.table import Entry, Table, conv, norm
@@ -35,37 +33,24 @@ def from_config(config: Mapping[str, Any]) -> ConfigDict:
         YOLOS,
         num_classes=classes(config),
         patch=patch,
-        width=config["hidden_size"],
-        depth=config["num_hidden_layers"],
-        heads=config["num_attention_heads"],
-        mlp_dim=config["intermediate_size"],
         grid=(height // patch, width // patch),
         queries=config.get("num_detection_tokens", 100),
         mid_positions=config.get("use_mid_position_embeddings", True) and config["num_hidden_layers"] > 1,
-        style=Style(
-            epsilon=config.get("layer_norm_eps", 1e-12),
-            activation=lookup(vit.ACTIVATIONS, config.get("hidden_act", "gelu"), "hidden_act"),
-        ),
+        **words(vit.KEYS, config, Style(), vit.ACTIVATIONS),
     )
 
 
 def to_config(model: YOLOS, shapes: Shapes) -> dict[str, Any]:
     """See ``Family``."""
-    plain = Style(epsilon=model.style.epsilon, activation=model.style.activation, kernel_init=model.style.kernel_init)
-    need(model.style == plain, "transformers' YOLOS has LayerNorm before each branch, biases everywhere, and no gates.")
-    theirs = {ours: name for name, ours in reversed(vit.ACTIVATIONS.items())}
+    plain = is_plain(model.style)
+    need(plain, "transformers' YOLOS has LayerNorm before each branch, biases everywhere, and no gates.")
     return {
         "model_type": "yolos",
         "architectures": ["YolosForObjectDetection"],
         "image_size": [n * model.patch for n in model.grid],
         "num_channels": shapes["params.embedding.kernel"][2],
         "patch_size": model.patch,
-        "hidden_size": model.width,
-        "num_hidden_layers": model.depth,
-        "num_attention_heads": model.heads,
-        "intermediate_size": model.mlp_dim or 4 * model.width,
-        "hidden_act": lookup(theirs, model.style.activation, "activation"),
-        "layer_norm_eps": model.style.epsilon,
+        **said(vit.KEYS, model, vit.ACTIVATIONS),
         "qkv_bias": True,
         "num_detection_tokens": model.queries,
         "use_mid_position_embeddings": model.mid_positions,
@@ -96,5 +81,4 @@ def table(model: YOLOS) -> Table:
 
 def inputs(model: YOLOS, config: Mapping[str, Any]) -> tuple[Any, ...]:
     """See ``Family``."""
-    size = 2 * model.patch
-    return (jax.ShapeDtypeStruct((1, size, size, config.get("num_channels", 3)), jnp.float32),)
+    return picture(2 * model.patch, 2 * model.patch, config.get("num_channels", 3))
