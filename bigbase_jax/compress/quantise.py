@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-import sys
 import zlib
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -18,10 +17,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
-from rich.console import Console
-from rich.table import Table
 
 from bigbase_jax.build import parse_arg, suggest, target
+from bigbase_jax.compare.tables import show_table
 from bigbase_jax.compress.compressed import Batches, Compressed
 from bigbase_jax.compress.measured import observe
 from bigbase_jax.core import Batch, UserError, Variables, add
@@ -164,13 +162,13 @@ def sensitivity(predictor: Predictor, found: Compressed, text: str, batches: Bat
         name = layer_name(paths[0]) if len(paths) == 1 else "all"
         rows.append({"layer": name, "bytes": int(saved), "change": after[first] - before[first], **after})
     rows, whole = sorted(rows[:-1], key=lambda row: -row["change"]), rows[-1]
-    table = Table(title=f"{text}: what quantising one layer alone changes, on {_count(batches())} training examples")
-    for name in ("layer", "bytes saved", f"change of {first}", *before):
-        table.add_column(name, justify="left" if name == "layer" else "right")
-    for row in ({"layer": "none", "bytes": 0, "change": 0.0, **before}, *rows, whole):
-        means = (f"{row[name]:.5g}" for name in before)
-        table.add_row(row["layer"], f"{row['bytes']:,}", f"{row['change']:+.2g}", *means)
-    Console(file=sys.stdout, width=None if sys.stdout.isatty() else 120).print(table)
+    lines = ({"layer": "none", "bytes": 0, "change": 0.0, **before}, *rows, whole)
+    show_table(
+        f"{text}: what quantising one layer alone changes, on {_count(batches())} training examples",
+        "layer",
+        ["bytes saved", f"change of {first}", *before],
+        [[x["layer"], f"{x['bytes']:,}", f"{x['change']:+.2g}", *(f"{x[n]:.5g}" for n in before)] for x in lines],
+    )
     return {"quantize": text, "examples": _count(batches()), "before": before, "all": whole, "layers": rows}
 
 

@@ -226,6 +226,8 @@ def _quantised(
     overflow.
     """
     import onnx
+    import onnx_ir as ir
+    from onnx_ir.passes import common as passes
     from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_dynamic, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
@@ -253,8 +255,8 @@ def _quantised(
         else:
             kinds = {"op_types_to_quantize": ["MatMul", "Gemm", "Gather"], "use_external_data_format": large}
             quantize_dynamic(ready, path, **kinds, **words)
-        quantised = onnx.load(path, load_external_data=False)
-        _share(quantised.graph)
+        # a layer that is called twice is quantised at each call
+        quantised = ir.to_proto(passes.DeduplicateHashedInitializersPass()(ir.load(path)).model)
         del quantised.graph.value_info[:]  # shapes between operations, which whoever opens it infers
         onnx.helper.set_model_props(quantised, dict(about))
         path.write_bytes(quantised.SerializeToString())
@@ -276,21 +278,6 @@ def _tie(graph: Any) -> None:
             continue
         graph.node.insert(0, onnx.helper.make_node("Transpose", [first], [tensor.name], perm=[1, 0]))
         graph.initializer.remove(tensor)
-
-
-def _share(graph: Any) -> None:
-    """Lets constants that are the same stand once: a layer that is called twice is quantised at each call."""
-    kept: dict[bytes, str] = {}
-    instead: dict[str, str] = {}
-    for tensor in list(graph.initializer):
-        name, tensor.name = tensor.name, ""
-        first = kept.setdefault(tensor.SerializeToString(deterministic=True), name)
-        tensor.name = name
-        if first != name:
-            instead[name] = first
-            graph.initializer.remove(tensor)
-    for node in graph.node:
-        node.input[:] = [instead.get(name, name) for name in node.input]
 
 
 # ---------------------------------------------------------------------------------------------------- the plain program
@@ -691,6 +678,9 @@ def _unexpanded(model: Any) -> Any:
 
     A free size would have to be computed for each, and onnxruntime would not know a bias for one.
     """
+    import onnx_ir as ir
+    from onnx_ir.passes import common as passes
+
     nodes = model.graph.node
     spread = {node.output[0]: node.input[0] for node in nodes if node.op_type == "Expand"}
     known = {x.name for x in model.graph.initializer}
@@ -702,19 +692,7 @@ def _unexpanded(model: Any) -> Any:
                 if name in spread and (i < len(node.input) - 2 or name != shaped[0]) and shaped[0] not in known:
                     node.input[i] = spread[name]
     _with_biases(model.graph)
-    wanted = {x.name for x in model.graph.output}
-    for i in reversed(range(len(nodes))):
-        if wanted.isdisjoint(nodes[i].output):
-            del nodes[i]
-        else:
-            wanted.update(nodes[i].input)
-            for attribute in nodes[i].attribute:
-                for inner in (attribute.g, *attribute.graphs):
-                    wanted.update(name for node in inner.node for name in node.input)
-    unused = [x for x in model.graph.initializer if x.name not in wanted]
-    for x in unused:
-        model.graph.initializer.remove(x)
-    return model
+    return ir.to_proto(passes.RemoveUnusedNodesPass()(ir.from_proto(model)).model)
 
 
 def _with_biases(graph: Any) -> None:

@@ -49,11 +49,14 @@ class Session:
     The file is looked at first: a graph whose weights lie outside of its folder, or whose operations onnxruntime does
     not have by itself, is refused. No library is loaded, and weights beside it are mapped into memory.
 
+    Args:
+      threads: that share a call; 0: as many as there are cores.
+
     Raises:
       UserError: it cannot be read.
     """
 
-    def __init__(self, path: pathlib.Path):
+    def __init__(self, path: pathlib.Path, threads: int = 0):
         try:
             import onnx
             import onnxruntime
@@ -73,6 +76,7 @@ class Session:
         del model
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 4  # errors are raised
+        options.intra_op_num_threads = threads
         options.add_session_config_entry("session.force_spinning_stop", "1")  # between calls, when JAX computes
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))
         slow = ["SkipLayerNormFusion"]  # which takes six times as long as the two operations that it fuses
@@ -252,9 +256,11 @@ def _called(session: Session, arrays: Mapping[str, Any], shapes: dict[str, Any])
     return found
 
 
-def restored(engine: str, run: RunDir, config: ConfigDict, step: int | None) -> tuple[Task, Variables, Compute, int]:
+def restored(
+    engine: str, run: RunDir, config: ConfigDict, step: int | None, threads: int = 0
+) -> tuple[Task, Variables, Compute, int]:
     """What ``runtime.restored.restore`` gives, of what was exported to ``export/onnx`` in the run's folder; and what
-    computes it.
+    computes it, a batch with so many ``threads``.
 
     Raises:
       UserError: there is no such engine, nothing exported, or what was exported is of another step.
@@ -265,20 +271,23 @@ def restored(engine: str, run: RunDir, config: ConfigDict, step: int | None) -> 
     spec = batch_spec(run)
     inputs = {name: jax.ShapeDtypeStruct(spec[name].shape[1:], spec[name].dtype) for name in native.inputs}
     folder = run.path / "export" / "onnx"
-    task, compute, session = opened(folder, native, inputs)
+    task, compute, session = opened(folder, native, inputs, threads)
     has = session.step
     if step not in (None, has):
         raise UserError(f"{folder} holds step {has}, and --step is {step}; export that one, or leave --step out.")
     return task, VARIABLES, compute, has
 
 
-def opened(folder: pathlib.Path, task: Task, spec: Mapping[str, jax.ShapeDtypeStruct]) -> tuple[Any, Compute, Session]:
+def opened(
+    folder: pathlib.Path, task: Task, spec: Mapping[str, jax.ShapeDtypeStruct], threads: int = 0
+) -> tuple[Any, Compute, Session]:
     """The task whose model the graphs of a folder compute, its variables being ``VARIABLES``; what computes its
     ``predict`` outside of compiled programs; and the graph of it.
 
     Args:
       task: the run's.
       spec: of its inputs, without axis B.
+      threads: that share a batch; a step of what writes has as many as there are cores.
 
     Raises:
       UserError: the folder has no graphs, or they cannot be read.
@@ -286,7 +295,7 @@ def opened(folder: pathlib.Path, task: Task, spec: Mapping[str, jax.ShapeDtypeSt
     if not (folder / FILE).is_file():
         raise UserError(f"there is no {folder / FILE}; --mode=export --to=onnx makes it.")
     native: Any = [*chain(task)][-1]
-    inner, session = copy.copy(native), Session(folder / FILE)
+    inner, session = copy.copy(native), Session(folder / FILE, threads)
     if lost := sorted(set(session.inputs) - set(spec)):
         raise UserError(f"{folder / FILE} reads {', '.join(lost)}, which is none of this run's; export it again.")
     if (folder / STEP).exists():

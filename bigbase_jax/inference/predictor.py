@@ -92,6 +92,7 @@ class Predictor:
         engine: str = "jax",
         answers_of: Sequence[str] = (),
         top: int | None = None,
+        threads: int = 0,
     ) -> Predictor:
         """Opens a run, ``step`` as in ``restored.restore``, or a published folder.
 
@@ -101,6 +102,7 @@ class Predictor:
           engine: "jax", or "onnxruntime" for what the run's folder has in ``export/onnx``.
           answers_of: evaluators of the run that have a say in its answers; see ``core.Evaluator``.
           top: how many of what a model ranks an answer holds; None: as its config says.
+          threads: that share a batch, of an engine other than JAX; 0: as many as there are cores.
 
         Raises:
           UserError: there is neither, no such checkpoint, the adapter is another model's, or there is no such engine
@@ -124,7 +126,7 @@ class Predictor:
             if engine == "jax":
                 task, variables, step = restore(run, config, mesh, step)
             else:
-                task, variables, compute, step = engines.restored(engine, run, config, step)
+                task, variables, compute, step = engines.restored(engine, run, config, step, threads)
             task = task if top is None else _with_top(task, top)
             for name in answers_of:
                 task = answering(run, name, task)

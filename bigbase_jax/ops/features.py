@@ -4,8 +4,6 @@ contents; and the same of the run's own examples, to be held against them (``ref
 
 from __future__ import annotations
 
-import pathlib
-import zipfile
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,10 +13,9 @@ import numpy as np
 from bigbase_jax.core import UserError
 from bigbase_jax.export.proof import data_of
 from bigbase_jax.inference.predictor import Predictor
-from bigbase_jax.runtime.limits import MOST_UNPACKED, limit, too_much
+from bigbase_jax.pretrained.files import read_npz
 from bigbase_jax.runtime.log import say
 from bigbase_jax.runtime.rundir import RunDir
-from bigbase_jax.runtime.untrusted import open_regular
 
 FILE = "reference.npz"
 EXAMPLES = 1000
@@ -79,13 +76,19 @@ def reference(run: RunDir, predictor: Predictor | None = None) -> dict[str, np.n
     """
     path = run.path / FILE
     if path.exists():
-        return _read(path, run.path)
+        try:
+            found = read_npz(path, run.path)
+        except UserError as error:
+            raise UserError(f"{str(error).removesuffix('.')}; delete it, and it is made again.") from error
+        if not found or any(x.ndim != 1 or not len(x) for x in found.values()):
+            raise UserError(f"{path} holds no reference; delete it, and it is made again.")
+        return {name: x.astype(np.float64) for name, x in found.items()}
     predictor = predictor or Predictor.open(run.path)
     data = data_of(predictor)
     if isinstance(data, str):
         raise UserError(f"{run.path} has no {FILE}, and its data is not there to make it of: {data}")
     held_out = next(name for name in ("val", "test", "train") if name in data.splits)
-    found: dict[str, np.ndarray] = {}
+    found = {}
     for part, split in (("input", "train"), ("output", held_out)):
         rows: list[dict[str, float]] = []
         with data.eval_batches(split, limit=EXAMPLES) as batches:
@@ -101,19 +104,4 @@ def reference(run: RunDir, predictor: Predictor | None = None) -> dict[str, np.n
         run.write_npz(FILE, found)
     except UserError as error:  # of a folder that is only read
         say(f"the reference is not kept: {error}")
-    return found
-
-
-def _read(path: pathlib.Path, folder: pathlib.Path) -> dict[str, np.ndarray]:
-    try:
-        with open_regular(path, folder) as file:
-            with zipfile.ZipFile(file) as archive:
-                if sum(member.file_size for member in archive.infolist()) > limit(MOST_UNPACKED):
-                    raise too_much(f"{path} unpacks to more than {limit(MOST_UNPACKED):,} bytes")
-            with np.load(file, allow_pickle=False) as arrays:
-                found = {name: np.asarray(arrays[name], np.float64) for name in arrays.files}
-    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise UserError(f"{path} cannot be read ({error}); delete it, and it is made again.") from error
-    if not found or any(x.ndim != 1 or not len(x) for x in found.values()):
-        raise UserError(f"{path} holds no reference; delete it, and it is made again.")
     return found

@@ -71,19 +71,6 @@ class Sampler:
         self._thread = threading.Thread(target=self._run, name="samples", daemon=True)
         self._thread.start()
 
-    def __call__(
-        self,
-        request: str,
-        model: str,
-        version: str,
-        inputs: Sequence[Mapping[str, Any]],
-        outputs: Sequence[Mapping[str, Any]],
-        answers: Sequence[Mapping[str, Any]],
-    ) -> None:
-        """``keep``, if this one is ``wanted``."""
-        if self.wanted():
-            self.keep(request, model, version, inputs, outputs, answers)
-
     def wanted(self) -> bool:
         """Whether the next prediction is to be kept: by chance, and while there is room."""
         return random.random() < self.share and len(self._held) < _WAITING

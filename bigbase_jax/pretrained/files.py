@@ -152,14 +152,14 @@ def _view(data: np.ndarray, dtype: str, shape: list[int], data_offsets: list[int
     return data[first:last].view(kind).reshape(shape)
 
 
-def read_npz(path: pathlib.Path) -> dict[str, np.ndarray]:
-    """Name -> array of a state dict that was saved as ``.npz``.
+def read_npz(path: pathlib.Path, folder: pathlib.Path | None = None) -> dict[str, np.ndarray]:
+    """Name -> array of a state dict that was saved as ``.npz``; ``folder``: see ``open_regular``.
 
     Raises:
       UserError: it is not such a file, or its arrays are larger than it holds or than they may be.
     """
     try:
-        with open_regular(path) as file, zipfile.ZipFile(file) as archive:
+        with open_regular(path, folder) as file, zipfile.ZipFile(file) as archive:
             if sum(member.file_size for member in archive.infolist()) > limit(MOST_UNPACKED):
                 raise too_much(f"{path} unpacks to more than {limit(MOST_UNPACKED):,} bytes")
             for member in archive.infolist():
@@ -169,7 +169,7 @@ def read_npz(path: pathlib.Path) -> dict[str, np.ndarray]:
                     shape, _, dtype = read(opened)
                     if math.prod(shape) * dtype.itemsize != member.file_size - opened.tell():
                         raise ValueError(f"{member.filename} does not hold the {shape} numbers that it claims")
-        with open_regular(path) as file, np.load(file) as arrays:
+        with open_regular(path, folder) as file, np.load(file) as arrays:
             return dict(arrays)
     except (OSError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
         raise UserError(f"{path} is not an .npz file of arrays ({error}).") from error

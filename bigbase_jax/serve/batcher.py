@@ -1,4 +1,4 @@
-"""Dynamic batching: requests that come at about the same time are computed together, by a thread of the model's.
+"""Dynamic batching: requests that come at about the same time are computed together, by threads of the model's.
 
 A batch is padded to one of a few sizes, so that few programs are compiled, all of them before the first request. Rows
 share it with those of their own shape: short texts do not wait for, nor are padded like, long ones. What a row gives
@@ -41,6 +41,7 @@ class Batcher:
       wait: seconds that a row waits for others at most, and only while other requests are being read.
       seen: takes what a batch was: rows, rows with padding, seconds in the queue of its first, seconds of computing.
       crashed: takes an error that computing raised.
+      threads: batches that are computed at once.
     """
 
     def __init__(
@@ -50,6 +51,7 @@ class Batcher:
         wait: float = 0.0,
         seen: Callable[[int, int, float, float], None] = lambda *_: None,
         crashed: Callable[[Exception], None] = lambda _: None,
+        threads: int = 1,
     ):
         self._predictor, self._wait, self._seen, self._crashed = predictor, wait, seen, crashed
         self.sizes = sizes(1, rows)
@@ -57,8 +59,9 @@ class Batcher:
         self._costs: dict[tuple[Hashable, int], float] = {}  # seconds of a batch, by its shape and size
         self._changed, self._closed = threading.Condition(), False
         self.coming = 0  # requests that are being read, and may join the next batch
-        self._thread = threading.Thread(target=self._run, name="batcher", daemon=True)
-        self._thread.start()
+        self._threads = [threading.Thread(target=self._run, name="batcher", daemon=True) for _ in range(threads)]
+        for thread in self._threads:
+            thread.start()
 
     @property
     def waiting(self) -> int:
@@ -103,11 +106,12 @@ class Batcher:
             self._changed.notify()
 
     def close(self) -> None:
-        """Ends the thread, after what is in the queue."""
+        """Ends the threads, after what is in the queue."""
         with self._changed:
             self._closed = True
-            self._changed.notify()
-        self._thread.join()
+            self._changed.notify_all()
+        for thread in self._threads:
+            thread.join()
 
     def _run(self) -> None:
         while some := self._next():
@@ -120,9 +124,10 @@ class Batcher:
                 if not self._rows:
                     return []
                 shape, rows = min(self._rows.items(), key=lambda item: item[1][0][0].arrived)
-                until = rows[0][0].arrived + self._wait
-                while len(rows) < self.sizes[-1] and self.coming > 0 and (left := until - time.monotonic()) > 0:
+                left = rows[0][0].arrived + self._wait - time.monotonic()
+                if len(rows) < self.sizes[-1] and self.coming > 0 and left > 0:
                     self._changed.wait(left)
+                    continue
                 there = [row for row in rows if not row[0].gone]
                 count = self._count(shape, len(there))
                 self._rows[shape] = deque(there[count:])
@@ -157,11 +162,12 @@ class Batcher:
             if (known := (self._shape(some[0][0].examples[some[0][1]]), size)) in self._costs:
                 self._costs[known] += 0.1 * (seconds - self._costs[known])
             self._seen(len(some), size, began - some[0][0].arrived, seconds)
-            for (job, i), output in zip(some, outputs, strict=True):
-                job.outputs[i] = output
-                job.left -= 1
-                if not job.left:
-                    done.append((job, None))
+            with self._changed:  # an input's examples may be in batches of several threads
+                for (job, i), output in zip(some, outputs, strict=True):
+                    job.outputs[i] = output
+                    job.left -= 1
+                    if not job.left:
+                        done.append((job, None))
         for loop in {job.future.get_loop() for job, _ in done}:
             with contextlib.suppress(RuntimeError):  # it has ended
                 loop.call_soon_threadsafe(_deliver, [pair for pair in done if pair[0].future.get_loop() is loop])

@@ -8,8 +8,9 @@ import dataclasses
 import json
 import sys
 import time
-from collections.abc import Iterator, Mapping
 from typing import Any
+
+from jax.tree_util import tree_leaves_with_path
 
 from bigbase_jax.core import UserError
 from bigbase_jax.serve.served import REQUEST, Given, Served
@@ -74,7 +75,7 @@ class Pair:
 
 def difference(a: Any, b: Any) -> tuple[bool, float]:
     """Whether two answers say the same but for numbers, and the largest difference of these."""
-    leaves_a, leaves_b = dict(_leaves(a)), dict(_leaves(b))
+    leaves_a, leaves_b = dict(tree_leaves_with_path(a)), dict(tree_leaves_with_path(b))
     same, apart = leaves_a.keys() == leaves_b.keys(), 0.0
     for path in leaves_a.keys() & leaves_b.keys():
         x, y = leaves_a[path], leaves_b[path]
@@ -83,14 +84,3 @@ def difference(a: Any, b: Any) -> tuple[bool, float]:
         else:
             same &= x == y
     return same, apart
-
-
-def _leaves(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, ...], Any]]:
-    if isinstance(value, Mapping):
-        for key, x in value.items():
-            yield from _leaves(x, (*path, key))
-    elif isinstance(value, (list, tuple)):
-        for i, x in enumerate(value):
-            yield from _leaves(x, (*path, i))
-    else:
-        yield path, value

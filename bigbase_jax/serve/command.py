@@ -111,15 +111,7 @@ def serve(
         return 0
     _traced()
     compilation.setup()
-    options = Options(
-        max_batch=max_batch,
-        max_wait_ms=max_wait_ms,
-        max_queue=max_queue,
-        max_pixels=max_pixels,
-        slots=slots,
-        places=places,
-        streams=streams,
-    )
+    options = Options(max_batch, max_wait_ms, max_queue, max_pixels, slots=slots, places=places, streams=streams)
     metrics = Metrics()
     how: dict[str, Any] = {"engine": engine, "step": step, "answers_of": tuple(answers_of)}
     opener = functools.partial(Served.open, **how, options=options, metrics=metrics)
@@ -148,15 +140,8 @@ def serve(
     if rate and known is None:
         raise UserError("--rate is that of each key; give --api_keys too.")
     body = int(max_body_mb * 1e6)
-    settings = Settings(
-        max_body=body,
-        max_seconds=max_seconds,
-        max_held=max(16 * body, 512 << 20),
-        timeout_s=timeout_s,
-        keys=known,
-        cors=tuple(cors),
-        log_contents=log_contents,
-    )
+    most: Any = {"max_body": body, "max_held": max(16 * body, 512 << 20), "max_seconds": max_seconds}
+    settings = Settings(timeout_s=timeout_s, keys=known, log_contents=log_contents, cors=tuple(cors), **most)
     app = create(models, settings, metrics)
     bound = _bind(host, port)
     url = f"http://{host if ':' not in host else f'[{host}]'}:{bound.getsockname()[1]}"

@@ -18,10 +18,9 @@ from pydantic import BaseModel, Field
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from bigbase_jax.audio.files import RATES, Resampler
-from bigbase_jax.core import UserError
 from bigbase_jax.serve.guard import PROTOCOL, error_of, failure
 from bigbase_jax.serve.models import Models
-from bigbase_jax.serve.refused import Refused
+from bigbase_jax.serve.refused import Refused, refusing
 from bigbase_jax.serve.requests import checked, using
 from bigbase_jax.serve.served import Served
 
@@ -91,10 +90,8 @@ async def _listen(socket: WebSocket, served: Served, heard: Any, rate: int, most
         samples += len(data) // 2
         if samples > most * rate:
             raise Refused(413, f"a stream has {most:,g} seconds at most.")
-        try:
+        with refusing(400):
             said = await served.in_thread(_feed, heard, resampler, np.frombuffer(data, "<i2").astype(np.int16), last)
-        except UserError as error:
-            raise Refused(400, str(error)) from error
         for part in said["final"]:
             await socket.send_json({"type": "final", **part})
         if said["text"] != before or said["final"]:

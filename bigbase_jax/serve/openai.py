@@ -28,7 +28,7 @@ from bigbase_jax.inference.generation import Engine
 from bigbase_jax.inference.slots import TOP, Closed, Full, Handle, Logprob, Piece, Slots
 from bigbase_jax.serve.guard import as_json, failure
 from bigbase_jax.serve.models import Models
-from bigbase_jax.serve.refused import Refused
+from bigbase_jax.serve.refused import Refused, refusing
 from bigbase_jax.serve.requests import body_json, body_of, checked, using, within
 from bigbase_jax.serve.served import Served
 from bigbase_jax.text import chat_template
@@ -172,10 +172,8 @@ def _params(asked: Any) -> list[SamplingParams]:
         filters = {"top_p": asked.top_p, "top_k": asked.top_k if asked.top_k != -1 else None, "min_p": asked.min_p}
         words |= {name: value for name, value in filters.items() if value is not None}
     seed = secrets.randbits(32) if asked.seed is None else asked.seed
-    try:
+    with refusing(400):
         return [SamplingParams(temperature=temperature, seed=(seed + i) % 2**32, **words) for i in range(asked.n)]
-    except UserError as error:
-        raise Refused(400, str(error)) from error
 
 
 # -------------------------------------------------------------------------------------------------------------- writing

@@ -17,12 +17,11 @@ import numpy as np
 from fastapi import APIRouter, Request, Response
 
 from bigbase_jax.build import suggest
-from bigbase_jax.core import UserError
 from bigbase_jax.inference.inputs import entries_of
 from bigbase_jax.runtime.untrusted import parse_json
 from bigbase_jax.serve.guard import as_json
 from bigbase_jax.serve.models import Models
-from bigbase_jax.serve.refused import Refused
+from bigbase_jax.serve.refused import Refused, refusing
 from bigbase_jax.serve.requests import all_of, using, within
 from bigbase_jax.serve.served import Served
 
@@ -173,10 +172,8 @@ async def _of_rows(served: Served, tensors: Tensors, count: int) -> Tensors:
     rows = [{key: x.reshape(count, -1)[i] for key, x in tensors.items()} for i in range(count)]
     if any(len(x) != 1 for row in rows for x in row.values()):
         raise Refused(422, "a tensor of BYTES has the shape [N] or [N, 1]: one text or file for each row.")
-    try:
+    with refusing(422):
         given = [entries_of({key: x[0] for key, x in row.items()}, fields) for row in rows]
-    except UserError as error:
-        raise Refused(422, str(error)) from error
     answers = await all_of(served, given)
     found = np.empty(count, object)
     found[:] = [json.dumps(answer[0] if len(answer) == 1 else answer, ensure_ascii=False) for answer in answers]
@@ -191,10 +188,8 @@ def _read(body: bytes, header: str | None) -> tuple[dict[str, Any], Tensors]:
     if header is not None and not (header.isascii() and header.isdigit() and int(header) <= len(body)):
         raise Refused(400, "the header Inference-Header-Content-Length does not fit the body.")
     end = len(body) if header is None else int(header)
-    try:
+    with refusing(400):
         asked = parse_json(body[:end], "the body")
-    except UserError as error:
-        raise Refused(400, str(error)) from error
     inputs = asked.get("inputs") if isinstance(asked, dict) else None
     if not isinstance(inputs, list) or not inputs or not all(isinstance(x, dict) for x in inputs):
         raise Refused(400, "the request has no list of 'inputs', which are objects.")

@@ -20,7 +20,7 @@ from bigbase_jax.core import UserError
 from bigbase_jax.inference.inputs import entries_of
 from bigbase_jax.runtime.untrusted import parse_json
 from bigbase_jax.serve.models import Models
-from bigbase_jax.serve.refused import Refused
+from bigbase_jax.serve.refused import Refused, refusing
 from bigbase_jax.serve.served import REQUEST, Given, Served
 
 T = TypeVar("T")
@@ -55,10 +55,8 @@ async def inputs_of(request: Request, served: Served, most: int) -> list[Given]:
         if len(rows) > most:
             raise Refused(413, f"the request has {len(rows):,} inputs; at most {most} are answered at once.")
         fields = served.predictor.reading.codec.fields if served.batcher is not None else None
-        try:
+        with refusing(422):
             given = [_of_json(row, fields) for row in rows]
-        except UserError as error:
-            raise Refused(422, str(error)) from error
     else:
         given = [await request.body()]
     if not given or given == [b""]:
@@ -67,19 +65,21 @@ async def inputs_of(request: Request, served: Served, most: int) -> list[Given]:
 
 
 async def _of_form(request: Request, most: int) -> list[Given]:
-    files: list[Given] = []
-    row: dict[str, Any] = {}
+    given = await form_of(request, most, most)
+    return [dict(given)] if any(isinstance(value, str) for _, value in given) else [value for _, value in given]
+
+
+async def form_of(request: Request, files: int, fields: int) -> list[tuple[str, Any]]:
+    """The entries of a form by name, texts and the bytes of files, at most so many of each.
+
+    Raises:
+      Refused: it cannot be read.
+    """
     try:
-        async with request.form(max_files=most, max_fields=most) as form:
-            for name, value in form.multi_items():
-                if isinstance(value, UploadFile):
-                    files.append(await value.read())
-                    row[name] = files[-1]
-                else:
-                    row[name] = value
+        async with request.form(max_files=files, max_fields=fields) as form:
+            return [(k, await x.read() if isinstance(x, UploadFile) else x) for k, x in form.multi_items()]
     except HTTPException as error:
         raise Refused(400, f"the form cannot be read: {error.detail}") from error
-    return [row] if any(isinstance(value, str) for value in row.values()) else files
 
 
 def _of_json(row: Any, fields: Any) -> Given:
@@ -97,10 +97,8 @@ async def body_json(request: Request) -> Any:
     Raises:
       Refused: it is none, or too much.
     """
-    try:
+    with refusing(400):
         return parse_json(await request.body(), "the body")
-    except UserError as error:
-        raise Refused(400, str(error)) from error
 
 
 def body_of(kind: type[BaseModel], media_type: str = "application/json", **more: Any) -> dict[str, Any]:
@@ -146,23 +144,23 @@ async def within(request: Request, answer: Coroutine[Any, Any, T]) -> T:
     Raises:
       Refused: one of these.
     """
-    task = asyncio.ensure_future(answer)
-    gone = asyncio.ensure_future(_gone(request))
     try:
-        await asyncio.wait(
-            (task, gone), timeout=request.scope["deadline"] - time.monotonic(), return_when="FIRST_COMPLETED"
-        )
-        if task.done():
-            return task.result()
+        async with asyncio.timeout(request.scope["deadline"] - time.monotonic()) as limit:
+            gone = asyncio.ensure_future(_gone(request, limit))
+            try:
+                return await answer
+            finally:
+                gone.cancel()
+    except TimeoutError:
+        if not limit.expired():
+            raise
         if gone.done():
-            raise Refused(499, "the client has left.")
-        raise Refused(504, "the answer took longer than the request may.")
-    finally:
-        task.add_done_callback(lambda ended: ended.cancelled() or ended.exception())  # nobody else may ask for it
-        task.cancel()
-        gone.cancel()
+            raise Refused(499, "the client has left.") from None
+        raise Refused(504, "the answer took longer than the request may.") from None
 
 
-async def _gone(request: Request) -> None:
+async def _gone(request: Request, limit: asyncio.Timeout) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass
+    if not limit.expired():
+        limit.reschedule(0)

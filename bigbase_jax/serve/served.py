@@ -26,7 +26,7 @@ from bigbase_jax.inference.streaming import Stream
 from bigbase_jax.ops.samples import Sampler
 from bigbase_jax.serve.batcher import Batcher
 from bigbase_jax.serve.metrics import Metrics
-from bigbase_jax.serve.refused import Refused
+from bigbase_jax.serve.refused import Refused, refusing
 
 T = TypeVar("T")
 Given = bytes | Mapping[str, Any]
@@ -43,7 +43,7 @@ class Options:
       max_queue: inputs that are read, wait or are computed at once, of a model; more are refused (429).
       max_pixels: of a picture; None: as many as the run's own limits say (``data.files.Limits``).
       max_examples: that one input may be read as, such as the windows of a long text or the rows of a file.
-      threads: that read inputs and write answers, of a model.
+      threads: that read inputs and write answers, of a model; and that compute, of an engine other than JAX.
       slots: texts that a model writes at once.
       places: tokens of such a text, prompt included; 0: what the model reads, 4,096 at most.
       streams: recordings that a model hears while they come, at once; more are refused (429).
@@ -68,7 +68,7 @@ class Options:
 REQUEST: contextvars.ContextVar[str] = contextvars.ContextVar("request", default="")
 """The id of the request that is being answered."""
 _VECTORS = 4  # texts that are computed at once for ``embed`` by a model that does something else
-_BRIEF = 1e-4  # seconds
+_BRIEF, _SHORT = 5e-4, 1024  # seconds, characters
 CRASHES = 3
 """Errors of computing, one after the other, after which a model is loaded again."""
 
@@ -113,7 +113,8 @@ class Served:
         self.watch: Sampler | None = None
         self.compare: Callable[[Served, Given, list[dict[str, Any]]], None] | None = None
         self._busy = self._users = 0
-        self._seconds, self._saying = 0.0, 1.0  # of computing a row, and of writing an answer, lately
+        self._seconds = 0.0  # of computing a row, lately
+        self._lately = {"read": 1.0, "answer": 1.0}  # seconds of a thread's own
         self._idle = threading.Condition()
         self._pool = ThreadPoolExecutor(options.threads, f"{name}-reader")
         with contextlib.suppress(UserError):  # a published decoder reads no inputs
@@ -123,7 +124,9 @@ class Served:
                 limits = dataclasses.replace(codec.limits, pixels=min(most, codec.limits.pixels))
                 codec = dataclasses.replace(codec, limits=limits)
                 predictor.reading = dataclasses.replace(reading, codec=codec)
-            self.batcher = Batcher(predictor, options.max_batch, options.max_wait_ms / 1000, self._seen, self._crash)
+            threads = 1 if predictor.compute is None else options.threads  # XLA shares a batch among the cores
+            wait = options.max_wait_ms / 1000
+            self.batcher = Batcher(predictor, options.max_batch, wait, self._seen, self._crash, threads)
         writer = None
         with contextlib.suppress(UserError):
             writer = Engine.of(predictor)
@@ -168,20 +171,11 @@ class Served:
         Raises:
           UserError: it cannot be loaded, or answers nothing, or an adapter is another model's.
         """
-        again = functools.partial(
-            cls.open,
-            name,
-            folder,
-            engine=engine,
-            answers_of=answers_of,
-            step=step,
-            options=options,
-            version=version,
-            metrics=metrics,
-            adapters=adapters,
-        )
+        how: dict[str, Any] = {"engine": engine, "answers_of": answers_of, "step": step}
+        more: dict[str, Any] = {"options": options, "version": version, "metrics": metrics, "adapters": adapters}
+        again = functools.partial(cls.open, name, folder, **how, **more)
         try:
-            predictor = Predictor.open(folder, step, engine=engine, answers_of=answers_of)
+            predictor = Predictor.open(folder, **how, threads=1)
         except UserError as error:
             try:
                 predictor = embedder(folder)  # of published weights that give vectors alone
@@ -295,26 +289,35 @@ class Served:
         self, given: Given, then: Callable[[Sequence[tuple[Example, Output]]], list[T]]
     ) -> tuple[list[Example], list[Output], list[T]]:
         """What one input is read as, what is computed of that, and what ``then`` says of both."""
-        batcher, began = self.batcher, time.monotonic()
+        batcher = self.batcher
         if batcher is None:
             raise Refused(404, f"{self.name!r} answers no inputs; it continues texts: POST /v1/completions.")
         with self._admitted():
             batcher.coming += 1
             try:
-                examples = await self.in_thread(self._read, given)
+                examples = await self._stage("read", _short(given), self._read, given)
             finally:
                 batcher.coming -= 1
                 batcher.came()
-            read = time.monotonic()
             outputs = await batcher.compute([self.predictor.cut([example])[0] for example in examples])
-            computed = time.monotonic()
-            if len(examples) == 1 and self._saying < _BRIEF:  # less than another thread would take to wake up
-                answers = self._said(then, examples, outputs)
-            else:
-                answers = await self.in_thread(self._said, then, examples, outputs)
-        for stage, seconds in (("read", read - began), ("answer", time.monotonic() - computed)):
-            self.metrics.stage(self.name, stage, seconds)
+            answers = await self._stage("answer", len(examples) == 1, self._said, then, examples, outputs)
         return examples, outputs, answers
+
+    async def _stage(self, name: str, brief: bool, f: Callable[..., T], *args: Any) -> T:
+        """``f(*args)``, a stage of answering, in one of the model's threads; at once where it may be ``brief`` and has
+        lately taken less time than another thread needs to wake up."""
+
+        def timed() -> T:
+            began = time.thread_time()
+            try:
+                return f(*args)
+            finally:
+                self._lately[name] = max(time.thread_time() - began, 0.9 * self._lately[name])
+
+        began = time.monotonic()
+        found: T = timed() if brief and self._lately[name] < _BRIEF else await self.in_thread(timed)
+        self.metrics.stage(self.name, name, time.monotonic() - began)
+        return found
 
     @contextlib.contextmanager
     def hearing(self) -> Iterator[Any]:
@@ -343,10 +346,8 @@ class Served:
             raise Refused(404, f"{self.name!r} gives no vectors.")
 
         def read() -> list[Example]:
-            try:
+            with refusing(400):
                 return [predictor.examples({"text": text})[0] for text in texts]
-            except UserError as error:
-                raise Refused(400, str(error)) from error
 
         with self._admitted():
             examples = await self.in_thread(read)
@@ -383,23 +384,16 @@ class Served:
     def _read(self, given: Given) -> list[Example]:
         if isinstance(given, str):
             raise TypeError("a path from a request")
-        try:
+        with refusing(422):
             examples = self.predictor.examples(given)
-        except UserError as error:
-            raise Refused(422, str(error)) from error
         if len(examples) > self.options.max_examples:
             most = self.options.max_examples
             raise Refused(413, f"the input is read as {len(examples):,} examples; at most {most:,} are answered.")
         return examples
 
     def _said(self, then: Callable[..., list[T]], examples: Sequence[Example], outputs: Sequence[Output]) -> list[T]:
-        began = time.thread_time()
-        try:
+        with refusing(422):
             return then(list(zip(examples, outputs, strict=True)))
-        except UserError as error:
-            raise Refused(422, str(error)) from error
-        finally:
-            self._saying = max(time.thread_time() - began, 0.9 * self._saying)
 
     # ------------------------------------------------------------------------------------------------------------ state
 
@@ -429,3 +423,10 @@ class Served:
             if batcher is not None:
                 batcher.close()
         self._pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _short(given: Given) -> bool:
+    """Whether an input is a row without files and long texts, which takes about as long to read as others."""
+    return isinstance(given, Mapping) and all(
+        isinstance(x, (int, float)) or (isinstance(x, str) and len(x) <= _SHORT) for x in given.values()
+    )

@@ -13,8 +13,6 @@ from typing import Any, Literal
 
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, Field
-from starlette.datastructures import UploadFile
-from starlette.exceptions import HTTPException
 from starlette.responses import PlainTextResponse
 
 from bigbase_jax.audio.files import encoded, length
@@ -22,7 +20,7 @@ from bigbase_jax.core import UserError
 from bigbase_jax.serve.guard import as_json
 from bigbase_jax.serve.models import Models
 from bigbase_jax.serve.refused import Refused
-from bigbase_jax.serve.requests import body_json, body_of, checked, using, within
+from bigbase_jax.serve.requests import body_json, body_of, checked, form_of, using, within
 from bigbase_jax.serve.served import Given, Served
 
 _PCM_RATE = 24_000  # samples per second that OpenAI's clients take raw samples to have
@@ -117,17 +115,13 @@ async def _form(request: Request) -> tuple[bytes, Transcribing]:
             400, "send a form (multipart/form-data) with the recording as its file and the name of the model."
         )
     data, fields = None, dict[str, Any]()
-    try:
-        async with request.form(max_files=1, max_fields=32) as form:
-            for name, value in form.multi_items():
-                if isinstance(value, UploadFile) and name == "file":
-                    data = await value.read()
-                elif isinstance(value, str) and name.endswith("[]"):
-                    fields.setdefault(name[:-2], []).append(value)
-                else:
-                    fields[name] = value
-    except HTTPException as error:
-        raise Refused(400, f"the form cannot be read: {error.detail}") from error
+    for name, value in await form_of(request, 1, 32):
+        if isinstance(value, bytes) and name == "file":
+            data = value
+        elif isinstance(value, str) and name.endswith("[]"):
+            fields.setdefault(name[:-2], []).append(value)
+        else:
+            fields[name] = value
     if granularities := fields.get("timestamp_granularities"):
         fields["timestamp_granularities"] = [granularities] if isinstance(granularities, str) else granularities
     asked = checked(Transcribing, {name: value for name, value in fields.items() if value != ""})

@@ -2,12 +2,13 @@
 
 python experiments/serving/load.py RUN --pictures='PATTERN' [--closed=1,16] [--rates=20,40,80] [--goal_ms=100]
 python experiments/serving/load.py RUN --texts=FILE ...                    the first column of each line
-python experiments/serving/load.py FOLDER --decoder --closed=1,4,16        transformers' folder of a model that writes
+python experiments/serving/load.py FOLDER --decoder --closed=1,16   of transformers, or a run that was exported
 
 ``--closed``: so many clients, each of which asks again when it has its answer. ``--rates``: requests per second that
 come independently of each other (Poisson) and of the answers; their latency counts from when each was due, and the
 largest rate is told at which 99 of 100 are answered within ``--goal_ms``. All servers are up, and take turns; one JSON
-line for each measurement, and the memory of a server at the end. ``--servers`` is a pattern of names, as ours.
+line for each measurement, with the server's core-milliseconds for a request (of a model that writes, for a token), and
+its memory at the end. ``--servers`` is a pattern of names, as ours.
 """
 
 import argparse
@@ -38,18 +39,18 @@ def commands(asked):
     """What starts each server, by name: words after Python's, where PORT is its port."""
     serve = ["launch.py", "--mode=serve", f"--workdir=run={asked.run}", "--port=PORT", *asked.flag]
     peer = [str(HERE / "peer.py")]
-    if asked.decoder:
-        found = {"ours": serve}
-        for threads in (1, 2):
-            found[f"transformers, {threads} threads"] = [
-                *peer,
-                "generate",
-                asked.run,
-                "--port=PORT",
-                f"--threads={threads}",
-            ]
-        return found
     found = {"ours, jax": serve, "ours, onnxruntime": [*serve, "--engine=onnxruntime"]}
+    if asked.before:
+        found |= {f"{name}, before": words for name, words in found.items()}
+    if asked.decoder:
+        for threads in (1, 2):
+            words = [*peer, "generate", asked.run, "--port=PORT", f"--threads={threads}"]
+            found[f"transformers, {threads} threads"] = words
+        if asked.gguf:
+            found["llama.cpp"] = [str(HERE / "llama.py"), asked.gguf, "PORT"]
+        return found
+    if asked.bentoml:
+        found["BentoML, onnxruntime"] = ["-m", "bentoml", "serve", "bento:Run", f"--working-dir={HERE}", "--port=PORT"]
     for engine in ("onnxruntime", "torch"):
         for threads, at_once in ((2, 0), (2, 1), (1, 2)):
             words = [engine, asked.run, "--port=PORT", f"--threads={threads}", f"--at_once={at_once}"]
@@ -61,7 +62,6 @@ def commands(asked):
 def running(asked):
     """(process, port) of each server by name, while inside."""
     servers = {}
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     try:
         for name, words in commands(asked).items():
             if not re.search(asked.servers, name):
@@ -69,11 +69,14 @@ def running(asked):
             with socket.socket() as free:
                 free.bind(("127.0.0.1", 0))
                 port = free.getsockname()[1]
-            words = [sys.executable, *(word.replace("PORT", str(port)) for word in words)]
+            python = {"llama.cpp": asked.llama, "BentoML, onnxruntime": asked.bentoml}.get(name, sys.executable)
+            words = [python, *(word.replace("PORT", str(port)) for word in words)]
             log = (
                 subprocess.DEVNULL if asked.log is None else os.open(asked.log, os.O_CREAT | os.O_APPEND | os.O_WRONLY)
             )
-            process = subprocess.Popen(words, cwd=ROOT, env=environment, stdout=log, stderr=log)
+            root = asked.before if name.endswith("before") else str(ROOT)
+            environment = {**os.environ, "PYTHONPATH": root, "RUN": asked.run}
+            process = subprocess.Popen(words, cwd=root, env=environment, stdout=log, stderr=log)
             servers[name] = process, port
         yield servers
     finally:
@@ -173,7 +176,7 @@ def asking(asked):
     """The requests."""
     if asked.decoder:
         rng = random.Random(0)
-        words = {"model": "run", "max_tokens": asked.tokens, "temperature": 0}
+        words = {"model": "run", "max_tokens": asked.tokens, "temperature": 0, "ignore_eos": True}
         bodies = [{**words, "prompt": [rng.randrange(asked.vocab) for _ in range(asked.prompt)]} for _ in range(64)]
         return [message("/v1/completions", json.dumps(body).encode(), "application/json") for body in bodies]
     path = "/v1/predict/run"
@@ -185,12 +188,22 @@ def asking(asked):
     return [message(path, pathlib.Path(name).read_bytes(), "application/octet-stream") for name in files]
 
 
-def told(server, how, load, found, process):
-    """A line of what was measured."""
-    times, statuses, seconds, bodies = found
+def core_seconds(pid):
+    """Of a process and those that it has started and that are alive."""
+    with open(f"/proc/{pid}/stat") as file:
+        used = sum(map(int, file.read().rpartition(")")[2].split()[11:13])) / os.sysconf("SC_CLK_TCK")
+    children = [pathlib.Path(path).read_text().split() for path in glob.glob(f"/proc/{pid}/task/*/children")]
+    return used + sum(core_seconds(child) for each in children for child in each)
+
+
+async def told(server, how, load, answers, process):
+    """A line of what is measured."""
+    before = core_seconds(process.pid)
+    times, statuses, seconds, bodies = await answers
+    used = core_seconds(process.pid) - before
     ok = sorted(x for x in times if x < float("inf"))
     line = {"server": server, how: load, "asked": len(times), "refused": len(times) - statuses[200]}
-    line["per_second"] = round(statuses[200] / seconds, 1)
+    line |= {"per_second": round(statuses[200] / seconds, 1), "core_ms": round(1e3 * used / max(statuses[200], 1), 2)}
     if len(ok) > 1:
         whole = [*ok, *[10 * SLOW] * (len(times) - len(ok))]
         cut = statistics.quantiles(whole, n=100, method="inclusive")
@@ -198,6 +211,7 @@ def told(server, how, load, found, process):
     tokens = [json.loads(body)["usage"]["completion_tokens"] for body in bodies if b'"usage"' in body]
     if tokens:
         line["tokens_per_second"] = round(sum(tokens) / seconds, 1)
+        line["core_ms"] = round(1e3 * used / sum(tokens), 2)  # of a token
     with open(f"/proc/{process.pid}/status") as file:
         line["memory_mb"] = int(re.search(r"VmRSS:\s+(\d+)", file.read())[1]) // 1024
     print(json.dumps(line), flush=True)
@@ -227,12 +241,13 @@ async def measured(asked, servers):
     for turn in range(asked.rounds):
         for clients in asked.closed:
             for name, (process, port) in servers.items():
-                told(name, "clients", clients, await closed(port, messages, clients, asked.seconds, turn), process)
+                answers = closed(port, messages, clients, asked.seconds, turn)
+                await told(name, "clients", clients, answers, process)
         for rate in asked.rates:
             for name, (process, port) in servers.items():
                 if largest.get((name, turn), (0, True))[1]:  # beyond what it can do it is not asked
-                    found = await poisson(port, messages, rate, asked.seconds, turn)
-                    line = told(name, "rate", rate, found, process)
+                    answers = poisson(port, messages, rate, asked.seconds, turn)
+                    line = await told(name, "rate", rate, answers, process)
                     fits = not line["refused"] and line["p99_ms"] <= asked.goal_ms
                     largest[name, turn] = (rate if fits else largest.get((name, turn), (0,))[0], fits)
     for (name, _), (rate, _) in largest.items():
@@ -246,6 +261,10 @@ def main():
     parser.add_argument("--pictures")
     parser.add_argument("--texts")
     parser.add_argument("--decoder", action="store_true")
+    parser.add_argument("--gguf", help="a file for llama.cpp's server")
+    parser.add_argument("--llama", help="the Python that has xllamacpp, of which that server is")
+    parser.add_argument("--bentoml", help="the Python that has BentoML, whose server of texts is measured too")
+    parser.add_argument("--before", help="another tree of this project, whose server takes its turns too")
     parser.add_argument("--prompt", type=int, default=32)
     parser.add_argument("--tokens", type=int, default=96)
     parser.add_argument("--vocab", type=int, default=8192)

@@ -11,6 +11,7 @@ at a time; both are chosen by measuring (README.md).
 import argparse
 import contextlib
 import json
+import pathlib
 import threading
 
 import fastapi
@@ -97,7 +98,9 @@ def writing(asked):
     import transformers
 
     torch.set_num_threads(asked.threads)
-    model = transformers.AutoModelForCausalLM.from_pretrained(asked.run).eval()
+    exported = pathlib.Path(asked.run, "export", "safetensors")
+    folder = exported if exported.exists() else asked.run
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder).eval()
     turn = threading.Lock()  # a call at a time
 
     def write(tokens, count):

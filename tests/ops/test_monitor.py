@@ -100,7 +100,7 @@ def test_the_server_keeps_a_share_and_no_contents(tmp_path):
 def test_of_several_models_and_versions_one_is_looked_at(tmp_path):
     sampler = Sampler(tmp_path, share=1.0)
     for model, version in (("a", "1"), ("b", "1"), ("a", "2"), ("a", "2")):
-        sampler(f"{model}{version}", model, version, [{"x": np.ones(3)}], [{"y": np.ones(2)}], [{}])
+        sampler.keep(f"{model}{version}", model, version, [{"x": np.ones(3)}], [{"y": np.ones(2)}], [{}])
     sampler.close()
     with pytest.raises(UserError, match="samples of a, b; choose one by --model"):
         samples.read(tmp_path, 10)
@@ -124,7 +124,10 @@ def test_a_version_of_a_registry_is_held_against_its_own_reference(run, tmp_path
 def test_shares_limits_and_a_disk_that_refuses(tmp_path, monkeypatch, capsys):
     def fill(sampler, count):
         for i in range(count):
-            sampler(str(i), "m", "1", [{"x": np.ones(3)}], [{"y": np.ones(2)}], [{"label": "a", "secret": "s"}])
+            if sampler.wanted():
+                sampler.keep(
+                    str(i), "m", "1", [{"x": np.ones(3)}], [{"y": np.ones(2)}], [{"label": "a", "secret": "s"}]
+                )
 
     sampler = Sampler(tmp_path / "share", share=0.1, contents=True)
     fill(sampler, 2000)

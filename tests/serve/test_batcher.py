@@ -51,6 +51,14 @@ def test_a_row_gives_the_same_whoever_shares_its_batch():
     batcher.close()
 
 
+def test_several_threads_compute_what_one_input_holds():
+    batcher, mine = Batcher(toy.predictor(), 2, threads=3), examples(41)
+    (found,) = together(batcher, mine)
+    right = toy.predictor().computed(mine, 1)
+    np.testing.assert_allclose([o["y"] for o in found], [o["y"] for o in right], atol=1e-6)
+    batcher.close()
+
+
 def test_in_a_batch_of_one_size_the_bits_are_the_same():
     batcher = Batcher(toy.predictor(), 4)
     mine, found = examples(1), []
