@@ -6,7 +6,7 @@ From numpy arrays to numpy arrays, in float32 where nothing else is said. Each e
 compile and warm up, then every variant takes a turn in each round, one at a time, while the others sleep. The median of
 all calls is printed and kept as a line of latency.jsonl beside this file. A batch of ``translation`` is written,
 greedily and to its end. ``--peers`` is the site-packages folder of an environment that has openvino and ctranslate2,
-behind this one's own.
+behind this one's own. Beside other jobs, ``taskset -c 0 python ... --core`` measures core-seconds of one thread.
 """
 
 import argparse
@@ -28,7 +28,7 @@ HERE = pathlib.Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 SIDES = ("jax", "stablehlo", "onnxruntime", "torch", "openvino", "ctranslate2")
 BATCHES = (1, 32)
-THREADS = 2
+THREADS = min(2, len(os.sched_getaffinity(0)))
 TEXT, PIXELS = (40, 8192), {"photos": 96, "resnet": 64}
 
 
@@ -97,7 +97,7 @@ def onnxruntime_side(name, runs, peers):
     from bigbase_jax.inference.engines import Session
 
     folders = {"base": "onnx", "int8": "onnx-int8"}
-    return {variant: Session(runs / folder / "model.onnx") for variant, folder in folders.items()}
+    return {variant: Session(runs / folder / "model.onnx", THREADS) for variant, folder in folders.items()}
 
 
 def torch_model(name):
@@ -261,7 +261,7 @@ def ctranslate2_side(name, runs, peers):
     return found
 
 
-def work(side, name, runs, peers):
+def work(side, name, runs, peers, core):
     """A process of one side: for each line [variant, rows, seconds] a line of the times of its calls."""
     out = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # what libraries print does not disturb
@@ -275,20 +275,22 @@ def work(side, name, runs, peers):
         variant, rows, seconds = json.loads(line)
         arrays, times = inputs(name, rows, runs), []
         found[variant](arrays)  # after its pause
-        began = time.perf_counter()
-        while not times or time.perf_counter() - began < seconds:
-            start = time.perf_counter()
+        now = time.process_time if core else time.perf_counter
+        began = now()
+        while not times or now() - began < seconds:
+            start = now()
             found[variant](arrays)
-            times.append(time.perf_counter() - start)
+            times.append(now() - start)
         print(json.dumps(times), file=out)
 
 
-def measure(name, runs, peers, rounds, seconds, sides):
+def measure(name, runs, peers, rounds, seconds, sides, core):
     """{"SIDE VARIANT": {rows: milliseconds of each call}}."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": str(THREADS), "GOMP_SPINCOUNT": "1000"}
     processes, found = {}, {}
     for side in sides:
         command = [sys.executable, __file__, name, f"--runs={runs}", f"--side={side}", f"--peers={peers or ''}"]
+        command += ["--core"] if core else []
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
         processes[side] = subprocess.Popen(command, env=environment, text=True, **pipes)
     variants = {}
@@ -319,15 +321,16 @@ def main():
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=0.3, help="of a turn")
     parser.add_argument("--sides", default=",".join(SIDES))
+    parser.add_argument("--core", action="store_true", help="core-seconds, which other jobs hardly change")
     parser.add_argument("--note", default="", help="kept with the figures: what else ran")
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
     args = parser.parse_args()
     runs = args.runs.resolve()
     if args.side:
-        return work(args.side, args.model, runs, args.peers)
+        return work(args.side, args.model, runs, args.peers, args.core)
     can = ("jax", "ctranslate2") if args.model == "translation" else SIDES[:-1]
     sides = [side for side in args.sides.split(",") if side in can and (args.peers or side not in SIDES[-2:])]
-    found = measure(args.model, runs / f"{args.model}-0", args.peers, args.rounds, args.seconds, sides)
+    found = measure(args.model, runs / f"{args.model}-0", args.peers, args.rounds, args.seconds, sides, args.core)
     print("| engine | variant | batch 1, ms | batch 32, ms |\n| --- | --- | --- | --- |")
     kept = {}
     for (side, variant), times in found.items():
