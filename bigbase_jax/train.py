@@ -134,7 +134,7 @@ def train(config: ConfigDict, workdir: str, name: str = "", observe: Observe | N
         raise UserError(
             f"config.train.best_metric={loop.best_metric!r} needs a validation split, and this data has none."
         )
-    about = {**data.lineage(), **getattr(task, "guarantee", {})}
+    about = {**data.lineage(config.data.to_dict()), **getattr(task, "guarantee", {})}
     run.create(config, about["fingerprint"])
     pretrained.record_origin(run, config)
     shapes = data.train_shapes(parallel.host(mesh))

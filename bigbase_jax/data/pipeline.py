@@ -39,6 +39,7 @@ from PIL import Image
 from bigbase_jax.build import suggest
 from bigbase_jax.core import Batch, Dataset, Example, RawDataset, Source, Transform, UserError
 from bigbase_jax.data import cache as caches
+from bigbase_jax.data import card
 from bigbase_jax.data.shuffle import poisson, shuffled
 
 # What a decoder raises for a file that is not what it should be; anything else is a bug and keeps its traceback.
@@ -276,15 +277,7 @@ class Prepared:
     def summary(self) -> list[str]:
         """Lines for people: what the data is, the examples and classes of each split, what is left out, caches."""
         lines = [f"data: {self.description}"]
-        for name, part in self._parts.items():
-            lines.append(f"  {name}: {len(part.kept):,} examples{_balance(part.kept, self.dataset_info)}")
-        counts = {name: len(bad) for name, bad in self.bad.items() if bad}
-        if counts:
-            each = ", ".join(f"{name} {count:,}" for name, count in counts.items())
-            lines.append(f"  unreadable, left out: {sum(counts.values()):,} ({each})")
-        else:
-            among = {"all": "", "sample": f" among {_CHECKED} of each split", "none": " looked for"}[self.data.check]
-            lines.append(f"  unreadable: none{among}")
+        lines += [f"  {name}: {told}" for name, told in {**self._balances(), **self._unreadable()}.items()]
         states: dict[str, list[str]] = {}
         for name, part in self._parts.items():
             states.setdefault(part.state, []).append(name)
@@ -301,9 +294,13 @@ class Prepared:
         """A digest of the data that is used: the dataset's own and which examples are left out."""
         return self._used(self.data.dataset.fingerprint())
 
-    def lineage(self) -> dict[str, Any]:
-        """What a run notes of its data: ``description``, ``fingerprint``, ``splits`` with their sizes, and the
-        fingerprint of its ``examples``, however they are encoded."""
+    def lineage(self, config: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """What a run notes of its data: ``description``, ``fingerprint``, ``splits`` with their sizes, the fingerprint
+        of its ``examples``, however they are encoded, and ``data_card``: what its report says of them.
+
+        Args:
+          config: the ``data`` node of the run's config; see ``card.origin``.
+        """
         dataset = self.data.dataset
         fingerprint = dataset.fingerprint()
         examples = dataset.examples() if hasattr(dataset, "examples") else fingerprint
@@ -312,7 +309,24 @@ class Prepared:
             "fingerprint": self._used(fingerprint),
             "examples": self._used(examples),
             "splits": dict(self.splits),
+            "data_card": {**self._balances(), **self._unreadable(), **card.origin(config or {})},
         }
+
+    def _balances(self) -> dict[str, str]:
+        """The examples and classes of each split, by its name."""
+        return {
+            name: f"{len(part.kept):,} examples{_balance(part.kept, self.dataset_info)}"
+            for name, part in self._parts.items()
+        }
+
+    def _unreadable(self) -> dict[str, str]:
+        """How many examples were left out, or how many were read to look for them."""
+        counts = {name: len(bad) for name, bad in self.bad.items() if bad}
+        if counts:
+            each = ", ".join(f"{name} {count:,}" for name, count in counts.items())
+            return {"unreadable, left out": f"{sum(counts.values()):,} ({each})"}
+        among = {"all": "", "sample": f" among {_CHECKED} of each split", "none": " looked for"}[self.data.check]
+        return {"unreadable": f"none{among}"}
 
     def _used(self, fingerprint: str) -> str:
         bad = {name: [i for i, _ in bad] for name, bad in sorted(self.bad.items())}

@@ -25,7 +25,7 @@ from bigbase_jax.runtime.log import duration
 _HIDDEN = ("step", "kind", "split", "seconds", "epoch")
 _TILES = 4
 _LINEAGE = ("command", "git_commit", "git_dirty", "data", "started", "starts", "finished")
-_TABLES = ("privacy", "devices", "host", "versions")
+_TABLES = ("data_card", "privacy", "devices", "host", "versions")
 
 
 def write(workdir: str, pictures: Callable[[], figures.Pictures] | None = None) -> str:
