@@ -107,6 +107,11 @@ class Limits:
         """``text`` times what the environment says."""
         return limit(self.text)
 
+    @property
+    def unasked(self) -> Limits:
+        """The same for what needs nobody's consent."""
+        return dataclasses.replace(self, consent=None, retention=None)
+
     def meter(self, name: object, packed: int) -> Callable[[int], None]:
         """What counts the bytes that come out of a file of ``packed`` bytes; raises UserError beyond the limit."""
         ratio = limit(self.ratio)
@@ -131,7 +136,7 @@ def limits_of(config: Mapping[str, Any]) -> Limits:
     """``limits`` among a data set's arguments, as a config has them, for what a user gives to be answered; the default
     ones where they are not there."""
     found: Limits = build(config.get("limits"), _path=f"config.{KEY}") or LIMITS
-    return dataclasses.replace(found, consent=None, retention=None)
+    return found.unasked
 
 
 def refuse_permission(limits: Limits, what: str) -> None:

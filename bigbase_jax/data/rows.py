@@ -32,6 +32,7 @@ from bigbase_jax.data.files import (
     open_file,
     optional,
     read_endings,
+    refuse_permission,
     too_long,
 )
 
@@ -179,7 +180,16 @@ def is_number(text: str) -> bool:
 
 
 def lines_of(file: File, encoding: str, newline: str = "") -> Iterator[tuple[int, str]]:
-    """(number from 1, line with its end) of each line; raises UserError for one that is too long."""
+    """(number from 1, line with its end) of each line of a text that is no table.
+
+    Raises:
+      UserError: a line is too long, or lines are to be read by their consent, of which they say nothing.
+    """
+    refuse_permission(file.limits, str(file))
+    yield from _lines(file, encoding, newline)
+
+
+def _lines(file: File, encoding: str, newline: str = "") -> Iterator[tuple[int, str]]:
     most = file.limits.most_text
     with text_of(file, encoding, newline) as text:
         for number, line in enumerate(iter(functools.partial(text.readline, most + 1), ""), 1):
@@ -206,7 +216,7 @@ def json_values(file: File, encoding: str, lenient: bool = False) -> Iterator[tu
                     )
                 yield from enumerate(_unwrapped(file, _json(head, f"{file}")), 1)
         return
-    for number, line in lines_of(file, encoding):
+    for number, line in _lines(file, encoding):
         if line.strip():
             try:
                 value = _json(line, f"{file}, line {number}")
@@ -323,7 +333,7 @@ def lines_of_table(file: File, encoding: str) -> Iterator[tuple[int, list[str]]]
 
     def lines() -> Iterator[str]:
         nonlocal size
-        for _, line in lines_of(file, encoding):
+        for _, line in _lines(file, encoding):
             size += len(line)
             if size > file.limits.most_text:
                 raise too_long(f"{file}: the row from line {start} on (is a quote not closed?)", file.limits)

@@ -126,6 +126,8 @@ def test_what_cannot_be_told(tmp_path):
     for listed in (ImageFolder, Faces, LabelledAudio, DetectionFolder):  # whose rows, if any, are no table's
         with pytest.raises(UserError, match="no columns that could say"):
             listed(str(folder), limits=BY)
+    with pytest.raises(UserError, match="no columns that could say"):
+        LabelledAudio(str(folder), names="label_take", limits=BY)
 
 
 def test_what_a_user_gives_to_be_answered_needs_neither(tmp_path):

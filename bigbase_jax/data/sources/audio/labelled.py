@@ -12,7 +12,18 @@ from typing import Any, NamedTuple
 from bigbase_jax.audio.files import SUFFIXES, decode
 from bigbase_jax.build import suggest
 from bigbase_jax.core import Codec, Example, Source, UserError
-from bigbase_jax.data.files import LIMITS, TABLES, File, Limits, existing, file_at, kind_of, named_after, open_file
+from bigbase_jax.data.files import (
+    LIMITS,
+    TABLES,
+    File,
+    Limits,
+    existing,
+    file_at,
+    kind_of,
+    named_after,
+    open_file,
+    refuse_permission,
+)
 from bigbase_jax.data.rows import rows
 from bigbase_jax.data.sources.audio.audio import COLUMNS, AudioCodec, pcm16
 from bigbase_jax.data.sources.folder import ClassFolders, Listed, labels
@@ -115,6 +126,8 @@ class LabelledAudio:
             files, classes, folder, members = listed.files, listed.names, listed.folder, listed.members
             self.description = listed.description
         else:
+            if not table:
+                refuse_permission(limits, root)
             folder, members = os.path.dirname(os.path.abspath(table)) if table else existing(root), dict[str, File]()
             found = _of_table(file_at(table, table, limits)) if table else _of_names(folder, names or "")
             recordings = _read(found, folder, (path or ("path" if names else None), label, split), held_out, group)

@@ -40,7 +40,7 @@ from bigbase_jax.data.files import (
     named_after,
     refuse_permission,
 )
-from bigbase_jax.data.rows import Row, checked, delimiter, json_values, lines_of, rows
+from bigbase_jax.data.rows import Row, checked, delimiter, json_values, lines_of, rows, text_of
 from bigbase_jax.data.sources.image.image import COLUMNS, SUFFIXES, PictureCodec, decode
 from bigbase_jax.data.sources.splits import Split, deal, to_split_off
 from bigbase_jax.data.sources.text.base import (
@@ -408,13 +408,14 @@ class CaptionedPictures(Captions):
         if tables:
             return
         for name, file in beside.items():
-            refuse_permission(file.limits, str(file))
             lines = [checked(line, f"{file}") for _, line in lines_of(file, self.encoding)]
             yield Captioned(name, [line for line in lines if line.strip()] or [""], _split_of(name))
         if beside:
             return
         for file in texts.values():
-            if (first := next(lines_of(file, self.encoding), (0, ""))[1]) and "#" in first.partition("\t")[0]:
+            with text_of(file, self.encoding) as text:
+                first = text.readline(file.limits.most_text)
+            if "#" in first.partition("\t")[0]:
                 yield from self._of_tokens(file)
             elif delimiter(file, self.encoding) is None:  # Flickr8k's captions.txt is divided by commas
                 as_csv = file._replace(name=os.path.splitext(file.name)[0] + ".csv")
@@ -428,7 +429,6 @@ class CaptionedPictures(Captions):
             )
 
     def _of_tokens(self, file: File) -> Iterator[Captioned]:
-        refuse_permission(file.limits, str(file))
         for number, line in lines_of(file, self.encoding):
             name, _, text = line.strip().partition("\t")
             if name:

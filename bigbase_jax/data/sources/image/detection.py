@@ -167,10 +167,11 @@ class DetectionFolder(ReadsDetections):
             raise UserError(f"most_boxes is {most_boxes}; it must be at least 1.")
         self._arguments = (most_boxes, convention)
         pictures, others = _listed(root, limits)
+        others = [f if kind_of(f.name) in TABLES else f._replace(limits=limits.unasked) for f in others]
         read = box_formats.read(root, others, convention)
         told: Counter[str] = Counter()
         if read.kind != box_formats.TABLE:
-            refuse_permission(limits, root)
+            refuse_permission(limits, root)  # else the table says which pictures there are, whatever lists name
         found = _joined(root, pictures, read, told)
         lists = _lists(others, pictures)
         splits = {place: _split_of(about, pictures[place], lists) for place, about in found.items()}

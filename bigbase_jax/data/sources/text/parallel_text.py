@@ -40,7 +40,6 @@ from bigbase_jax.data.files import (
     limits_of,
     named_after,
     one_sentence,
-    refuse_permission,
     unused,
     walk,
 )
@@ -460,7 +459,6 @@ def _in_lines(source: File, target: File, encoding: str) -> Iterator[Pair]:
     count = [0, 0]
 
     def lines(side: int, file: File) -> Iterator[str]:
-        refuse_permission(file.limits, str(file))
         with one_sentence(file, encoding):
             for count[side], line in lines_of(file, encoding, "\n"):
                 yield line.strip()
