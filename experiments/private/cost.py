@@ -1,8 +1,12 @@
-"""Core-seconds and wall seconds of a training step with and without privacy, here and in Opacus: one model, one batch.
+"""Core-seconds of a training step, and peak memory, with and without privacy, here and in Opacus: one model, one batch.
 
-python experiments/private/cost.py [STEPS]      needs torch; with Opacus installed, its steps too
+python experiments/private/cost.py [STEPS]      needs torch and opacus; each side is a process of its own, on one core
 """
 
+import concurrent.futures
+import multiprocessing
+import os
+import resource
 import sys
 import time
 
@@ -18,19 +22,20 @@ from configs.private import get_config
 ROWS, SLICES, MEAN, CLIP, NOISE = 2208, 8, 2048, 0.1, 1.8
 
 
-def clocked(name, step, steps, rows=ROWS):
+def clocked(step, steps):
+    """Median core-seconds and wall seconds of a step, and the process's peak memory in MB, before and after."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
     step()  # compiles
     times = []
     for _ in range(steps):
         wall, cores = time.perf_counter(), time.process_time()
         step()
         times.append((time.process_time() - cores, time.perf_counter() - wall))
-    cores, wall = np.median(times, 0)
-    print(f"{name:40} {1e6 * cores / rows:8.0f} core-us an example  {wall:7.2f} s a step", flush=True)
-    return cores
+    return (*np.median(times, 0), before, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3)
 
 
-def ours(batch, private, steps):
+def ours(private, steps):
+    batch = drawn(ROWS if private else MEAN)
     config = get_config("epsilon=3" if private else "epsilon=none")
     task = build(config.task, {"num_classes": 10})
     if private:  # as ``planned``, without the accountant
@@ -48,7 +53,7 @@ def ours(batch, private, steps):
         state[0], _ = program.step(state[0], parallel.put(batch, mesh))
         jax.block_until_ready(state[0].params)
 
-    return clocked(f"bigbase_jax, {'DP-SGD' if private else 'SGD'}", step, steps)
+    return clocked(step, steps)
 
 
 def network():
@@ -60,8 +65,9 @@ def network():
     )
 
 
-def theirs(batch, how, steps):
-    torch.set_num_threads(2)
+def theirs(how, steps):
+    batch = drawn(MEAN)
+    torch.set_num_threads(1)
     model = network()
     optimizer = torch.optim.SGD(model.parameters(), 4.0, momentum=0.9)
     x = torch.tensor(batch["image"]).permute(0, 3, 1, 2).float() / 127.5 - 1
@@ -85,20 +91,38 @@ def theirs(batch, how, steps):
         if not how:
             optimizer.step()
 
-    return clocked(f"torch, {f'Opacus ({how})' if how else 'SGD'}", step, steps)
+    return clocked(step, steps)
 
+
+def drawn(rows):
+    """Of ``MEAN`` pictures, with padding up to ``rows``."""
+    rng = np.random.default_rng(0)
+    return {
+        "image": rng.integers(0, 256, (rows, 28, 28, 1), dtype=np.uint8),
+        "label": rng.integers(0, 10, rows).astype(np.int32),
+        "mask": (np.arange(rows) < MEAN).astype(np.float32),
+    }
+
+
+SIDES = {
+    "bigbase_jax, SGD": (ours, False),
+    "bigbase_jax, DP-SGD": (ours, True),
+    "torch, SGD": (theirs, None),
+    "Opacus, hooks": (theirs, "hooks"),
+    "Opacus, functorch": (theirs, "functorch"),
+}
 
 if __name__ == "__main__":
-    steps = int(sys.argv[1]) if len(sys.argv) > 1 else 5
-    rng = np.random.default_rng(0)
-    batch = {
-        "image": rng.integers(0, 256, (ROWS, 28, 28, 1), dtype=np.uint8),
-        "label": rng.integers(0, 10, ROWS).astype(np.int32),
-        "mask": (np.arange(ROWS) < MEAN).astype(np.float32),
-    }
-    real = {name: x[:MEAN] for name, x in batch.items()}
-    plain, private = ours(batch, False, steps), ours(batch, True, steps)
-    print(f"privacy costs {private / plain:.2f} times the core-seconds")
-    plain = theirs(real, None, steps)
-    for how in ("hooks", "functorch"):
-        print(f"privacy costs {theirs(real, how, steps) / plain:.2f} times")
+    steps = int(sys.argv[1]) if len(sys.argv) > 1 else 20
+    plain = 1.0
+    for name, (side, how) in SIDES.items():
+        # on a busy machine, threads that wait for one another would count as work
+        own = {"initializer": os.sched_setaffinity, "initargs": (0, {min(os.sched_getaffinity(0))})}
+        with concurrent.futures.ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), **own) as pool:
+            cores, wall, before, peak = pool.submit(side, how, steps).result()
+        plain = plain if how else cores
+        print(
+            f"{name:20} {cores:6.3f} core-s a step of {MEAN}, {cores / plain:5.2f} times; {wall:6.3f} s; "
+            f"{before:,.0f} MB before, {peak:,.0f} MB at most",
+            flush=True,
+        )
