@@ -1,6 +1,7 @@
 """Writes a clean text, and the same made dirty, for a language model to be trained on each.
 
 python experiments/clean/effect.py OUT
+python experiments/clean/effect.py OUT CLEANED      after OUT/dirty was cleaned: OUT/cleaned has the same val.jsonl
 
 Paragraphs of wikitext-2's valid and test text (all of it that is at hand) are documents; every tenth is val.
 ``OUT/clean`` and ``OUT/dirty`` have the same ``val.jsonl``. The dirty train has, for each document of the clean one:
@@ -12,7 +13,10 @@ import json
 import os
 import pathlib
 import random
+import shutil
 import sys
+
+import pyarrow.parquet as pq
 
 MENU = "Home | News | Sport | Weather | Log in | Sign up | Share | Tweet | Print | Next page >>"
 NOTICE = (
@@ -49,5 +53,15 @@ def main(out):
     print({"clean": len(train), "dirty": len(dirty), "val": len(val), "bytes": sum(map(len, train))})
 
 
+def cleaned(out, folder):
+    (out / "cleaned").mkdir(exist_ok=True)
+    shutil.copy(out / "dirty/val.jsonl", out / "cleaned")
+    texts = [
+        text for path in sorted(folder.glob("train-*.parquet")) for text in pq.read_table(path)["text"].to_pylist()
+    ]
+    (out / "cleaned/train.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+
+
 if __name__ == "__main__":
-    main(pathlib.Path(sys.argv[1]))
+    out, *folder = map(pathlib.Path, sys.argv[1:])
+    cleaned(out, *folder) if folder else main(out)
