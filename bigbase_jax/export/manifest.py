@@ -67,10 +67,11 @@ def write(folder: pathlib.Path, to: str, predictor: Predictor, about: Mapping[st
 
 def trained(run: Run) -> dict[str, Any]:
     """Where a model comes from, for who has only what was made of it: ``metrics`` (split -> name -> number), ``data``
-    and ``lineage``."""
+    and ``lineage``. The data's card stays with the run: it counts what may be private."""
+    data = run.lineage.get("data")
     return {
         "metrics": {split: run.scalars(split) for split in run.evals},
-        "data": data if isinstance(data := run.lineage.get("data"), dict) else {},
+        "data": {k: v for k, v in data.items() if k != "data_card"} if isinstance(data, dict) else {},
         "lineage": {name: run.lineage[name] for name in _LINEAGE if name in run.lineage},
     }
 

@@ -442,6 +442,7 @@ def test_unreadable_examples_are_left_out_and_counted(prepare, limit):
     whole = prepare(on_bad_example="skip", cache_limit_gb=limit)
     assert data.fingerprint() != whole.fingerprint()
     assert data.lineage()["examples"] != whole.lineage()["examples"]
+    assert data.lineage()["data_card"]["unreadable, left out"] == "2 (train 2)"
 
 
 def test_a_split_without_any_readable_example_is_refused(prepare):
