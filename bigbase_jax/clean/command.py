@@ -9,7 +9,7 @@ import pathlib
 import secrets
 import shutil
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from ml_collections import ConfigDict
 
@@ -321,11 +321,7 @@ class _WriteShard:
 
     reads = ("shard",)
 
-    @property
-    def gives(self) -> Mapping[str, Any]:
-        import pyarrow as pa
-
-        return {"name": pa.string(), "rows": pa.int64(), "bytes": pa.int64(), "sha256": pa.string()}
+    gives: ClassVar = {"name": "string", "rows": "int64", "bytes": "int64", "sha256": "string"}
 
     def __call__(self, batch: Any) -> dict[str, list[Any]]:
         told = [self._write(*self.names[shard]) for shard in batch["shard"].to_pylist()]

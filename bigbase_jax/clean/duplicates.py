@@ -75,7 +75,10 @@ class NearDuplicates:
         signed = df.select("key", words.alias("words")).with_column(
             "signature", col("words").minhash(num_hashes=self.bands * self.rows, ngram_size=self.ngram, seed=1)
         )
-        signed = engine.mapped(signed.select("key", "signature"), _Bands(self.bands, self.rows), None, 4096)
+        banded = engine.Step(
+            ("signature",), {"bands": "list<uint64>"}, functools.partial(_bands, self.bands, self.rows)
+        )
+        signed = engine.mapped(signed.select("key", "signature"), banded, None, 4096)
         signed.exclude("signature").write_parquet(str(folder / "bands"))
         signed = daft.read_parquet(str(folder / "bands" / "*.parquet"))
         count = signed.count_rows()
@@ -93,12 +96,14 @@ class NearDuplicates:
         if self.confirm and total:
             some = pairs.select(col("a").alias("key")).union_all(pairs.select(col("b").alias("key"))).distinct()
             grams = df.select("key", words.alias("words")).join(some, on="key")
-            grams = engine.mapped(grams, _Grams(self.ngram), workers).select("key", "grams")
+            hashed = engine.Step(("words",), {"grams": "large_binary"}, functools.partial(_grams, self.ngram))
+            grams = engine.mapped(grams, hashed, workers).select("key", "grams")
             grams.write_parquet(str(folder / "grams"))
             grams = daft.read_parquet(str(folder / "grams" / "*.parquet"))
             both = pairs.join(grams.select(col("key").alias("a"), col("grams").alias("x")), on="a")
             both = both.join(grams.select(col("key").alias("b"), col("grams").alias("y")), on="b")
-            both = engine.mapped(both, _Jaccard(), None, 1024).where(col("similarity") >= self.threshold)
+            compared = engine.Step(("x", "y"), {"similarity": "float64"}, _jaccard)
+            both = engine.mapped(both, compared, None, 1024).where(col("similarity") >= self.threshold)
             pairs = both.select("a", "b").collect()
         return linked(df, engine.components(pairs, say))
 
@@ -120,55 +125,22 @@ def _dropped(df: Any, where: Any, why: str, of: Any) -> Any:
     )
 
 
-@dataclasses.dataclass(frozen=True)
-class _Bands:
+def _bands(bands: int, rows: int, table: Any) -> dict[str, Any]:
     """u64 of each band of a signature, which two documents share where its hashes are the same."""
-
-    bands: int
-    rows: int
-
-    reads = ("signature",)
-
-    @property
-    def gives(self) -> Mapping[str, Any]:
-        import pyarrow as pa
-
-        return {"bands": pa.list_(pa.uint64())}
-
-    def __call__(self, rows: Any) -> dict[str, Any]:
-        import pyarrow as pa
-
-        signature = rows["signature"].combine_chunks()
-        x_NBR = signature.flatten().to_numpy(zero_copy_only=False).astype(np.uint64).reshape(-1, self.bands, self.rows)
-        with np.errstate(over="ignore"):
-            band_NB = np.broadcast_to(np.arange(1, self.bands + 1, dtype=np.uint64), x_NBR.shape[:2]).copy()
-            for r in range(self.rows):  # multiply and rotate, as in FxHash
-                band_NB = ((band_NB << np.uint64(5)) | (band_NB >> np.uint64(59))) ^ x_NBR[:, :, r]
-                band_NB = band_NB * np.uint64(0x517CC1B727220A95)
-            band_NB ^= band_NB >> np.uint64(32)
-        ends = np.arange(0, band_NB.size + 1, self.bands, dtype=np.int32)
-        return {"bands": pa.ListArray.from_arrays(pa.array(ends), pa.array(band_NB.ravel()))}
+    signature = table["signature"].combine_chunks()
+    x_NBR = signature.flatten().to_numpy(zero_copy_only=False).astype(np.uint64).reshape(-1, bands, rows)
+    with np.errstate(over="ignore"):
+        band_NB = np.broadcast_to(np.arange(1, bands + 1, dtype=np.uint64), x_NBR.shape[:2]).copy()
+        for r in range(rows):  # multiply and rotate, as in FxHash
+            band_NB = ((band_NB << np.uint64(5)) | (band_NB >> np.uint64(59))) ^ x_NBR[:, :, r]
+            band_NB = band_NB * np.uint64(0x517CC1B727220A95)
+        band_NB ^= band_NB >> np.uint64(32)
+    return {"bands": list(band_NB)}
 
 
-@dataclasses.dataclass(frozen=True)
-class _Grams:
+def _grams(ngram: int, table: Any) -> dict[str, Any]:
     """Sorted hashes, u64 each, of the set of n-grams of a text; of the text itself where it has fewer words."""
-
-    ngram: int
-
-    reads = ("words",)
-
-    @property
-    def gives(self) -> Mapping[str, Any]:
-        import pyarrow as pa
-
-        return {"grams": pa.large_binary()}
-
-    def __call__(self, rows: Any) -> dict[str, Any]:
-        import pyarrow as pa
-
-        found = [np.unique(ngrams(text.split(" "), self.ngram)).tobytes() for text in rows["words"].to_pylist()]
-        return {"grams": pa.array(found, pa.large_binary())}
+    return {"grams": [np.unique(ngrams(text.split(" "), ngram)).tobytes() for text in table["words"].to_pylist()]}
 
 
 def ngrams(words: list[str], n: int) -> np.ndarray:
@@ -188,25 +160,14 @@ def _hash(word: str) -> int:
     return int.from_bytes(hashlib.blake2b(word.encode(), digest_size=8).digest(), "little")
 
 
-@dataclasses.dataclass(frozen=True)
-class _Jaccard:
-    """Of two sets ``x`` and ``y`` of ``_Grams``, how much of their union they share."""
-
-    reads = ("x", "y")
-
-    @property
-    def gives(self) -> Mapping[str, Any]:
-        import pyarrow as pa
-
-        return {"similarity": pa.float64()}
-
-    def __call__(self, rows: Any) -> dict[str, Any]:
-        found = []
-        for x, y in zip(rows["x"].to_pylist(), rows["y"].to_pylist(), strict=True):
-            a, b = np.frombuffer(x, np.uint64), np.frombuffer(y, np.uint64)
-            both = len(np.intersect1d(a, b, assume_unique=True))
-            found.append(both / (len(a) + len(b) - both))
-        return {"similarity": found}
+def _jaccard(table: Any) -> dict[str, Any]:
+    """Of two sets ``x`` and ``y`` of ``_grams``, how much of their union they share."""
+    found = []
+    for x, y in zip(table["x"].to_pylist(), table["y"].to_pylist(), strict=True):
+        a, b = np.frombuffer(x, np.uint64), np.frombuffer(y, np.uint64)
+        both = len(np.intersect1d(a, b, assume_unique=True))
+        found.append(both / (len(a) + len(b) - both))
+    return {"similarity": found}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -256,33 +217,21 @@ class Decontaminate:
         if not len(grams_G):
             return df.with_column("dropped", daft.lit(None).cast(daft.DataType.string()))
         np.save(folder / "grams.npy", grams_G)
-        return engine.mapped(df, _Contaminated(str(folder / "grams.npy"), self.ngram, self.share), workers)
+        look = functools.partial(_contaminated, str(folder / "grams.npy"), self.ngram, self.share)
+        return engine.mapped(df, engine.Step(("text", "split"), {"dropped": "string"}, look), workers)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Contaminated:
-    path: str
-    ngram: int
-    share: float
-
-    reads = ("text", "split")
-
-    @property
-    def gives(self) -> Mapping[str, Any]:
-        import pyarrow as pa
-
-        return {"dropped": pa.string()}
-
-    def __call__(self, rows: Any) -> dict[str, Any]:
-        grams_G = _loaded(self.path)
-        why: list[str | None] = []
-        for text, split in zip(rows["text"].to_pylist(), rows["split"].to_pylist(), strict=True):
-            words = folded(text) if split == "train" else []
-            own = ngrams(words, self.ngram) if len(words) >= self.ngram else np.zeros(0, np.uint64)
-            at = np.minimum(np.searchsorted(grams_G, own), len(grams_G) - 1)
-            shared = float(np.mean(grams_G[at] == own)) if len(own) else 0.0
-            why.append("in a test set" if shared > self.share else None)
-        return {"dropped": why}
+def _contaminated(path: str, ngram: int, share: float, table: Any) -> dict[str, Any]:
+    """Which training documents have more than ``share`` of their n-grams in a file of sorted ones."""
+    grams_G = _loaded(path)
+    why: list[str | None] = []
+    for text, split in zip(table["text"].to_pylist(), table["split"].to_pylist(), strict=True):
+        words = folded(text) if split == "train" else []
+        own = ngrams(words, ngram) if len(words) >= ngram else np.zeros(0, np.uint64)
+        at = np.minimum(np.searchsorted(grams_G, own), len(grams_G) - 1)
+        shared = float(np.mean(grams_G[at] == own)) if len(own) else 0.0
+        why.append("in a test set" if shared > share else None)
+    return {"dropped": why}
 
 
 @functools.lru_cache(maxsize=4)

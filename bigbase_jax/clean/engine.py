@@ -7,8 +7,8 @@ import os
 import pathlib
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from bigbase_jax.core import UserError
 
@@ -71,8 +71,31 @@ def col(name: str) -> Any:
     return daft.col(name)
 
 
+class Step(NamedTuple):
+    """A step of one function; see ``mapped``."""
+
+    reads: tuple[str, ...]
+    gives: Mapping[str, Any]
+    work: Callable[[Any], Mapping[str, Any]]
+
+    def __call__(self, rows: Any) -> Mapping[str, Any]:
+        return self.work(rows)
+
+
+def arrow_type(kind: Any) -> Any:
+    """The Arrow type that a word names, such as "float32" or "list<uint64>"; a type is itself."""
+    import pyarrow as pa
+
+    if not isinstance(kind, str):
+        return kind
+    inner = kind.removeprefix("list<").removesuffix(">")
+    return pa.type_for_alias(kind) if inner == kind else pa.list_(pa.type_for_alias(inner))
+
+
 def mapped(df: Any, step: Any, workers: int | None, batch: int = 256) -> Any:
     """``df`` with what ``step`` gives of its columns ``step.reads``, in batches: ``step.gives`` by name and Arrow type.
+
+    A step is called with an Arrow table of ``reads`` and returns a list, or an Arrow array, for each of ``gives``.
 
     Args:
       workers: processes that compute it; None: threads of this one, or Ray's workers.
@@ -80,7 +103,7 @@ def mapped(df: Any, step: Any, workers: int | None, batch: int = 256) -> Any:
     import daft
     import pyarrow as pa
 
-    fields = [pa.field(name, kind) for name, kind in step.gives.items()]
+    fields = [pa.field(name, arrow_type(kind)) for name, kind in step.gives.items()]
     reads: tuple[str, ...] = step.reads
 
     class Apply:  # a class, as a function would be pickled anew with each batch

@@ -11,6 +11,7 @@ from typing import Any
 from bigbase_jax.clean import card
 from bigbase_jax.clean.read import SPLITS, key_of
 from bigbase_jax.core import UserError
+from bigbase_jax.data.card import leaves
 from bigbase_jax.runtime.log import say
 from bigbase_jax.runtime.untrusted import read_object
 from bigbase_jax.runtime.whole import written
@@ -40,6 +41,7 @@ def forget(out: pathlib.Path, given: Sequence[str], runs: pathlib.Path) -> dict[
     Raises:
       UserError: nothing was cleaned there, or the disk refuses.
     """
+    import pyarrow as pa
     import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
@@ -65,7 +67,7 @@ def forget(out: pathlib.Path, given: Sequence[str], runs: pathlib.Path) -> dict[
         if name not in records:
             continue
         table = pq.ParquetFile(out / name).read()
-        hit = pc.is_in(table["id"], value_set=_array(sorted(those), table["id"].type))
+        hit = pc.is_in(table["id"], value_set=pa.array(sorted(those), table["id"].type))
         if not pc.any(hit).as_py():
             continue
         gone |= set(table.filter(hit)["id"].to_pylist())
@@ -96,6 +98,7 @@ def forget(out: pathlib.Path, given: Sequence[str], runs: pathlib.Path) -> dict[
 
 def _alike(out: pathlib.Path, wanted: dict[int, str], parts: dict[str, int]) -> list[str]:
     """Ids of documents that stay, of which those to be forgotten are duplicates."""
+    import pyarrow as pa
     import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
@@ -103,7 +106,7 @@ def _alike(out: pathlib.Path, wanted: dict[int, str], parts: dict[str, int]) -> 
     if not path.is_file():
         return []
     table = pq.read_table(path)
-    hit = pc.is_in(table["key"], value_set=_array(sorted(wanted), table["key"].type))
+    hit = pc.is_in(table["key"], value_set=pa.array(sorted(wanted), table["key"].type))
     of = {key for key in table.filter(hit)["of"].to_pylist() if key not in wanted}
     found = []
     for name in sorted({f"{SPLITS[k >> 62]}-{k % parts[SPLITS[k >> 62]]:05}" for k in of if SPLITS[k >> 62] in parts}):
@@ -123,7 +126,7 @@ def _trained(out: pathlib.Path, runs: pathlib.Path) -> list[str]:
         except UserError:
             continue
         if "task" in config and "data" in config:
-            values = [os.path.realpath(os.path.expanduser(v)) for v in _texts(config) if v]
+            values = [os.path.realpath(os.path.expanduser(v)) for _, v in leaves(config)]
             own = any(v == here or v.startswith(os.path.join(here, "")) for v in values)
             told[os.path.realpath(path.parent)] = own, set(values)
     found = {run for run, (own, _) in told.items() if own}
@@ -136,18 +139,5 @@ def _within(path: str, folders: set[str]) -> bool:
     return any(path == folder or path.startswith(os.path.join(folder, "")) for folder in folders)
 
 
-def _texts(node: Any) -> list[str]:
-    if isinstance(node, str):
-        return [node]
-    values = node.values() if isinstance(node, dict) else node if isinstance(node, list) else ()
-    return [text for value in values for text in _texts(value)]
-
-
 def _lines(path: str) -> list[str]:
     return pathlib.Path(path).read_text().splitlines()
-
-
-def _array(values: list[Any], kind: Any) -> Any:
-    import pyarrow as pa
-
-    return pa.array(values, kind)

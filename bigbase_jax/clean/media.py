@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import pathlib
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -47,10 +47,7 @@ class Files:
     def kinds(self) -> frozenset[str]:
         return pictures.SUFFIXES if self.of == "pictures" else audio.SUFFIXES
 
-    def schema(self) -> Mapping[str, Any]:
-        import pyarrow as pa
-
-        return {"key": pa.uint64(), **dict.fromkeys(("id", "path", "source", "split"), pa.large_string())}
+    schema: ClassVar = {"key": "uint64", **dict.fromkeys(("id", "path", "source", "split"), "large_string")}
 
     def documents(self, file: File, encoding: str, split: str) -> Iterator[dict[str, Any]]:
         """The row of ``schema`` of a file."""
@@ -63,9 +60,7 @@ class _Checks:
 
     reads = ("path",)
 
-    @property
-    def gives(self) -> Mapping[str, Any]:
-        raise NotImplementedError
+    gives: ClassVar[Mapping[str, Any]]
 
     def checked(self, path: str) -> dict[str, Any]:
         """What ``gives`` says of a file, None where that is not there."""
@@ -93,12 +88,10 @@ class PictureChecks(_Checks):
 
     name = "picture_checks"
 
-    @property
-    def gives(self) -> Mapping[str, Any]:
-        import pyarrow as pa
-
-        numbers = {"height": pa.int32(), "width": pa.int32(), "sharpness": pa.float32()}
-        return {**numbers, "hash": pa.uint64(), "mirrored": pa.uint64(), "dropped": pa.string()}
+    gives: ClassVar = {
+        **{"height": "int32", "width": "int32", "sharpness": "float32"},
+        **{"hash": "uint64", "mirrored": "uint64", "dropped": "string"},
+    }
 
     def checked(self, path: str) -> dict[str, Any]:
         from PIL import Image
@@ -149,48 +142,32 @@ class NearPictures:
 
     def drop(self, df: Any, folder: pathlib.Path, workers: int | None, say: Callable[[str], None]) -> Any:
         """``df`` with ``dropped`` and ``of``."""
-        parts = engine.mapped(df.select("key", "hash", "mirrored"), _Parts(), None).collect()
+        step = engine.Step(("hash", "mirrored"), {to: "list<uint64>" for _, to in _BOTH}, _parts)
+        parts = engine.mapped(df.select("key", "hash", "mirrored"), step, None).collect()
         one = parts.select(col("key").alias("a"), col("hash").alias("x"), col("parts").alias("part")).explode("part")
-        two = [parts.select(col("key").alias("b"), col(h).alias("y"), col(p).alias("part")) for h, p in _Parts.both]
+        two = [parts.select(col("key").alias("b"), col(h).alias("y"), col(p).alias("part")) for h, p in _BOTH]
         both = one.join(two[0].union_all(two[1]).explode("part"), on="part").where(col("a") > col("b"))
-        both = engine.mapped(both.select("a", "b", "x", "y").distinct(), _Differ(), None)
+        both = engine.mapped(
+            both.select("a", "b", "x", "y").distinct(), engine.Step(("x", "y"), {"bits": "int32"}, _differ), None
+        )
         pairs = both.where(col("bits") <= self.bits).select("a", "b").distinct().collect()
         return linked(df, engine.components(pairs, say))
 
 
-@dataclasses.dataclass(frozen=True)
-class _Parts:
+_BOTH = (("hash", "parts"), ("mirrored", "mirrored_parts"))
+
+
+def _parts(table: Any) -> dict[str, list[Any]]:
     """The four parts of both hashes, each with its place."""
-
-    reads = ("hash", "mirrored")
-    both = (("hash", "parts"), ("mirrored", "mirrored_parts"))
-
-    @property
-    def gives(self) -> Mapping[str, Any]:
-        import pyarrow as pa
-
-        return {"parts": pa.list_(pa.uint64()), "mirrored_parts": pa.list_(pa.uint64())}
-
-    def __call__(self, rows: Any) -> dict[str, list[Any]]:
-        x_of = {to: rows[name].to_pylist() for name, to in self.both}
-        return {to: [[i << 16 | x >> 16 * i & 0xFFFF for i in range(4)] for x in found] for to, found in x_of.items()}
+    return {
+        to: [[i << 16 | x >> 16 * i & 0xFFFF for i in range(4)] for x in table[name].to_pylist()] for name, to in _BOTH
+    }
 
 
-@dataclasses.dataclass(frozen=True)
-class _Differ:
+def _differ(table: Any) -> dict[str, list[int]]:
     """In how many bits two hashes differ."""
-
-    reads = ("x", "y")
-
-    @property
-    def gives(self) -> Mapping[str, Any]:
-        import pyarrow as pa
-
-        return {"bits": pa.int32()}
-
-    def __call__(self, rows: Any) -> dict[str, list[int]]:
-        both = zip(rows["x"].to_pylist(), rows["y"].to_pylist(), strict=True)
-        return {"bits": [(x ^ y).bit_count() for x, y in both]}
+    both = zip(table["x"].to_pylist(), table["y"].to_pylist(), strict=True)
+    return {"bits": [(x ^ y).bit_count() for x, y in both]}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -214,12 +191,10 @@ class SoundChecks(_Checks):
 
     name = "sound_checks"
 
-    @property
-    def gives(self) -> Mapping[str, Any]:
-        import pyarrow as pa
-
-        numbers = dict.fromkeys(("seconds", "silence", "clipping"), pa.float32())
-        return {**numbers, "fingerprint": pa.large_string(), "dropped": pa.string()}
+    gives: ClassVar = {
+        **dict.fromkeys(("seconds", "silence", "clipping"), "float32"),
+        **{"fingerprint": "large_string", "dropped": "string"},
+    }
 
     def checked(self, path: str) -> dict[str, Any]:
         try:

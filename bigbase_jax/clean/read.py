@@ -7,8 +7,9 @@ import hashlib
 import os
 import pathlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
+from bigbase_jax.clean.engine import arrow_type
 from bigbase_jax.core import UserError
 from bigbase_jax.data.documents import Format
 from bigbase_jax.data.files import (
@@ -67,11 +68,10 @@ class Read:
     def __post_init__(self) -> None:
         Format(self.unit, tuple(self.columns), self.encodings[0])
 
+    @property
     def schema(self) -> Mapping[str, Any]:
-        import pyarrow as pa
-
-        own = dict.fromkeys(("id", "text", "source", "split"), pa.large_string())
-        return {"key": pa.uint64(), **own, **{name: pa.large_string() for name in self.keep}}
+        """By column, the name of its Arrow type."""
+        return {"key": "uint64", **dict.fromkeys(("id", "text", "source", "split", *self.keep), "large_string")}
 
     def documents(self, file: File, encoding: str, split: str) -> Iterator[dict[str, Any]]:
         """Rows of ``schema`` of one file."""
@@ -165,17 +165,10 @@ class ReadFile:
 
     reads = ("file",)
 
-    @property
-    def gives(self) -> Mapping[str, Any]:
-        import pyarrow as pa
-
-        return {
-            "rows": pa.int64(),
-            "bytes": pa.int64(),
-            "digest": pa.string(),
-            "encoding": pa.string(),
-            "error": pa.string(),
-        }
+    gives: ClassVar = {
+        **dict.fromkeys(("rows", "bytes"), "int64"),
+        **dict.fromkeys(("digest", "encoding", "error"), "string"),
+    }
 
     def __call__(self, batch: Any) -> dict[str, list[Any]]:
         told = [self._read(index) for index in batch["file"].to_pylist()]
@@ -203,7 +196,7 @@ class ReadFile:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        schema = pa.schema(list(self.reader.schema().items()))
+        schema = pa.schema({name: arrow_type(kind) for name, kind in self.reader.schema.items()})
         path = pathlib.Path(self.folder, f"part-{index:06}.parquet")
         count = size = weight = 0
         batch: list[dict[str, Any]] = []

@@ -13,7 +13,7 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -38,12 +38,6 @@ def tokens(text: str) -> list[str]:
     return _TOKEN.findall(text)
 
 
-def strings(values: Sequence[str | None]) -> Any:
-    import pyarrow as pa
-
-    return pa.array(values, pa.large_string())
-
-
 @dataclasses.dataclass(frozen=True)
 class Normalise:
     """Unicode normal form, mojibake (ftfy), control characters, line ends and trailing spaces.
@@ -61,17 +55,13 @@ class Normalise:
     name = "normalise"
     reads = ("text",)
 
-    @property
-    def gives(self) -> Mapping[str, Any]:
-        import pyarrow as pa
-
-        return {"text": pa.large_string(), "digest": pa.string(), "mended": pa.bool_(), "dropped": pa.string()}
+    gives: ClassVar = {"text": "large_string", "digest": "string", "mended": "bool", "dropped": "string"}
 
     def __call__(self, rows: Any) -> dict[str, Any]:
         given = rows["text"].to_pylist()
         texts = [self.mend(text or "") for text in given]
         return {
-            "text": strings(texts),
+            "text": texts,
             "digest": [hashlib.blake2b("".join(t.lower().split()).encode(), digest_size=16).hexdigest() for t in texts],
             "mended": [a != b for a, b in zip(given, texts, strict=True)],
             "dropped": [None if len(t) >= self.least else "empty" if not t else "short" for t in texts],
@@ -114,11 +104,7 @@ class Language:
     name = "language"
     reads = ("text",)
 
-    @property
-    def gives(self) -> Mapping[str, Any]:
-        import pyarrow as pa
-
-        return {"language": pa.string(), "language_score": pa.float32(), "dropped": pa.string()}
+    gives: ClassVar = {"language": "string", "language_score": "float32", "dropped": "string"}
 
     def __call__(self, rows: Any) -> dict[str, Any]:
         detector = _detector(self.characters)
@@ -208,11 +194,7 @@ class Rules:
                 if name not in THRESHOLDS["all"]:
                     raise UserError(f"there is no threshold {name!r}.{suggest(name, THRESHOLDS['all'], 'threshold')}")
 
-    @property
-    def gives(self) -> Mapping[str, Any]:
-        import pyarrow as pa
-
-        return {"text": pa.large_string(), "words": pa.int32(), "dropped": pa.string()}
+    gives: ClassVar = {"text": "large_string", "words": "int32", "dropped": "string"}
 
     def of(self, language: str) -> dict[str, float]:
         """The thresholds of a language."""
@@ -232,7 +214,7 @@ class Rules:
             texts.append(text)
             counts.append(len(words))
             why.append(self.fails(text, words, language))
-        return {"text": strings(texts), "words": counts, "dropped": why}
+        return {"text": texts, "words": counts, "dropped": why}
 
     def fails(self, text: str, words: Sequence[str], language: str) -> str | None:
         """The first rule that a text fails."""
@@ -349,11 +331,7 @@ class Quality:
     name = "quality"
     reads = ("text",)
 
-    @property
-    def gives(self) -> Mapping[str, Any]:
-        import pyarrow as pa
-
-        return {"quality": pa.float32(), "dropped": pa.string()}
+    gives: ClassVar = {"quality": "float32", "dropped": "string"}
 
     def check(self) -> None:
         """

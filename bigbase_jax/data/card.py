@@ -19,7 +19,7 @@ def origin(config: Mapping[str, Any]) -> dict[str, str]:
     """Of each file or folder that a ``data`` node names: ``licence``, the first line of the one beside it; ``cleaned``,
     what ``--mode=clean`` says of it; and ``consent`` and ``retention``, the columns by which rows were read."""
     found: dict[str, dict[str, None]] = {}
-    for name, value in _leaves(config):
+    for name, value in leaves(config):
         if name in ("consent", "retention"):
             found.setdefault(name, {})[f"by the column {value}"] = None
         elif name in ("root", "path") and os.path.exists(path := os.path.expanduser(value)):
@@ -30,19 +30,16 @@ def origin(config: Mapping[str, Any]) -> dict[str, str]:
     return {name: "; ".join(values) for name, values in found.items()}
 
 
-def _leaves(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
+def leaves(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
     """The texts of a config by their last name."""
     if isinstance(value, str) and value:
         yield name, value
-    parts = (
-        value.items()
-        if isinstance(value, Mapping)
-        else ((name, x) for x in value)
-        if isinstance(value, list | tuple)
-        else ()
-    )
-    for key, part in parts:
-        yield from _leaves(part, key)
+    elif isinstance(value, Mapping):
+        for key, part in value.items():
+            yield from leaves(part, key)
+    elif isinstance(value, list | tuple):
+        for part in value:
+            yield from leaves(part, name)
 
 
 def _licence(folder: pathlib.Path) -> str | None:
