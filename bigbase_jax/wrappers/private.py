@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import functools
 import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -347,23 +346,9 @@ def _chain(task: Any) -> list[Task]:
     return found
 
 
-class _Accounting(NamedTuple):
-    pld: Any
-    GaussianDpEvent: Any
-    PoissonSampledDpEvent: Any
-    TruncatedSubsampledGaussianDpEvent: Any
-
-
-@functools.cache
-def _accounting() -> _Accounting:
+def _accounting() -> Any:
     try:
-        from dp_accounting import dp_event
-        from dp_accounting.pld import pld_privacy_accountant
+        import dp_accounting
     except ImportError as error:
         raise UserError("Private needs dp-accounting; pip install 'bigbase_jax[private]'.") from error
-    return _Accounting(
-        pld_privacy_accountant,
-        dp_event.GaussianDpEvent,
-        dp_event.PoissonSampledDpEvent,
-        dp_event.TruncatedSubsampledGaussianDpEvent,
-    )
+    return dp_accounting
