@@ -46,8 +46,7 @@ def ours(private, steps):
     optimizer = build(config.optim)
     params = jax.eval_shape(task.init, jax.random.key(0), spec)["params"]
     tx = optimizer.transform(params, 100)
-    slices = SLICES if private else 1  # as the recipe has them
-    program = parallel.program(task, tx, spec, mesh, numbers=optimizer.numbers(100), microbatches=slices)
+    program = parallel.program(task, tx, spec, mesh, numbers=optimizer.numbers(100))
     state = [program.init(parallel.put(batch, mesh))]
 
     def step():
