@@ -85,7 +85,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         train_transforms=(*shrink, *wavelets),
         eval_transforms=(*shrink, *wavelets),
     )
-    linear = {"convolutions": (), "hidden": 0, "groups": 27} if scattering else {}
+    linear = {"convolutions": (), "hidden": None, "groups": 27} if scattering else {}
     model = target(TanhConvNet, kernel_init="lecun", **linear)
     config.task = target(Classification, model=model, mean=(0.5,), std=(0.5,))
     if private:

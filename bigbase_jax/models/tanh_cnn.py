@@ -23,7 +23,7 @@ class TanhConvNet(nn.Module):
       num_classes: width of the output.
       convolutions: (channels, kernel, stride, padding) of each.
       pool: whether a maximum follows each.
-      hidden: width of the dense layer; 0: none.
+      hidden: width of the dense layer; None: none.
       groups: of channels, each of which is brought to mean 0 and variance 1 over the picture first, without parameters
         (Wu & He 2018); 0: none.
       kernel_init: of ``INITS``; biases start at zero.
@@ -35,7 +35,7 @@ class TanhConvNet(nn.Module):
     num_classes: int | None = None
     convolutions: tuple[tuple[int, int, int, int], ...] = ((16, 8, 2, 2), (32, 4, 2, 0))
     pool: bool = True
-    hidden: int = 32
+    hidden: int | None = 32
     groups: int = 0
     kernel_init: str = "torch"
 
