@@ -28,8 +28,7 @@ Variables = Mapping[str, PyTree]
 """Linen variable collections: ``{"params": ..., "batch_stats": ...}``."""
 Transform = Callable[[Example, np.random.Generator], Example]
 """A function of an example and its own random generator. A class whose attribute ``random`` is False is deterministic
-and may run once, before the decoded set is cached; anything else runs anew for every use of the example. One that does
-to stacked examples what it does to each may say so with a method ``batch(examples)``: they stay in columns then."""
+and may run once, before the decoded set is cached; anything else runs anew for every use of the example."""
 
 
 class UserError(Exception):

@@ -451,7 +451,7 @@ class Prepared:
         return self._parts[split]
 
 
-class Batches(Iterator[dict[str, np.ndarray]]):
+class Batches(Iterator[dict[str, np.ndarray]], contextlib.AbstractContextManager):
     """Batches made ahead by threads, which end with ``close``, with the ``with`` block, or with the last reference."""
 
     def __init__(
@@ -479,9 +479,6 @@ class Batches(Iterator[dict[str, np.ndarray]]):
         """Batches from the first to the last."""
         return self._length
 
-    def __iter__(self) -> Batches:
-        return self
-
     def __next__(self) -> dict[str, np.ndarray]:
         if self._iterator is None:
             raise StopIteration
@@ -498,9 +495,6 @@ class Batches(Iterator[dict[str, np.ndarray]]):
             iterator.close()
             if self._pool is not None:
                 self._pool.shutdown(wait=False, cancel_futures=True)
-
-    def __enter__(self) -> Batches:
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
@@ -705,17 +699,14 @@ class _Chain:
         return {**out, "index": index.astype(np.int32), "mask": mask}
 
     def _columns(self, indices: np.ndarray, length: int | None) -> dict[str, np.ndarray] | None:
-        """The examples read by columns; None where the source, or a transform, takes one at a time."""
+        """The examples read by columns; None where the source takes one at a time, or there are transforms."""
         read = getattr(self.source, "batch", None)
-        if read is None or any(not hasattr(transform, "batch") for transform in self.transforms):
+        if read is None or self.transforms:
             return None
         try:
-            batch = read(indices)
+            out = {name: caches.as_array(array) for name, array in read(indices).items()}
         except _UNREADABLE:
             return None  # row by row, to find which one it is
-        for transform in self.transforms:
-            batch = transform.batch(batch)  # type: ignore[attr-defined]
-        out = {name: caches.as_array(array) for name, array in batch.items()}
         return {name: array[:, :length] if name in self.sequences else array for name, array in out.items()}
 
     def _rows(

@@ -21,8 +21,8 @@ CHAINS = [
     (T.RandomCrop((50, 64), padding=8, mode="constant"), FLIP),
     (FLIP, T.ColorJitter(0.05), SHRINK, T.RandomFlip(), T.CenterCrop(52)),
     (T.RandAugment(num_ops=3, magnitude=12), T.Resize((120, 160), "nearest")),
-    (T.TrivialAugment(), FLIP, T.Normalise(0.0, 1.0)),
-    (T.Grey(), T.Resize(50), T.ToFloat()),
+    (T.TrivialAugment(), FLIP),
+    (T.Grey(), T.Resize(50)),
 ]
 
 

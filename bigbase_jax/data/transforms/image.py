@@ -12,7 +12,7 @@ A transform that does not say how it moves pixels refuses examples with such ent
 
 They return a new example and leave the given one alone. Pixel work is Pillow's C code, which lets other threads run.
 Pictures stay uint8 on their way to the device, a quarter of the bytes of f32; the task normalises them inside the
-compiled step. ``ToFloat`` and ``Normalise`` are there for those who want floats on the host, and come last.
+compiled step.
 
 Legend: H height, W width, C channels, M boxes or points. Sizes are an int or (height, width); ``rng`` is the example's
 own generator.
@@ -22,14 +22,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
 from PIL import Image, ImageEnhance, ImageOps
 
 from bigbase_jax.build import suggest
-from bigbase_jax.core import Batch, Example, UserError
+from bigbase_jax.core import Example, UserError
 
 Size = int | tuple[int, int]
 Box = tuple[float, float, float, float]  # left, top, right, bottom, in pixels
@@ -303,11 +303,7 @@ class RandomResizedCrop(Geometric):
 
     def box(self, height: int, width: int, rng: np.random.Generator) -> tuple[int, int, int, int]:
         """Top, left, height and width of a box; the largest one of an allowed ratio in the middle if none fits."""
-        low, high = math.log(self.ratio[0]), math.log(self.ratio[1])
-        for _ in range(_TRIES):
-            area = height * width * rng.uniform(*self.scale)
-            ratio = math.exp(rng.uniform(low, high))
-            w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        for w, h in _sides(height * width, self.scale, self.ratio, rng):
             if 0 < w <= width and 0 < h <= height:
                 return int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1)), h, w
         ratio = min(max(width / height, self.ratio[0]), self.ratio[1])
@@ -398,7 +394,7 @@ class ColorJitter(_Still):
         image = _to_pil(x_HWC, self)
         for i in order:
             if i < 3 and ranges[i]:
-                image = _ENHANCERS[i](image).enhance(factors[i])
+                image = [*_ENHANCERS.values()][i](image).enhance(factors[i])
             elif i == 3 and self.hue and image.mode == "RGB":
                 image = _shift_hue(image, shift)
         return _to_array(image)
@@ -410,45 +406,6 @@ class Grey(_Still):
 
     def picture(self, x_HWC: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         return x_HWC if x_HWC.shape[-1] == 1 else _to_array(_to_pil(x_HWC, self).convert("L"))
-
-
-@dataclasses.dataclass(frozen=True)
-class _PerPixel(_Still):
-    """What does to many pictures [n, H, W, C] what it does to each."""
-
-    def batch(self, examples: Batch) -> Batch:
-        return {**examples, "image": self.picture(np.asarray(examples["image"]), np.random.default_rng(0))}
-
-
-@dataclasses.dataclass(frozen=True)
-class ToFloat(_PerPixel):
-    """f32 values in [0, 1]; a floating picture is taken to have them already."""
-
-    def picture(self, x_HWC: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        return _to_float(x_HWC)
-
-
-@dataclasses.dataclass(frozen=True)
-class Normalise(_PerPixel):
-    """(x - mean) / std per channel, f32, of values in [0, 1] (a uint8 picture is divided by 255 first).
-
-    Attributes:
-      mean, std: one number for all channels or one for each.
-    """
-
-    mean: float | tuple[float, ...]
-    std: float | tuple[float, ...]
-
-    def __post_init__(self) -> None:
-        if not np.all(np.asarray(self.std) > 0):
-            raise UserError(f"Normalise's std is {self.std}; it must be above 0.")
-
-    def picture(self, x_HWC: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        mean, std = np.asarray(self.mean, np.float32), np.asarray(self.std, np.float32)
-        for values in (mean, std):
-            if values.ndim and values.size not in (1, x_HWC.shape[-1]):
-                raise UserError(f"Normalise has {values.size} values for pictures of {x_HWC.shape[-1]} channels.")
-        return (_to_float(x_HWC) - mean) / std
 
 
 # --- augmentation policies --------------------------------------------------------------------------------------------
@@ -503,8 +460,7 @@ class RandAugment(ImageTransform):
 
     def apply(self, x_HWC: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, Motion | None]:
         strength = {"shear": 0.3, "rotate": 30.0, "enhance": 0.9, "bits": 4.0}
-        level = self.magnitude / (self.num_magnitude_bins - 1)
-        ops = []
+        level, ops = self.magnitude / (self.num_magnitude_bins - 1), []
         for _ in range(self.num_ops):
             op = _OPS[rng.integers(len(_OPS))]
             ops.append((op, level, -1.0 if rng.random() < 0.5 else 1.0))
@@ -540,11 +496,7 @@ class RandomErasing(_Still):
         if rng.random() >= self.prob:
             return x_HWC
         height, width, channels = x_HWC.shape
-        low, high = math.log(self.ratio[0]), math.log(self.ratio[1])
-        for _ in range(_TRIES):
-            area = height * width * rng.uniform(*self.scale)
-            ratio = math.exp(rng.uniform(low, high))
-            h, w = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        for h, w in _sides(height * width, self.scale, self.ratio, rng):
             if 0 < h < height and 0 < w < width:
                 break
         else:
@@ -560,28 +512,15 @@ class RandomErasing(_Still):
         return out
 
 
-_OPS = (
-    "identity",
-    "shear_x",
-    "shear_y",
-    "translate_x",
-    "translate_y",
-    "rotate",
-    "brightness",
-    "color",
-    "contrast",
-    "sharpness",
-    "posterize",
-    "solarize",
-    "autocontrast",
-    "equalize",
-)
-_ENHANCERS: tuple[Callable[[Image.Image], Any], ...] = (
-    ImageEnhance.Brightness,
-    ImageEnhance.Contrast,
-    ImageEnhance.Color,
-    ImageEnhance.Sharpness,
-)
+_ENHANCERS: dict[str, Callable[[Image.Image], Any]] = {
+    "brightness": ImageEnhance.Brightness,
+    "contrast": ImageEnhance.Contrast,
+    "color": ImageEnhance.Color,
+    "sharpness": ImageEnhance.Sharpness,
+}
+_MOVES = ("identity", "shear_x", "shear_y", "translate_x", "translate_y", "rotate")
+_COLOURS = ("brightness", "color", "contrast", "sharpness", "posterize", "solarize", "autocontrast", "equalize")
+_OPS = (*_MOVES, *_COLOURS)
 
 
 def _operated(
@@ -620,25 +559,21 @@ def _operated(
 
 def _matrix(op: str, amount: float, size: tuple[int, int]) -> Any:
     """``Motion.matrix`` of an operation; None if it moves nothing. ``size``: width and height."""
-    if op == "shear_x":
-        return (1, amount, 0), (0, 1, 0)
-    if op == "shear_y":
-        return (1, 0, 0), (amount, 1, 0)
-    if op == "translate_x":
-        return (1, 0, -int(amount)), (0, 1, 0)
-    if op == "translate_y":
-        return (1, 0, 0), (0, 1, -int(amount))
     if op == "rotate":  # degrees, anticlockwise, around the middle
         cos, sin = math.cos(math.radians(amount)), math.sin(math.radians(amount))
         x, y = size[0] / 2, size[1] / 2
         return (cos, -sin, x - cos * x + sin * y), (sin, cos, y - sin * x - cos * y)
-    return None
+    return {
+        "shear_x": ((1, amount, 0), (0, 1, 0)),
+        "shear_y": ((1, 0, 0), (amount, 1, 0)),
+        "translate_x": ((1, 0, -int(amount)), (0, 1, 0)),
+        "translate_y": ((1, 0, 0), (0, 1, -int(amount))),
+    }.get(op)
 
 
 def _recoloured(image: Image.Image, op: str, level: float, sign: float, strength: dict[str, float]) -> Image.Image:
-    if op in ("brightness", "contrast", "color", "sharpness"):
-        enhancer = _ENHANCERS[("brightness", "contrast", "color", "sharpness").index(op)]
-        return enhancer(image).enhance(1 + sign * level * strength["enhance"])
+    if op in _ENHANCERS:
+        return _ENHANCERS[op](image).enhance(1 + sign * level * strength["enhance"])
     if op == "posterize":
         return ImageOps.posterize(image, 8 - round(level * strength["bits"]))
     if op == "solarize":
@@ -660,7 +595,7 @@ def _to_pil(x_HWC: np.ndarray, transform: ImageTransform | str) -> Image.Image:
         name = transform if isinstance(transform, str) else type(transform).__name__
         raise UserError(
             f"{name} takes uint8 pictures [H, W, 1 or 3], not {x_HWC.dtype}{list(x_HWC.shape)};"
-            " ToFloat and Normalise come last."
+            " what makes floats of them comes last."
         )
     return Image.fromarray(x_HWC[..., 0] if x_HWC.shape[-1] == 1 else x_HWC)
 
@@ -668,12 +603,6 @@ def _to_pil(x_HWC: np.ndarray, transform: ImageTransform | str) -> Image.Image:
 def _to_array(image: Image.Image) -> np.ndarray:
     array = np.asarray(image)
     return array[..., None] if array.ndim == 2 else array
-
-
-def _to_float(x_HWC: np.ndarray) -> np.ndarray:
-    if x_HWC.dtype == np.uint8:
-        return np.divide(x_HWC, np.float32(255), dtype=np.float32)
-    return x_HWC.astype(np.float32, copy=False)
 
 
 def _resize(x_HWC: np.ndarray, size: tuple[int, int], method: str, box: Box | None = None) -> np.ndarray:
@@ -707,6 +636,16 @@ def _reflected(at: np.ndarray, n: int) -> np.ndarray:
 
 def _pair(size: Size) -> tuple[int, int]:
     return (size, size) if isinstance(size, int) else (size[0], size[1])
+
+
+def _sides(
+    area: int, scale: tuple[float, float], ratio: tuple[float, float], rng: np.random.Generator
+) -> Iterator[tuple[int, int]]:
+    """Some sides of boxes with a share of an area within ``scale``, whose ratio is within ``ratio``."""
+    for _ in range(_TRIES):
+        part = area * rng.uniform(*scale)
+        by = math.exp(rng.uniform(math.log(ratio[0]), math.log(ratio[1])))
+        yield round(math.sqrt(part * by)), round(math.sqrt(part / by))
 
 
 # --- checks of arguments ----------------------------------------------------------------------------------------------
