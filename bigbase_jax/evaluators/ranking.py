@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -137,10 +137,8 @@ class Ranking:
         k = ks[:2][-1]
         names = [f"ndcg@{k}", f"hr@{k}", "mrr", f"coverage@{k}", f"novelty@{k}", f"sampled/ndcg@{k}", f"sampled/hr@{k}"]
         names = [name for name in names if name in metrics]
-        titles, shares = (
-            [self.metrics[name].title or name for name in names],
-            [self.metrics[name].title or name for name in names if self.metrics[name].unit == "%"],
-        )
+        titles = [self.metrics[name].title or name for name in names]
+        shares = [title for name, title in zip(names, titles, strict=True) if self.metrics[name].unit == "%"]
         rows = {"the model": metrics, **metrics.get("peers", {})}
         cells = [(name, *(row.get(metric) for metric in names)) for name, row in rows.items()]
         yield Table("Against baselines", ("", *titles), cells, _note(metrics, f"ndcg@{k}"), shares)
@@ -200,12 +198,12 @@ class Ranking:
             found = collect(lambda v, items: {"vector": task.items(v, items)}, variables, catalogue(), mesh)
             items_XD = np.pad(found["vector"], ((0, -count % size), (0, 0)))
             items = jax.device_put(items_XD, NamedSharding(mesh, PartitionSpec()))
-            return lambda given, batch: _Products(task.users(given[0], batch), given[1], size, count), (
+            return lambda given, batch: _products(task.users(given[0], batch), given[1], size, count), (
                 variables,
                 items,
             )
         if hasattr(task, "scores"):
-            return lambda given, batch: _Whole(task.scores(given, batch)), variables
+            return lambda given, batch: _whole(task.scores(given, batch)), variables
         raise UserError(f"{type(task).__name__} has neither users and items nor scores, so that it ranks nothing.")
 
     def _ranked(
@@ -267,64 +265,50 @@ _METRICS = {
 }
 
 
-class _Scores:
-    """Scores of all items for the users of a batch, in chunks of ``size``; ``count``: items, with item 0."""
+class _Scores(NamedTuple):
+    """Scores of all items for the users of a batch.
+
+    Attributes:
+      size: C.
+      number: of items, with item 0.
+      chunk: f32[B,C], of the items from a place on.
+      of: f32[B,T], of items i32[B,T].
+    """
 
     size: int
-    count: int
-
-    def chunk(self, start: Any) -> jax.Array:
-        """f32[B,C], of the items from ``start`` on."""
-        raise NotImplementedError
-
-    def of(self, items_BT: jax.Array) -> jax.Array:
-        """f32[B,T]."""
-        raise NotImplementedError
+    number: int
+    chunk: Callable[[Any], jax.Array]
+    of: Callable[[jax.Array], jax.Array]
 
 
-@dataclasses.dataclass
-class _Whole(_Scores):
+def _whole(scores_BX: jax.Array) -> _Scores:
     """Given all at once, f32[B,I+1]."""
-
-    scores_BX: jax.Array
-
-    def __post_init__(self) -> None:
-        self.size = self.count = self.scores_BX.shape[1]
-
-    def chunk(self, start: Any) -> jax.Array:
-        return self.scores_BX
-
-    def of(self, items_BT: jax.Array) -> jax.Array:
-        return jnp.take_along_axis(self.scores_BX, items_BT, 1)
+    count = scores_BX.shape[1]
+    return _Scores(count, count, lambda start: scores_BX, lambda items_BT: jnp.take_along_axis(scores_BX, items_BT, 1))
 
 
-@dataclasses.dataclass
-class _Products(_Scores):
+def _products(users_BD: jax.Array, items_XD: jax.Array, size: int, count: int) -> _Scores:
     """Of vectors f32[B,D] and f32[X,D], X items rounded up to whole chunks."""
 
-    users_BD: jax.Array
-    items_XD: jax.Array
-    size: int
-    count: int
+    def chunk(start: Any) -> jax.Array:
+        items_CD = jax.lax.dynamic_slice_in_dim(items_XD, start, size)
+        return jnp.einsum("bd,cd->bc", users_BD, items_CD, preferred_element_type=jnp.float32)
 
-    def chunk(self, start: Any) -> jax.Array:
-        items_CD = jax.lax.dynamic_slice_in_dim(self.items_XD, start, self.size)
-        return jnp.einsum("bd,cd->bc", self.users_BD, items_CD, preferred_element_type=jnp.float32)
+    def of(items_BT: jax.Array) -> jax.Array:
+        return jnp.einsum("bd,btd->bt", users_BD, items_XD[items_BT], preferred_element_type=jnp.float32)
 
-    def of(self, items_BT: jax.Array) -> jax.Array:
-        items_BTD = self.items_XD[items_BT]
-        return jnp.einsum("bd,btd->bt", self.users_BD, items_BTD, preferred_element_type=jnp.float32)
+    return _Scores(size, count, chunk, of)
 
 
 def _given_scores(_: Any, batch: Batch) -> _Scores:
-    return _Whole(jnp.asarray(batch["scores"]))
+    return _whole(jnp.asarray(batch["scores"]))
 
 
 def _rank(scores: _Scores, gone_BS: Any, relevant_BT: Any, K: int) -> tuple[jax.Array, jax.Array]:
     """(i32[B,T], ranks of the relevant items among all but item 0 and what is gone, 0 for item 0; i32[B,K], the items
     that come first, 0 where there are fewer). NaN counts as the lowest of scores."""
     B, T = relevant_BT.shape
-    C, K = scores.size, min(K, scores.count - 1)
+    C, K = scores.size, min(K, scores.number - 1)
     rows_B1 = jnp.arange(B)[:, None]
     own_BT = _plain(scores.of(relevant_BT))
 
@@ -332,7 +316,7 @@ def _rank(scores: _Scores, gone_BS: Any, relevant_BT: Any, K: int) -> tuple[jax.
         ahead_BT, equal_BT, best_BK, top_BK = carry
         place_BS = jnp.where((gone_BS >= start) & (gone_BS < start + C), gone_BS - start, C)
         item_C = start + jnp.arange(C)
-        open_BC = jnp.broadcast_to((item_C > 0) & (item_C < scores.count), (B, C))
+        open_BC = jnp.broadcast_to((item_C > 0) & (item_C < scores.number), (B, C))
         open_BC = open_BC.at[rows_B1, place_BS].set(False, mode="drop")
         score_BC = _plain(scores.chunk(start))
 
@@ -353,7 +337,7 @@ def _rank(scores: _Scores, gone_BS: Any, relevant_BT: Any, K: int) -> tuple[jax.
 
     none_BT = jnp.zeros((B, T), jnp.int32)
     carry = (none_BT, none_BT, jnp.full((B, K), -jnp.inf), jnp.zeros((B, K), jnp.int32))
-    starts = jnp.arange(0, scores.count, C)
+    starts = jnp.arange(0, scores.number, C)
     (ahead_BT, equal_BT, _, top_BK), _ = jax.lax.scan(add, carry, starts) if len(starts) > 1 else add(carry, starts[0])
     return jnp.where(relevant_BT > 0, 1 + ahead_BT + equal_BT // 2, 0), top_BK
 

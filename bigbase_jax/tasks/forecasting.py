@@ -33,6 +33,7 @@ from bigbase_jax.core import (
 )
 from bigbase_jax.evaluate import Totals
 from bigbase_jax.tasks.errors import model_errors
+from bigbase_jax.tasks.tabular import pinball
 
 LOSSES = ("squared", "absolute")
 
@@ -172,11 +173,11 @@ class Forecasting:
         """f32[B,H,C]: the training loss of each value."""
         if y_BHCQ.shape[1] != (horizon := batch["future"].shape[1]):
             raise UserError(f"the model forecasts {y_BHCQ.shape[1]} steps, and the data has windows of {horizon}.")
-        error_BHCQ = jnp.asarray(batch["future"])[..., None] - y_BHCQ
+        future_BHC = jnp.asarray(batch["future"])
         if self.quantiles:
-            level_Q = jnp.asarray(self.quantiles)
-            return jnp.mean(jnp.maximum(level_Q * error_BHCQ, (level_Q - 1) * error_BHCQ), -1)
-        return (jnp.abs(error_BHCQ) if self.loss_kind == "absolute" else error_BHCQ**2)[..., 0]
+            return jnp.mean(pinball(y_BHCQ, future_BHC, self.quantiles), -1)
+        error_BHC = future_BHC - y_BHCQ[..., 0]
+        return jnp.abs(error_BHC) if self.loss_kind == "absolute" else error_BHC**2
 
     # -- on the host -----------------------------------------------------------------------------------------------
 

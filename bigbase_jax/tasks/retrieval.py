@@ -17,6 +17,7 @@ import numpy as np
 from bigbase_jax.core import Array, Batch, Example, Loss, Meter, Metric, Sum, UserError, Variables
 from bigbase_jax.tasks import in_batch, lists
 from bigbase_jax.tasks.errors import model_errors
+from bigbase_jax.tasks.textual import state_of
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -107,8 +108,7 @@ class Retrieval:
         else:
             chosen_B, partition_B = self.log_partition(variables, batch)
         total = jnp.sum(jnp.where(real_B, partition_B - chosen_B, 0.0))
-        state = {name: x for name, x in variables.items() if name != "params"}
-        return Loss({"loss": Sum(total, jnp.sum(batch["mask"]))}), state
+        return Loss({"loss": Sum(total, jnp.sum(batch["mask"]))}), state_of(variables)
 
     def log_partition(self, variables: Variables, batch: Batch) -> tuple[jax.Array, jax.Array]:
         """f32[B] each: the scores of the chosen items, and the logarithms of what the batch estimates of the sum of the

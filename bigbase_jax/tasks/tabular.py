@@ -282,8 +282,8 @@ def outputs_of(loss_kind: str, quantiles: tuple[float, ...]) -> int:
 
 
 def pinball(y_BQ: jax.Array, target_B: jax.Array, quantiles: tuple[float, ...]) -> jax.Array:
-    """f32[B,Q]: ``q`` of what a quantile is too low by, ``1 - q`` of what it is too high by."""
-    below_BQ = target_B[:, None] - y_BQ
+    """f32[...,Q]: ``q`` of what a quantile is too low by, ``1 - q`` of what it is too high by."""
+    below_BQ = target_B[..., None] - y_BQ
     q_Q = jnp.asarray(quantiles, jnp.float32)
     return jnp.maximum(q_Q * below_BQ, (q_Q - 1) * below_BQ)
 
