@@ -17,7 +17,7 @@ from pyarrow import csv
 from bigbase_jax.build import suggest
 from bigbase_jax.core import UserError
 from bigbase_jax.data.cache import Writer
-from bigbase_jax.data.columns import EXACT, ISO, KINDS, MISSING, cell_of
+from bigbase_jax.data.columns import EXACT, ISO, KINDS, MISSING, Texts, cell_of
 from bigbase_jax.data.consent import Permission
 from bigbase_jax.data.files import TABLES, File, is_packed, kind_of, one_sentence, open_file, too_long
 from bigbase_jax.data.rows import arrow_batches, delimiter, first_line, rows, text_of
@@ -123,10 +123,9 @@ class Table:
                             fill[where](i * width + start, values)
                     start += size
         names = [name for place in codes.values() for name in place]
-        encoded = [name.encode("utf-8", "replace") for name in names]
-        shapes["name_bounds"], shapes["names"] = (len(names) + 1,), (sum(map(len, encoded)),)
-        writer.reserve("name_bounds", np.int64, shapes["name_bounds"])(0, np.cumsum([0, *map(len, encoded)]))
-        writer.reserve("names", np.uint8, shapes["names"])(0, np.frombuffer(b"".join(encoded), np.uint8))
+        for part, array in zip(("names", "name_bounds"), Texts.packed(names), strict=True):
+            shapes[part] = array.shape
+            writer.reserve(part, array.dtype, array.shape)(0, array)
         ranges = itertools.accumulate(map(len, codes.values()), initial=0)
         named = dict(zip(codes, itertools.pairwise(ranges), strict=False))
         columns = []

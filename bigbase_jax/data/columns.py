@@ -10,10 +10,8 @@ Legend: N rows.
 from __future__ import annotations
 
 import datetime
-import hashlib
-import json
 import pathlib
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, overload
 
 import numpy as np
@@ -23,6 +21,7 @@ from bigbase_jax.core import UserError
 from bigbase_jax.data.cache import Store, kept, release, source_digest
 from bigbase_jax.data.files import LIMITS, File, Limits, kind_of, one_file, optional
 from bigbase_jax.data.rows import tables
+from bigbase_jax.data.sources.splits import digest
 
 KINDS = ("number", "category", "date", "text")
 MISSING = ("", "?", "NA", "N/A", "n/a", "NaN", "nan", "NULL", "Null", "null", "None", "none", "<NA>", "#N/A")
@@ -37,6 +36,12 @@ class Texts(Sequence[str]):
     def __init__(self, data: np.ndarray, bounds: np.ndarray):
         """``data`` is uint8, UTF-8; text i is from ``bounds[i]`` to ``bounds[i + 1]``."""
         self._data, self._bounds = data, bounds
+
+    @staticmethod
+    def packed(texts: Iterable[str]) -> tuple[np.ndarray, np.ndarray]:
+        """The data and the bounds of texts."""
+        encoded = [text.encode("utf-8", "replace") for text in texts]
+        return np.frombuffer(b"".join(encoded), np.uint8), np.cumsum([0, *map(len, encoded)], dtype=np.int64)
 
     def __len__(self) -> int:
         return len(self._bounds) - 1
@@ -241,7 +246,7 @@ def read_columns(
     whole = [[list(map(str, file.file_signature)) for file in files], sorted(table.kinds.items()), header, table.names]
     whole += [None if columns is None else sorted(columns), encoding]
     whole += [source_digest(module) for module in ("data.columns", "data.column_files")]
-    key = hashlib.sha256(json.dumps(whole).encode()).hexdigest()[:24]
+    key = digest(whole)
     where = files[0].path + (f" and {len(files) - 1} more" if len(files) > 1 else "")
     root = cache if cache is not None else pathlib.Path()
     store = kept(key, table.begin, root, limit_bytes if cache else 0, say, f"reading the columns of {where} once")

@@ -87,6 +87,12 @@ def window(pieces: Sequence[Mapping[str, np.ndarray]], length: int) -> Example:
     return example
 
 
+def places_of(count_D: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(which of D things, the how-maniest part of it, from 0) i64[P] each, of things that are cut into so many."""
+    which_P = np.repeat(np.arange(len(count_D)), count_D)
+    return which_P, np.arange(len(which_P)) - (np.cumsum(count_D) - count_D)[which_P]
+
+
 def packed(lengths_P: np.ndarray, capacity: int) -> tuple[np.ndarray, np.ndarray]:
     """(pieces in the order of their bins, where in it each bin begins, and the end); see ``pack``."""
     bin_P = pack(lengths_P, capacity)

@@ -176,10 +176,8 @@ class Index:
             arrays |= {"centroids": self.centroids, "cell": self.cell, "probes": np.asarray(self.probes, np.int64)}
         said = {"names": self.names, "titles": self.titles, "model": [self.model] if self.model else []}
         for name in _TEXTS:
-            texts = [text.encode() for text in said[name]]
-            if texts:
-                arrays[name] = np.frombuffer(b"".join(texts), np.uint8)
-                arrays[f"{name}.bounds"] = np.cumsum([0, *map(len, texts)], dtype=np.int64)
+            if len(said[name]):
+                arrays[name], arrays[f"{name}.bounds"] = Texts.packed(said[name])
         specs = {name: (x.shape, x.dtype) for name, x in arrays.items()}
         write_safetensors(pathlib.Path(path), specs, arrays.__getitem__)
 

@@ -17,7 +17,7 @@ import numpy as np
 from bigbase_jax.core import Batch, UserError, Variables
 from bigbase_jax.models.dropout import Dropout
 from bigbase_jax.tasks.errors import model_errors
-from bigbase_jax.text.tokenizer import compose, load
+from bigbase_jax.text.tokenizer import Encoder, load
 
 PADDING = -1
 """What stands for a token, or for its tag or target, where there is none."""
@@ -125,14 +125,9 @@ def drawn(batch: Batch, key: jax.Array | None) -> tuple[jax.Array, jax.Array]:
 
 def encoded(tokenizer: str, texts: Sequence[str], length: int) -> dict[str, np.ndarray]:
     """``tokens`` and ``segment_ids`` i32[N,L] of texts with the tokenizer's special tokens around them, cut to L."""
-    known = load(tokenizer)
-    layout = known.layout(False)
-    tokens_NL = np.full((len(texts), length), known.special.get("pad", 0), np.int32)
-    segments_NL = np.zeros_like(tokens_NL)
-    for n, (text_T, _) in enumerate(known.encode_batch(list(texts))):
-        found, _, _ = compose(layout, [text_T], length)
-        tokens_NL[n, : len(found)], segments_NL[n, : len(found)] = found, 1
-    return {"tokens": tokens_NL, "segment_ids": segments_NL}
+    encode = Encoder(load(tokenizer), length)
+    found = [encode([text_T])[0] for text_T, _ in encode.tokenizer.encode_batch(list(texts))]
+    return {name: np.stack([row[name] for row in found]) for name in ("tokens", "segment_ids")}
 
 
 def pieces_of(tokenizer: str | None, tokens: Sequence[int]) -> list[str]:

@@ -196,6 +196,46 @@ def compose(layout: Layout, texts: Sequence[np.ndarray], length: int) -> tuple[n
     return tokens_T, types_T, np.concatenate(text)[:length]
 
 
+class Encoder:
+    """Pieces of text with the tokenizer's special tokens around them, one after the other, as an example.
+
+    Attributes:
+      tokenizer: it.
+      room: the most tokens of a piece, or of the two texts of a pair together.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, length: int, pair: bool = False):
+        """
+        Args:
+          length: L.
+          pair: whether a piece is two texts.
+        """
+        self.tokenizer, self._layout, self._length = tokenizer, tokenizer.layout(pair), length
+        self._pad = tokenizer.special.get("pad", 0)
+        self.room = length - sum(token >= 0 for token in self._layout.tokens)
+
+    def __call__(self, *pieces: Sequence[np.ndarray]) -> tuple[dict[str, np.ndarray], np.ndarray]:
+        """(example, bool[L]: the places of the tokens that are text). What does not fit is cut; see ``compose``.
+
+        An example is ``tokens``, ``segment_ids``, ``positions`` and ``token_type_ids``, i32[L]: ``segment_ids`` number
+        the pieces from 1, 0 is padding; ``positions`` count from 0 in each.
+        """
+        example: dict[str, np.ndarray] = {name: np.zeros(self._length, np.int32) for name in _ENTRIES}
+        example["tokens"][:] = self._pad
+        text_L = np.zeros(self._length, bool)
+        at = 0
+        for segment, texts in enumerate(pieces, 1):
+            tokens_T, types_T, text_T = compose(self._layout, texts, self._length)
+            here = slice(at, at + len(tokens_T))
+            example["tokens"][here], example["token_type_ids"][here], text_L[here] = tokens_T, types_T, text_T
+            example["segment_ids"][here], example["positions"][here] = segment, np.arange(len(tokens_T))
+            at += len(tokens_T)
+        return example, text_L
+
+
+_ENTRIES = ("tokens", "segment_ids", "positions", "token_type_ids")
+
+
 def word_starts(tokenizer: Tokenizer, tokens_T: np.ndarray) -> np.ndarray:
     """bool[T]: does each token begin a word. What follows it up to the next one that does belongs to its word.
 

@@ -358,7 +358,7 @@ def test_the_second_start_reads_nothing_and_what_matters_makes_another_cache(tmp
     for change in ({"seed": 1}, {"tokenizer": Characters()}, {"template": str(tmp_path / "t.jinja")}):
         other, lines = prepare(tmp_path, root=root, **change)
         assert len(lines) == 1 and other.fingerprint() != kept.fingerprint()
-    monkeypatch.setattr("bigbase_jax.data.sources.text.chat.Survey", None)
+    monkeypatch.setattr("bigbase_jax.data.sources.text.base.Survey", None)
     again, lines = prepare(tmp_path, root=root)
     assert lines == [] and again.dataset_info == kept.dataset_info and again.description == kept.description
     dataset = ChatFiles(root=root, tokenizer=Bytes(), length=64, val_fraction=0.0)

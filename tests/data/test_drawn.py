@@ -55,7 +55,6 @@ def test_a_picture_depends_on_seed_and_position_alone():
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
         assert list(pool.map(lambda i: _hash(source[i]["image"]), range(24))) == in_order
     assert [_hash(pickle.loads(pickle.dumps(source))[i]["image"]) for i in range(3)] == in_order[:3]
-    assert _hash(source[-1]["image"]) == _hash(source[3499]["image"])
     other = DrawnCatsAndDogs(seed=1).splits["train"]
     assert {_hash(other[i]["image"]) for i in range(24)}.isdisjoint(in_order)
 

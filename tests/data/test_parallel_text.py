@@ -182,7 +182,7 @@ def test_the_second_start_reads_nothing_and_what_matters_makes_another_cache(tmp
     for change in ({"seed": 1}, {"source_language": "de", "target_language": "en"}, {"target_tokenizer": Characters()}):
         other, said = prepare(tmp_path, root=root, **change)
         assert len(said) == 1 and other.fingerprint() != kept.fingerprint()
-    monkeypatch.setattr("bigbase_jax.data.sources.text.parallel_text.Survey", None)
+    monkeypatch.setattr("bigbase_jax.data.sources.text.base.Survey", None)
     again, said = prepare(tmp_path, root=root)
     assert said == [] and again.dataset_info == kept.dataset_info and again.description == kept.description
     shorter, said = prepare(tmp_path, root=root, source_length=15)

@@ -123,7 +123,7 @@ def test_files_as_those_of_conll(tmp_path):
     [
         ("word\n", "line 1 is 'word', which has no word in column 0 or no tag"),
         ("a O\nb\tO\n\nc O\nd\n", "line 5 is 'd'"),
-        ("\n\n", "has no sentence"),
+        ("\n\n", "holds no sentences"),
     ],
 )
 def test_what_is_no_word_with_a_tag_is_named(tmp_path, text, words):

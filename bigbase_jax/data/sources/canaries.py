@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from bigbase_jax.core import Codec, Dataset, Example, RawDataset, Source, UserError
-from bigbase_jax.data.sources.splits import digest
+from bigbase_jax.core import Codec, Dataset, RawDataset, Source, UserError
+from bigbase_jax.data.sources.splits import Opened, Split
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Canaries:
         inner = self.dataset
         while isinstance(inner, RawDataset):
             inner = inner.prepare(cache, limit_bytes, say)
-        return Planted(inner, self)
+        return _planted(inner, self)
 
     def codec(self, config: Mapping[str, Any], dataset_info: Mapping[str, Any]) -> Codec:
         """The data set's own."""
@@ -51,78 +51,54 @@ class Canaries:
         return found
 
 
-class Planted:
-    """A ``Dataset`` with canaries; see ``Canaries``."""
-
-    def __init__(self, dataset: Dataset, how: Canaries):
-        train = dataset.splits["train"]
-        if how.count > len(train):
-            raise UserError(f"there are {len(train)} training examples, of which {how.count} cannot be canaries.")
-        rng = np.random.default_rng([how.seed, how.count])
-        chosen = np.sort(rng.choice(len(train), how.count, replace=False))
-        member = rng.random(how.count) < 0.5
-        labels = _labels(train)
-        if how.wrong:
-            classes = dataset.dataset_info.get("num_classes", 0)
-            if labels is None or classes < 2:
-                raise UserError("these examples have no class that could be a wrong one; use Canaries(wrong=False).")
-            labels = labels.copy()
-            labels[chosen] = (labels[chosen] + rng.integers(1, classes, how.count)) % classes
-        stays = np.ones(len(train), bool)
-        stays[chosen[~member]] = False
-        self._dataset, self._how = dataset, how
-        canary = _Some(train, chosen, labels if how.wrong else None, member.astype(np.float32))
-        self.splits: Mapping[str, Source] = {
-            **dataset.splits,
-            "train": _Some(train, np.flatnonzero(stays), labels if how.wrong else None),
-            "canary": canary,
-        }
-        self.dataset_info = dataset.dataset_info
-        kind = "examples with wrong labels" if how.wrong else "examples"
-        self.description = f"{dataset.description}; {how.count:,} {kind} are canaries, {member.sum():,} of them trained"
-
-    def fingerprint(self) -> str:
-        how = self._how
-        return digest([self._dataset.fingerprint(), how.count, how.wrong, how.seed])
+def _planted(dataset: Dataset, how: Canaries) -> Opened:
+    train = dataset.splits["train"]
+    if how.count > len(train):
+        raise UserError(f"there are {len(train)} training examples, of which {how.count} cannot be canaries.")
+    rng = np.random.default_rng([how.seed, how.count])
+    chosen = np.sort(rng.choice(len(train), how.count, replace=False))
+    member = rng.random(how.count) < 0.5
+    labels = _labels(train)
+    if how.wrong:
+        classes = dataset.dataset_info.get("num_classes", 0)
+        if labels is None or classes < 2:
+            raise UserError("these examples have no class that could be a wrong one; use Canaries(wrong=False).")
+        labels = labels.copy()
+        labels[chosen] = (labels[chosen] + rng.integers(1, classes, how.count)) % classes
+    stays = np.ones(len(train), bool)
+    stays[chosen[~member]] = False
+    kept = _some(train, np.flatnonzero(stays), labels, how.wrong)
+    canary = _some(train, chosen, labels, how.wrong, member.astype(np.float32))
+    kind = "examples with wrong labels" if how.wrong else "examples"
+    words = f"{dataset.description}; {how.count:,} {kind} are canaries, {member.sum():,} of them trained"
+    about = [dataset.fingerprint(), how.count, how.wrong, how.seed]
+    return Opened({**dataset.splits, "train": kept, "canary": canary}, dataset.dataset_info, words, about)
 
 
-class _Some:
-    """Some examples of a source, perhaps with other labels, perhaps told whether they are trained on."""
+def _some(
+    source: Source, indices: np.ndarray, labels: np.ndarray | None, wrong: bool, member: np.ndarray | None = None
+) -> Split:
+    """Some examples of a source with these labels of all, perhaps told whether they are trained on."""
+    label_n, lengths = None if labels is None else labels[indices], getattr(source, "lengths", None)
+    batch, called = getattr(source, "batch", None), getattr(source, "name", lambda index: f"[{index}]")
 
-    def __init__(
-        self, source: Source, indices: np.ndarray, labels: np.ndarray | None, member: np.ndarray | None = None
-    ):
-        self._source, self._indices, self._member = source, indices, member
-        self._relabelled = None if labels is None else labels[indices]
-        own = _labels(source)
-        self.labels = self._relabelled if labels is not None else None if own is None else own[indices]
-        lengths = getattr(source, "lengths", None)
-        self.lengths = None if lengths is None else np.asarray(lengths)[indices]
-        self.sequences: tuple[str, ...] = getattr(source, "sequences", ())
-        self.packed = getattr(source, "packed", False)
-        self.in_memory = getattr(source, "in_memory", False)
-        self.batch = None if getattr(source, "batch", None) is None else self._batch
+    def told(example: dict[str, Any], index: Any) -> dict[str, Any]:
+        more = {"label": label_n[index]} if wrong and label_n is not None else {}
+        return {**example, **more, **({} if member is None else {"member": member[index]})}
 
-    def __len__(self) -> int:
-        return len(self._indices)
-
-    def __getitem__(self, index: int) -> Example:
-        return self._told(dict(self._source[int(self._indices[index])]), index)
-
-    def _batch(self, indices: np.ndarray) -> dict[str, Any] | None:
-        found = self._source.batch(self._indices[indices])  # type: ignore[attr-defined]
-        return None if found is None else self._told(dict(found), indices)
-
-    def _told(self, example: dict[str, Any], index: Any) -> dict[str, Any]:
-        if self._relabelled is not None:
-            example["label"] = self._relabelled[index]
-        if self._member is not None:
-            example["member"] = self._member[index]
-        return example
-
-    def name(self, index: int) -> str:
-        name = getattr(self._source, "name", None)
-        return str(name(int(self._indices[index]))) if name else f"[{self._indices[index]}]"
+    found = Split(
+        "train",
+        len(indices),
+        lambda index: told(source[int(indices[index])], index),
+        getattr(source, "in_memory", False),
+        label_n,
+        None if lengths is None else np.asarray(lengths)[indices],
+        getattr(source, "sequences", ()),
+        None if batch is None else lambda some: told(batch(indices[some]), some),
+        lambda index: str(called(int(indices[index]))),
+    )
+    found.packed = getattr(source, "packed", False)
+    return found
 
 
 def _labels(source: Source) -> np.ndarray | None:

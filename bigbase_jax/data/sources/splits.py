@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import math
 from collections import Counter
@@ -10,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from bigbase_jax.core import Example, UserError
+from bigbase_jax.core import Batch, Example, Source, UserError
 
 
 def stratified(
@@ -178,24 +179,30 @@ def _hash64(text: str) -> int:
 
 
 class Split:
-    """The ``Source`` of one split, whose examples are made of what is in memory, or mapped, as they are asked for.
+    """The ``Source`` of one split, whose examples are made as they are asked for.
 
     Attributes:
-      in_memory: where that is.
-      labels, lengths, sequences: see ``core.Source``.
+      in_memory: where what they are made of is, in words, or whether it is there.
+      labels, lengths, sequences, batch: see ``core.Source``.
+      packed: see ``data.pipeline.KeptSource``.
     """
+
+    packed = False
 
     def __init__(
         self,
         split: str,
         size: int,
-        example: Callable[[int], Example],
-        in_memory: str,
+        example: Callable[[int], Example] | None = None,
+        in_memory: str | bool = False,
         labels: np.ndarray | None = None,
         lengths: np.ndarray | None = None,
         sequences: Sequence[str] = (),
+        batch: Callable[[np.ndarray], Batch] | None = None,
+        name: Callable[[int], str] | None = None,
     ):
-        self._split, self._size, self._example = split, size, example
+        """What is kept in columns has ``batch``, and needs no ``example``; ``name`` None: ``val[17]``."""
+        self._split, self._size, self._example, self._namer, self.batch = split, size, example, name, batch
         self.in_memory, self.labels, self.lengths, self.sequences = in_memory, labels, lengths, tuple(sequences)
 
     def __len__(self) -> int:
@@ -204,8 +211,63 @@ class Split:
     def __getitem__(self, index: int) -> Example:
         if not 0 <= index < len(self):
             raise IndexError(f"{self._split} has {len(self)} examples; there is no {index}")
-        return self._example(index)
+        if self._example is None and self.batch is not None:
+            return {name: x[0] for name, x in self.batch(np.array([index])).items()}
+        return self._example(index)  # type: ignore[misc]
 
     def name(self, index: int) -> str:
-        """Such as ``val[17]``."""
-        return f"{self._split}[{index}]"
+        """What a person calls the example."""
+        return self._namer(index) if self._namer else f"{self._split}[{index}]"
+
+
+def numbered(
+    counts: Mapping[str, int],
+    example: Callable[[int], Example],
+    label: Callable[[np.ndarray], np.ndarray] | None = None,
+    name: Callable[[int], str] | None = None,
+) -> dict[str, Source]:
+    """Splits of a series whose examples are made by their numbers, one split behind the other; empty ones are left out.
+
+    Args:
+      label, name: of numbers; None: there are no labels, the names are the splits'.
+    """
+    splits, start = dict[str, Source](), 0
+    for split, count in counts.items():
+        if count:
+            labels = None if label is None else label(np.arange(start, start + count)).astype(np.int32)
+            of, named = (make and functools.partial(_from, start, make) for make in (example, name))
+            splits[split] = Split(split, count, of, labels=labels, name=named)
+        start += count
+    return splits
+
+
+def _from(start: int, make: Callable[[int], Any], index: int) -> Any:
+    return make(start + index)
+
+
+class Opened:
+    """A ``Dataset`` that was read.
+
+    Args:
+      about: what its fingerprint depends on.
+      rows: what the examples and the splits depend on, where these may be encoded in several ways; None: the same.
+    """
+
+    def __init__(
+        self,
+        splits: Mapping[str, Source],
+        dataset_info: Mapping[str, Any],
+        description: str,
+        about: Sequence[Any],
+        rows: Sequence[Any] | None = None,
+    ):
+        self.splits, self.dataset_info, self.description = splits, dataset_info, description
+        self._about, self._rows = about, about if rows is None else rows
+
+    def fingerprint(self) -> str:
+        """A digest of the examples, the splits, and how they are encoded."""
+        return digest(self._about)
+
+    def examples(self) -> str:
+        """A digest of the examples and the splits, however they are encoded."""
+        return digest(self._rows)

@@ -10,51 +10,33 @@ from typing import Any
 
 import numpy as np
 
-from bigbase_jax.core import Batch, Codec, Example, Source, UserError
+from bigbase_jax.core import Batch, Codec, Source, UserError
 from bigbase_jax.data.files import limits_of
 from bigbase_jax.data.sources.image.image import PictureCodec
-from bigbase_jax.data.sources.splits import digest, split_off
+from bigbase_jax.data.sources.splits import Opened, Split, split_off
 
 
-class Arrays:
-    """A ``Source`` over rows of arrays, copied from only when asked for.
+class Arrays(Split):
+    """A ``Source`` over rows of arrays, copied from only when asked for: ``image`` uint8 [H, W, C] and ``label`` i32[];
+    called such as ``train[17]`` after the arrays and the row in them."""
 
-    Attributes:
-      labels: i32[N].
-      in_memory: True; keeping the examples elsewhere gains nothing.
-    """
+    labels: np.ndarray
 
-    in_memory = True
-
-    def __init__(self, images_NHWC: np.ndarray, labels_N: np.ndarray, rows: np.ndarray | None = None, stem: str = ""):
+    def __init__(self, images_NHWC: np.ndarray, labels_N: np.ndarray, stem: str, rows: np.ndarray | None = None):
         """Rows ``rows`` (None: all) of uint8 [N, H, W, C] or [N, H, W] and integer [N]; ``stem`` names the arrays."""
-        self._images = images_NHWC
-        self._rows = rows
-        self._stem = stem
-        self.labels = np.asarray(labels_N if rows is None else labels_N[rows], np.int32)
+        self._images, self._stem, self._rows = images_NHWC, stem, np.arange(len(labels_N)) if rows is None else rows
+        label_n = np.asarray(labels_N if rows is None else labels_N[rows], np.int32)
+        super().__init__(stem, len(label_n), None, True, label_n, batch=self._batch, name=self._called)
 
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitem__(self, index: int) -> Example:
-        """``image`` uint8 [H, W, C] and ``label`` i32[]."""
-        x = np.asarray(self._images[self._row(index)])
-        return {"image": x[..., None] if x.ndim == 2 else x, "label": self.labels[index]}
-
-    def batch(self, indices: np.ndarray) -> Batch:
-        """``image`` uint8 [n, H, W, C] and ``label`` i32[n]."""
-        x = np.asarray(self._images[indices if self._rows is None else self._rows[indices]])
+    def _batch(self, indices: np.ndarray) -> Batch:
+        x = np.asarray(self._images[self._rows[indices]])
         return {"image": x[..., None] if x.ndim == 3 else x, "label": self.labels[indices]}
 
-    def name(self, index: int) -> str:
-        """Such as ``train[17]``: the array and the row in it."""
-        return f"{self._stem}[{self._row(index)}]"
-
-    def _row(self, index: int) -> int:
-        return int(index) if self._rows is None else int(self._rows[index])
+    def _called(self, index: int) -> str:
+        return f"{self._stem}[{self._rows[index]}]"
 
 
-class ArrayDataset:
+class ArrayDataset(Opened):
     """Splits of arrays; the formats' readers derive from it.
 
     Attributes:
@@ -99,22 +81,18 @@ class ArrayDataset:
         if len(names) <= highest:
             raise UserError(f"{root}: class_names has {len(names)} names but the labels go up to {highest}.")
 
-        sources: dict[str, Source] = {split: Arrays(*arrays[split], stem=split) for split in arrays}
-        self._identity = identity
-        self._rows = split_off(arrays, None, labels, val_fraction, test_fraction, seed)
-        for split, rows in self._rows.items():
-            sources[split] = Arrays(*arrays["train"], rows, "train")
-        self.splits: Mapping[str, Source] = {s: sources[s] for s in ("train", "val", "test") if s in sources}
-        self.dataset_info: Mapping[str, Any] = {"num_classes": len(names), "class_names": names}
+        sources: dict[str, Source] = {split: Arrays(*arrays[split], split) for split in arrays}
+        dealt = split_off(arrays, None, labels, val_fraction, test_fraction, seed)
+        for split, rows in dealt.items():
+            sources[split] = Arrays(*arrays["train"], "train", rows)
+        splits: dict[str, Source] = {s: sources[s] for s in ("train", "val", "test") if s in sources}
         self._shape = shapes["train"]
         size = "x".join(map(str, self._shape[:2]))
         colours = "colour" if self._shape[2:] == (3,) else "grey"
-        count = sum(map(len, self.splits.values()))
-        self.description = f"{count:,} {colours} pictures of {size} pixels and {len(names)} classes in {root}"
-
-    def fingerprint(self) -> str:
-        """A digest of what the reader says of the arrays, and of the splits."""
-        return digest([*self._identity, *(part for item in sorted(self._rows.items()) for part in item)])
+        count = sum(map(len, splits.values()))
+        words = f"{count:,} {colours} pictures of {size} pixels and {len(names)} classes in {root}"
+        about = [*identity, *(part for item in sorted(dealt.items()) for part in item)]
+        super().__init__(splits, {"num_classes": len(names), "class_names": names}, words, about)
 
     def codec(self, config: Mapping[str, Any], dataset_info: Mapping[str, Any]) -> Codec:
         """Pictures in the shape of those in the arrays."""

@@ -46,7 +46,6 @@ from bigbase_jax.data.sources.splits import Split, deal, to_split_off
 from bigbase_jax.data.sources.text.base import (
     ROLES,
     SPLITS,
-    Encoder,
     Opened,
     TextRows,
     Write,
@@ -55,7 +54,7 @@ from bigbase_jax.data.sources.text.base import (
     split_indices,
     tokenizer_of,
 )
-from bigbase_jax.text.tokenizer import Subwords, Tokenizer, dataset_info_of, encode, load
+from bigbase_jax.text.tokenizer import Encoder, Subwords, Tokenizer, dataset_info_of, encode, load
 
 SUBWORDS = Subwords("wordpiece", 4096)
 _TEXTS = ("caption", "captions", "text", "texts", "sentence", "sentences", "title", "description", "comment", "raw")

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
-from bigbase_jax.core import Source, UserError
+from bigbase_jax.core import UserError
 from bigbase_jax.data.files import LIMITS, Limits
 from bigbase_jax.data.sources.folder import ClassFolders, labels
 from bigbase_jax.data.sources.image.image import SUFFIXES, Pictures, ReadsPictures
-from bigbase_jax.data.sources.splits import digest
+from bigbase_jax.data.sources.splits import Opened
 
 
-class ImageFolder(ReadsPictures):
+class ImageFolder(ReadsPictures, Opened):
     """``DIR/{train,val,test}/CLASS/**`` or ``DIR/CLASS/**``, as ``sources.folder`` says, with pictures.
 
     Attributes:
@@ -42,16 +39,12 @@ class ImageFolder(ReadsPictures):
         if draft_size is not None and draft_size < 1:
             raise UserError(f"draft_size is {draft_size}; it must be at least 1, or None for full size.")
         listed = ClassFolders(root, SUFFIXES, "pictures", val_fraction, test_fraction, seed, limits)
-        self._files, self._draft_size, self.ignored = listed.files, draft_size, listed.ignored
-        self.splits: Mapping[str, Source] = {
+        self.ignored, names = listed.ignored, tuple(listed.names)
+        splits = {
             split: Pictures(listed.folder, [f.name for f in files], labels(files), draft_size, limits, listed.members)
             for split in ("train", "val", "test")
             if (files := listed.files.get(split)) is not None
         }
-        self.dataset_info: Mapping[str, Any] = {"num_classes": len(listed.names), "class_names": tuple(listed.names)}
-        self.description = listed.description
-
-    def fingerprint(self) -> str:
-        """A digest of each split's paths, sizes and modification times, and of how they are decoded."""
-        files = {split: [tuple(file) for file in listed] for split, listed in self._files.items()}
-        return digest([self.dataset_info["class_names"], self._draft_size, *sorted(files.items())])
+        signatures = sorted((split, [tuple(file) for file in files]) for split, files in listed.files.items())
+        info = {"num_classes": len(names), "class_names": names}
+        super().__init__(splits, info, listed.description, [names, draft_size, *signatures])

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import io
 import os
 import threading
@@ -19,6 +20,7 @@ from PIL import Image
 
 from bigbase_jax.core import Codec, Example, Fields, UserError
 from bigbase_jax.data.files import KEY, LIMITS, File, Limits, file_at, given_file, limits_of, one_sentence, open_file
+from bigbase_jax.data.sources.splits import Split
 from bigbase_jax.runtime.limits import too_much
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".pgm", ".ppm"})
@@ -181,12 +183,10 @@ def _rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-class Pictures:
-    """A ``Source`` of picture files.
+class Pictures(Split):
+    """A ``Source`` of picture files, ``image`` uint8 [H, W, 3] and ``label`` i32[], called by their paths."""
 
-    Attributes:
-      labels: i32[N].
-    """
+    labels: np.ndarray
 
     def __init__(
         self,
@@ -202,22 +202,15 @@ class Pictures:
         Args:
           members: by name where they are in an archive.
         """
-        self._members = members
-        self._root, self._names, self._draft_size, self._limits = root, tuple(names), draft_size, limits
-        self.labels = np.asarray(labels, np.int32)
+        self._root, self._names, self._members = root, tuple(names), members
+        self._decode = functools.partial(decode, draft_size=draft_size, limits=limits)
+        label_N = np.asarray(labels, np.int32)
+        super().__init__("", len(names), self._picture, labels=label_N, name=self._names.__getitem__)
 
-    def __len__(self) -> int:
-        return len(self._names)
-
-    def __getitem__(self, index: int) -> Example:
-        """``image`` uint8 [H, W, 3] and ``label`` i32[]; raises UserError naming a file that does not decode."""
+    def _picture(self, index: int) -> Example:
         name = self._names[index]
         path = self._members[name] if self._members else os.path.join(self._root, name)
-        return {"image": decode(path, self._draft_size, self._limits), "label": self.labels[index]}
-
-    def name(self, index: int) -> str:
-        """The file's path relative to the root."""
-        return self._names[index]
+        return {"image": self._decode(path), "label": self.labels[index]}
 
 
 def resized(x_HWC: np.ndarray, shape: Sequence[int]) -> np.ndarray:

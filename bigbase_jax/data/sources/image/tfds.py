@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -13,41 +12,35 @@ from bigbase_jax.build import suggest
 from bigbase_jax.core import Example, Source, UserError
 from bigbase_jax.data.files import named_after
 from bigbase_jax.data.sources.image.image import ReadsPictures, decode
-from bigbase_jax.data.sources.splits import digest, split_off
+from bigbase_jax.data.sources.splits import Opened, Split, split_off
 
 _NAME = re.compile(r"\w+(/[\w.+-]+)?(:(\d+|\*)(\.(\d+|\*)){2})?")
 _READ_AHEAD = 256  # records per read of the labels
 
 
-class Records:
-    """A ``Source`` over rows of a TFDS split; pictures are decoded as those of all other sources are.
+class Records(Split):
+    """A ``Source`` over rows of a TFDS split, ``image`` uint8 [H, W, C] and ``label`` i32[], called such as
+    ``cats_vs_dogs/train[17]`` by the row in it; pictures are decoded as those of all other sources are."""
 
-    Attributes:
-      labels: i32[N].
-    """
+    labels: np.ndarray
 
     def __init__(self, source: Any, key: str, channels: int, stem: str, rows: np.ndarray, labels: np.ndarray):
         """Rows ``rows`` of a data source whose pictures, under ``key``, come encoded; ``labels`` are those rows'."""
         self._source, self._key, self._channels, self._stem, self._rows = source, key, channels, stem, rows
-        self.labels = labels
+        super().__init__(stem, len(rows), self._record, labels=labels, name=self._called)
 
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def __getitem__(self, index: int) -> Example:
-        """``image`` uint8 [H, W, C] and ``label`` i32[]; raises UserError naming a picture that does not decode."""
+    def _record(self, index: int) -> Example:
         try:
             x_HWC = decode(self._source[int(self._rows[index])][self._key])
         except UserError as error:
             raise UserError(f"{self.name(index)}: {error}") from error
         return {"image": x_HWC[..., : self._channels], "label": self.labels[index]}
 
-    def name(self, index: int) -> str:
-        """Such as ``cats_vs_dogs/train[17]``: the row in the prepared split."""
-        return f"{self._stem}[{int(self._rows[index])}]"
+    def _called(self, index: int) -> str:
+        return f"{self._stem}[{self._rows[index]}]"
 
 
-class Tfds(ReadsPictures):
+class Tfds(ReadsPictures, Opened):
     """A prepared data set of TensorFlow Datasets with pictures and class labels.
 
     Attributes:
@@ -119,25 +112,22 @@ class Tfds(ReadsPictures):
             raise UserError(f"{name} has no split 'train'; it has: {', '.join(sources)}.")
         channels = 1 if features[keys[0]].shape[-1] == 1 else 3
         splits: dict[str, Source] = {}
-        self._parts: list[object] = []
+        chosen_parts: list[object] = []
         for split, (given, source) in found.items():
             labels = _labels(source, keys[1])
             rows = split_off(found, None, labels, val_fraction, test_fraction, seed) if split == "train" else {}
             for part, chosen in (rows or {split: np.arange(len(labels))}).items():
                 stem = f"{builder.info.name}/{given}"
                 splits[part] = Records(source, keys[0], channels, stem, chosen, labels[chosen])
-                self._parts += [part, chosen, labels[chosen]]
-        self.splits: Mapping[str, Source] = {s: splits[s] for s in ("train", "val", "test") if s in splits}
-        names = tuple(features[keys[1]].names)
-        self.dataset_info: Mapping[str, Any] = {"num_classes": len(names), "class_names": names}
-        self._name = builder.info.full_name
-        self._sizes = {split: (info.num_examples, info.num_bytes) for split, info in builder.info.splits.items()}
-        count = sum(map(len, self.splits.values()))
-        self.description = f"{count:,} pictures of {len(names)} classes, {self._name} of TensorFlow Datasets"
-
-    def fingerprint(self) -> str:
-        """A digest of name and version, the splits' sizes in examples and bytes, labels and rows."""
-        return digest([self._name, sorted(self._sizes.items()), *self._parts])
+                chosen_parts += [part, chosen, labels[chosen]]
+        names, name = tuple(features[keys[1]].names), builder.info.full_name
+        sizes = sorted((split, (info.num_examples, info.num_bytes)) for split, info in builder.info.splits.items())
+        super().__init__(
+            {s: splits[s] for s in ("train", "val", "test") if s in splits},
+            {"num_classes": len(names), "class_names": names},
+            f"{sum(map(len, splits.values())):,} pictures of {len(names)} classes, {name} of TensorFlow Datasets",
+            [name, sizes, *chosen_parts],
+        )
 
 
 def _labels(source: Any, key: str) -> np.ndarray:

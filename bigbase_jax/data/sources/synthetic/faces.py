@@ -6,15 +6,12 @@ glasses. A photo is all else: where the head is, how it is turned, what it looks
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import numpy as np
 from PIL import Image, ImageDraw
 
-from bigbase_jax.core import Example, Source, UserError
+from bigbase_jax.core import Example, UserError
 from bigbase_jax.data.sources.image.image import ReadsPictures
-from bigbase_jax.data.sources.splits import digest
+from bigbase_jax.data.sources.splits import Opened, numbered
 from bigbase_jax.data.sources.synthetic.pictures import Dice, Pen, photograph, scene
 
 _VERSION = 1  # of the drawings; part of the fingerprint
@@ -24,7 +21,7 @@ _EYES = ((70, 46, 30), (60, 96, 140), (76, 116, 76), (110, 110, 116))
 _PORTRAITS = 1 << 20  # photos of a person, whose random numbers follow those of the person
 
 
-class DrawnFaces(ReadsPictures):
+class DrawnFaces(ReadsPictures, Opened):
     """Seeded photos of people who do not exist; nobody is in two splits.
 
     Attributes:
@@ -59,48 +56,24 @@ class DrawnFaces(ReadsPictures):
                 "people or more."
             )
         counts = {"train": people, "val": val_people, "test": test_people}
-        self.splits: Mapping[str, Source] = {}
-        start = 0
-        for split, count in counts.items():
-            if count:
-                self.splits = {**self.splits, split: _Portraits(size, seed, start, count, photos, split)}
-            start += count
-        names = tuple(f"person {i}" for i in range(people))
-        self.dataset_info: Mapping[str, Any] = {"num_classes": people, "class_names": names}
-        self.description = f"{start * photos:,} faces of {start:,} people drawn by the program itself (not photos)"
-        self._identity = (_VERSION, size, tuple(counts.items()), photos, seed)
+        self._size, self._photos, self._seed = size, photos, seed
+        of_photos = {split: count * photos for split, count in counts.items()}
+        super().__init__(
+            numbered(of_photos, self._example, lambda number_N: number_N // photos, self._named),
+            {"num_classes": people, "class_names": tuple(f"person {i}" for i in range(people))},
+            f"{sum(counts.values()) * photos:,} faces of {sum(counts.values()):,} people drawn by the program itself "
+            "(not photos)",
+            [(_VERSION, size, tuple(counts.items()), photos, seed)],
+        )
 
-    def fingerprint(self) -> str:
-        """A digest of the version of the drawings and of the arguments."""
-        return digest([self._identity])
+    def _example(self, number: int) -> Example:
+        label, photo = divmod(number, self._photos)
+        first = label * _PORTRAITS
+        image = portrait(self._size, Dice(self._seed, first), Dice(self._seed, first + 1 + photo))
+        return {"image": image, "label": np.int32(label)}
 
-
-class _Portraits:
-    """A ``Source``: ``photos`` of each of the people ``start`` to ``start + count``.
-
-    Attributes:
-      labels: i32[N].
-    """
-
-    def __init__(self, size: int, seed: int, start: int, count: int, photos: int, split: str):
-        self._size, self._seed, self._photos, self._split = size, seed, photos, split
-        self.labels = np.repeat(np.arange(start, start + count, dtype=np.int32), photos)
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitem__(self, index: int) -> Example:
-        """``image`` uint8 [size, size, 3] and ``label`` i32[]."""
-        label = self.labels[index]
-        photo = int(label) * _PORTRAITS + 1 + int(index) % len(self) % self._photos
-        return {
-            "image": portrait(self._size, Dice(self._seed, int(label) * _PORTRAITS), Dice(self._seed, photo)),
-            "label": label,
-        }
-
-    def name(self, index: int) -> str:
-        """Such as ``person 12, photo 3``."""
-        return f"person {self.labels[index]}, photo {index % self._photos}"
+    def _named(self, number: int) -> str:
+        return f"person {number // self._photos}, photo {number % self._photos}"
 
 
 def portrait(size: int, person: Dice, photo: Dice) -> np.ndarray:

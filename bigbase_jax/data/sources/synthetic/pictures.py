@@ -14,16 +14,17 @@ Coordinates are in head radii, x to the right, y down, in the frame of a body pa
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw
 
-from bigbase_jax.core import Example, Source, UserError
+from bigbase_jax.core import Example, UserError
 from bigbase_jax.data.sources.image.image import ReadsPictures
-from bigbase_jax.data.sources.splits import digest
+from bigbase_jax.data.sources.splits import Opened, numbered
 
 _VERSION = 1  # of the drawings; part of the fingerprint
 CAT, DOG = 0, 1
@@ -41,7 +42,7 @@ _FURS = (
 Colour = tuple[int, int, int]
 
 
-class DrawnCatsAndDogs(ReadsPictures):
+class DrawnCatsAndDogs(ReadsPictures, Opened):
     """Seeded pictures of cats and dogs drawn by the program, as many of the one as of the other.
 
     Attributes:
@@ -68,45 +69,18 @@ class DrawnCatsAndDogs(ReadsPictures):
         for name, count, least in (("num_train", num_train, 2), ("num_val", num_val, 0), ("num_test", num_test, 0)):
             if count < least:
                 raise UserError(f"{name} is {count}; it must be at least {least}.")
-        starts = {"train": 0, "val": num_train, "test": num_train + num_val}
         counts = {"train": num_train, "val": num_val, "test": num_test}
-        self.splits: Mapping[str, Source] = {
-            split: Drawings(size, seed, starts[split], count, split) for split, count in counts.items() if count
-        }
-        self.dataset_info: Mapping[str, Any] = {"num_classes": 2, "class_names": ("cat", "dog")}
-        self.description = (
-            f"{sum(counts.values()):,} pictures of cats and dogs drawn by the program itself (not photos)"
+        super().__init__(
+            numbered(counts, functools.partial(_example, size, seed), lambda number_N: number_N % 2),
+            {"num_classes": 2, "class_names": ("cat", "dog")},
+            f"{sum(counts.values()):,} pictures of cats and dogs drawn by the program itself (not photos)",
+            [(_VERSION, size, tuple(counts.items()), seed)],
         )
-        self._identity = (_VERSION, size, tuple(counts.items()), seed)
-
-    def fingerprint(self) -> str:
-        """A digest of the version of the drawings and of the arguments."""
-        return digest([self._identity])
 
 
-class Drawings:
-    """A ``Source`` of pictures ``start`` to ``start + count`` of the endless series of a seed.
-
-    Attributes:
-      labels: i32[N], 0 cat and 1 dog in turn.
-    """
-
-    def __init__(self, size: int, seed: int, start: int, count: int, split: str):
-        self._size, self._seed, self._start, self._split = size, seed, start, split
-        self.labels = (np.arange(start, start + count) % 2).astype(np.int32)
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitem__(self, index: int) -> Example:
-        """``image`` uint8 [H, W, 3] and ``label`` i32[]; a pure function of seed, size and position in the series."""
-        label = self.labels[index]  # also refuses an index out of range
-        position = self._start + int(index) % len(self)
-        return {"image": draw(int(label), self._size, Dice(self._seed, position)), "label": label}
-
-    def name(self, index: int) -> str:
-        """Such as ``test[17]``."""
-        return f"{self._split}[{index}]"
+def _example(size: int, seed: int, number: int) -> Example:
+    """``image`` uint8 [H, W, 3] and ``label`` i32[], 0 cat and 1 dog in turn."""
+    return {"image": draw(number % 2, size, Dice(seed, number)), "label": np.int32(number % 2)}
 
 
 class Dice:

@@ -10,14 +10,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw
 
-from bigbase_jax.core import Example, Source, UserError
+from bigbase_jax.core import Example, UserError
 from bigbase_jax.data.sources.image.detection import ReadsDetections
-from bigbase_jax.data.sources.splits import Split, digest
+from bigbase_jax.data.sources.splits import Opened, numbered
 
 _VERSION = 1  # of the scenes; part of the fingerprint
 NAMES = ("circle", "square", "triangle", "cross")
@@ -33,7 +32,7 @@ _CORNERS: Mapping[str, tuple[tuple[float, float], ...]] = {  # around (0, 0), wi
 }
 
 
-class SyntheticScenes(ReadsDetections):
+class SyntheticScenes(ReadsDetections, Opened):
     """Seeded scenes of up to ``most`` shapes; some have none.
 
     Attributes:
@@ -65,31 +64,17 @@ class SyntheticScenes(ReadsDetections):
         """
         if size < 32 or most < 1 or num_train < 1 or min(num_val, num_test) < 0:
             raise UserError(f"scenes need size at least 32 (not {size}), most and num_train at least 1.")
-        self._arguments = (size, most, num_train, num_val, num_test, seed)
-        counts = {"train": num_train, "val": num_val, "test": num_test}
-        first, self.splits = 0, dict[str, Source]()
-        for split, count in counts.items():
-            if count:
-                self.splits[split] = Split(split, count, _Scenes(size, most, seed, first), "")
-            first += count
-        self.dataset_info: Mapping[str, Any] = {"num_classes": len(NAMES), "class_names": NAMES}
-        self.description = (
-            f"{first:,} synthetic scenes of {', '.join(NAMES)} ({size}x{size} pixels), made by the program"
+        self._size, self._most, self._seed = size, most, seed
+        super().__init__(
+            numbered({"train": num_train, "val": num_val, "test": num_test}, self._scene),
+            {"num_classes": len(NAMES), "class_names": NAMES},
+            f"{num_train + num_val + num_test:,} synthetic scenes of {', '.join(NAMES)} ({size}x{size} pixels), made "
+            "by the program",
+            [_VERSION, size, most, num_train, num_val, num_test, seed],
         )
 
-    def fingerprint(self) -> str:
-        """A digest of the arguments and of the version of the scenes."""
-        return digest([_VERSION, *self._arguments])
-
-
-class _Scenes:
-    """What makes scene i: of the stream of numbers of ``first + i``."""
-
-    def __init__(self, size: int, most: int, seed: int, first: int):
-        self._size, self._most, self._seed, self._first = size, most, seed, first
-
-    def __call__(self, index: int) -> Example:
-        rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence([self._seed % 2**64, self._first + index])))
+    def _scene(self, number: int) -> Example:
+        rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence([self._seed % 2**64, number])))
         size, fine = self._size, 2
         image = Image.new("RGB", (size * fine, size * fine), _colour(rng))
         pen = ImageDraw.Draw(image)

@@ -36,13 +36,15 @@ from typing import Any, NamedTuple
 import numpy as np
 import scipy.sparse
 
-from bigbase_jax.core import Batch, Example, UserError
+from bigbase_jax.core import Batch, UserError
 from bigbase_jax.data.cache import Store, Write, Writer, default_root, kept, source_digest
-from bigbase_jax.data.columns import Column, read_columns, table_files
+from bigbase_jax.data.columns import Column, Texts, read_columns, table_files
 from bigbase_jax.data.files import LIMITS, TABLES, File, Limits, kind_of, list_files, optional
-from bigbase_jax.data.sources.splits import digest
+from bigbase_jax.data.rows import is_number
+from bigbase_jax.data.sources.splits import Split, digest
 from bigbase_jax.data.sources.table.catalogue import Attributes, Known
 from bigbase_jax.data.sources.table.history_codec import HistoryCodec
+from bigbase_jax.data.windows import places_of
 from bigbase_jax.runtime.log import say
 
 SPLITS = ("train", "val", "test")
@@ -271,10 +273,7 @@ def _plain_name(cell: str) -> str:
 
 
 def _is_number(cell: str) -> bool:
-    try:
-        return bool(np.isfinite(float(cell)))
-    except ValueError:
-        return False
+    return is_number(cell) and bool(np.isfinite(float(cell)))
 
 
 class Histories:
@@ -320,20 +319,48 @@ class Histories:
             },
             **({"item_titles": self._known["item"].titles} if items and items[1].titles else {}),
         }
-        splits: dict[str, _Split] = {}
-        if made.pairs:
-            splits["train"] = Pairs(self, np.arange(len(self._begin)), self._begin, self._train)
-        else:
-            length_U, L = np.maximum(self._train - self._begin - 1, 0), made.length
-            windows_U = -(-length_U // L)  # of a longer history, as many as hold all of it, the latest first
-            user = np.repeat(np.arange(len(windows_U)), windows_U)
-            nth = np.arange(len(user)) - np.repeat(np.cumsum(windows_U) - windows_U, windows_U)
-            splits["train"] = Sequences(self, user, self._begin[user], self._train[user] - 1 - nth * L)
+        splits: dict[str, Split] = {"train": self._interactions() if made.pairs else self._sequences()}
         for split, end, stop in (("val", self._train, val), ("test", val, start[1:])):
             user = np.flatnonzero((stop > end) & (end > self._begin))
-            splits[split] = Targets(self, user, self._begin[user], end[user], stop[user])
+            splits[split] = Targets(self, split, user, self._begin[user], end[user], stop[user])
         self.splits = {name: split for name, split in splits.items() if len(split)}
         self.description = f"{made.origin()}: {about['said']}"
+
+    def _sequences(self) -> Split:
+        """Users of train; of a history longer than L as many examples as hold all of it, the latest first."""
+        length_U, L = np.maximum(self._train - self._begin - 1, 0), self._made.length
+        user, nth = places_of(-(-length_U // L))
+        begin, end = self._begin[user], self._train[user] - 1 - nth * L
+
+        def batch(indices: np.ndarray) -> Batch:
+            history, target = (self.history(begin[indices], end[indices], ahead) for ahead in (0, 1))
+            return {"user": user[indices].astype(np.int32), "history": history, "target": target}
+
+        lengths, names = np.minimum(end - begin, L), self.named(user)
+        return Split("train", len(user), None, self.kept, None, lengths, ("history", "target"), batch, names)
+
+    def _interactions(self) -> Split:
+        """Those of train, each an example."""
+        first_U = np.cumsum(self._train - self._begin) - (self._train - self._begin)
+
+        def users(indices: Any) -> Any:
+            return np.searchsorted(first_U, indices, side="right") - 1
+
+        def batch(indices: np.ndarray) -> Batch:
+            user = users(indices)
+            place = self._begin[user] + indices - first_U[user]
+            history = self.history(self._begin[user], place)
+            return {**self.users(user), "history": history, **self.items(self.item_at(place))}
+
+        def name(index: int) -> str:
+            user = int(users(index))
+            return f"user {self.user_names[user]}, interaction {index + 1 - first_U[user]}"
+
+        return Split("train", int((self._train - self._begin).sum()), None, self.kept, batch=batch, name=name)
+
+    def named(self, user_N: np.ndarray) -> Callable[[int], str]:
+        """What calls an example after its user."""
+        return lambda index: f"user {self.user_names[user_N[index]]}"
 
     def fingerprint(self) -> str:
         """A digest of the log and of what is made of it."""
@@ -393,78 +420,22 @@ class Histories:
         return found
 
 
-class _Split:
-    """A ``Source``: what the user of example i had chosen before is at places ``begin`` to before ``end``, i64[N]."""
+class Targets(Split):
+    """Users of val or test: example i had chosen what is at places ``begin`` to before ``end`` i64[N], and then what is
+    at those to before ``stop``."""
 
-    def __init__(self, of: Histories, user: np.ndarray, begin: np.ndarray, end: np.ndarray):
-        self._of, self._user, self.begin, self.end = of, user, begin, end
-        self.in_memory = of.kept
-        self.lengths: np.ndarray | None = np.minimum(end - begin, of.dataset_info["length"])
-        self.sequences: tuple[str, ...] = ("history",)
+    def __init__(
+        self, of: Histories, split: str, user: np.ndarray, begin: np.ndarray, end: np.ndarray, stop: np.ndarray
+    ):
+        self._of, self._user, self.begin, self.end, self.stop = of, user, begin, end, stop
+        lengths = np.minimum(end - begin, of.dataset_info["length"])
+        super().__init__(split, len(user), None, of.kept, None, lengths, ("history",), self._batch, of.named(user))
 
-    def __len__(self) -> int:
-        return len(self._user)
-
-    def __getitem__(self, index: int) -> Example:
-        if not 0 <= index < len(self):
-            raise IndexError(f"there are {len(self)} examples; there is no {index}")
-        return {name: x[0] for name, x in self.batch(np.array([index])).items()}
-
-    def batch(self, indices: np.ndarray) -> Batch:
-        """The examples of i64[n]; see above."""
-        begin, end = self.begin[indices], self.end[indices]
-        return {"user": self._user[indices].astype(np.int32), "history": self._of.history(begin, end)}
-
-    def name(self, index: int) -> str:
-        """The user."""
-        return f"user {self._of.user_names[self._user[index]]}"
-
-
-class Sequences(_Split):
-    """Users of train; see above."""
-
-    def __init__(self, of: Histories, user: np.ndarray, begin: np.ndarray, end: np.ndarray):
-        super().__init__(of, user, begin, end)
-        self.sequences = ("history", "target")
-
-    def batch(self, indices: np.ndarray) -> Batch:
-        target = self._of.history(self.begin[indices], self.end[indices], ahead=1)
-        return {**super().batch(indices), "target": target}
-
-
-class Pairs(_Split):
-    """Interactions of train; see above."""
-
-    def __init__(self, of: Histories, user: np.ndarray, begin: np.ndarray, end: np.ndarray):
-        super().__init__(of, user, begin, end)
-        self._stop, self.lengths = np.cumsum(end - begin), None
-
-    def __len__(self) -> int:
-        return int(self._stop[-1])
-
-    def batch(self, indices: np.ndarray) -> Batch:
-        user = np.searchsorted(self._stop, indices, side="right")
-        place = self.end[user] - self._stop[user] + indices
-        history = self._of.history(self.begin[user], place)
-        return {**self._of.users(user), "history": history, **self._of.items(self._of.item_at(place))}
-
-    def name(self, index: int) -> str:
-        user = int(np.searchsorted(self._stop, index, side="right"))
-        nth = index + 1 - self._stop[user] + self.end[user] - self.begin[user]
-        return f"user {self._of.user_names[user]}, interaction {nth}"
-
-
-class Targets(_Split):
-    """Users of val or test, each with what they chose next, at places ``end`` to before ``stop``."""
-
-    def __init__(self, of: Histories, user: np.ndarray, begin: np.ndarray, end: np.ndarray, stop: np.ndarray):
-        super().__init__(of, user, begin, end)
-        self.stop = stop
-
-    def batch(self, indices: np.ndarray) -> Batch:
-        target = self._of.item_at(self.end[indices])
-        found = {**super().batch(indices), "target": target}
-        return {**found, **self._of.users(self._user[indices]), **self._of.items(target)} if self._of.pairs else found
+    def _batch(self, indices: np.ndarray) -> Batch:
+        end, user = self.end[indices], self._user[indices]
+        target = self._of.item_at(end)
+        found = {"user": user.astype(np.int32), "history": self._of.history(self.begin[indices], end), "target": target}
+        return {**found, **self._of.users(user), **self._of.items(target)} if self._of.pairs else found
 
     def seen(self, indices: np.ndarray) -> np.ndarray:
         """i32[n, most]: all items that their users had chosen before, with 0 behind them."""
@@ -475,22 +446,17 @@ class Targets(_Split):
         return self._of.padded(self.end[indices], self.stop[indices])
 
 
-class _Names(Sequence[str]):
-    """Ids as texts, each made when it is asked for: of numbers [n], or of UTF-8 bytes that end at ``stop`` i64[n]."""
+class _Numbers(Sequence[str]):
+    """Ids [n] as texts, each made when it is asked for."""
 
-    def __init__(self, ids: np.ndarray, stop: np.ndarray | None):
-        self._ids, self._stop = ids, stop
+    def __init__(self, ids: np.ndarray):
+        self._ids = ids
 
     def __len__(self) -> int:
-        return len(self._ids if self._stop is None else self._stop)
+        return len(self._ids)
 
     def __getitem__(self, index: Any) -> Any:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        if self._stop is None:
-            return str(self._ids[index])
-        start = self._stop[index - 1] if index else 0
-        return self._ids[start : self._stop[index]].tobytes().decode()
+        return list(map(str, self._ids[index])) if isinstance(index, slice) else str(self._ids[index])
 
 
 # --- from a log to histories ------------------------------------------------------------------------------------------
@@ -693,14 +659,13 @@ def _by_time(read: Callable[[], Iterator[np.ndarray]], start: np.ndarray, made: 
 
 
 def _texts(kind: str, ids: np.ndarray, names: Sequence[str] | None) -> dict[str, np.ndarray]:
-    """Ids as the store keeps them; see ``_Names``."""
+    """Ids as the store keeps them: numbers, or as ``columns.Texts``."""
     if names is None:
         return {f"{kind}_ids": ids}
-    texts = [str(names[i]).encode() for i in ids]
-    stop = np.cumsum([len(text) for text in texts], dtype=np.int64)
-    return {f"{kind}_ids": np.frombuffer(b"".join(texts), np.uint8), f"{kind}_stop": stop}
+    data, bounds = Texts.packed(str(names[i]) for i in ids)
+    return {f"{kind}_ids": data, f"{kind}_bounds": bounds}
 
 
-def _names(store: Store, kind: str) -> _Names:
-    named = f"{kind}_stop" in store[0]
-    return _Names(store.get(f"{kind}_ids", 0), store.get(f"{kind}_stop", 0) if named else None)
+def _names(store: Store, kind: str) -> Sequence[str]:
+    ids, bounds = store.get(f"{kind}_ids", 0), f"{kind}_bounds"
+    return Texts(ids, store.get(bounds, 0)) if bounds in store[0] else _Numbers(ids)

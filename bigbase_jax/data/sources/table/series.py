@@ -24,12 +24,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from bigbase_jax.build import suggest
-from bigbase_jax.core import Batch, Codec, Dataset, Example, Fields, Source, UserError
+from bigbase_jax.core import Batch, Codec, Dataset, Example, Fields, UserError
 from bigbase_jax.data.columns import ISO, Column, Columns, column_of, read_columns, table_files
 from bigbase_jax.data.encoders import Encoders, calendar, fit_encoders
 from bigbase_jax.data.files import LIMITS, Limits, limits_of, one_file
 from bigbase_jax.data.rows import rows
-from bigbase_jax.data.sources.splits import by_time, digest
+from bigbase_jax.data.sources.splits import Opened, Split, by_time
 
 _DAY = 86400
 _UNITS = {"s": 1, "min": 60, "h": 3600, "d": _DAY, "w": 7 * _DAY}
@@ -107,52 +107,6 @@ def grid_of(time_N: np.ndarray, step: str | None = None) -> Grid:
             "step=1h, or what they are."
         )
     return found
-
-
-class Windows(Source):
-    """The windows of a split.
-
-    Attributes:
-      in_memory: True: they are cut from the series as they are asked for.
-    """
-
-    in_memory = True
-
-    def __init__(self, grid: Grid, arrays: Mapping[str, np.ndarray], first_N: np.ndarray, history: int, horizon: int):
-        """``first_N``: the row of each window's first step ahead; ``arrays``: [T, ...] each, by entry."""
-        self._grid, self._arrays, self._first_N = grid, arrays, first_N
-        self._reads = {"history": (-history, 0), "covariates": (-history, horizon)}
-        self._ahead = (0, horizon)
-
-    def __len__(self) -> int:
-        return len(self._first_N)
-
-    def __getitem__(self, index: int) -> Example:
-        if not 0 <= index < len(self):
-            raise IndexError(index)
-        return {name: x[0] for name, x in self.batch(np.array([index])).items()}
-
-    def batch(self, indices: np.ndarray) -> Batch:
-        first_n1 = self._first_N[indices][:, None]
-        spans = {name: self._reads.get(name, self._ahead) for name in self._arrays}
-        return {name: self._arrays[name][first_n1 + np.arange(*span)] for name, span in spans.items()}
-
-    def name(self, index: int) -> str:
-        """The time of the first step ahead."""
-        return str(self._grid.times(self._first_N[index]))
-
-
-@dataclasses.dataclass
-class Ready(Dataset):
-    """A ``core.Dataset``, whose fingerprint is of ``parts``."""
-
-    splits: Mapping[str, Source]
-    dataset_info: Mapping[str, Any]
-    description: str
-    parts: Sequence[Any]
-
-    def fingerprint(self) -> str:
-        return digest(self.parts)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -292,7 +246,7 @@ class Series:
         words = f"{self.origin()}: {T:,} steps of {grid} from {first} to {last} UTC, {len(names)} series"
         words += f", {len(covariates)} covariates" * bool(covariates) + "".join(f"; {what}" for what in told)
         cuts = [(name, len(rows_S), self.history, self.horizon) for name, rows_S in parts.items()]
-        return Ready(splits, info, words, [*arrays.values(), str(grid), cuts, names])
+        return Opened(splits, info, words, [*arrays.values(), str(grid), cuts, names])
 
     def _channels(self, table: Columns, time: str, say: Callable[[str], None]) -> list[dict[str, Any]]:
         """What is forecast: name, column and, where rows are of several series, the name of its own."""
@@ -334,7 +288,8 @@ class Series:
             about["channels"] = [channel for channel, kept in zip(about["channels"], kept_C, strict=True) if kept]
         return value_TC[:, kept_C]
 
-    def _windows(self, split: str, rows_S: np.ndarray, grid: Grid, arrays: Mapping[str, np.ndarray]) -> Windows:
+    def _windows(self, split: str, rows_S: np.ndarray, grid: Grid, arrays: Mapping[str, np.ndarray]) -> Split:
+        """The windows of a split; ``arrays``: [T, ...] each, by entry."""
         L, H = self.history, self.horizon
         first_N = np.arange(max(int(rows_S[0]), L), int(rows_S[-1]) - H + 2)
         seen_T = np.concatenate([[0], np.cumsum(arrays["observed"].any(1))])
@@ -347,7 +302,13 @@ class Series:
                 f"the {split} split has {len(rows_S):,} steps, in which {needed} do not fit, or are all missing; "
                 "shorten history or horizon, or move the splits."
             )
-        return Windows(grid, arrays, first_N, L, H)
+        spans = {name: {"history": (-L, 0), "covariates": (-L, H)}.get(name, (0, H)) for name in arrays}
+
+        def batch(indices: np.ndarray) -> Batch:
+            first_n1 = first_N[indices][:, None]
+            return {name: x_T[first_n1 + np.arange(*spans[name])] for name, x_T in arrays.items()}
+
+        return Split(split, len(first_N), None, True, batch=batch, name=lambda i: str(grid.times(first_N[i])))
 
     @staticmethod
     def codec(config: Mapping[str, Any], dataset_info: Mapping[str, Any]) -> Codec:

@@ -18,9 +18,8 @@ import csv
 import dataclasses
 import hashlib
 import io
-import json
 import pathlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -31,8 +30,8 @@ from bigbase_jax.data.cache import Store, Writer, kept, source_digest
 from bigbase_jax.data.columns import KINDS, Column, Columns, columns_of, read_columns, table_files
 from bigbase_jax.data.encoders import Encoders, Names, fit_encoders
 from bigbase_jax.data.files import LIMITS, File, Limits, by_split, unused
-from bigbase_jax.data.sources.splits import Split, by_time, stratified, to_split_off
-from bigbase_jax.data.sources.text.base import SPLITS, Opened
+from bigbase_jax.data.sources.splits import Opened, Split, by_time, digest, stratified, to_split_off
+from bigbase_jax.data.sources.text.base import SPLITS
 
 _CODE = ("data.columns", "data.column_files", "data.encoders", "data.sources.splits", "data.sources.table.table")
 _BLOCK = 1 << 16  # rows that are encoded at once
@@ -125,8 +124,7 @@ class TableRows:
           UserError: a file or a column that is not there or cannot be read, nothing to train on, or a target that is
             the same in all rows, or is no class, or no number.
         """
-        signature = [self.file_signature(), repr(self), [source_digest(module) for module in _CODE]]
-        key = hashlib.sha256(json.dumps(signature).encode()).hexdigest()[:24]
+        key = digest([self.file_signature(), repr(self), *map(source_digest, _CODE)])
 
         def read() -> tuple[Columns, list[str]]:
             return self.read(cache, limit_bytes, say)
@@ -295,7 +293,7 @@ def _classes(target: Column, positive: str | None) -> tuple[np.ndarray, list[str
         whole = np.isfinite(values)
         names = [f"{value:.17g}" for value in values[whole]]
         codes_N = np.where(codes_N < len(names), codes_N, -1)
-        if len(names) > _NUMBERS and len(names) > 0.05 * target_count(codes_N):
+        if len(names) > _NUMBERS and len(names) > 0.05 * (codes_N >= 0).sum():
             raise UserError(
                 f"{target.name} is {len(names):,} different numbers; to predict a number, say task=regression."
             )
@@ -309,11 +307,6 @@ def _classes(target: Column, positive: str | None) -> tuple[np.ndarray, list[str
     place_K = np.full(len(names) + 1, np.nan)
     place_K[ordered] = np.arange(len(names))
     return place_K[codes_N], [names[i] for i in ordered]
-
-
-def target_count(codes_N: np.ndarray) -> int:
-    """How many are not missing."""
-    return int((codes_N >= 0).sum())
 
 
 def _sort_key(name: str) -> tuple[float, str]:
@@ -434,8 +427,8 @@ class TableData(Opened):
         splits, self.rows, start = {}, {}, 0
         for split, count in about["splits"].items():
             part = {name: array[start : start + count] for name, array in arrays.items()}
-            splits[split] = RowSplit(split, part, row_N[start : start + count], store.kept)
             self.rows[split] = row_N[start : start + count]
+            splits[split] = _source(split, part, self.rows[split], store.kept)
             start += count
         info = {
             "encoders": about["encoders"],
@@ -477,23 +470,14 @@ class TableData(Opened):
         return "; ".join([*parts, *about["told"]])
 
 
-class RowSplit(Split):
-    """The ``Source`` of a split of rows that are kept in columns."""
+def _source(split: str, arrays: Mapping[str, np.ndarray], row_n: np.ndarray, kept: str) -> Split:
+    """Of the rows with these numbers in the table, which have these values."""
 
-    def __init__(self, split: str, arrays: Mapping[str, np.ndarray], row_n: np.ndarray, in_memory: str):
-        super().__init__(split, len(row_n), self._row, in_memory, labels=arrays.get("label"))
-        self._arrays, self._row_n = arrays, row_n
+    def batch(indices: np.ndarray) -> Batch:
+        return {name: array[indices] for name, array in arrays.items()}
 
-    def _row(self, index: int) -> Example:
-        return {name: array[index] for name, array in self._arrays.items()}
-
-    def batch(self, indices: np.ndarray) -> Batch:
-        """See ``core.Source``."""
-        return {name: array[indices] for name, array in self._arrays.items()}
-
-    def name(self, index: int) -> str:
-        """Its number in the table, from 1."""
-        return f"row {self._row_n[index] + 1:,}"
+    labels = arrays.get("label")
+    return Split(split, len(row_n), None, kept, labels, batch=batch, name=lambda index: f"row {row_n[index] + 1:,}")
 
 
 def _listed(names: Sequence[str]) -> str:
@@ -521,11 +505,9 @@ class RowCodec(Codec):
             return [self._encoders.encode_row(given)]
         if isinstance(given, str):
             raise UserError(f"{given} is no table; give rows in .csv, .parquet, .jsonl, ...")
-        return [self._encoders.encode_row(row) for row in self._rows(given)]
-
-    def _rows(self, given: bytes) -> Iterator[Mapping[str, Any]]:
         try:
             text = given.decode("utf-8-sig" if self._encoding == "utf-8" else self._encoding)
         except UnicodeDecodeError as error:
             raise UserError(f"the table is not valid {self._encoding} ({error.reason}).") from error
-        yield from csv.DictReader(io.StringIO(text, newline=""), delimiter="\t" if "\t" in text[:4096] else ",")
+        table = csv.DictReader(io.StringIO(text, newline=""), delimiter="\t" if "\t" in text[:4096] else ",")
+        return [self._encoders.encode_row(row) for row in table]

@@ -9,22 +9,20 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import hashlib
 import io
-import json
 import pathlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Generic, TypeVar
 
 import numpy as np
 
-from bigbase_jax.core import Codec, Dataset, Example, Fields, Source, UserError
+from bigbase_jax.core import Codec, Example, Fields, Source, UserError
 from bigbase_jax.data.cache import Store, Write, kept, source_digest
 from bigbase_jax.data.documents import Format, as_text, whole_text
 from bigbase_jax.data.files import LIMITS, File, Limits, by_split, one_file, readable, too_long, unused
 from bigbase_jax.data.rows import checked, tables
-from bigbase_jax.data.sources.splits import Split, digest
-from bigbase_jax.text.tokenizer import Texts, Tokenizer, TokenizerFile, compose, load
+from bigbase_jax.data.sources.splits import Opened, Split, deal, digest, to_split_off
+from bigbase_jax.text.tokenizer import Texts, Tokenizer, TokenizerFile, load
 
 SPLITS = ("train", "val", "test")
 _BATCH = 1 << 20  # characters that are encoded at once
@@ -57,6 +55,9 @@ class TextRows:
     code: ClassVar[tuple[str, ...]] = ()
     """Modules of ours, beside those that all share, of which what is kept depends."""
 
+    def __post_init__(self) -> None:
+        """Whose values are out of range is for subclasses to say."""
+
     # -- what subclasses say ---------------------------------------------------------------------------------------
 
     def origin(self) -> str:
@@ -71,7 +72,7 @@ class TextRows:
         """Reads the rows once; what then tokenises them."""
         raise NotImplementedError
 
-    def opened(self, rows_N: Store) -> Dataset:
+    def opened(self, rows_N: Store) -> Opened:
         """The data set of rows that were read."""
         raise NotImplementedError
 
@@ -86,6 +87,25 @@ class TextRows:
     def kept_for(self) -> list[Any]:
         """What else the tokens depend on."""
         return []
+
+    def dealt(self, read: Callable[[], Iterable[tuple[str, R]]], name: Callable[[R], str], rows: str) -> Survey[R]:
+        """Which row is in which split, of (split, or "" where it is to be dealt, row) of each.
+
+        Args:
+          name: of a row: those of one name are in one split.
+          rows: what they are called.
+
+        Raises:
+          UserError: there are none.
+        """
+        split_N, name_N = [], []
+        for split, row in read():
+            split_N.append(split or "train")
+            name_N.append(name(row))
+        if not split_N:
+            raise UserError(f"{self.origin()} holds no {rows}.")
+        fractions = to_split_off(set(split_N) - {"train"}, self.val_fraction, self.test_fraction)
+        return Survey(read, deal(split_N, name_N, fractions, self.seed), name_N)
 
     def prepare(self, cache: pathlib.Path, limit_bytes: float, say: Callable[[str], None]) -> Any:
         """Reads and tokenises the rows, unless that is in the cache; see ``core.RawDataset``.
@@ -119,6 +139,7 @@ class TextRowFiles(TextRows):
 
     def __post_init__(self) -> None:
         Format(encoding=self.encoding)
+        super().__post_init__()
 
     def listed(self) -> Sequence[File]:
         """All files that may be read."""
@@ -139,10 +160,11 @@ class TextRowFiles(TextRows):
 
 
 class Survey(Generic[R]):
-    """Which row is in which split: ``split_N``, "" where it is left out. ``read`` gives the rows anew at each call."""
+    """Which row is in which split: ``split_N``, "" where it is left out. ``read`` gives the rows anew at each call;
+    ``name_N``: their names, where they were dealt by these."""
 
-    def __init__(self, read: Callable[[], Iterable[tuple[str, R]]], split_N: Sequence[str]):
-        self._read, self.split_N = read, split_N
+    def __init__(self, read: Callable[[], Iterable[tuple[str, R]]], split_N: Sequence[str], name_N: Sequence[str] = ()):
+        self._read, self.split_N, self.name_N = read, split_N, name_N
 
     def rows(self) -> Iterator[tuple[str, R]]:
         """(split, row) of all that are in one."""
@@ -177,34 +199,6 @@ def batches(items: Iterable[R], size: Callable[[R], int]) -> Iterator[list[R]]:
         yield waiting
 
 
-class Opened:
-    """A ``Dataset`` of rows that were read.
-
-    Args:
-      about: what its fingerprint depends on.
-      rows: what the rows and the splits depend on, where several tokenizers may read them; None: the same.
-    """
-
-    def __init__(
-        self,
-        splits: Mapping[str, Source],
-        dataset_info: Mapping[str, Any],
-        description: str,
-        about: list[Any],
-        rows: list[Any] | None = None,
-    ):
-        self.splits, self.dataset_info, self.description = splits, dataset_info, description
-        self._about, self._rows = about, about if rows is None else rows
-
-    def fingerprint(self) -> str:
-        """A digest of the rows, the splits, the tokenizer and the lengths."""
-        return digest(self._about)
-
-    def examples(self) -> str:
-        """A digest of the rows and the splits, whatever reads them."""
-        return digest(self._rows)
-
-
 def splits_of(
     store: Store,
     example: Callable[[int], Example],
@@ -232,50 +226,10 @@ def splits_of(
     return {split: source(split, indices) for split, indices in (rows or split_indices(store)).items()}
 
 
-class Encoder:
-    """Pieces of text with the tokenizer's special tokens around them, one after the other, as an example.
-
-    Attributes:
-      room: the most tokens of a piece, or of the two texts of a pair together.
-    """
-
-    def __init__(self, tokenizer: Tokenizer, length: int, pair: bool = False):
-        """
-        Args:
-          length: L.
-          pair: whether a piece is two texts.
-        """
-        self._layout, self._length = tokenizer.layout(pair), length
-        self._pad = tokenizer.special.get("pad", 0)
-        self.room = length - sum(token >= 0 for token in self._layout.tokens)
-
-    def __call__(self, *pieces: Sequence[np.ndarray]) -> tuple[Example, np.ndarray]:
-        """(example, bool[L]: the places of the tokens that are text). What does not fit is cut; see ``compose``.
-
-        An example is ``tokens``, ``segment_ids``, ``positions`` and ``token_type_ids``, i32[L]: ``segment_ids`` number
-        the pieces from 1, 0 is padding; ``positions`` count from 0 in each.
-        """
-        example: Example = {name: np.zeros(self._length, np.int32) for name in _ENTRIES}
-        example["tokens"][:] = self._pad
-        text_L = np.zeros(self._length, bool)
-        at = 0
-        for segment, texts in enumerate(pieces, 1):
-            tokens_T, types_T, text_T = compose(self._layout, texts, self._length)
-            here = slice(at, at + len(tokens_T))
-            example["tokens"][here], example["token_type_ids"][here], text_L[here] = tokens_T, types_T, text_T
-            example["segment_ids"][here], example["positions"][here] = segment, np.arange(len(tokens_T))
-            at += len(tokens_T)
-        return example, text_L
-
-
-_ENTRIES = ("tokens", "segment_ids", "positions", "token_type_ids")
-
-
 def key_of(modules: Iterable[str], tokenizers: Iterable[Any], parts: Sequence[Any]) -> str:
     """The name of a cache of tokens: of the code (modules of ours), the tokenizers, and what else it depends on."""
     given = [(repr(t), t.file_signature() if isinstance(t, TokenizerFile) else None) for t in tokenizers]
-    whole = [[source_digest(module) for module in modules], given, list(parts)]
-    return hashlib.sha256(json.dumps(whole).encode()).hexdigest()[:24]
+    return digest([*map(source_digest, modules), *given, *parts])
 
 
 # --- what a user gives ------------------------------------------------------------------------------------------------

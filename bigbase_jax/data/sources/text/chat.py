@@ -32,11 +32,10 @@ from bigbase_jax.core import Codec, Example, Fields, UserError
 from bigbase_jax.data.cache import Store, Writer
 from bigbase_jax.data.files import LIMITS, Limits, kind_of, limits_of, one_file
 from bigbase_jax.data.rows import checked, rows
-from bigbase_jax.data.sources.splits import Split, deal, to_split_off
+from bigbase_jax.data.sources.splits import Split
 from bigbase_jax.data.sources.text.base import (
     SPLITS,
     Opened,
-    Survey,
     TextCodec,
     TextRowFiles,
     TextRows,
@@ -103,6 +102,7 @@ class Conversations(TextRows):
     def __post_init__(self) -> None:
         if self.length < 2:
             raise UserError(f"length is {self.length}; it must be at least 2.")
+        super().__post_init__()
 
     def conversations(self) -> Iterator[tuple[str, Spoken]]:
         """(split, or "" where it is to be dealt, conversation) of each, from the start at each call."""
@@ -137,14 +137,11 @@ class Conversations(TextRows):
         Raises:
           UserError: no conversations, or one that cannot be read.
         """
-        given, print_N = [], []
-        for split, spoken in self.conversations():
-            given.append(split or "train")
-            print_N.append(hashlib.blake2b(repr(spoken.messages).encode(), digest_size=8).hexdigest())
-        if not given:
-            raise UserError(f"{self.origin()} holds no conversations.")
-        fractions = to_split_off(set(given) - {"train"}, self.val_fraction, self.test_fraction)
-        survey = Survey(self.conversations, deal(given, print_N, fractions, self.seed))
+        survey = self.dealt(
+            self.conversations,
+            lambda spoken: hashlib.blake2b(repr(spoken.messages).encode(), digest_size=8).hexdigest(),
+            "conversations",
+        )
         tokenizer: Tokenizer = survey.fit(self.tokenizer, _texts, False, ROLES)
         template = self.chat_template()
 
@@ -213,16 +210,8 @@ class Conversations(TextRows):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ChatFiles(TextRowFiles, Conversations):
+class ChatFiles(Conversations, TextRowFiles):
     """Conversations in files; see ``TextRowFiles`` and ``Conversations``."""
-
-    tokenizer: Any = SUBWORDS
-    val_fraction: float = 0.05
-    test_fraction: float = 0.0
-
-    def __post_init__(self) -> None:
-        TextRowFiles.__post_init__(self)
-        Conversations.__post_init__(self)
 
     def conversations(self) -> Iterator[tuple[str, Spoken]]:
         for split, files in self.files()[0].items():

@@ -47,7 +47,6 @@ from bigbase_jax.data.sources.splits import also_in_train, deal, to_split_off
 from bigbase_jax.data.sources.text.base import (
     ROLES,
     SPLITS,
-    Encoder,
     Opened,
     Survey,
     TextCodec,
@@ -60,7 +59,7 @@ from bigbase_jax.data.sources.text.base import (
     splits_of,
     tokenizer_of,
 )
-from bigbase_jax.text.tokenizer import Subwords, Tokenizer, dataset_info_of, load
+from bigbase_jax.text.tokenizer import Encoder, Subwords, Tokenizer, dataset_info_of, load
 
 SUBWORDS = Subwords("bpe", 8192)
 SEQUENCES = ("tokens", "segment_ids", "token_type_ids")
@@ -114,6 +113,7 @@ class LabelledTexts(TextRows):
     def __post_init__(self) -> None:
         if self.length < 4:
             raise UserError(f"length is {self.length}; it must be at least 4.")
+        super().__post_init__()
 
     def tokenised(self, survey: Survey[Labelled], class_of: Mapping[Any, int], about: Mapping[str, Any]) -> Write:
         """What ``begin`` gives; ``about``: ``class_names``, ``pair``, ``columns`` and what ``describe`` reads."""
@@ -179,7 +179,7 @@ class LabelledTexts(TextRows):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class LabelledText(TextRowFiles, LabelledTexts):
+class LabelledText(LabelledTexts, TextRowFiles):
     """Rows of a text, or two, and a class, in files; see ``TextRowFiles`` and ``LabelledTexts``. Where there are no
     tables, ``CLASS/*.txt``, or ``{train,val,test}/CLASS/*.txt``, are texts of the class after which their folder is
     called.
@@ -195,15 +195,10 @@ class LabelledText(TextRowFiles, LabelledTexts):
         ``root``. None: ``classes.txt`` there, if there is one.
     """
 
-    tokenizer: Any = SUBWORDS
     text: str | None = None
     text_pair: str | None = None
     label: str | None = None
     class_names: str | None = None
-
-    def __post_init__(self) -> None:
-        TextRowFiles.__post_init__(self)
-        LabelledTexts.__post_init__(self)
 
     def listed(self) -> Sequence[File]:
         try:

@@ -19,11 +19,12 @@ from bigbase_jax.data import tokens as token_rows
 from bigbase_jax.data.cache import Store
 from bigbase_jax.data.files import LIMITS, Limits
 from bigbase_jax.data.sources.splits import Split, digest
-from bigbase_jax.data.sources.text.base import ROLES, SPLITS, Encoder, Opened, given_text, named
+from bigbase_jax.data.sources.text.base import ROLES, SPLITS, Opened, given_text, named
 from bigbase_jax.data.sources.text.text import Corpus, PythonReference, TextFiles, documents, text_codec
 from bigbase_jax.data.tokens import Tokens
-from bigbase_jax.data.windows import pack
+from bigbase_jax.data.windows import packed, places_of
 from bigbase_jax.text.tokenizer import (
+    Encoder,
     Texts,
     Tokenizer,
     TokenizerFile,
@@ -140,27 +141,20 @@ class Rows(Split):
     def __init__(self, spans_D2: np.ndarray, tokens: Tokens, length: int, split: str):
         """``spans_D2``: where each document begins among the tokens, and where it ends."""
         self._tokens = tokens.tokens
-        self._encode = MaskedEncoder(tokens.tokenizer, length)
+        self._encode = Encoder(tokens.tokenizer, length)
         room = self._encode.room
         start_D, size_D = spans_D2[:, 0], spans_D2[:, 1] - spans_D2[:, 0]
-        count_D = -(-size_D // room)
-        which_P = np.repeat(np.arange(len(size_D)), count_D)
-        nth_P = np.arange(len(which_P)) - np.repeat(np.cumsum(count_D) - count_D, count_D)
+        which_P, nth_P = places_of(-(-size_D // room))
         start_P, size_P = start_D[which_P] + nth_P * room, np.minimum(size_D[which_P] - nth_P * room, room)
-        full_P = size_P == room
-        row_P = np.zeros(len(size_P), np.int64)
-        row_P[full_P] = np.arange(full_P.sum())
-        row_P[~full_P] = full_P.sum() + pack(size_P[~full_P] + length - room, length)
-        order = np.argsort(row_P, kind="stable")
+        order, self._bins = packed(size_P + length - room, length)
         self._pieces = np.stack([start_P[order], size_P[order]], 1)
-        self._stops = np.searchsorted(row_P[order], np.arange(row_P.max(initial=-1) + 1), side="right")
-        super().__init__(split, len(self._stops), self._row, tokens.kept)
+        super().__init__(split, len(self._bins) - 1, self._row, tokens.kept)
         self.fill = float((size_P + length - room).sum()) / max(len(self) * length, 1)
 
     def _row(self, index: int) -> Example:
-        """See ``MaskedEncoder``."""
-        pieces = self._pieces[(self._stops[index - 1] if index else 0) : self._stops[index]]
-        return self._encode([(self._tokens[start : start + size],) for start, size in pieces])
+        """See ``encoded``."""
+        pieces = self._pieces[self._bins[index] : self._bins[index + 1]]
+        return encoded(self._encode, [(self._tokens[start : start + size],) for start, size in pieces])
 
 
 class Pairs(Split):
@@ -182,7 +176,7 @@ class Pairs(Split):
     def __init__(self, spans_D2: np.ndarray, tokens: Tokens, length: int, split: str, seed: int = 0):
         """``spans_D2``: where each document begins among the tokens, and where it ends."""
         self._tokens, self._tokenizer = tokens.tokens, tokens.tokenizer
-        self._encode = MaskedEncoder(tokens.tokenizer, length, pair=True)
+        self._encode = Encoder(tokens.tokenizer, length, pair=True)
         self._seed = [seed % 2**64, SPLITS.index(split)]
         self._passes = PASSES if split == "train" else 1
         room = self._encode.room
@@ -195,8 +189,7 @@ class Pairs(Split):
         start_D, size_D = spans_D2[:, 0], spans_D2[:, 1] - spans_D2[:, 0]
         count_D = -(-size_D // room)
         stop_D = np.cumsum(count_D)
-        which_P = np.repeat(np.arange(len(size_D)), count_D)
-        nth_P = np.arange(len(which_P)) - (stop_D - count_D)[which_P]
+        which_P, nth_P = places_of(count_D)
         first_P, last_P = (size_D[which_P] * (nth_P + i) // count_D[which_P] for i in (0, 1))
         self._pieces = np.stack([first_P, last_P], 1) + start_D[which_P, None]
         self._family = np.stack([stop_D - count_D, stop_D], 1)[which_P]  # the pieces of the same document
@@ -204,7 +197,7 @@ class Pairs(Split):
         self.fill = float((last_P - first_P + length - room).mean()) / length
 
     def _pair(self, index: int) -> Example:
-        """See ``MaskedEncoder``; and ``next`` i32."""
+        """See ``encoded``; and ``next`` i32."""
         nth, piece = divmod(index, len(self._pieces))
         rng = np.random.default_rng([*self._seed, nth, piece])
         first, last = self._family[piece]
@@ -213,7 +206,7 @@ class Pairs(Split):
         size = int(rng.choice(self._sizes(own_T, other_T)))
         strange = (piece + nth) % 2
         pair = (own_T[: len(own_T) - size], (other_T if strange else own_T)[-size:])
-        return {**self._encode([pair]), "next": np.int32(strange)}
+        return {**encoded(self._encode, [pair]), "next": np.int32(strange)}
 
     def _text(self, piece: int) -> np.ndarray:
         first, last = self._pieces[piece]
@@ -226,27 +219,14 @@ class Pairs(Split):
         return sizes if len(sizes) else np.arange(1, min(len(own_T) - 1, len(other_T)) + 1)
 
 
-class MaskedEncoder:
-    """Pieces of text as an example.
-
-    Attributes:
-      room: see ``Encoder``.
-    """
-
-    def __init__(self, tokenizer: Tokenizer, length: int, pair: bool = False):
-        self._tokenizer, self._encode = tokenizer, Encoder(tokenizer, length, pair)
-        self.room = self._encode.room
-
-    def __call__(self, pieces: Sequence[Sequence[np.ndarray]]) -> Example:
-        """What ``Encoder`` gives; ``words`` i32[L], which number the words of the row from 1 and are 0 elsewhere; and
-        ``mask_id`` and ``vocab_size``."""
-        example, text_L = self._encode(*pieces)
-        words_L = np.zeros_like(example["tokens"])
-        words_L[text_L] = np.cumsum(
-            np.concatenate([_starts(self._tokenizer, x_T) for texts in pieces for x_T in texts])
-        )
-        mask, size = self._tokenizer.special["mask"], self._tokenizer.size
-        return {**example, "words": words_L, "mask_id": np.int32(mask), "vocab_size": np.int32(size)}
+def encoded(encode: Encoder, pieces: Sequence[Sequence[np.ndarray]]) -> Example:
+    """What ``Encoder`` makes of pieces; ``words`` i32[L], which number the words of the row from 1 and are 0 elsewhere;
+    and ``mask_id`` and ``vocab_size``."""
+    (example, text_L), tokenizer = encode(*pieces), encode.tokenizer
+    words_L = np.zeros_like(example["tokens"])
+    words_L[text_L] = np.cumsum(np.concatenate([_starts(tokenizer, x_T) for texts in pieces for x_T in texts]))
+    ids = {"mask_id": np.int32(tokenizer.special["mask"]), "vocab_size": np.int32(tokenizer.size)}
+    return {**example, "words": words_L, **ids}
 
 
 def _starts(tokenizer: Tokenizer, text_T: np.ndarray) -> np.ndarray:
@@ -276,6 +256,6 @@ def read_text(given: Any, dataset_info: Mapping[str, Any], limits: Limits = LIMI
     )
     with named(given):
         tokens_T, _ = tokenizer.encode_special(text)
-    encode = MaskedEncoder(tokenizer, length)
+    encode = Encoder(tokenizer, length)
     starts = range(0, len(tokens_T), encode.room)
-    return [encode([(tokens_T[start : start + encode.room],)]) for start in starts]
+    return [encoded(encode, [(tokens_T[start : start + encode.room],)]) for start in starts]

@@ -44,11 +44,10 @@ from bigbase_jax.data.files import (
     walk,
 )
 from bigbase_jax.data.rows import Row, checked, first_line, lines_of, rows, tables
-from bigbase_jax.data.sources.splits import also_in_train, deal, to_split_off
+from bigbase_jax.data.sources.splits import also_in_train
 from bigbase_jax.data.sources.text.base import (
     SPLITS,
     Opened,
-    Survey,
     TextCodec,
     TextRowFiles,
     TextRows,
@@ -108,6 +107,7 @@ class ParallelTexts(TextRows):
         for name in ("source_length", "target_length"):
             if getattr(self, name) < 2:
                 raise UserError(f"{name} is {getattr(self, name)}; it must be at least 2.")
+        super().__post_init__()
 
     # -- what subclasses say ---------------------------------------------------------------------------------------
 
@@ -133,14 +133,9 @@ class ParallelTexts(TextRows):
         Raises:
           UserError: no pairs, unequal numbers of lines, or what cannot be read.
         """
-        given, print_N = [], []
-        for split, pair in self.pairs():
-            given.append(split or "train")
-            print_N.append(hashlib.blake2b(pair.source.encode(), digest_size=8).hexdigest())
-        if not given:
-            raise UserError(f"{self.origin()} holds no pairs.")
-        fractions = to_split_off(set(given) - {"train"}, self.val_fraction, self.test_fraction)
-        survey = Survey(self.pairs, deal(given, print_N, fractions, self.seed))
+        survey = self.dealt(
+            self.pairs, lambda pair: hashlib.blake2b(pair.source.encode(), digest_size=8).hexdigest(), "pairs"
+        )
         others = set(survey.split_N) - {"train"}
         order = [s for s in (*SPLITS, *sorted(others - set(SPLITS))) if s == "train" or s in others]
         if self.target_tokenizer is None:
@@ -159,7 +154,7 @@ class ParallelTexts(TextRows):
                     reference = np.frombuffer(pair.target.encode(), np.uint8)
                     writer.add({**tokens, "reference": reference, "split": np.uint8(order.index(split))})
             states = {"source_tokenizer": source.state(), "target_tokenizer": target.state()}
-            return {**states, "splits": order, "shared": also_in_train(survey.split_N, print_N)}
+            return {**states, "splits": order, "shared": also_in_train(survey.split_N, survey.name_N)}
 
         return write
 
@@ -200,13 +195,12 @@ class ParallelTexts(TextRows):
                 f"target_length={self.target_length}; raise them."
             )
         width = max(width, *(int(rows_N.lengths("reference")[rows].max(initial=0)) for rows in kept.values()))
-        encode = Encoder(info)
 
         def example(row: int) -> Example:
             reference = np.zeros(width, np.uint8)
             text = rows_N.get("reference", row)
             reference[: len(text)] = text
-            return {**encode(rows_N.get("source", row), rows_N.get("target", row)), "reference": reference}
+            return {**encoded(info, rows_N.get("source", row), rows_N.get("target", row)), "reference": reference}
 
         longer_N = np.maximum(size_N["source"], size_N["target"]) + 1
         splits = splits_of(rows_N, example, kept, lengths=longer_N, sequences=SEQUENCES)
@@ -233,7 +227,7 @@ class ParallelTexts(TextRows):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ParallelText(TextRowFiles, ParallelTexts):
+class ParallelText(ParallelTexts, TextRowFiles):
     """Texts in two languages, in files; see ``TextRowFiles`` and ``ParallelTexts``.
 
     Files named after splits (``train.en``, ``val.en.gz``, ``test_2016.en``) keep them; a missing val is taken from
@@ -248,15 +242,11 @@ class ParallelText(TextRowFiles, ParallelTexts):
         without a header.
     """
 
-    tokenizer: Any = SUBWORDS
-    val_fraction: float = 0.05
-    test_fraction: float = 0.05
     source_language: str = "en"
     target_language: str = "de"
 
     def __post_init__(self) -> None:
-        TextRowFiles.__post_init__(self)
-        ParallelTexts.__post_init__(self)
+        super().__post_init__()
         if self.source_language == self.target_language:
             raise UserError(
                 f"source_language and target_language are both {self.source_language!r}; give two languages."
@@ -302,7 +292,7 @@ def _sides(pair: Pair) -> tuple[str, str]:
 
 
 def pair_dataset_info(source: Tokenizer, target: Tokenizer, source_length: int, target_length: int) -> dict[str, Any]:
-    """The facts (see the top of this file) that ``Encoder`` and ``tasks.translation`` read."""
+    """The facts (see the top of this file) that ``encoded`` and ``tasks.translation`` read."""
     return {
         **_facts(target, ""),
         **_facts(source, "source_"),
@@ -325,27 +315,21 @@ def reference_of(reference_R: np.ndarray) -> str:
     return bytes(np.asarray(reference_R, np.uint8)).rstrip(b"\0").decode()
 
 
-class Encoder:
+def encoded(dataset_info: Mapping[str, Any], source_S: np.ndarray, target_T: np.ndarray | None) -> Example:
     """Tokens of a pair, without special ones, as the arrays of an example; without a target, for prediction."""
-
-    def __init__(self, dataset_info: Mapping[str, Any]):
-        self._facts = dataset_info
-
-    def __call__(self, source_S: np.ndarray, target_T: np.ndarray | None) -> Example:
-        dataset_info = self._facts
-        S, T = dataset_info["source_length"], dataset_info["target_length"]
-        source_S = source_S[: S - 1]
-        n = len(source_S) + 1
-        source, segment_ids = np.full(S, dataset_info["source_pad_id"], np.int32), np.zeros(S, np.int32)
-        source[:n] = [*source_S, dataset_info["source_end_id"]]
-        segment_ids[:n] = 1
-        target_in, target_out = np.full(T, dataset_info["pad_id"], np.int32), np.full(T, PADDING, np.int32)
-        target_in[0] = dataset_info["start_id"]
-        if target_T is not None:
-            m = len(target_T)
-            target_in[1 : m + 1] = target_T[: T - 1]
-            target_out[: m + 1] = [*target_T, dataset_info["end_id"]][:T]
-        return {"source": source, "source_segments": segment_ids, "target_in": target_in, "target_out": target_out}
+    S, T = dataset_info["source_length"], dataset_info["target_length"]
+    source_S = source_S[: S - 1]
+    n = len(source_S) + 1
+    source, segment_ids = np.full(S, dataset_info["source_pad_id"], np.int32), np.zeros(S, np.int32)
+    source[:n] = [*source_S, dataset_info["source_end_id"]]
+    segment_ids[:n] = 1
+    target_in, target_out = np.full(T, dataset_info["pad_id"], np.int32), np.full(T, PADDING, np.int32)
+    target_in[0] = dataset_info["start_id"]
+    if target_T is not None:
+        m = len(target_T)
+        target_in[1 : m + 1] = target_T[: T - 1]
+        target_out[: m + 1] = [*target_T, dataset_info["end_id"]][:T]
+    return {"source": source, "source_segments": segment_ids, "target_in": target_in, "target_out": target_out}
 
 
 def read_lines(given: Any, dataset_info: Mapping[str, Any], limits: Limits = LIMITS) -> list[Example]:
@@ -359,9 +343,9 @@ def read_lines(given: Any, dataset_info: Mapping[str, Any], limits: Limits = LIM
     text = given_text(given, dataset_info, "source", limits)
     lines = [text] if isinstance(given, Mapping) else text.splitlines()
     texts = [line.strip() for line in lines if line.strip()]
-    tokenizer, encode = load(dataset_info["source_tokenizer"]), Encoder(dataset_info)
+    tokenizer = load(dataset_info["source_tokenizer"])
     with named(given):
-        return [encode(tokens_T, None) for tokens_T, _ in tokenizer.encode_batch(texts)]
+        return [encoded(dataset_info, tokens_T, None) for tokens_T, _ in tokenizer.encode_batch(texts)]
 
 
 # --- pairs ------------------------------------------------------------------------------------------------------------

@@ -24,11 +24,10 @@ from bigbase_jax.core import Codec, Example, Fields, UserError
 from bigbase_jax.data.cache import Store, Writer
 from bigbase_jax.data.documents import Format
 from bigbase_jax.data.files import LIMITS, TABLES, File, Limits, kind_of, limits_of, list_files
-from bigbase_jax.data.sources.splits import deal, digest, to_split_off
+from bigbase_jax.data.sources.splits import digest
 from bigbase_jax.data.sources.text.base import (
     ROLES,
     SPLITS,
-    Encoder,
     Opened,
     Survey,
     TextCodec,
@@ -42,7 +41,7 @@ from bigbase_jax.data.sources.text.base import (
     tokenizer_of,
 )
 from bigbase_jax.data.sources.text.labelled_text import SEQUENCES
-from bigbase_jax.text.tokenizer import Subwords, Tokenizer, dataset_info_of, load
+from bigbase_jax.text.tokenizer import Encoder, Subwords, Tokenizer, dataset_info_of, load
 
 SUBWORDS = Subwords("wordpiece", 8192)
 _NOT_A_WORD = re.compile(r"(-DOCSTART-|#\s)")  # what begins a document, and comments of CoNLL-U
@@ -77,6 +76,7 @@ class TaggedSentences(TextRows):
     def __post_init__(self) -> None:
         if self.length < 4:
             raise UserError(f"length is {self.length}; it must be at least 4.")
+        super().__post_init__()
 
     def sentences(self) -> Iterator[tuple[str, Sentence]]:
         """(split, or "" where it is to be dealt, sentence) of each, from the start at each call."""
@@ -90,16 +90,8 @@ class TaggedSentences(TextRows):
         Raises:
           UserError: no sentences, or a line that is none of a word and its tag.
         """
-        given, names = [], []
-        tags: set[str] = set()
-        for split, sentence in self.sentences():
-            given.append(split)
-            names.append(digest(sentence.words))
-            tags.update(sentence.tags)
-        if not given:
-            raise UserError(f"{self.origin()} has no sentence.")
-        fractions = to_split_off({split for split in given if split}, self.val_fraction, self.test_fraction)
-        survey = Survey(self.sentences, deal([s or "train" for s in given], names, fractions, self.seed))
+        survey = self.dealt(self.sentences, lambda sentence: digest(sentence.words), "sentences")
+        tags = {tag for _, sentence in self.sentences() for tag in sentence.tags}
         tokenizer: Tokenizer = survey.fit(self.tokenizer, _text, False, ROLES)
         return lambda writer: _write(survey, tokenizer, sorted(tags), self.length, writer)
 
@@ -139,7 +131,7 @@ class TaggedSentences(TextRows):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ConllFiles(TextRowFiles, TaggedSentences):
+class ConllFiles(TaggedSentences, TextRowFiles):
     """Sentences in files of columns by blanks or tabs (``.conll``, ``.bio``, ``.tsv``, ``.txt``); see ``TextRowFiles``
     and ``TaggedSentences``. Lines of ``-DOCSTART-`` and comments are passed over.
 
@@ -147,13 +139,8 @@ class ConllFiles(TextRowFiles, TaggedSentences):
       word, tag: which columns, from 0, or from -1 for the last.
     """
 
-    tokenizer: Any = SUBWORDS
     word: int = 0
     tag: int = -1
-
-    def __post_init__(self) -> None:
-        TextRowFiles.__post_init__(self)
-        TaggedSentences.__post_init__(self)
 
     def listed(self) -> list[File]:
         """
