@@ -22,11 +22,12 @@ import numpy as np
 import scipy.fft
 
 Array = jax.Array | np.ndarray
+_ROWS = 128  # frames at once, on the host
 
 
 @dataclasses.dataclass(frozen=True)
 class LogMel:
-    """f32[B,T] samples in -1..1 -> f32[B,F,M].
+    """Samples, f32[B,T] in -1..1 or i16[B,T], -> f32[B,F,M].
 
     Attributes:
       rate: samples per second.
@@ -114,47 +115,54 @@ class LogMel:
 
     def __call__(self, x_BT: Array, xp: Any = jnp) -> Any:
         """``xp`` is ``jax.numpy``, or ``numpy`` for the same on the host."""
-        x_BT = xp.asarray(x_BT, xp.float32)
+        x_BT = scaled(x_BT, xp)
         frames, hops = self.frames(x_BT.shape[1]), len(self.transform) // self.hop
         if self.centred:
             edge = (self.fft - self.hop * self.same) // 2
             x_BT = xp.pad(x_BT, ((0, 0), (edge, edge)), mode="reflect")
         if xp is np:
-            return self._finished(np, self._host_power(np.asarray(x_BT), frames))
+            return self._logarithm(np, self._host_bands(x_BT, frames))
         rows = frames + hops - 1
         x_BT = xp.pad(x_BT, ((0, 0), (0, max(rows * self.hop - x_BT.shape[1], 0))))[:, : rows * self.hop]
         x_BRH = x_BT.reshape(x_BT.shape[0], rows, self.hop)
         parts = self.transform.reshape(hops, self.hop, -1)
         y_BFN = sum(_product(xp, x_BRH[:, k : k + frames], parts[k]) for k in range(hops))
         bins = self.fft // 2 + 1
-        power_BFN = y_BFN[..., :bins] ** 2 + y_BFN[..., bins:] ** 2
-        return self._finished(xp, power_BFN)
+        return self._logarithm(xp, self._bands(xp, y_BFN[..., :bins] ** 2 + y_BFN[..., bins:] ** 2))
 
-    def _host_power(self, x_BT: np.ndarray, frames: int) -> np.ndarray:
-        """f32[B,F,N] by FFTs, of some frames at a time, which stay in the cache: a quarter of the product's time."""
+    def _host_bands(self, x_BT: np.ndarray, frames: int) -> np.ndarray:
+        """f32[B,F,M] by FFTs, of some frames at a time, which stay in the cache: a quarter of the product's time."""
         some = np.lib.stride_tricks.sliding_window_view(x_BT, self.window, axis=1)[:, :: self.hop][:, :frames]
-        power_BFN = np.empty((*some.shape[:2], self.fft // 2 + 1), np.float32)
+        mel_BFM = np.empty((*some.shape[:2], self.mels), np.float32)
         window_W, scale = self.shape, np.float32(self.scale)
-        for b, f in itertools.product(range(len(some)), range(0, frames, 256)):
-            x_FW = scale * some[b, f : f + 256]
+        for b, f in itertools.product(range(len(some)), range(0, frames, _ROWS)):
+            x_FW = some[b, f : f + _ROWS]
+            x_FW = x_FW if scale == 1 else scale * x_FW
             if self.preemphasis:
                 x_FW = x_FW.astype(np.float64)  # what little is in a soft band would be lost in single precision
                 x_FW -= x_FW.mean(1, keepdims=True)
                 before_FW = np.concatenate([x_FW[:, :1], x_FW[:, :-1]], 1)
                 x_FW -= self.preemphasis * before_FW
             y_FN = scipy.fft.rfft(x_FW * window_W.astype(x_FW.dtype), self.fft)
-            power_BFN[b, f : f + 256] = y_FN.real**2 + y_FN.imag**2
-        return power_BFN
+            mel_BFM[b, f : f + _ROWS] = self._bands(np, (y_FN.real**2 + y_FN.imag**2).astype(np.float32, copy=False))
+        return mel_BFM
 
-    def _finished(self, xp: Any, power_BFN: Any) -> Any:
-        """Bands and their logarithm."""
+    def _bands(self, xp: Any, power_BFN: Any) -> Any:
         if self.magnitude:
             power_BFN = xp.sqrt(power_BFN + 1e-9)  # HiFi-GAN's own, which has a gradient at 0
-        mel_BFM = xp.maximum(_product(xp, power_BFN, self.filters), self.floor)
+        return xp.maximum(_product(xp, power_BFN, self.filters), self.floor)
+
+    def _logarithm(self, xp: Any, mel_BFM: Any) -> Any:
         if not self.whisper:
             return xp.log(mel_BFM)
         log_BFM = xp.log10(mel_BFM)
         return (xp.maximum(log_BFM, log_BFM.max((1, 2), keepdims=True) - 8.0) + 4.0) / 4.0
+
+
+def scaled(x: Array, xp: Any = jnp) -> Any:
+    """Samples as f32 in -1..1: those of 16 bits are divided, others are so already."""
+    x = xp.asarray(x)
+    return x.astype(xp.float32) / 32768 if x.dtype == np.int16 else x.astype(xp.float32)
 
 
 def in_blocks(features: LogMel, blocks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
@@ -228,11 +236,8 @@ def vocoder_mel(rate: int, mels: int = 80) -> LogMel:
 
 
 def _product(xp: Any, x: Any, matrix: np.ndarray) -> Any:
-    """In full float32, which accelerators would not do by themselves; on the host in float64, since what a BLAS of
-    float32 gives of a mean that cancels depends on the machine."""
-    if xp is jnp:
-        return jnp.matmul(x, matrix, precision="highest")
-    return (x.astype(np.float64) @ matrix).astype(np.float32)
+    """In full float32, which accelerators would not do by themselves."""
+    return jnp.matmul(x, matrix, precision="highest") if xp is jnp else x @ matrix
 
 
 def _slaney(hz: np.ndarray) -> np.ndarray:  # Slaney 1998, Auditory Toolbox: linear up to 1 kHz, logarithmic beyond

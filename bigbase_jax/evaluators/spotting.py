@@ -15,6 +15,7 @@ import scipy.ndimage
 from bigbase_jax import parallel
 from bigbase_jax.build import suggest
 from bigbase_jax.core import Evaluated, Example, Figure, Metric, Plot, Task, UserError
+from bigbase_jax.data.sources.audio.audio import pcm16
 from bigbase_jax.evaluate import collect
 from bigbase_jax.wrappers.wrapper import Around
 
@@ -94,7 +95,7 @@ class Spotting:
             size = int(rng.uniform(*self.gap) * rate)
             noise = source[silent[int(rng.integers(len(silent)))]]["audio"] if silent else np.zeros(1, np.int16)
             audio = source[int(index)]["audio"]
-            parts += [np.resize(_pcm16(noise if len(noise) else np.zeros(1, np.int16)), size), _pcm16(audio)]
+            parts += [np.resize(pcm16(noise if len(noise) else np.zeros(1, np.int16)), size), pcm16(audio)]
             at += size
             if is_word[source.labels[index]]:
                 said.append((int(source.labels[index]), at / rate, (at + len(audio)) / rate))
@@ -231,7 +232,3 @@ def rates(said_N: np.ndarray, other_M: np.ndarray, hours: float) -> tuple[np.nda
     threshold_T = np.concatenate([[np.inf], np.unique(np.concatenate([said_N, other_M]))[::-1]])
     alarms_T = len(other_M) - np.searchsorted(np.sort(other_M), threshold_T)
     return threshold_T, alarms_T / hours, np.searchsorted(np.sort(said_N), threshold_T) / len(said_N)
-
-
-def _pcm16(x_T: np.ndarray) -> np.ndarray:
-    return x_T if x_T.dtype == np.int16 else np.rint(np.clip(x_T * 32768.0, -32768, 32767)).astype(np.int16)

@@ -18,9 +18,9 @@ import numpy as np
 from bigbase_jax.audio.features import compressed, in_blocks
 from bigbase_jax.audio.files import blocks
 from bigbase_jax.core import Codec, Example, Fields, UserError
-from bigbase_jax.data.files import given_file
-from bigbase_jax.data.sources.audio.audio import COLUMNS, pcm16
+from bigbase_jax.data.sources.audio.audio import COLUMNS
 from bigbase_jax.inference.predictor import Output, Predictor, Reading
+from bigbase_jax.inference.windowed import first_window
 from bigbase_jax.tasks.transcription import ANY, RATE, STEP, Transcription
 
 _COLD = 0.5  # what was written at a higher temperature is not read again
@@ -46,23 +46,12 @@ class RecordingCodec(Codec):
           UserError: it does not decode, or the model does not know the language.
         """
         asked = given.get("language") if isinstance(given, Mapping) else None
-        data, window = given_file(given, "audio", "sound"), self.task.window
-        first, more = np.zeros(0, np.float32), False
-        for block in blocks(data, RATE):
-            first = np.concatenate([first, block])
-            if more := len(first) > window:
-                break
-        if not len(first):
+        found = first_window(given, RATE, self.task.window)
+        if not len(found["audio"]):
             raise UserError("the recording has no samples.")
-        x_T = pcm16(first[:window])
-        return [
-            {
-                "audio": np.pad(x_T, (0, window - len(x_T))),
-                "audio_length": np.int32(len(x_T)),
-                "language": np.int32(self.task.token_of(str(asked).lower()) if asked else ANY),
-                **({"recording": data} if more else {}),
-            }
-        ]
+        audio = np.pad(found["audio"], (0, self.task.window - len(found["audio"])))
+        language = np.int32(self.task.token_of(str(asked).lower()) if asked else ANY)
+        return [{**found, "audio": audio, "language": language}]
 
 
 @dataclasses.dataclass(eq=False)

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bigbase_jax.core import UserError, Variables
+from bigbase_jax.data.sources.audio.audio import pcm16
 from bigbase_jax.inference.parts import Parts
 from bigbase_jax.inference.predictor import Predictor
 from bigbase_jax.pretrained.start import chain, merged
@@ -72,9 +73,7 @@ class Stream:
         audio_T = np.asarray(audio_T)
         if audio_T.ndim != 1 or audio_T.dtype not in (np.int16, np.float32):
             raise UserError(f"a stream takes i16[T] or f32[T], not {audio_T.dtype}{list(audio_T.shape)}.")
-        if audio_T.dtype != np.int16:
-            audio_T = np.rint(np.clip(np.nan_to_num(audio_T) * 32768.0, -32768, 32767)).astype(np.int16)
-        self._waiting, final = np.concatenate([self._waiting, audio_T]), []
+        self._waiting, final = np.concatenate([self._waiting, pcm16(np.nan_to_num(audio_T))]), []
         while len(self._waiting) >= self._size:
             final += self._hear(self._size)
         return self._answer(final)

@@ -28,14 +28,27 @@ _WINDOWS = 8  # that are computed at once
 _PAUSE, _LONGEST = 1.0, 30.0  # seconds; see ``Parts``
 
 
+def first_window(given: bytes | str | Mapping[str, Any], rate: int, window: int) -> Example:
+    """A user's recording, as its first ``window`` samples; the rest is read where its turn comes.
+
+    Returns:
+      ``audio`` i16[T], ``audio_length`` i32[]; ``recording``, the file, where there is more of it.
+
+    Raises:
+      UserError: it does not decode.
+    """
+    data, first = given_file(given, "audio", "sound"), np.zeros(0, np.float32)
+    for block in blocks(data, rate):
+        first = np.concatenate([first, block])
+        if len(first) > window:
+            break
+    x_T = pcm16(first[:window])
+    return {"audio": x_T, "audio_length": np.int32(len(x_T)), **({"recording": data} if len(first) > window else {})}
+
+
 @dataclasses.dataclass(frozen=True)
 class RecordingCodec(Codec):
-    """A user's recording, as its first window; the rest is read where its turn comes.
-
-    Attributes:
-      codec: of the data set.
-      window: samples that the model reads at once.
-    """
+    """What the codec of the data set reads, by its first window of so many samples."""
 
     codec: Any
     window: int
@@ -45,20 +58,8 @@ class RecordingCodec(Codec):
         return self.codec.fields
 
     def decode(self, given: bytes | str | Mapping[str, Any]) -> list[Example]:
-        """``audio`` i16[T], ``audio_length`` i32[]; ``recording``, the file, where there is more of it.
-
-        Raises:
-          UserError: it does not decode.
-        """
-        data = given_file(given, "audio", "sound")
-        first = np.zeros(0, np.float32)
-        for block in blocks(data, self.codec.rate):
-            first = np.concatenate([first, block])
-            if len(first) > self.window:
-                break
-        x_T = pcm16(first[: self.window])
-        more = {"recording": data} if len(first) > self.window else {}
-        return [{"audio": x_T, "audio_length": np.int32(len(x_T)), **more}]
+        """See ``first_window``."""
+        return [first_window(given, self.codec.rate, self.window)]
 
     def fit(self, example: Example, shapes: Mapping[str, tuple[int, ...]]) -> Example:
         found: Example = self.codec.fit(example, shapes)

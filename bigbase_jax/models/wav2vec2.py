@@ -13,26 +13,11 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Float32, Int
+from jaxtyping import Array, Float, Float32, Int
 
 from bigbase_jax.models.layers import ACTIVATIONS, DTYPES, ModelError
 from bigbase_jax.models.speech_encoder import real
 from bigbase_jax.models.transformer import Style, Transformer
-
-
-class TimeNorm(nn.Module):
-    """Each channel over the frames of its recording (GroupNorm of as many groups as channels)."""
-
-    @nn.compact
-    def __call__(self, x_BSC: Float[Array, "B S C"], real_BS1: Bool[Array, "B S 1"]) -> Float[Array, "B S C"]:
-        C = x_BSC.shape[-1]
-        scale = self.param("scale", nn.initializers.ones, (C,))
-        bias = self.param("bias", nn.initializers.zeros, (C,))
-        x = x_BSC.astype(jnp.float32)
-        count = jnp.maximum(jnp.sum(real_BS1, 1, keepdims=True), 1)
-        mean_B1C = jnp.sum(jnp.where(real_BS1, x, 0), 1, keepdims=True) / count
-        square_B1C = jnp.sum(jnp.where(real_BS1, (x - mean_B1C) ** 2, 0), 1, keepdims=True) / count
-        return ((x - mean_B1C) * jax.lax.rsqrt(square_B1C + 1e-5) * scale + bias).astype(x_BSC.dtype)
 
 
 class Positions(nn.Module):
@@ -132,7 +117,9 @@ class Wav2Vec2(Transformer):
             if not self.group_norm:
                 x = nn.LayerNorm(epsilon=1e-5, dtype=dtype, name=f"norm_{i}")(x)
             elif i == 0:
-                x = TimeNorm(name="norm_0")(x, real(lengths_B, x.shape[1])[..., None])
+                norm = nn.GroupNorm(width, epsilon=1e-5, use_fast_variance=False, dtype=dtype, name="norm_0")
+                real_BS1 = real(lengths_B, x.shape[1])[..., None]
+                x = norm(x, mask=jnp.broadcast_to(real_BS1, x.shape))  # each channel over its recording's frames
             x = ACTIVATIONS["gelu"](x)
         if self.project_norm:
             x = style.normaliser(self.dtype, "project_norm")(x)

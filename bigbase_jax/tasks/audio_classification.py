@@ -59,9 +59,7 @@ class AudioClassification(Classifier):
 
     def bands(self, audio_BT: Array) -> jax.Array:
         """f32[B,F,M,1]."""
-        x_BT = jnp.asarray(audio_BT)
-        x_BT = x_BT.astype(jnp.float32) / 32768 if x_BT.dtype == jnp.int16 else x_BT
-        y_BFM: jax.Array = (self.features(x_BT) - self.mean) / self.std
+        y_BFM: jax.Array = (self.features(audio_BT) - self.mean) / self.std
         return y_BFM[..., None]
 
     # -- inside the compiled step ----------------------------------------------------------------------------------
@@ -75,10 +73,7 @@ class AudioClassification(Classifier):
 
     def train_logits(self, variables: Variables, batch: Batch, key: jax.Array) -> tuple[jax.Array, Variables]:
         mask_key, dropout_key = jax.random.split(key)
-        x_BFM1 = self.bands(batch["audio"])
-        for axis, (count, most) in ((1, self.time_masks), (2, self.frequency_masks)):
-            for i in range(count):
-                x_BFM1 = masked(jax.random.fold_in(mask_key, 100 * axis + i), x_BFM1, axis, most)
+        x_BFM1 = spec_augment(mask_key, self.bands(batch["audio"]), self.time_masks, self.frequency_masks)
         return applied_in_training(self.model, variables, dropout_key, x_BFM1)
 
     def logits(self, variables: Variables, inputs: Batch) -> jax.Array:
@@ -106,6 +101,22 @@ class AudioClassification(Classifier):
         ]
         columns = ("Recording", "Is", "Said", "Sure of that", "Of what it is")
         return Table("Hardest recordings", columns, cells, shares=("Sure of that", "Of what it is"))
+
+
+def spec_augment(
+    key: jax.Array,
+    x_BFM1: jax.Array,
+    time_masks: tuple[int, float],
+    frequency_masks: tuple[int, float],
+    frames_B: jax.Array | None = None,
+) -> jax.Array:
+    """SpecAugment (Park et al. 2019): masks over time, of ``frames_B`` where recordings are padded, and frequency."""
+    for axis, (count, most) in ((1, time_masks), (2, frequency_masks)):
+        for i in range(int(count)):
+            x_BFM1 = masked(
+                jax.random.fold_in(key, 100 * axis + i), x_BFM1, axis, most, frames_B if axis == 1 else None
+            )
+    return x_BFM1
 
 
 def masked(key: jax.Array, x_BFM1: jax.Array, axis: int, most: float, within_B: jax.Array | None = None) -> jax.Array:

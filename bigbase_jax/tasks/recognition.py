@@ -17,13 +17,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from bigbase_jax.audio.features import LogMel, fbank
+from bigbase_jax.audio.features import LogMel, fbank, scaled
 from bigbase_jax.core import Batch, Evaluated, Example, Figure, Loss, Meter, Metric, Sum, UserError, Variables
 from bigbase_jax.decoding import ctc
 from bigbase_jax.evaluate import CollectAll
 from bigbase_jax.models.speech_encoder import real
 from bigbase_jax.tasks import figures
-from bigbase_jax.tasks.audio_classification import masked
+from bigbase_jax.tasks.audio_classification import spec_augment
 from bigbase_jax.tasks.classification import applied_in_training
 from bigbase_jax.tasks.errors import model_errors
 from bigbase_jax.tasks.metrics import transcripts
@@ -112,7 +112,7 @@ class Recognition:
         audio_BT = jnp.asarray(batch["audio"])
         lengths_B = self.features.frames(jnp.asarray(batch["audio_length"]))
         missing = self.features.window - audio_BT.shape[1]
-        x_BT = jnp.pad(audio_BT, ((0, 0), (0, max(missing, 0)))).astype(jnp.float32) / 32768
+        x_BT = jnp.pad(audio_BT, ((0, 0), (0, max(missing, 0))))
         x_BFM = (self.features(x_BT) - self.mean) / self.std
         real_BF1 = real(lengths_B, x_BFM.shape[1])[..., None]
         if self.whole:
@@ -146,11 +146,7 @@ class Recognition:
         """``bands`` with SpecAugment, and a key for dropout."""
         mask_key, dropout_key = jax.random.split(key)
         x_BFM, lengths_B = self.bands(batch)
-        x_BFM1 = x_BFM[..., None]
-        for axis, (count, most) in ((1, self.time_masks), (2, self.frequency_masks)):
-            for i in range(int(count)):
-                within_B = lengths_B if axis == 1 else None
-                x_BFM1 = masked(jax.random.fold_in(mask_key, 100 * axis + i), x_BFM1, axis, most, within_B)
+        x_BFM1 = spec_augment(mask_key, x_BFM[..., None], self.time_masks, self.frequency_masks, lengths_B)
         return x_BFM1[..., 0], lengths_B, dropout_key
 
     def ctc_loss(self, logits_BSV: jax.Array, frames_B: jax.Array, batch: Batch) -> Sum:
@@ -211,7 +207,7 @@ class Recognition:
 
     def errors(self, examples: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """``metrics.transcripts.errors`` of what ``evaluate`` gives of N utterances."""
-        return transcripts.errors(self.texts(examples), _references(examples), self.normalisation or "words")
+        return transcripts.errors(self.texts(examples), transcripts.references(examples), self.normalisation or "words")
 
     def ratios(self, examples: Mapping[str, np.ndarray]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         """``wer`` and ``cer`` by utterance: errors, and of how many words or characters, [N] each."""
@@ -288,12 +284,8 @@ class Recognition:
         """The utterances with the most errors."""
         if not {"path", "reference"} <= evaluated.examples.keys():
             return
-        said, true = self.texts(evaluated.examples), _references(evaluated.examples)
+        said, true = self.texts(evaluated.examples), transcripts.references(evaluated.examples)
         yield figures.transcripts(said, true, self.normalisation or "words", evaluated.examples, self.rate or 0)
-
-
-def _references(examples: Mapping[str, np.ndarray]) -> list[str]:
-    return [bytes(row).rstrip(b"\0").decode(errors="replace") for row in examples["reference"].astype(np.uint8)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -310,7 +302,7 @@ class WaveRecognition(Recognition):
     def bands(self, batch: Batch) -> tuple[jax.Array, jax.Array]:
         """f32[B,T], zero behind the end, and i32[B]."""
         audio_BT, length_B = jnp.asarray(batch["audio"]), jnp.asarray(batch["audio_length"])
-        x_BT, real_BT = audio_BT.astype(jnp.float32) / 32768, real(length_B, audio_BT.shape[1])
+        x_BT, real_BT = scaled(audio_BT), real(length_B, audio_BT.shape[1])
         if self.centred:
             count_B1 = jnp.maximum(length_B, 1)[:, None]
             x_BT = x_BT - jnp.sum(jnp.where(real_BT, x_BT, 0), 1, keepdims=True) / count_B1

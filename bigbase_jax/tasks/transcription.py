@@ -184,7 +184,6 @@ class Transcription:
     def heard(self, audio_BT: Array) -> jax.Array:
         """f32[B,F,M] of a whole window, which is silent behind the recording's end, as published."""
         x_BT = jnp.asarray(audio_BT)
-        x_BT = x_BT.astype(jnp.float32) / 32768 if x_BT.dtype == jnp.int16 else x_BT
         missing = self.window - x_BT.shape[1]
         if missing < 0:
             raise UserError(f"{x_BT.shape[1]:,} samples are more than a window of {self.window:,}; set seconds=30.")
@@ -311,8 +310,8 @@ class Transcription:
 
     def _texts(self, examples: Mapping[str, np.ndarray]) -> tuple[list[str], list[str]]:
         """What is written of N recordings, and what is right."""
-        given = [bytes(row).rstrip(b"\0").decode(errors="replace") for row in examples["reference"].astype(np.uint8)]
-        return [self.text(x[:n]) for x, n in zip(examples["tokens"], examples["count"], strict=True)], given
+        said = [self.text(x[:n]) for x, n in zip(examples["tokens"], examples["count"], strict=True)]
+        return said, transcripts.references(examples)
 
     def figures(self, evaluated: Evaluated) -> Iterator[Figure]:
         """The utterances with the most errors."""

@@ -37,7 +37,7 @@ from bigbase_jax.evaluate import CollectAll
 from bigbase_jax.models.transformer import unstack_blocks
 from bigbase_jax.tasks import chunked_loss, figures, textual
 from bigbase_jax.tasks.errors import model_errors
-from bigbase_jax.tasks.metrics import bleu, perplexity
+from bigbase_jax.tasks.metrics import bleu, perplexity, transcripts
 from bigbase_jax.tasks.textual import PADDING
 
 
@@ -236,8 +236,7 @@ class Translation:
     def _compared(self, examples: Mapping[str, np.ndarray]) -> Mapping[str, Any]:
         if not {"tokens", "reference"} <= examples.keys() or self.tokenizer is None:
             return {}
-        given = [bytes(row).rstrip(b"\0").decode(errors="replace") for row in examples["reference"].astype(np.uint8)]
-        return bleu.scores(self._texts(examples["tokens"][:, 0]), given)
+        return bleu.scores(self._texts(examples["tokens"][:, 0]), transcripts.references(examples))
 
     def postprocess(self, output: Mapping[str, np.ndarray], example: Example) -> dict[str, Any]:
         """The ``translation``, a line for each line that was read.

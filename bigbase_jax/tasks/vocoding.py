@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bigbase_jax.audio.features import LogMel, vocoder_mel
+from bigbase_jax.audio.features import LogMel, scaled, vocoder_mel
 from bigbase_jax.audio.files import wav
 from bigbase_jax.core import (
     Array,
@@ -87,8 +87,7 @@ class Vocoding:
 
     def _sound(self, batch: Batch) -> jax.Array:
         """f32[B,T] of whole frames."""
-        x_BT = jnp.asarray(batch["audio"])
-        x_BT = x_BT.astype(jnp.float32) / 32768 if x_BT.dtype == jnp.int16 else x_BT
+        x_BT: jax.Array = scaled(batch["audio"])
         return x_BT[:, : x_BT.shape[1] // self.features.hop * self.features.hop]
 
     def vocoder(self, variables: Variables, mel_BFM: Array) -> jax.Array:

@@ -47,7 +47,7 @@ def librosa(x_BT):
 def torchaudio(x_BT):
     torch, library = importlib.import_module("torch"), importlib.import_module("torchaudio")
     mel = library.transforms.MelSpectrogram(
-        RATE, 400, n_fft=400, hop_length=160, n_mels=80, mel_scale="slaney", norm="slaney"
+        RATE, n_fft=400, hop_length=160, n_mels=80, mel_scale="slaney", norm="slaney"
     )
     given = torch.from_numpy(x_BT)
     yield f"torchaudio {library.__version__}", lambda: torch.log10(torch.clamp(mel(given), 1e-10))

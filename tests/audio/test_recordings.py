@@ -247,7 +247,7 @@ def test_noise_and_rooms_come_from_folders_by_the_generator_alone(tmp_path):
     response = np.zeros(900, np.float32)
     response[[100, 900 - 1]] = 0.8, 0.4  # the sound, and an echo 799 samples behind it
     (tmp_path / "rooms" / "echo.wav").write_bytes(written(response))
-    noise = A.RecordedNoise(str(tmp_path / "noise"), 16_000, (10.0, 10.0), 1.0)
+    noise = A.RecordedNoise(folder=str(tmp_path / "noise"), rate=16_000, snr=(10.0, 10.0), share=1.0)
     one, two = (noise({"audio": x_T}, np.random.default_rng(0))["audio"] for _ in range(2))
     np.testing.assert_array_equal(one, two, strict=True)
     added = one - x_T / np.float32(32768)
@@ -260,7 +260,7 @@ def test_noise_and_rooms_come_from_folders_by_the_generator_alone(tmp_path):
     np.testing.assert_allclose(wet_T, expected * np.std(dry_T) / np.std(expected), atol=2e-3)
     (tmp_path / "none").mkdir()
     with pytest.raises(UserError, match="no recordings"):
-        A.RecordedNoise(str(tmp_path / "none"), 16_000, share=1.0)({"audio": x_T}, np.random.default_rng(0))
+        A.RecordedNoise(folder=str(tmp_path / "none"), rate=16_000, share=1.0)({"audio": x_T}, np.random.default_rng(0))
 
 
 def test_whistled_words_are_the_same_anywhere_and_all_different():

@@ -16,6 +16,7 @@ from typing import ClassVar
 import numpy as np
 import scipy.signal
 
+from bigbase_jax.audio.features import scaled
 from bigbase_jax.audio.files import SUFFIXES, decode, resampled
 from bigbase_jax.core import Example, UserError
 from bigbase_jax.data.files import existing
@@ -23,8 +24,7 @@ from bigbase_jax.data.sources.audio.audio import pcm16
 
 
 def _floats(example: Example) -> np.ndarray:
-    x_T = example["audio"]
-    return x_T.astype(np.float32) / 32768 if x_T.dtype == np.int16 else x_T
+    return scaled(example["audio"], np)  # type: ignore[no-any-return]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,9 +119,8 @@ class _Sometimes:
         raise NotImplementedError
 
 
-def _level(x_T: np.ndarray, snr: tuple[float, float], rng: np.random.Generator) -> float:
-    """Root mean square of noise, so many decibels below a recording."""
-    return float(max(float(np.sqrt(np.mean(x_T**2))), 1e-3) * 10 ** (-rng.uniform(*snr) / 20))
+def _loudness(x_T: np.ndarray) -> float:
+    return float(np.sqrt(np.mean(x_T**2)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,16 +132,21 @@ class Noise(_Sometimes):
     share: float = 0.8
 
     def changed(self, x_T: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        noise_T = self.noise(len(x_T), rng)
+        level = max(_loudness(x_T), 1e-3) * 10 ** (-rng.uniform(*self.snr) / 20)
+        return x_T + np.float32(level / max(_loudness(noise_T), 1e-6)) * noise_T
+
+    def noise(self, size: int, rng: np.random.Generator) -> np.ndarray:
+        """f32[size], as loud as it is."""
         colour = rng.uniform(0, 1)  # of amplitudes: 0 white, 1 brown
-        spectrum = np.fft.rfft(rng.standard_normal(len(x_T), np.float32))
-        noise = np.fft.irfft(spectrum / np.arange(1, len(spectrum) + 1) ** colour, len(x_T))
-        return x_T + np.float32(_level(x_T, self.snr, rng) / max(noise.std(), 1e-9)) * noise.astype(np.float32)
+        spectrum = np.fft.rfft(rng.standard_normal(size, np.float32))
+        return np.fft.irfft(spectrum / np.arange(1, len(spectrum) + 1) ** colour, size).astype(np.float32)
 
 
-@dataclasses.dataclass(frozen=True)
-class RecordedNoise(_Sometimes):
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RecordedNoise(Noise):
     """Noise from the recordings below ``folder``, a random stretch of one of them (again and again, if that is short),
-    added with probability ``share`` as ``Noise`` is.
+    added as ``Noise`` is.
 
     Raises:
       UserError: there are no recordings, or one that does not decode.
@@ -150,15 +154,11 @@ class RecordedNoise(_Sometimes):
 
     folder: str
     rate: int
-    snr: tuple[float, float] = (5.0, 40.0)
-    share: float = 0.8
 
-    def changed(self, x_T: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    def noise(self, size: int, rng: np.random.Generator) -> np.ndarray:
         noise_T = _one_of(self.folder, self.rate, rng)
-        start = int(rng.integers(max(len(noise_T) - len(x_T), 0) + 1))
-        noise_T = np.resize(noise_T[start : start + len(x_T)], len(x_T))
-        level = _level(x_T, self.snr, rng)
-        return x_T + np.float32(level / max(float(np.sqrt(np.mean(noise_T**2))), 1e-6)) * noise_T
+        start = int(rng.integers(max(len(noise_T) - size, 0) + 1))
+        return np.resize(noise_T[start : start + size], size)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -200,8 +200,7 @@ def _recordings(folder: str, rate: int) -> tuple[np.ndarray, ...]:
 def _in_room(x_T: np.ndarray, response: np.ndarray) -> np.ndarray:
     """f32[T]: the convolution with an impulse response, as loud as before."""
     wet_T = scipy.signal.fftconvolve(x_T, response)[: len(x_T)]
-    loudness = np.sqrt(np.mean(x_T**2) / max(float(np.mean(wet_T**2)), 1e-12))
-    return (wet_T * loudness).astype(np.float32)
+    return (wet_T * (_loudness(x_T) / max(_loudness(wet_T), 1e-6))).astype(np.float32)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -240,7 +239,6 @@ class Padded:
             raise UserError(f"samples is {self.samples}; use 1 or more.")
 
     def __call__(self, example: Example, rng: np.random.Generator) -> Example:
-        x_T = example["audio"][: self.samples]
-        x_T = x_T if x_T.dtype == np.int16 else pcm16(x_T)
+        x_T = pcm16(example["audio"][: self.samples])
         padded_T = np.pad(x_T, (0, self.samples - len(x_T)))
         return {**example, "audio": padded_T, "audio_length": np.int32(len(x_T))}

@@ -23,6 +23,11 @@ METRICS: Mapping[str, Metric] = {
 """What ``scores`` gives."""
 
 
+def references(examples: Mapping[str, np.ndarray]) -> list[str]:
+    """The texts of ``reference`` u8[N,R], UTF-8 and zeros."""
+    return [bytes(row).rstrip(b"\0").decode(errors="replace") for row in examples["reference"].astype(np.uint8)]
+
+
 def errors(texts: Sequence[str], references: Sequence[str], kind: str = "words") -> dict[str, np.ndarray]:
     """``insertions``, ``deletions``, ``substitutions``, ``words`` (of the reference), ``character_errors`` and
     ``characters`` of each utterance, i64[N]; both sides are normalised (``text.normalise``), and spaces are characters.

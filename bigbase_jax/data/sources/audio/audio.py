@@ -24,7 +24,9 @@ __all__ = ["COLUMNS", "SUFFIXES", "AudioCodec", "pcm16"]
 
 
 def pcm16(x_T: np.ndarray) -> np.ndarray:
-    """f32[T] in -1..1, clipped, as i16[T]."""
+    """Samples in -1..1, clipped, as i16[T]; those of 16 bits as they are."""
+    if x_T.dtype == np.int16:
+        return x_T
     return np.rint(np.clip(x_T * 32768.0, -32768, 32767)).astype(np.int16)
 
 

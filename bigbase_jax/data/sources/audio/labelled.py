@@ -142,22 +142,23 @@ class LabelledAudio:
                 files |= {name: [train[i] for i in indices] for name, indices in rest.items()}
             count = sum(map(len, files.values()))
             self.description = f"{count:,} recordings of {len(classes)} classes in {table or folder}"
-        self._files, self._rate = files, rate
-        self.splits: Mapping[str, Source] = {
-            name: Recordings(folder, files[name], rate, members, None if members or not (table or names) else folder)
-            for name in ("train", "val", "test")
-            if name in files
-        }
+        self._open(folder, files, rate, members, None if members or not (table or names) else folder)
         self.dataset_info: Mapping[str, Any] = {
             "num_classes": len(classes),
             "class_names": tuple(classes),
             "rate": rate,
         }
 
+    def _open(self, folder: str, files: Mapping[str, list[Listed]], rate: int, *where: Any) -> None:
+        self._files, self._rate = files, rate
+        self.splits: Mapping[str, Source] = {
+            name: Recordings(folder, files[name], rate, *where) for name in ("train", "val", "test") if name in files
+        }
+
     def fingerprint(self) -> str:
         """A digest of each split's paths, sizes and modification times, and of how they are decoded."""
         files = {split: [tuple(file) for file in listed] for split, listed in self._files.items()}
-        return digest([self.dataset_info["class_names"], self._rate, *sorted(files.items())])
+        return digest([self.dataset_info.get("class_names"), self._rate, *sorted(files.items())])
 
     @staticmethod
     def codec(config: Mapping[str, Any], dataset_info: Mapping[str, Any]) -> Codec:

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 
 from bigbase_jax.audio.files import SUFFIXES
-from bigbase_jax.core import Codec, Source, UserError
+from bigbase_jax.core import UserError
 from bigbase_jax.data.files import existing, walk
-from bigbase_jax.data.sources.audio.audio import AudioCodec
-from bigbase_jax.data.sources.audio.labelled import Recordings
+from bigbase_jax.data.sources.audio.labelled import LabelledAudio
 from bigbase_jax.data.sources.folder import Listed
-from bigbase_jax.data.sources.splits import digest, split_off
+from bigbase_jax.data.sources.splits import split_off
 
 
-class PlainAudio:
+class PlainAudio(LabelledAudio):
     """All recordings below a folder.
 
     Attributes:
@@ -57,18 +54,6 @@ class PlainAudio:
             raise UserError(f"{root} has {len(train)} recordings to train on ({' '.join(sorted(SUFFIXES))}).")
         rows = split_off(listed, [f.name for f in train], np.zeros(len(train), int), val_fraction, test_fraction, seed)
         listed |= {name: [train[i] for i in indices] for name, indices in rows.items()}
-        self._parts = [root, rate, *sorted(listed.items())]
-        self.splits: Mapping[str, Source] = {
-            name: Recordings(folder, listed[name], rate, {}) for name in ("train", "val", "test") if name in listed
-        }
-        self.dataset_info: Mapping[str, Any] = {"rate": rate}
+        self._open(folder, listed, rate, {})
+        self.dataset_info = {"rate": rate}
         self.description = f"{sum(map(len, listed.values())):,} recordings in {root}"
-
-    def fingerprint(self) -> str:
-        """A digest of each split's paths, sizes and modification times, and of how they are decoded."""
-        return digest(self._parts[1:])
-
-    @staticmethod
-    def codec(config: Mapping[str, Any], dataset_info: Mapping[str, Any]) -> Codec:
-        """Recordings at the rate of the training."""
-        return AudioCodec(int(dataset_info["rate"]))
