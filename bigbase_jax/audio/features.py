@@ -121,7 +121,7 @@ class LogMel:
             edge = (self.fft - self.hop * self.same) // 2
             x_BT = xp.pad(x_BT, ((0, 0), (edge, edge)), mode="reflect")
         if xp is np:
-            return self._logarithm(np, self._host_bands(x_BT, frames))
+            return self._logarithm(np, self._host_bands(np.asarray(x_BT), frames))
         rows = frames + hops - 1
         x_BT = xp.pad(x_BT, ((0, 0), (0, max(rows * self.hop - x_BT.shape[1], 0))))[:, : rows * self.hop]
         x_BRH = x_BT.reshape(x_BT.shape[0], rows, self.hop)

@@ -6,7 +6,6 @@ Axes: T samples of a window, F frames, M mel bands, S places of the encoder, D i
 from __future__ import annotations
 
 import dataclasses
-import functools
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -64,22 +63,11 @@ class Recogniser(Predictor):
         if "language" in task.inputs:
             self.spec["language"] = jax.ShapeDtypeStruct((), np.int32)
         self.read = lambda: Reading(RecordingCodec(task))
+        self._encode, self._write, self._heard = map(jax.jit, (task.encode, task.write, task.heard))
 
     def said(self, found: Sequence[tuple[Example, Output]]) -> list[dict[str, Any]]:
         """As ``Predictor.said``, of whole recordings."""
         return [self._transcribed(example, output) for example, output in found]
-
-    @functools.cached_property
-    def _encode(self) -> Any:
-        return jax.jit(self.task.encode)  # type: ignore[attr-defined]
-
-    @functools.cached_property
-    def _write(self) -> Any:
-        return jax.jit(self.task.write)  # type: ignore[attr-defined]
-
-    @functools.cached_property
-    def _heard(self) -> Any:
-        return jax.jit(self.task.heard)  # type: ignore[attr-defined]
 
     def _transcribed(self, example: Example, output: Output) -> dict[str, Any]:
         task: Any = self.task

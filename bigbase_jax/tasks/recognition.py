@@ -30,12 +30,51 @@ from bigbase_jax.tasks.metrics import transcripts
 from bigbase_jax.text import ngram
 from bigbase_jax.text.tokenizer import load
 
-_READ = ("path", "candidates", "log_p", "tokens", "scores")
 _PAUSE = 1.0  # seconds without a word, between segments
 
 
+class Transcribing:
+    """What is measured and shown of a task that gives transcripts.
+
+    Attributes:
+      normalisation: of transcripts that are compared (``text.normalise``).
+      read: the arrays of ``evaluate`` that ``texts`` reads, where there are such.
+    """
+
+    normalisation: str | None
+    rate: int | None
+    read: ClassVar[tuple[str, ...]]
+
+    def texts(self, examples: Mapping[str, np.ndarray]) -> list[str]:
+        """What is said in each of N recordings."""
+        raise NotImplementedError
+
+    def meters(self) -> Mapping[str, Meter]:
+        """See ``metrics.transcripts``."""
+        scores = lambda examples: transcripts.scores(self.errors(examples))  # noqa: E731
+        return {"transcripts": CollectAll(scores, (*self.read, "reference"))}
+
+    def errors(self, examples: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """``metrics.transcripts.errors`` of what ``evaluate`` gives of N utterances."""
+        return transcripts.errors(self.texts(examples), transcripts.references(examples), self.normalisation or "words")
+
+    def ratios(self, examples: Mapping[str, np.ndarray]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        """``wer`` and ``cer`` by utterance: errors, and of how many words or characters, [N] each."""
+        found = self.errors(examples)
+        wrong = found["insertions"] + found["deletions"] + found["substitutions"]
+        return {"wer": (wrong, found["words"]), "cer": (found["character_errors"], found["characters"])}
+
+    def figures(self, evaluated: Evaluated) -> Iterator[Figure]:
+        """The utterances with the most errors."""
+        if {self.read[0], "reference"} <= evaluated.examples.keys():
+            said, true = self.texts(evaluated.examples), transcripts.references(evaluated.examples)
+            yield figures.transcripts(
+                said, true, self.normalisation or "words", evaluated.examples, self.rate or 16_000
+            )
+
+
 @dataclasses.dataclass(frozen=True)
-class Recognition:
+class Recognition(Transcribing):
     """A model over log-mel bands that says a token or nothing in each frame (CTC, Graves et al. 2006).
 
     A batch holds ``audio`` i16[B,T], ``audio_length`` i32[B] in samples; and to learn from ``labels`` i32[B,U] and
@@ -82,6 +121,7 @@ class Recognition:
     frame_seconds: float | None = None
 
     inputs: ClassVar[tuple[str, ...]] = ("audio", "audio_length")
+    read: ClassVar[tuple[str, ...]] = ("path", "candidates", "log_p", "tokens", "scores")
     batch_coupled: ClassVar[bool] = False
     transcribes: ClassVar[bool] = True
     overlaps: ClassVar[bool] = True
@@ -197,28 +237,10 @@ class Recognition:
 
     # -- on the host -----------------------------------------------------------------------------------------------
 
-    def meters(self) -> Mapping[str, Meter]:
-        """See ``metrics.transcripts``."""
-
-        def scores(examples: Mapping[str, np.ndarray]) -> Mapping[str, Any]:
-            return transcripts.scores(self.errors(examples))
-
-        return {"transcripts": CollectAll(scores, (*_READ, "reference"))}
-
-    def errors(self, examples: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """``metrics.transcripts.errors`` of what ``evaluate`` gives of N utterances."""
-        return transcripts.errors(self.texts(examples), transcripts.references(examples), self.normalisation or "words")
-
-    def ratios(self, examples: Mapping[str, np.ndarray]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-        """``wer`` and ``cer`` by utterance: errors, and of how many words or characters, [N] each."""
-        found = self.errors(examples)
-        wrong = found["insertions"] + found["deletions"] + found["substitutions"]
-        return {"wer": (wrong, found["words"]), "cer": (found["character_errors"], found["characters"])}
-
     def texts(self, examples: Mapping[str, np.ndarray]) -> list[str]:
         """What is said in each of N recordings."""
-        rows = ({name: examples[name][n] for name in _READ if name in examples}
-                for n in range(len(examples["path"])))  # fmt: skip
+        kept = {name: examples[name] for name in self.read if name in examples}
+        rows = (dict(zip(kept, row, strict=True)) for row in zip(*kept.values(), strict=True))
         return [self._text([token.token for token in self.tokens(row, False)]) for row in rows]
 
     def tokens(self, output: Mapping[str, np.ndarray], timed: bool = True) -> list[ctc.Token]:
@@ -279,13 +301,6 @@ class Recognition:
             for some in segments
         ]
         return {"text": text, "words": words, "segments": parts, "duration": round(duration, 3)}
-
-    def figures(self, evaluated: Evaluated) -> Iterator[Figure]:
-        """The utterances with the most errors."""
-        if not {"path", "reference"} <= evaluated.examples.keys():
-            return
-        said, true = self.texts(evaluated.examples), transcripts.references(evaluated.examples)
-        yield figures.transcripts(said, true, self.normalisation or "words", evaluated.examples, self.rate or 0)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import flax.linen as nn
@@ -19,12 +19,12 @@ import numpy as np
 
 from bigbase_jax.audio.features import LogMel, whisper
 from bigbase_jax.build import suggest
-from bigbase_jax.core import Array, Batch, Evaluated, Example, Figure, Loss, Meter, Metric, Sum, UserError, Variables
+from bigbase_jax.core import Array, Batch, Example, Loss, Metric, Sum, UserError, Variables
 from bigbase_jax.decoding.transcripts import Rules, transcript_tokens
-from bigbase_jax.evaluate import CollectAll
-from bigbase_jax.tasks import figures, textual
+from bigbase_jax.tasks import textual
 from bigbase_jax.tasks.errors import model_errors
 from bigbase_jax.tasks.metrics import transcripts
+from bigbase_jax.tasks.recognition import Transcribing
 from bigbase_jax.text.tokenizer import load
 
 STEP = 0.02
@@ -69,7 +69,7 @@ class Format(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Transcription:
+class Transcription(Transcribing):
     """A model that writes what it hears, taught by transcripts, and the rules of how it writes.
 
     A batch holds ``audio`` i16[B,T], zero behind the end and of any length up to the model's window; to learn from,
@@ -118,6 +118,7 @@ class Transcription:
     normalisation: str | None = None
     rate: int | None = None
 
+    read: ClassVar[tuple[str, ...]] = ("tokens", "count")
     batch_coupled: ClassVar[bool] = False
     transcribes: ClassVar[bool] = True
     windowed: ClassVar[bool] = True
@@ -300,24 +301,8 @@ class Transcription:
 
     # -- on the host -----------------------------------------------------------------------------------------------
 
-    def meters(self) -> Mapping[str, Meter]:
-        """Word and character error rates (see ``metrics.transcripts``)."""
-
-        def scores(examples: Mapping[str, np.ndarray]) -> Mapping[str, Any]:
-            return transcripts.scores(transcripts.errors(*self._texts(examples), self.normalisation or "words"))
-
-        return {"transcripts": CollectAll(scores, ("tokens", "count", "reference"))}
-
-    def _texts(self, examples: Mapping[str, np.ndarray]) -> tuple[list[str], list[str]]:
-        """What is written of N recordings, and what is right."""
-        said = [self.text(x[:n]) for x, n in zip(examples["tokens"], examples["count"], strict=True)]
-        return said, transcripts.references(examples)
-
-    def figures(self, evaluated: Evaluated) -> Iterator[Figure]:
-        """The utterances with the most errors."""
-        if {"tokens", "count", "reference"} <= evaluated.examples.keys():
-            texts, kind = self._texts(evaluated.examples), self.normalisation or "words"
-            yield figures.transcripts(*texts, kind, evaluated.examples, RATE)
+    def texts(self, examples: Mapping[str, np.ndarray]) -> list[str]:
+        return [self.text(x[:n]) for x, n in zip(examples["tokens"], examples["count"], strict=True)]
 
     def text(self, tokens: Sequence[int] | np.ndarray) -> str:
         """Tokens as text, without special ones and times."""

@@ -28,7 +28,7 @@ def said(source):
 
 
 def read(root, **words):
-    return TranscribedAudio(str(root), RATE, frame_seconds=0.01, **words)
+    return TranscribedAudio(str(root), rate=RATE, frame_seconds=0.01, **words)
 
 
 def as_table(root, names):

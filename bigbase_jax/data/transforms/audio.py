@@ -24,7 +24,7 @@ from bigbase_jax.data.sources.audio.audio import pcm16
 
 
 def _floats(example: Example) -> np.ndarray:
-    return scaled(example["audio"], np)  # type: ignore[no-any-return]
+    return scaled(example["audio"], np)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -162,8 +162,9 @@ class Transcribed:
                 }
 
             samples = [math.ceil(seconds[split][n] / speed * s.rate) + 1 for n, speed in rows[split]]
-            names = [u.name for u in utterances[split]]
-            return _Utterances(split, example, np.array(samples), [names[n] for n, _ in rows[split]], in_memory)
+            names = [utterances[split][n].name for n, _ in rows[split]]
+            lengths, name = np.array(samples), names.__getitem__
+            return Split(split, len(names), example, in_memory, lengths=lengths, sequences=("audio",), name=name)
 
         self.splits: Mapping[str, Source] = {
             name: source(name) for name in ("train", "val", "test", *sorted(rows)) if name in rows
@@ -191,7 +192,7 @@ class Transcribed:
         return self._examples
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(eq=False, kw_only=True)
 class Settings:
     """What is made of utterances.
 
@@ -211,7 +212,7 @@ class Settings:
     speeds: tuple[float, ...] = (1.0,)
     frame_seconds: float = 0.04
     normalisation: str | None = None
-    tokenizer: Any = dataclasses.field(default_factory=lambda: Characters(False))
+    tokenizer: Any = Characters(False)  # noqa: RUF009
     order: int = 4
     language_model: str | None = None
 
@@ -239,62 +240,50 @@ class Settings:
         return None
 
 
-class TranscribedAudio(Transcribed):
-    """A corpus of transcribed speech in one of the layouts above, or an archive of one.
+@dataclasses.dataclass(eq=False)
+class TranscribedAudio(Settings, Transcribed):
+    """A corpus of transcribed speech in one of the layouts above, or an archive of one; see ``Transcribed``.
 
     Splits are called after folders, lists or a column; of several of one kind (``test-clean``, ``test-other``) the
     first by alphabet has its name and the others keep theirs. What lacks is taken from train, by speakers where these
     are known and no fewer than four.
+
+    Attributes:
+      root: of which the lists and the headers of recordings are read.
+      path, text: columns of a table; None: the usual names.
+      val_fraction, test_fraction: of the speakers, or else of the utterances.
+      seed: of the splits.
+      limits: of archives and tables.
+
+    Raises:
+      UserError: none of these layouts, a list that names a recording that is not there, or what ``Transcribed`` says.
     """
 
-    def __init__(
-        self,
-        root: str,
-        rate: int = 16_000,
-        seconds: float = 16.0,
-        speeds: tuple[float, ...] = (1.0,),
-        frame_seconds: float = 0.04,
-        normalisation: str | None = None,
-        tokenizer: Any = Characters(False),  # noqa: B008
-        order: int = 4,
-        language_model: str | None = None,
-        path: str | None = None,
-        text: str | None = None,
-        val_fraction: float = 0.1,
-        test_fraction: float = 0.2,
-        seed: int = 0,
-        limits: Limits = LIMITS,
-    ):
-        """Reads the lists and the headers of recordings. Arguments from ``rate`` to ``language_model``: see
-        ``Settings``.
+    root: str
+    _: dataclasses.KW_ONLY
+    path: str | None = None
+    text: str | None = None
+    val_fraction: float = 0.1
+    test_fraction: float = 0.2
+    seed: int = 0
+    limits: Limits = LIMITS
 
-        Args:
-          path, text: columns of a table; None: the usual names.
-          val_fraction, test_fraction: of the speakers, or else of the utterances.
-          seed: of the splits.
-          limits: of archives and tables.
-
-        Raises:
-          UserError: none of these layouts, a list that names a recording that is not there, or what ``Transcribed``
-            says.
-        """
-        settings = Settings(
-            rate, seconds, tuple(speeds), frame_seconds, normalisation, tokenizer, order, language_model
-        )
-        corpus = Corpus(root, (path, text), limits)
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        root, fractions = self.root, {"val": self.val_fraction, "test": self.test_fraction}
+        corpus = Corpus(root, (self.path, self.text), self.limits)
         found = list(corpus.utterances())
         if not found:
             raise UserError(f"{root} holds no utterance.")
-        split_N, dealt = _splits(found, corpus.yesno, {"val": val_fraction, "test": test_fraction}, seed)
+        split_N, dealt = _splits(found, corpus.yesno, fractions, self.seed)
         utterances: dict[str, list[Utterance]] = defaultdict(list)
         for u, split in zip(found, split_N, strict=True):
             utterances[split].append(u)
         if "train" not in utterances:
             raise UserError(f"{root} has the splits {', '.join(sorted(utterances))} and none to train on.")
         signature = [(f.name, f.size, f.mtime_ns) for f in corpus.files.values() if kind_of(f.name) in SUFFIXES]
-        super().__init__(
-            utterances, corpus.seconds, lambda u: corpus.read(u, rate), f"{root}{dealt}", settings, signature
-        )
+        read = lambda u: corpus.read(u, self.rate)  # noqa: E731
+        Transcribed.__init__(self, utterances, corpus.seconds, read, f"{root}{dealt}", self, signature)
 
     @staticmethod
     def codec(config: Mapping[str, Any], dataset_info: Mapping[str, Any]) -> Codec:
@@ -343,19 +332,6 @@ class TranscribedCodec(Codec):
                 f" {most / self.rate:.1f}; train with a larger seconds=, or cut it."
             )
         return {**example, "audio": np.pad(audio[:most], (0, max(most - len(audio), 0)))}
-
-
-class _Utterances(Split):
-    """A split, whose examples a person knows by their files."""
-
-    def __init__(
-        self, split: str, example: Callable[[int], Example], lengths: np.ndarray, names: Sequence[str], in_memory: str
-    ):
-        super().__init__(split, len(lengths), example, in_memory, lengths=lengths, sequences=("audio",))
-        self._names = names
-
-    def name(self, index: int) -> str:
-        return self._names[index]
 
 
 def _tokens(tokenizer: Tokenizer, said: Mapping[str, Sequence[str]]) -> tuple[dict[str, list[np.ndarray]], int]:
