@@ -58,17 +58,14 @@ class FrontEnd:
         Raises:
           UserError: nothing in it can be spoken, it is too long, or espeak-ng fails.
         """
-        found, unknown = self.read(text)
+        ((found, unknown),) = self.read_all([text])
         if unknown:
             _told(unknown, self.name)
         return found
 
-    def read(self, text: str) -> tuple[list[str], str]:
-        """The symbols of a text, and the characters that were left out of it; raises as ``__call__`` does."""
-        return self.read_all([text])[0]
-
     def read_all(self, texts: Sequence[str]) -> list[tuple[list[str], str]]:
-        """``read`` of many, with a start of espeak-ng for all of them."""
+        """The symbols of each text, and the characters that were left out of it; raises as ``__call__`` does. There is
+        one start of espeak-ng for all of them."""
         if (most := max(map(len, texts), default=0)) > limit(MOST):
             raise too_much(f"a text of {most:,} characters is too long to be spoken at once; cut it into sentences")
         return [self._checked(*pair) for pair in zip(texts, self._read(texts), strict=True)]

@@ -178,7 +178,7 @@ def test_verification_may_hold_out_classes(tmp_path):
     ("how", "why"),
     [
         ({"names": "label_take"}, "3 parts between '_', and names=label_take has 2"),
-        ({"names": "digit_speaker_take"}, "no label column; its columns are 'path', 'digit'"),
+        ({"names": "digit_speaker_take"}, "no column of classes .such as label.; its columns are 'path', 'digit'"),
         ({"names": "label_speaker_take", "held_out": "speakr:bob"}, "no column 'speakr'.*speaker"),
         ({"names": "label_speaker_take", "held_out": "speaker:bobb"}, "no speaker is 'bobb'.*bob"),
         ({"held_out": "speaker:bob"}, "give a table as root, or names"),
@@ -192,7 +192,7 @@ def test_columns_that_are_not_there_are_named(tmp_path, how, why):
 def test_a_table_without_such_a_column_says_what_it_has(tmp_path):
     root = folder(tmp_path / "sounds", 2)
     (root / "list.jsonl").write_text(json.dumps({"path": "low/0.wav", "kind": "low"}))
-    with pytest.raises(UserError, match="no label column; its columns are 'path', 'kind'"):
+    with pytest.raises(UserError, match="no column of classes .such as label.; its columns are 'path', 'kind'"):
         LabelledAudio(str(root))
 
 

@@ -179,7 +179,7 @@ def test_batches_are_of_about_one_length_and_deterministic(tmp_path):
     [
         ({"t.csv": "path,text\n../secret.wav,one"}, "is not below"),
         ({"t.csv": "path,text\nnone.wav,one"}, "t.csv, line 2 names none.wav"),
-        ({"t.csv": "path,words_said\na.wav,one"}, "has no column text or"),
+        ({"t.csv": "path,words_said\na.wav,one"}, "has no column of texts \\(such as text"),
         ({"t.csv": "path,text,duration\na.wav,one,-3"}, "duration is '-3', not seconds"),
         ({"wav.scp": "a sox x.wav -t wav - |", "text": "a one"}, "is a command, and none is run"),
         ({"x_train.transcription": "<s> one </s>"}, "name of its recording in brackets"),

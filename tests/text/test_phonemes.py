@@ -52,7 +52,7 @@ def test_chinese_is_spelt_out(given, said):
 def test_characters_with_one_pause_between_words():
     front = front_end("en-characters")
     assert "".join(front('"Café", she -- (really)  said: no!! 5')) == "cafe,she,really said:no!five"
-    assert front.read("mit 漢字 und 😀")[1] == "漢字😀"
+    assert front.read_all(["mit 漢字 und 😀"])[0][1] == "漢字😀"
     assert "".join(front_end("characters")("Größe, 5 Öfen")) == "größe,5 öfen"
 
 
@@ -61,8 +61,8 @@ def test_chinese_has_initials_finals_and_tones():
     found = front("你好，银行行长有2个女儿AI。")
     syllables = "n i 2 h ao 3 , in 2 h ang 2 h ang 2 zh ang 3 iou 3 er 4 g e 4 n ü 3 er 2 A I ."
     assert found == syllables.split()
-    assert front.read("嗯呣好")[0] == ["en", "1", "h", "ao", "3"]
-    assert front.read("嗯呣好")[1] == "呣"
+    assert front.read_all(["嗯呣好"])[0][0] == ["en", "1", "h", "ao", "3"]
+    assert front.read_all(["嗯呣好"])[0][1] == "呣"
     assert set(found) <= set(front.symbols)
 
 
@@ -72,10 +72,10 @@ def test_english_has_phonemes():
     assert front.name == "en-phonemes"
     assert "".join(front("Hello, world!! It's 3 o'clock.")) == "həlˈoʊ,wˈɜːld!ɪts θɹˈiː əklˈɑːk."
     assert front("[[f i S]] --help")[:2] == front("f i s, help")[:2]  # its own notation and flags are texts
-    symbols, unknown = front.read("— 漢字, well-known 😀 naïve <b>")
+    ((symbols, unknown),) = front.read_all(["— 漢字, well-known 😀 naïve <b>"])
     assert ("".join(symbols), unknown) == ("wˈɛlnˈoʊn naɪˈiːv bˈiː", "漢字😀")
     texts = ["One, two.", "Three?", "a " * 600]
-    assert front.read_all(texts) == [front.read(text) for text in texts]
+    assert front.read_all(texts) == [front.read_all([text])[0] for text in texts]
 
 
 @pytest.mark.parametrize("name", ["en", "zh", "characters", "en-characters"])

@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 
 from bigbase_jax.audio.files import SUFFIXES, decode, length
-from bigbase_jax.core import Codec, Example, Fields
-from bigbase_jax.data.files import given_file
+from bigbase_jax.build import suggest
+from bigbase_jax.core import Codec, Example, Fields, UserError
+from bigbase_jax.data.files import File, given_file, open_file
 
 COLUMNS = ("audio", "path", "file", "file_name", "filename", "audio_path", "wav")
 __all__ = ["COLUMNS", "SUFFIXES", "AudioCodec", "pcm16"]
@@ -28,6 +29,27 @@ def pcm16(x_T: np.ndarray) -> np.ndarray:
     if x_T.dtype == np.int16:
         return x_T
     return np.rint(np.clip(x_T * 32768.0, -32768, 32767)).astype(np.int16)
+
+
+def read(file: File, rate: int, *part: float | None, folder: str | None = None) -> np.ndarray:
+    """f32[T] of a file, or of an archive's; see ``audio.files.decode`` for the rest, and for what is raised."""
+    if not file.member:
+        return decode(file.path, rate, *part, folder=folder)  # type: ignore[arg-type]
+    with open_file(file) as opened:
+        return decode(opened.read(), rate, *part)  # type: ignore[arg-type]
+
+
+def column(where: str, values: Mapping[str, Any], given: str | None, usual: Sequence[str], what: str) -> str:
+    """The column that is meant: the given one, or the first of the usual ones.
+
+    Raises:
+      UserError: there is none.
+    """
+    name = given or next((name for name in usual if name in values), None)
+    if name is None or name not in values:
+        wrong = f"{given!r}.{suggest(given, values, 'column')}" if given else f"{what} (such as {usual[0]})"
+        raise UserError(f"{where} has no column {wrong}; its columns are {', '.join(map(repr, list(values)[:8]))}.")
+    return name
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,7 +9,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from bigbase_jax.audio.files import SUFFIXES, decode
+from bigbase_jax.audio.files import SUFFIXES
 from bigbase_jax.build import suggest
 from bigbase_jax.core import Codec, Example, Source, UserError
 from bigbase_jax.data.files import (
@@ -21,11 +21,10 @@ from bigbase_jax.data.files import (
     file_at,
     kind_of,
     named_after,
-    open_file,
     refuse_permission,
 )
 from bigbase_jax.data.rows import rows
-from bigbase_jax.data.sources.audio.audio import COLUMNS, AudioCodec, pcm16
+from bigbase_jax.data.sources.audio.audio import COLUMNS, AudioCodec, column, pcm16, read
 from bigbase_jax.data.sources.folder import ClassFolders, Listed, labels
 from bigbase_jax.data.sources.splits import deal, digest, split_off, to_split_off
 
@@ -54,12 +53,8 @@ class Recordings:
     def __getitem__(self, index: int) -> Example:
         """``audio`` i16[T] and ``label`` i32[]; raises UserError naming a file that does not decode."""
         name = self._names[index]
-        if self._members:
-            with open_file(self._members[name]) as file:
-                x_T = decode(file.read(), self._rate)
-        else:
-            x_T = decode(os.path.join(self._folder, name), self._rate, folder=self._inside)
-        return {"audio": pcm16(x_T), "label": self.labels[index]}
+        file = self._members[name] if self._members else File(name, os.path.join(self._folder, name), 0, 0)
+        return {"audio": pcm16(read(file, self._rate, folder=self._inside)), "label": self.labels[index]}
 
     def name(self, index: int) -> str:
         """The file's path relative to the root."""
@@ -217,27 +212,27 @@ def _read(
     group: str | None,
 ) -> list[_Recording]:
     """The recordings that rows name; see ``LabelledAudio``."""
-    column, _, values = (held_out or "").partition(":")
-    names: tuple[str, str, str] | None = None
+    key, _, values = (held_out or "").partition(":")
+    names: list[str] = []
     recordings, seen = [], set()
     for where, row, what in found:
-        if names is None:
-            names = _names(what, row, columns)
-            for key in filter(None, (column, group)):
-                if key not in row:
-                    raise UserError(f"{what} has no column {key!r}.{suggest(key, row, 'column')}")
+        if not names:
+            kinds = zip(columns, (COLUMNS, _LABELS), ("of recordings", "of classes"), strict=False)
+            names = [*(column(what, row, *kind) for kind in kinds), columns[2] or "split"]
+            for given in filter(None, (key, group)):
+                column(what, row, given, (), "")
         split = str(row.get(names[2]) or "")
         place = named_after(split) if split else "train"
         if place is None:
             raise UserError(f"{where} has the split {split!r}; known are train, val and test.")
         if held_out:
-            seen.add(str(row[column]))
-            place = "test" if str(row[column]) in values.split("/") else "train"
+            seen.add(str(row[key]))
+            place = "test" if str(row[key]) in values.split("/") else "train"
         kept = str(row[group]) if group else ""
         recordings.append(_Recording(where, str(row[names[0]]), str(row[names[1]]).strip(), place, kept))
     if held_out and (unknown := [value for value in values.split("/") if value not in seen]):
         said = suggest(unknown[0], sorted(seen), "value") or f" It has {', '.join(sorted(seen)[:8])}."
-        raise UserError(f"held_out={held_out}: no {column} is {unknown[0]!r}.{said}")
+        raise UserError(f"held_out={held_out}: no {key} is {unknown[0]!r}.{said}")
     if not recordings:
         raise UserError(f"{folder} names no recordings ({' '.join(sorted(SUFFIXES))}).")
     return recordings
@@ -263,15 +258,3 @@ def _by_split(found: Sequence[_Recording], what: str, open_set: bool) -> tuple[d
             raise UserError(f"{r.where} names {r.path}, which cannot be read: {error.strerror or error}.") from error
         files.setdefault(r.split, []).append(Listed(r.path, numbers.index(r.label), status.st_size, status.st_mtime_ns))
     return files, classes
-
-
-def _names(what: str, values: Mapping[str, Any], columns: Sequence[str | None]) -> tuple[str, str, str]:
-    """The columns of the path, the class and the split."""
-    chosen = []
-    for what, given, usual in zip(("path", "label"), columns, (COLUMNS, _LABELS), strict=False):
-        name = given or next((name for name in usual if name in values), None)
-        if name is None or name not in values:
-            wrong = f"has no column {given!r}.{suggest(given, values, 'column')}" if given else f"has no {what} column"
-            raise UserError(f"{what} {wrong}; its columns are {', '.join(map(repr, list(values)[:8]))}.")
-        chosen.append(name)
-    return chosen[0], chosen[1], columns[2] or "split"

@@ -44,7 +44,7 @@ from bigbase_jax.data.files import (
     open_file,
 )
 from bigbase_jax.data.rows import Row, checked, lines_of, rows
-from bigbase_jax.data.sources.audio.audio import COLUMNS, pcm16
+from bigbase_jax.data.sources.audio.audio import COLUMNS, column, pcm16, read
 from bigbase_jax.data.sources.splits import Split, deal, digest, to_split_off
 from bigbase_jax.text import ngram
 from bigbase_jax.text.normalise import check_kind, normalise, words
@@ -413,11 +413,7 @@ class Corpus:
 
     def read(self, u: Utterance, rate: int) -> np.ndarray:
         """f32[T]; raises UserError naming a file that does not decode."""
-        file = self.files[u.name]
-        if file.member:
-            with open_file(file) as opened:
-                return decode(opened.read(), rate, u.offset, u.duration)
-        return decode(file.path, rate, u.offset, u.duration)
+        return read(self.files[u.name], rate, u.offset, u.duration)
 
     def seconds(self, u: Utterance) -> float:
         """By the header; of what cannot be read, 0: whoever reads it says so."""
@@ -562,9 +558,8 @@ class Corpus:
     def _of_tables(self, names: Sequence[str]) -> Iterator[Utterance]:
         for name in names:
             for row in self._rows(name):
-                path, text = (
-                    _cell(row, given, usual) for given, usual in zip(self._columns, (_PATHS, _TEXTS), strict=True)
-                )
+                kinds = zip(self._columns, (_PATHS, _TEXTS), ("of recordings", "of texts"), strict=True)
+                path, text = (str(row.values[column(row.where, row.values, *kind)] or "").strip() for kind in kinds)
                 speaker = next((str(row.values[key]) for key in _SPEAKERS if row.values.get(key)), "")
                 split = str(row.values.get("split") or "") or _split_of(name)
                 part = [_number(row, key) for key in ("offset", "duration")]
@@ -577,16 +572,6 @@ class Corpus:
                 yield from (row._replace(values=value) for value in row.values.values())
             else:
                 yield row
-
-
-def _cell(row: Row, given: str | None, usual: Sequence[str]) -> str:
-    name = given or next((name for name in usual if name in row.values), None)
-    if name is None or name not in row.values:
-        raise UserError(
-            f"{row.where} has no column {given or ' or '.join(usual[:3])}; its columns are"
-            f" {', '.join(map(repr, list(row.values)[:8]))}."
-        )
-    return str(row.values[name] or "").strip()
 
 
 def _number(row: Row, name: str) -> float | None:
