@@ -335,7 +335,8 @@ class Plot(NamedTuple):
 
 
 class Clips(NamedTuple):
-    """A figure of sounds, each with its spectrogram: (caption, samples f32[T] in -1..1, samples per second)."""
+    """A figure of sounds, each with its spectrogram: (caption, samples, as many a second);
+    samples are f32[T] in -1..1, or i16[T]."""
 
     title: str
     clips: Sequence[tuple[str, np.ndarray, int]]

@@ -68,7 +68,7 @@ ALLOWED = {  # file or folder -> the files and folders of ours that it may impor
         "compare",
     ),
     "train": (*LEAVES, "parallel", "optim", "evaluate", "data", "pretrained"),
-    "pages": (*LEAVES, "compare"),
+    "pages": (*LEAVES, "audio", "compare"),
     "compare": LEAVES,
     "plan": (*LEAVES, "parallel", "optim", "data", "pretrained", "wrappers", "train"),
     "doctor": (),

@@ -137,6 +137,13 @@ def wav(x_T: np.ndarray, rate: int) -> bytes:
     return file.getvalue()
 
 
+def pcm16(x_T: np.ndarray) -> np.ndarray:
+    """Samples in -1..1, clipped, as i16[T]; those of 16 bits as they are."""
+    if x_T.dtype == np.int16:
+        return x_T
+    return np.rint(np.clip(x_T * 32768.0, -32768, 32767)).astype(np.int16)
+
+
 def mono(x_TC: np.ndarray) -> np.ndarray:
     """The mean of the channels that are not silent all through, f32[T]."""
     if x_TC.shape[1] == 1:

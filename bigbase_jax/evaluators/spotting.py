@@ -13,9 +13,9 @@ import numpy as np
 import scipy.ndimage
 
 from bigbase_jax import parallel
+from bigbase_jax.audio.files import pcm16
 from bigbase_jax.build import suggest
 from bigbase_jax.core import Evaluated, Example, Figure, Metric, Plot, Task, UserError
-from bigbase_jax.data.sources.audio.audio import pcm16
 from bigbase_jax.evaluate import collect
 from bigbase_jax.wrappers.wrapper import Around
 

@@ -68,10 +68,15 @@ class Synthesised:
         if not hasattr(voice, "wave"):
             raise UserError(f"Synthesised measures voices, and {type(task).__name__} is none; leave it out.")
         recogniser = None if self.recogniser is None else Predictor.open(self.recogniser)
-        predict, features = jax.jit(voice.predict), voice.features
-        spent = 0.0
+        predict, features, spent = jax.jit(voice.predict), voice.features, 0.0
         rows: list[dict[str, Any]] = []
-        heard: dict[str, list[str]] = {"said": [], "recorded": []}
+        sounds: dict[str, list[np.ndarray]] = {"wave": [], "recorded": []}
+        recorded_heard: list[str] = []
+
+        def heard(wave_T: np.ndarray) -> str:
+            (answer, *_) = recogniser.answer(wav(wave_T, features.rate))  # type: ignore[union-attr]
+            return str(answer.get("text", answer.get("label", "")))
+
         for number, batch in enumerate(data.eval_batches(self.split, parallel.host(mesh), self.examples)):
             given = {name: batch[name] for name in voice.inputs}
             if not number:
@@ -90,49 +95,33 @@ class Synthesised:
                 at = warped(a_K, b_K)
                 row: dict[str, Any] = dict(compared(a_K[at[0]], b_K[at[1]], f0_F[at[0]], f0_G[at[1]]))
                 row |= {"seconds": len(wave_T) / features.rate, "index": int(batch["index"][b])}
-                row |= {"recorded_seconds": len(f0_G) * features.hop / features.rate}
+                row |= {"recorded_seconds": len(f0_G) * features.hop / features.rate, "rate": features.rate}
                 row["reference"] = bytes(batch["reference"][b]).rstrip(b"\0").decode()
-                again = len(rows) < self.clips or recogniser is not None
-                row |= {"wave": wave_T, "recorded": voice.wave(recorded_GM) if again else None}
+                played = len(rows) < self.clips
+                if played or recogniser is not None:
+                    recorded_T = voice.wave(recorded_GM)
                 if recogniser is not None:
-                    for name, sound_T in (("said", wave_T), ("recorded", row["recorded"])):
-                        (answer, *_) = recogniser.answer(wav(sound_T, features.rate))
-                        heard[name].append(str(answer.get("text", answer.get("label", ""))))
-                    row["heard"] = heard["said"][-1]
-                if len(rows) >= self.clips:
-                    del row["wave"], row["recorded"]
+                    row["heard"] = heard(wave_T)
+                    recorded_heard.append(heard(recorded_T))
+                if played:
+                    sounds["wave"].append(wave_T)
+                    sounds["recorded"].append(recorded_T)
                 rows.append(row)
-        return self._evaluated(rows, heard, spent, features.rate)
-
-    def _evaluated(
-        self, rows: list[dict[str, Any]], heard: Mapping[str, list[str]], spent: float, rate: int
-    ) -> Evaluated:
-        seconds, recorded = (np.array([row[name] for row in rows]) for name in ("seconds", "recorded_seconds"))
+        kept = {name: np.array([row[name] for row in rows]) for name in rows[0]}
+        seconds, recorded = kept["seconds"], kept["recorded_seconds"]
         metrics = {
-            **{name: float(np.nanmean([row[name] for row in rows])) for name in ("mcd", "f0_error", "voicing_error")},
+            **{name: float(np.nanmean(kept[name])) for name in ("mcd", "f0_error", "voicing_error")},
             "length_error": float(np.mean(np.abs(seconds - recorded) / recorded)),
             "real_time_factor": spent / float(seconds.sum()),
         }
-        references = [row["reference"] for row in rows]
-        if heard["said"]:
-            scores = transcripts.scores(transcripts.errors(heard["said"], references))
+        if recogniser is not None:
+            references = [row["reference"] for row in rows]
+            scores = transcripts.scores(transcripts.errors([row["heard"] for row in rows], references))
             metrics |= {name: float(scores[name]) for name in ("wer", "cer")}
-            metrics["recorded_wer"] = transcripts.scores(transcripts.errors(heard["recorded"], references))["wer"]
-        names = (
-            "index",
-            "mcd",
-            "f0_error",
-            "seconds",
-            "recorded_seconds",
-            "reference",
-            *("heard",) * bool(heard["said"]),
-        )
-        kept = {name: np.array([row[name] for row in rows]) for name in names}
-        kept["rate"] = np.full(len(rows), rate)
-        for name in ("wave", "recorded"):
-            sounds = [row[name] for row in rows if row.get(name) is not None]
-            size = max(map(len, sounds), default=0)
-            padded = [np.pad(np.clip(x_T, -1, 1), (0, size - len(x_T))) for x_T in sounds]
+            metrics["recorded_wer"] = transcripts.scores(transcripts.errors(recorded_heard, references))["wer"]
+        for name, some in sounds.items():
+            size = max(map(len, some), default=0)
+            padded = [np.pad(np.clip(x_T, -1, 1), (0, size - len(x_T))) for x_T in some]
             kept[name] = np.round(32767 * np.array(padded)).astype(np.int16)
         return Evaluated(self.split, metrics, kept)
 
@@ -141,13 +130,13 @@ class Synthesised:
         found = evaluated.examples
         if "mcd" not in found:
             return
-        n = len(found["wave"])
         rate = int(found["rate"][0])
-        clips = []
-        for i in range(n):
-            for name, what in (("wave", "said"), ("recorded", "recorded")):
-                size = int(found[("seconds", "recorded_seconds")[name == "recorded"]][i] * rate)
-                clips.append((f"{what}: {found['reference'][i]}", found[name][i, :size] / np.float32(32768), rate))
+        kinds = (("wave", "said", "seconds"), ("recorded", "recorded", "recorded_seconds"))
+        clips = [
+            (f"{what}: {found['reference'][i]}", found[name][i, : int(found[length][i] * rate)], rate)
+            for i in range(len(found["wave"]))
+            for name, what, length in kinds
+        ]
         yield Clips("Said, and the recording by the same vocoder", clips)
         order = np.argsort(-found["mcd"])[:12]
         names = [name for name in ("reference", "heard", "mcd", "f0_error", "seconds") if name in found]

@@ -16,8 +16,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from bigbase_jax.audio.files import pcm16
 from bigbase_jax.core import UserError, Variables
-from bigbase_jax.data.sources.audio.audio import pcm16
 from bigbase_jax.inference.parts import Parts
 from bigbase_jax.inference.predictor import Predictor
 from bigbase_jax.pretrained.start import chain, merged

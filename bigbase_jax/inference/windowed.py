@@ -16,10 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from bigbase_jax.audio.files import blocks
+from bigbase_jax.audio.files import blocks, pcm16
 from bigbase_jax.core import Codec, Example, UserError
 from bigbase_jax.data.files import given_file
-from bigbase_jax.data.sources.audio.audio import pcm16
 from bigbase_jax.inference.parts import Parts
 from bigbase_jax.inference.predictor import Output, Predictor
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import base64
 import contextlib
 import io
-import wave
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
 
+from bigbase_jax.audio.files import wav
 from bigbase_jax.core import (
     Clips,
     Differences,
@@ -209,13 +209,7 @@ def _sound(samples_T: np.ndarray, rate: int) -> tuple[str, str]:
     """A recording and its spectrogram, as data URIs."""
     x_T = np.asarray(samples_T)
     x_T = x_T / np.float32(32768) if x_T.dtype == np.int16 else x_T.astype(np.float32)
-    file = io.BytesIO()
-    with wave.open(file, "wb") as sound:
-        sound.setnchannels(1)
-        sound.setsampwidth(2)
-        sound.setframerate(rate)
-        sound.writeframes(np.round(32767 * np.clip(x_T, -1, 1)).astype("<i2").tobytes())
-    return _uri("audio/wav", file), _spectrogram(x_T, rate)
+    return _uri("audio/wav", io.BytesIO(wav(x_T, rate))), _spectrogram(x_T, rate)
 
 
 def _spectrogram(x_T: np.ndarray, rate: int, width: int = 480) -> str:

@@ -182,7 +182,7 @@ class Vocoding:
         if {"recorded", "made", "mel_distance"} <= found.keys():
             order = np.argsort(found["mel_distance"], kind="stable")
             clips = [
-                (f"{what}, {index}: {found['mel_distance'][n]:.2f}", found[what][n] / np.float32(32768), self.rate or 0)
+                (f"{what}, {index}: {found['mel_distance'][n]:.2f}", found[what][n], self.rate or 0)
                 for n in order[[0, len(order) // 2, -1]]
                 for index in [int(found["index"][n])]
                 for what in ("recorded", "made")

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import soundfile
 
-from bigbase_jax.audio.files import decode
+from bigbase_jax.audio.files import decode, pcm16
 from bigbase_jax.core import UserError
-from bigbase_jax.data.sources.audio.audio import AudioCodec, pcm16
+from bigbase_jax.data.sources.audio.audio import AudioCodec
 from bigbase_jax.data.sources.audio.labelled import LabelledAudio
 from bigbase_jax.data.sources.synthetic.sounds import WhistledWords
 from bigbase_jax.data.transforms import audio as A

@@ -10,9 +10,9 @@ import pytest
 import soundfile
 
 from bigbase_jax import parallel
-from bigbase_jax.audio.files import decode
+from bigbase_jax.audio.files import decode, pcm16
 from bigbase_jax.core import UserError
-from bigbase_jax.data.sources.audio.audio import AudioCodec, pcm16
+from bigbase_jax.data.sources.audio.audio import AudioCodec
 from bigbase_jax.evaluators.spotting import Spotted, Spotting, Stream, peaks, rates
 from bigbase_jax.inference.inputs import Input
 from bigbase_jax.inference.predictor import Predictor, Reading

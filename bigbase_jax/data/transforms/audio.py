@@ -17,10 +17,9 @@ import numpy as np
 import scipy.signal
 
 from bigbase_jax.audio.features import scaled
-from bigbase_jax.audio.files import SUFFIXES, decode, resampled
+from bigbase_jax.audio.files import SUFFIXES, decode, pcm16, resampled
 from bigbase_jax.core import Example, UserError
 from bigbase_jax.data.files import existing
-from bigbase_jax.data.sources.audio.audio import pcm16
 
 
 def _floats(example: Example) -> np.ndarray:

@@ -15,20 +15,12 @@ from typing import Any
 
 import numpy as np
 
-from bigbase_jax.audio.files import SUFFIXES, decode, length
+from bigbase_jax.audio.files import decode, length, pcm16
 from bigbase_jax.build import suggest
 from bigbase_jax.core import Codec, Example, Fields, UserError
 from bigbase_jax.data.files import File, given_file, open_file
 
 COLUMNS = ("audio", "path", "file", "file_name", "filename", "audio_path", "wav")
-__all__ = ["COLUMNS", "SUFFIXES", "AudioCodec", "pcm16"]
-
-
-def pcm16(x_T: np.ndarray) -> np.ndarray:
-    """Samples in -1..1, clipped, as i16[T]; those of 16 bits as they are."""
-    if x_T.dtype == np.int16:
-        return x_T
-    return np.rint(np.clip(x_T * 32768.0, -32768, 32767)).astype(np.int16)
 
 
 def read(file: File, rate: int, *part: float | None, folder: str | None = None) -> np.ndarray:

@@ -9,7 +9,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from bigbase_jax.audio.files import SUFFIXES
+from bigbase_jax.audio.files import SUFFIXES, pcm16
 from bigbase_jax.build import suggest
 from bigbase_jax.core import Codec, Example, Source, UserError
 from bigbase_jax.data.files import (
@@ -24,7 +24,7 @@ from bigbase_jax.data.files import (
     refuse_permission,
 )
 from bigbase_jax.data.rows import rows
-from bigbase_jax.data.sources.audio.audio import COLUMNS, AudioCodec, column, pcm16, read
+from bigbase_jax.data.sources.audio.audio import COLUMNS, AudioCodec, column, read
 from bigbase_jax.data.sources.folder import ClassFolders, Listed, labels
 from bigbase_jax.data.sources.splits import deal, digest, split_off, to_split_off
 

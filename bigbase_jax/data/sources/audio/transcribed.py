@@ -28,7 +28,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from bigbase_jax.audio.files import SUFFIXES, decode, length, resampled
+from bigbase_jax.audio.files import SUFFIXES, decode, length, pcm16, resampled
 from bigbase_jax.core import Codec, Example, Fields, Source, UserError
 from bigbase_jax.data.files import (
     LIMITS,
@@ -44,7 +44,7 @@ from bigbase_jax.data.files import (
     open_file,
 )
 from bigbase_jax.data.rows import Row, checked, lines_of, rows
-from bigbase_jax.data.sources.audio.audio import COLUMNS, column, pcm16, read
+from bigbase_jax.data.sources.audio.audio import COLUMNS, column, read
 from bigbase_jax.data.sources.splits import Split, deal, digest, to_split_off
 from bigbase_jax.text import ngram
 from bigbase_jax.text.normalise import check_kind, normalise, words

@@ -12,8 +12,9 @@ from typing import Any
 
 import numpy as np
 
+from bigbase_jax.audio.files import pcm16
 from bigbase_jax.core import Codec, Example, Source, UserError
-from bigbase_jax.data.sources.audio.audio import AudioCodec, pcm16
+from bigbase_jax.data.sources.audio.audio import AudioCodec
 from bigbase_jax.data.sources.audio.transcribed import Settings, Transcribed, TranscribedCodec, Utterance
 from bigbase_jax.data.sources.audio.voices import Voices
 from bigbase_jax.data.sources.splits import Split
