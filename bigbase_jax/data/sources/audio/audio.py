@@ -23,12 +23,14 @@ from bigbase_jax.data.files import File, given_file, open_file
 COLUMNS = ("audio", "path", "file", "file_name", "filename", "audio_path", "wav")
 
 
-def read(file: File, rate: int, *part: float | None, folder: str | None = None) -> np.ndarray:
-    """f32[T] of a file, or of an archive's; see ``audio.files.decode`` for the rest, and for what is raised."""
+def read(
+    file: File, rate: int, offset: float = 0.0, duration: float | None = None, folder: str | None = None
+) -> np.ndarray:
+    """f32[T] of a file, or of an archive's; see ``audio.files.decode`` for the arguments and for what is raised."""
     if not file.member:
-        return decode(file.path, rate, *part, folder=folder)  # type: ignore[arg-type]
+        return decode(file.path, rate, offset, duration, folder=folder)
     with open_file(file) as opened:
-        return decode(opened.read(), rate, *part)  # type: ignore[arg-type]
+        return decode(opened.read(), rate, offset, duration)
 
 
 def column(where: str, values: Mapping[str, Any], given: str | None, usual: Sequence[str], what: str) -> str:
