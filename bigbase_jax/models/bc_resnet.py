@@ -61,7 +61,8 @@ class SubSpectralNorm(nn.Module):
         return nn.BatchNorm(not train, momentum=0.9, axis=axis, name="bn")(x).reshape(B, F, T, C)
 
 
-def _norm(train: bool, name: str) -> nn.BatchNorm:
+def batch_norm(train: bool, name: str) -> nn.BatchNorm:
+    """Over all but the channels, with running statistics of ten steps."""
     return nn.BatchNorm(not train, momentum=0.9, name=name)
 
 
@@ -85,12 +86,12 @@ class Block(nn.Module):
         same, x = x_BFTC.shape[-1] == self.features, x_BFTC
         if not same:
             x = Conv(self.features, (1, 1), use_bias=False, name="expand")(x)
-            x = jax.nn.relu(_norm(train, "bn_expand")(x))
+            x = jax.nn.relu(batch_norm(train, "bn_expand")(x))
         x = Depthwise(1, name="frequency")(x)[:, :: self.stride]
         x = SubSpectralNorm(name="ssn")(x, train)
         y_B1TD = jnp.mean(x, 1, keepdims=True)
         y_B1TD = Depthwise(2, dilation=self.dilation, name="time")(y_B1TD)
-        y_B1TD = jax.nn.silu(_norm(train, "bn_time")(y_B1TD))
+        y_B1TD = jax.nn.silu(batch_norm(train, "bn_time")(y_B1TD))
         y_B1TD = Conv(self.features, (1, 1), use_bias=False, name="mix")(y_B1TD)
         y_B1TD = Dropout(self.dropout, broadcast_dims=(1, 2), deterministic=not train)(y_B1TD)
         x = x + y_B1TD
@@ -124,7 +125,7 @@ class BCResNet(nn.Module):
             raise ModelError(f"{x.shape[1]} bands do not divide into {SUB_BANDS} sub-bands at a quarter; use 40 or 80.")
         base = round(8 * self.tau)
         x = Conv(2 * base, (5, 5), (2, self.stride), padding=[(2, 2), (2, 2)], use_bias=False, name="stem")(x)
-        x = jax.nn.relu(_norm(train, "bn_stem")(x))
+        x = jax.nn.relu(batch_norm(train, "bn_stem")(x))
         stages = ((base, 1), (3 * base // 2, 2), (2 * base, 2), (5 * base // 2, 1))
         for i, (features, stride) in enumerate(stages):
             for j in range(self.depths[i]):
@@ -134,5 +135,5 @@ class BCResNet(nn.Module):
         padded, frames = jnp.pad(x, ((0, 0), (0, 0), (2, 2), (0, 0))), x.shape[2]
         x_BTC = sum(jnp.sum(padded[:, :, j : j + frames] * kernel[:, None, j], 1) for j in range(5))
         x_BTC = nn.Dense(4 * base, use_bias=False, name="widen")(x_BTC)
-        x_BTC = jax.nn.relu(_norm(train, "bn_widen")(x_BTC))
+        x_BTC = jax.nn.relu(batch_norm(train, "bn_widen")(x_BTC))
         return nn.Dense(classes(self.num_classes), name="head")(jnp.mean(x_BTC, 1).astype(jnp.float32))

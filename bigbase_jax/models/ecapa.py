@@ -10,11 +10,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from bigbase_jax.models.bc_resnet import batch_norm
 from bigbase_jax.models.layers import ModelError
-
-
-def _norm(train: bool, name: str) -> nn.BatchNorm:
-    return nn.BatchNorm(not train, momentum=0.9, name=name)
 
 
 class SERes2Block(nn.Module):
@@ -35,14 +32,14 @@ class SERes2Block(nn.Module):
         C = x_BTC.shape[-1]
         if C % self.parts:
             raise ModelError(f"{C} channels do not divide into {self.parts} parts.")
-        h = _norm(train, "bn_in")(jax.nn.relu(nn.Dense(C, name="in")(x_BTC)))
+        h = batch_norm(train, "bn_in")(jax.nn.relu(nn.Dense(C, name="in")(x_BTC)))
         first, *rest = jnp.split(h, self.parts, -1)
         done, last = [first], jnp.zeros_like(first)
         for i, part_BTS in enumerate(rest):
             conv = nn.Conv(C // self.parts, (3,), kernel_dilation=self.dilation, name=f"part_{i}")
-            last = _norm(train, f"bn_part_{i}")(jax.nn.relu(conv(part_BTS + last)))
+            last = batch_norm(train, f"bn_part_{i}")(jax.nn.relu(conv(part_BTS + last)))
             done.append(last)
-        h = _norm(train, "bn_out")(jax.nn.relu(nn.Dense(C, name="out")(jnp.concatenate(done, -1))))
+        h = batch_norm(train, "bn_out")(jax.nn.relu(nn.Dense(C, name="out")(jnp.concatenate(done, -1))))
         gate = jax.nn.relu(nn.Dense(self.squeeze, name="squeeze")(jnp.mean(h, 1, keepdims=True)))
         return x_BTC + h * jax.nn.sigmoid(nn.Dense(C, name="excite")(gate))
 
@@ -69,7 +66,7 @@ class ECAPA(nn.Module):
     def __call__(self, x_BTM1: Float[Array, "B T M 1"], train: bool = False) -> Float[Array, "B D"]:
         x = x_BTM1[..., 0]
         x = x - jnp.mean(x, 1, keepdims=True)
-        x = _norm(train, "bn_in")(jax.nn.relu(nn.Conv(self.channels, (5,), name="in")(x)))
+        x = batch_norm(train, "bn_in")(jax.nn.relu(nn.Conv(self.channels, (5,), name="in")(x)))
         found = []
         for i in range(3):
             x = SERes2Block(i + 2, self.parts, self.squeeze, name=f"block_{i}")(x, train)
@@ -78,10 +75,10 @@ class ECAPA(nn.Module):
         mean, std = _statistics(x, jnp.full((), 1 / x.shape[1]))
         around = jnp.broadcast_to(jnp.concatenate([mean, std], -1)[:, None], (*x.shape[:2], 2 * x.shape[-1]))
         h = nn.Dense(self.squeeze, name="attend")(jnp.concatenate([x, around], -1))
-        h = jnp.tanh(_norm(train, "bn_attend")(jax.nn.relu(h)))
+        h = jnp.tanh(batch_norm(train, "bn_attend")(jax.nn.relu(h)))
         weight = jax.nn.softmax(nn.Dense(x.shape[-1], name="weigh")(h), 1)
-        pooled = _norm(train, "bn_pooled")(jnp.concatenate(_statistics(x, weight), -1))
-        return _norm(train, "bn")(nn.Dense(self.dim, name="vector")(pooled))
+        pooled = batch_norm(train, "bn_pooled")(jnp.concatenate(_statistics(x, weight), -1))
+        return batch_norm(train, "bn")(nn.Dense(self.dim, name="vector")(pooled))
 
 
 def _statistics(x_BTC: Array, weight_BTC: Array) -> tuple[Array, Array]:
