@@ -82,6 +82,11 @@ class Metric(NamedTuple):
     title: str | None = None
 
 
+def some(names: Sequence[str], most: int = 10) -> str:
+    """A list for a sentence, shortened."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
 def joined(parts: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
     """The outputs of several examples, along their first axis."""
     return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}

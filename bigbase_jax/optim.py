@@ -27,7 +27,7 @@ import optax
 from optax.contrib import MuonDimensionNumbers
 from optax.schedules import StatefulSchedule
 
-from bigbase_jax.core import PyTree, UserError, flatten
+from bigbase_jax.core import PyTree, UserError, flatten, some
 
 Number = float | jax.Array
 _DECAY = ("weight_decay", "weight_decay_rate")
@@ -155,8 +155,7 @@ class Optimizer:
         uncovered = [name for name, pattern in first.items() if pattern is None]
         if uncovered:
             raise UserError(
-                f"config.optim.groups covers no rate for {', '.join(uncovered[:5])}"
-                f"{f' and {len(uncovered) - 5} more' if len(uncovered) > 5 else ''}; add ('.*', 1.0) as the last group."
+                f"config.optim.groups covers no rate for {some(uncovered, 5)}; add ('.*', 1.0) as the last group."
             )
         unused = [p for p, _ in self.groups if not any(_search(p, name) for name in names)]
         if unused:

@@ -22,7 +22,7 @@ import numpy as np
 from bigbase_jax.build import build, suggest
 from bigbase_jax.compare.numbers import finite
 from bigbase_jax.compare.studies import choices, endings, objective, trial_number, unread
-from bigbase_jax.core import Evaluated, Evaluator, Metric, Task, UserError
+from bigbase_jax.core import Evaluated, Evaluator, Metric, Task, UserError, some
 from bigbase_jax.runtime import redact
 from bigbase_jax.runtime.log import read_rows, say
 from bigbase_jax.runtime.restored import dataset_info, evaluator, metrics
@@ -513,7 +513,7 @@ def _union(tables: Iterable[Mapping[str, Any]]) -> list[str]:
 
 def _several(values: Iterable[Any]) -> Any:
     known = list(dict.fromkeys(ABSENT if value is None else str(value) for value in values))
-    return ", ".join(known[:3]) + (f" and {len(known) - 3} more" if len(known) > 3 else "")
+    return some(known, 3)
 
 
 def short_names(paths: Sequence[str]) -> dict[str, str]:

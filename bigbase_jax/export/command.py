@@ -12,12 +12,12 @@ import numpy as np
 
 from bigbase_jax import pretrained
 from bigbase_jax.build import suggest
-from bigbase_jax.core import UserError, flatten
+from bigbase_jax.core import UserError, flatten, some
 from bigbase_jax.export import manifest, onnx, proof, stablehlo
 from bigbase_jax.inference import index
 from bigbase_jax.inference.predictor import Predictor
 from bigbase_jax.inference.retrieval import Retriever
-from bigbase_jax.pretrained.files import SINGLE, is_ours, read_safetensors, some, write_safetensors
+from bigbase_jax.pretrained.files import SINGLE, is_ours, read_safetensors, write_safetensors
 from bigbase_jax.pretrained.start import chain, stored
 from bigbase_jax.runtime import compilation, whole
 from bigbase_jax.runtime.log import say

@@ -119,12 +119,13 @@ class Session:
 
 def _check(model: Any, path: pathlib.Path) -> None:
     """Raises UserError where a graph has weights elsewhere, or fewer than it says, or foreign operations."""
-    for node in [*_nodes(model.graph), *(node for function in model.functions for node in function.node)]:
+    graphs = [*_graphs(model.graph)]
+    for node in (node for part in (*graphs, *model.functions) for node in part.node):
         if node.domain not in _DOMAINS:
             raise UserError(f"{path} uses operations of {node.domain!r}, which only its maker's library has.")
     if not model.graph.output:
         raise UserError(f"{path} holds no graph; export the model again.")
-    for tensor in _tensors(model.graph):
+    for tensor in (tensor for graph in graphs for tensor in _tensors(graph)):
         place = {entry.key: entry.value for entry in tensor.external_data}
         bits = math.prod(tensor.dims) * _WIDTHS.get(tensor.data_type, 8)
         if not place and tensor.data_location != 1:
@@ -150,24 +151,20 @@ _WIDTHS = {1: 32, 2: 8, 3: 8, 4: 16, 5: 16, 6: 32, 7: 64, 9: 8, 10: 16, 11: 64, 
 """Bits of a number, by ``TensorProto.DataType``."""
 
 
-def _nodes(graph: Any) -> Iterator[Any]:
-    """All operations of a graph, and of the graphs inside."""
-    for node in graph.node:
-        yield node
-        for attribute in node.attribute:
-            for inner in ([attribute.g] if attribute.HasField("g") else []) + list(attribute.graphs):
-                yield from _nodes(inner)
+def _graphs(graph: Any) -> Iterator[Any]:
+    """A graph, and the graphs inside."""
+    yield graph
+    for attribute in (attribute for node in graph.node for attribute in node.attribute):
+        for inner in ([attribute.g] if attribute.HasField("g") else []) + list(attribute.graphs):
+            yield from _graphs(inner)
 
 
 def _tensors(graph: Any) -> Iterator[Any]:
-    """All constants of a graph, and of the graphs inside."""
+    """The constants of a graph."""
     yield from graph.initializer
-    for node in graph.node:
-        for attribute in node.attribute:
-            yield from ([attribute.t] if attribute.HasField("t") else [])
-            yield from attribute.tensors
-            for inner in ([attribute.g] if attribute.HasField("g") else []) + list(attribute.graphs):
-                yield from _tensors(inner)
+    for attribute in (attribute for node in graph.node for attribute in node.attribute):
+        yield from ([attribute.t] if attribute.HasField("t") else [])
+        yield from attribute.tensors
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -24,7 +24,7 @@ import numpy as np
 from flax.core import freeze
 
 from bigbase_jax.build import parse_arg
-from bigbase_jax.core import UserError, Variables
+from bigbase_jax.core import PyTree, UserError, Variables
 from bigbase_jax.decoding import beams, sampling
 from bigbase_jax.decoding.sampling import SamplingArrays, SamplingParams
 from bigbase_jax.inference.inputs import Input
@@ -123,14 +123,10 @@ class Engine:
         """
         params = _for_each(params, prompts)
         found: list[np.ndarray] = [np.zeros(0, np.int32)] * len(prompts)
-        order = sorted(range(len(prompts)), key=lambda i: (params[i].beams, len(prompts[i])))
-        for some in (order[i : i + ROWS] for i in range(0, len(order), ROWS)):
-            parts: list[list[np.ndarray]] = [[] for _ in some]
+        for some in _alike(prompts, params):
             for new in self.stream([prompts[i] for i in some], [params[i] for i in some], every=2**30):
-                for part, tokens_T in zip(parts, new, strict=True):
-                    part.append(tokens_T)
-            for i, part in zip(some, parts, strict=True):
-                found[i] = np.concatenate([found[i], *part])
+                for i, tokens_T in zip(some, new, strict=True):
+                    found[i] = np.concatenate([found[i], tokens_T])
         return found
 
     def stream(
@@ -161,15 +157,14 @@ class Engine:
         limit_B = np.array(limits + [0] * (B - n), np.int32)
         arrays, ends_E = SamplingArrays.of(params, B), sampling.end_tokens(self.ends)
 
-        cache, logits_BV = _empty(self.model, B, S), None
+        cache, logits_BV = empty(self.model, B, S), None
         other = hasattr(self.model, "prefill")  # another engine, which reads prompts at once and is no program's part
-        prefill, decode = (sampling.prefill, sampling.decode) if other else (_prefill, _decode)
         width = L if L <= _CHUNK or other else _CHUNK if L % _CHUNK == 0 else _CHUNK * 3 // 4
         for at in range(0, longest, width):
             last_B = length_B - 1 - at
             part_Bl, here_B = tokens_BL[:, at : at + width], (last_B >= 0) & (last_B < width)
             start_B, last_B = np.full(B, at, np.int32), np.clip(last_B, 0, width - 1)
-            new_BV, cache = prefill(self.model, self.variables, cache, part_Bl, start_B, last_B)
+            new_BV, cache = read(self.model, self.variables, cache, part_Bl, start_B, last_B)
             logits_BV = new_BV if logits_BV is None else jnp.where(here_B[:, None], new_BV, logits_BV)
         state = _init(logits_BV, None, tokens_BL, length_B, limit_B, S, arrays, ends_E)._replace(cache=cache)
         seen_B = np.zeros(n, np.int32)
@@ -182,6 +177,7 @@ class Engine:
             if done_B.all():
                 return
             state = state._replace(done_B=jnp.asarray(done_B))
+            decode = sampling.decode if other else _decode
             state = decode(self.model, self.variables, state, arrays, ends_E, jnp.int32(min(every, S)))
 
     def _new(self, tokens_T: np.ndarray, seen: int) -> np.ndarray:
@@ -291,8 +287,7 @@ class Engine:
         """How texts are continued; many are taken in batches of similar length."""
         params = _for_each(params, prompts)
         found: list[Any] = [None] * len(prompts)
-        order = sorted(range(len(prompts)), key=lambda i: (params[i].beams, len(prompts[i])))
-        for some in (order[i : i + ROWS] for i in range(0, len(order), ROWS)):
+        for some in _alike(prompts, params):
             every = _EVERY if any(params[i].stop for i in some) else 2**30
             for out in self.write([prompts[i] for i in some], [params[i] for i in some], every):
                 last = out
@@ -314,8 +309,15 @@ class Engine:
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def _empty(model: Any, B: int, S: int) -> Any:
+def empty(model: Any, B: int, S: int) -> PyTree:
+    """A cache of so many rows and places."""
     return model.cache(B, S)
+
+
+def read(model: Any, *args: Any) -> tuple[jax.Array, PyTree]:
+    """``sampling.prefill``, compiled; of another engine, which reads in no program, as it is."""
+    found: tuple[jax.Array, PyTree] = (sampling.prefill if hasattr(model, "prefill") else _prefill)(model, *args)
+    return found
 
 
 _prefill = jax.jit(sampling.prefill, static_argnums=0, donate_argnums=2)
@@ -332,6 +334,12 @@ def _halve(params: Any) -> Any:
         return x.astype(jnp.bfloat16) if matrix else x
 
     return jax.tree.map_with_path(cast, params)
+
+
+def _alike(prompts: Sequence[Any], params: list[SamplingParams]) -> list[list[int]]:
+    """Batches of prompts of like length: their places."""
+    order = sorted(range(len(prompts)), key=lambda i: (params[i].beams, len(prompts[i])))
+    return [order[i : i + ROWS] for i in range(0, len(order), ROWS)]
 
 
 def _for_each(params: Params, prompts: Sequence[Any]) -> list[SamplingParams]:

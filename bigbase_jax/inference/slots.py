@@ -31,7 +31,7 @@ from bigbase_jax.core import PyTree, UserError, Variables
 from bigbase_jax.decoding import sampling
 from bigbase_jax.decoding.sampling import SamplingArrays, SamplingParams, State
 from bigbase_jax.inference.beside import ADAPTERS, ROWS, with_adapters
-from bigbase_jax.inference.generation import GREEDY, Engine, refuse_unknown
+from bigbase_jax.inference.generation import GREEDY, Engine, empty, read, refuse_unknown
 from bigbase_jax.inference.predictor import Predictor, fitting, sizes
 from bigbase_jax.text.detokenizer import IncrementalDetokenizer
 
@@ -267,13 +267,13 @@ class Slots:
         """Compiles every program. To be called before the first request, for whom it would take seconds."""
         model = self.engine.model
         for S in self._sizes:
-            row = _empty(model, 1, S)
+            row = empty(model, 1, S)
             for width in {min(self._chunk, S), min(_LEAST, self._chunk, S)}:
                 part = np.zeros((1, width), np.int32), np.zeros(1, np.int32), np.zeros(1, np.int32)
-                logits_BV, row = _read(model, self._given([None]), row, *part)
+                logits_BV, row = read(model, self._given([None]), row, *part)
             for B in self._batches:
-                cache, zeros = _put(_empty(model, B, S), row, np.int32(0)), np.zeros(B, np.int32)
-                logits_BV, cache = _read(model, self._given([None] * B), cache, zeros[:, None], zeros)
+                cache, zeros = _put(empty(model, B, S), row, np.int32(0)), np.zeros(B, np.int32)
+                logits_BV, cache = read(model, self._given([None] * B), cache, zeros[:, None], zeros)
         kinds = GREEDY, SamplingParams(temperature=1.0), SamplingParams(temperature=1.0, top_k=1)
         for B in (1, *self._batches):
             for params in kinds:
@@ -342,7 +342,7 @@ class Slots:
         common = [_common(x.tokens, prompt[:-1]) if x.adapter == handle.adapter else 0 for x in self._prefixes]
         best = int(np.argmax(common)) if common else 0
         if not common or common[best] < _LEAST:
-            reading.row = _empty(self.engine.model, 1, S)
+            reading.row = empty(self.engine.model, 1, S)
             return True
         kept = self._prefixes[best]
         del self._prefixes[best]
@@ -364,7 +364,7 @@ class Slots:
         part_1l = np.zeros((1, width), np.int32)
         part_1l[0, : end - at] = handle.tokens[at:end]
         start_B, last_B = np.array([at], np.int32), np.array([end - at - 1], np.int32)
-        logits_1V, reading.row = _read(self.engine.model, self._given([handle]), reading.row, part_1l, start_B, last_B)
+        logits_1V, reading.row = read(self.engine.model, self._given([handle]), reading.row, part_1l, start_B, last_B)
         self._counts["prompt_tokens"] += end - reading.at
         reading.at = end
         if end == handle.length:
@@ -400,7 +400,7 @@ class Slots:
             B, S = max(B, len(self._rows)), max(S, self._cache_places)
         self._loose = 0
         if self._cache is None:
-            self._cache = _empty(self.engine.model, B, S)
+            self._cache = empty(self.engine.model, B, S)
         else:
             rows_B = np.array([*here, *[0] * (B - len(here))], np.int32)
             self._cache = _resized(self.engine.model, S, self._cache, rows_B)
@@ -415,7 +415,7 @@ class Slots:
         for b, handle in enumerate(self._rows):
             if handle is not None:
                 last_B1[b], position_B[b] = handle.tokens[handle.position - 1], handle.position - 1
-        logits_BV, self._cache = _read(self.engine.model, self._given(self._rows), self._cache, last_B1, position_B)
+        logits_BV, self._cache = read(self.engine.model, self._given(self._rows), self._cache, last_B1, position_B)
         if self._arrays is None:
             self._arrays = SamplingArrays.of(
                 [handle.params if handle else GREEDY for handle in self._rows], B, few=True
@@ -507,20 +507,6 @@ class Slots:
         for handle in handles:
             if handle is not None and not handle.cancelled:
                 self._tell(handle, Piece("", finish_reason="error", error=why))
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def _empty(model: Any, B: int, S: int) -> PyTree:
-    return model.cache(B, S)
-
-
-_program = jax.jit(sampling.prefill, static_argnums=0, donate_argnums=2)
-
-
-def _read(model: Any, *args: Any) -> tuple[jax.Array, PyTree]:
-    """``sampling.prefill``, compiled; of another engine, as it is."""
-    found: tuple[jax.Array, PyTree] = (sampling.prefill if hasattr(model, "prefill") else _program)(model, *args)
-    return found
 
 
 _choose = jax.jit(sampling.choose)

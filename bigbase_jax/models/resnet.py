@@ -10,7 +10,7 @@ Axes: B examples, H height, W width, C channels, D channels of the output, K cla
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -205,28 +205,10 @@ class ResNet(nn.Module):
         x = jax.nn.relu(norm(name="bn1")(x))
         if self.stem in ("imagenet", "deep"):
             x = max_pool_3x3(x)
-        make = nn.remat(ResidualBlock, static_argnums=(2,)) if self.remat else ResidualBlock
         bottleneck, counts = LAYOUTS[self.depth]
-        found = []
-        for stage, count in enumerate(counts):
-            for i in range(count):
-                x = make(
-                    self.width * 2**stage,
-                    stride=2 if stage and not i else 1,
-                    bottleneck=bottleneck,
-                    shortcut="pool" if self.stem == "deep" else "conv",
-                    zero_init=self.zero_init,
-                    dtype=self.dtype,
-                    project=self.stem == "deep" and not i,
-                    frozen=self.frozen,
-                    name=f"layer{stage + 1}_{i}",
-                )(x, train)
-            found.append(x)
-        if features:
-            return found
-        x_BC = jnp.mean(x, (1, 2), dtype=jnp.float32)
-        x_BC = Dropout(self.dropout, deterministic=not train)(x_BC)
-        return nn.Dense(classes(self.num_classes), kernel_init=head_init, name="fc")(x_BC)
+        shortcut = "pool" if self.stem == "deep" else "conv"
+        found = _stages(self, counts, x, train, bottleneck=bottleneck, shortcut=shortcut, frozen=self.frozen)
+        return found if features else _logits(self, found[-1], train, "fc")
 
 
 class CifarResNet(nn.Module):
@@ -268,21 +250,31 @@ class CifarResNet(nn.Module):
         conv, norm = functools.partial(_conv, dtype=self.dtype), _norm(train, self.dtype)
         x = x_BHWC.astype(DTYPES[self.dtype])
         x = jax.nn.relu(norm(name="bn1")(conv(self.width, 3, 1, name="conv1")(x)))
-        make = nn.remat(ResidualBlock, static_argnums=(2,)) if self.remat else ResidualBlock
-        found = []
-        for stage in range(3):
-            for i in range((self.depth - 2) // 6):
-                x = make(
-                    self.width * 2**stage,
-                    stride=2 if stage and not i else 1,
-                    shortcut=self.shortcut,
-                    zero_init=self.zero_init,
-                    dtype=self.dtype,
-                    name=f"layer{stage + 1}_{i}",
-                )(x, train)
-            found.append(x)
-        if features:
-            return found
-        x_BC = jnp.mean(x, (1, 2), dtype=jnp.float32)
-        x_BC = Dropout(self.dropout, deterministic=not train)(x_BC)
-        return nn.Dense(classes(self.num_classes), kernel_init=head_init, name="linear")(x_BC)
+        found = _stages(self, [(self.depth - 2) // 6] * 3, x, train, shortcut=self.shortcut)
+        return found if features else _logits(self, found[-1], train, "linear")
+
+
+def _stages(net: Any, counts: Sequence[int], x_BHWC: Array, train: bool, **block: Any) -> list[Array]:
+    """What each stage of so many blocks gives; inside a network's call."""
+    make = nn.remat(ResidualBlock, static_argnums=(2,)) if net.remat else ResidualBlock
+    found = [x_BHWC]
+    for stage, count in enumerate(counts):
+        x = found[-1]
+        for i in range(count):
+            x = make(
+                net.width * 2**stage,
+                stride=2 if stage and not i else 1,
+                zero_init=net.zero_init,
+                dtype=net.dtype,
+                project=block["shortcut"] == "pool" and not i,
+                name=f"layer{stage + 1}_{i}",
+                **block,
+            )(x, train)
+        found.append(x)
+    return found[1:]
+
+
+def _logits(net: Any, x_BHWC: Array, train: bool, name: str) -> Array:
+    x_BC = jnp.mean(x_BHWC, (1, 2), dtype=jnp.float32)
+    x_BC = Dropout(net.dropout, deterministic=not train)(x_BC)
+    return nn.Dense(classes(net.num_classes), kernel_init=head_init, name=name)(x_BC)

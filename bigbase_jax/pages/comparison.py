@@ -20,7 +20,7 @@ from bigbase_jax.compare.comparison import Comparison, Pair
 from bigbase_jax.compare.importance import Importance
 from bigbase_jax.compare.numbers import finite, proof_rows, setting
 from bigbase_jax.compare.runs import ABSENT, Group, short_names
-from bigbase_jax.core import Differences, Figure, Gallery, Table, UserError
+from bigbase_jax.core import Differences, Figure, Gallery, Table, some
 from bigbase_jax.pages import figures
 from bigbase_jax.pages.page import (
     Chart,
@@ -60,10 +60,6 @@ def write(folder: pathlib.Path, found: Comparison) -> str:
     Raises:
       UserError: it cannot be written.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot write {folder}: {error.strerror or error}.") from error
     curves, more_curves = _curves(found)
     shown = tables.shown_metrics(found)
     write_page(
@@ -127,8 +123,7 @@ def _lead(found: Comparison) -> str:
     paths = [path for path in found.varied if not (models and re.match(r"task\.(task\.)*model\.", path))]
     short = short_names(paths)
     names = [short[path] for path in sorted(short, key=lambda path: ABSENT in found.varied[path])]
-    listed = ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
-    lead = f"They {'also ' * bool(models)}differ in {listed}." if names else ""
+    lead = f"They {'also ' * bool(models)}differ in {some(names, 6)}." if names else ""
     if models:
         return f"{(' against ' if len(models) == 2 else ', ').join(models)}. {lead}".strip()
     if len(found.groups) > 1 and not names and found.differences:

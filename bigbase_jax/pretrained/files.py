@@ -20,7 +20,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from bigbase_jax.core import UserError
+from bigbase_jax.core import UserError, some
 from bigbase_jax.runtime import whole
 from bigbase_jax.runtime.limits import MOST_HEADER, MOST_UNPACKED, limit, too_much
 from bigbase_jax.runtime.untrusted import open_regular, parse_json, read_object
@@ -260,9 +260,3 @@ def write_safetensors(
             file.write(value.reshape(-1).view(np.uint8).data)
         file.flush()
         os.fsync(file.fileno())
-
-
-def some(names: list[str], most: int = 10) -> str:
-    """A list for a sentence, shortened."""
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bigbase_jax.build import build
-from bigbase_jax.core import UserError, Variables, flatten
+from bigbase_jax.core import UserError, Variables, flatten, some
 from bigbase_jax.pretrained import files, weights
 from bigbase_jax.pretrained.families import COMMON, GENERATION, Family, family_for, family_of
 from bigbase_jax.pretrained.schema import Checked, check
@@ -38,7 +38,7 @@ def load(path: str | os.PathLike, fresh: bool = True, like: Variables | None = N
     wanted = flatten(shapes if like is None else like)
     arrays = {name: source.read(name, wanted[name]) for name in found.paths}
     if found.fresh and not fresh:
-        raise UserError(f"{path} lacks the weights {files.some(found.fresh)}.")
+        raise UserError(f"{path} lacks the weights {some(found.fresh)}.")
     if found.fresh:
 
         def make(key: jax.Array) -> dict[str, Any]:  # of the rest, the compiler makes nothing
@@ -46,7 +46,7 @@ def load(path: str | os.PathLike, fresh: bool = True, like: Variables | None = N
             return {name: made[name] for name in found.fresh}
 
         arrays.update(jax.jit(make)(jax.random.key(0)))
-        say(f"{path} has no {files.some(found.fresh)}: fresh from here on")
+        say(f"{path} has no {some(found.fresh)}: fresh from here on")
     return model, dict(jax.tree.unflatten(jax.tree.structure(shapes), [arrays[name] for name in wanted]))
 
 
@@ -58,7 +58,7 @@ def shapes_of(path: str | os.PathLike, fresh: bool = True) -> tuple[Any, dict[st
     """
     model, _, shapes, _, found = _compared(path)
     if found.fresh and not fresh:
-        raise UserError(f"{path} lacks the weights {files.some(found.fresh)}.")
+        raise UserError(f"{path} lacks the weights {some(found.fresh)}.")
     return model, dict(shapes)
 
 
@@ -153,8 +153,8 @@ def save(
     covered = [path for entry in table.entries for path in entry.paths]
     absent, spare = sorted(set(covered) - set(shapes)), sorted(set(shapes) - set(covered))
     if absent or spare:
-        said = [f"it lacks {files.some(absent)}"] if absent else []
-        said += [f"there is no place for {files.some(spare)}"] if spare else []
+        said = [f"it lacks {some(absent)}"] if absent else []
+        said += [f"there is no place for {some(spare)}"] if spare else []
         raise UserError(f"the variables are not those of the {type(model).__name__}: {'; '.join(said)}.")
 
     of_name = {entry.theirs: entry for entry in table.entries}

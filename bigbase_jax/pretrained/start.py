@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from bigbase_jax.build import build, import_path, target
-from bigbase_jax.core import Task, TrainState, UserError, Variables, flatten
+from bigbase_jax.core import Task, TrainState, UserError, Variables, flatten, some
 from bigbase_jax.models.transformer import unstack_blocks
 from bigbase_jax.pretrained import files, weights
 from bigbase_jax.pretrained.families import adjust, head_of
@@ -379,9 +379,9 @@ def _replaced(
     what = f"init_from {path}" if part is None else f"init_parts.{part} {path}"
     say(f"{what}: {len(found.paths)} arrays of {count:,} numbers")
     if found.fresh:
-        say(f"{what}: fresh are {files.some(found.fresh)}")
+        say(f"{what}: fresh are {some(found.fresh)}")
     if found.dropped:
-        say(f"{what}: left out are {files.some(found.dropped)}")
+        say(f"{what}: left out are {some(found.dropped)}")
     new: dict[str, Any] = jax.tree.unflatten(jax.tree.structure(variables), list(replaced.values()))
     return new
 

@@ -14,8 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bigbase_jax.core import UserError
-from bigbase_jax.pretrained.files import some
+from bigbase_jax.core import UserError, some
 from bigbase_jax.pretrained.table import Table, is_stack, path_of_layer
 
 

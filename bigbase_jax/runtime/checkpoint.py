@@ -33,7 +33,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
-from bigbase_jax.core import PyTree, UserError, flatten
+from bigbase_jax.core import PyTree, UserError, flatten, some
 from bigbase_jax.runtime.log import say
 from bigbase_jax.runtime.untrusted import read_object
 from bigbase_jax.runtime.whole import clean, written
@@ -384,19 +384,9 @@ def _differences(wanted: Mapping[str, Any], saved: Mapping[str, Any]) -> str:
         for name in wanted
         if name in saved and tuple(saved[name].shape) != tuple(wanted[name].shape)
     ]
-    parts = []
-    if missing:
-        parts.append(f"it lacks {_some(missing)}")
-    if extra:
-        parts.append(f"it also has {_some(extra)}")
-    if shapes:
-        parts.append(_some(shapes))
-    return "; ".join(parts)
-
-
-def _some(names: list[str], most: int = 5) -> str:
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
+    parts = [f"it lacks {some(missing, 5)}"] if missing else []
+    parts += [f"it also has {some(extra, 5)}"] if extra else []
+    return "; ".join([*parts, *([some(shapes, 5)] if shapes else [])])
 
 
 def _is_complete(folder: pathlib.Path) -> bool:

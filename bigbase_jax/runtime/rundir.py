@@ -30,7 +30,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from bigbase_jax.build import renewed
-from bigbase_jax.core import UserError
+from bigbase_jax.core import UserError, some
 from bigbase_jax.runtime import redact
 from bigbase_jax.runtime.log import say
 from bigbase_jax.runtime.untrusted import read_object
@@ -303,10 +303,9 @@ def refuse_filled(folder: pathlib.Path, what: str) -> None:
     """
     found = [name for name in sorted(os.listdir(folder)) if not _BEFORE_A_RUN.fullmatch(name)]
     if found:
-        more = f" and {len(found) - 3} more" if len(found) > 3 else ""
+        held = some(found, 3)
         raise UserError(
-            f"{folder} is not empty and holds no {what} ({', '.join(found[:3])}{more} in it); give --workdir a new "
-            "or an empty folder."
+            f"{folder} is not empty and holds no {what} ({held} in it); give --workdir a new or an empty folder."
         )
 
 

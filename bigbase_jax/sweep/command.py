@@ -365,7 +365,11 @@ class _Parent:
             **counts,
             "best": None if best is None else _row(study, best),
         }
-        _write(study.folder / "summary.json", {**summary, "rows": rows})
+        try:
+            with written(study.folder / "summary.json") as file:
+                file.write(json.dumps({**summary, "rows": rows}, indent=2, ensure_ascii=False).encode() + b"\n")
+        except UserError as error:  # the study has all of it, so a full disk is only said
+            say(str(error))
         stopped = self._signal if counts["running"] + counts["waiting"] else None
         if stopped:
             say(f"stopped by {signal.Signals(stopped).name}; the same command continues from there")
@@ -421,12 +425,3 @@ def table(rows: list[dict[str, Any]], metric: str) -> Iterator[str]:
     widths = [max(len(line[i]) for line in cells) for i in range(len(head))]
     for line in cells:
         yield "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
-
-
-def _write(path: pathlib.Path, value: Any) -> None:
-    """Whole or not at all; the study has all of it, so a full disk is only said."""
-    try:
-        with written(path) as file:
-            file.write(json.dumps(value, indent=2, ensure_ascii=False).encode() + b"\n")
-    except UserError as error:
-        say(str(error))

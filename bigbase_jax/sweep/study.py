@@ -433,23 +433,18 @@ class Study:
 
 def _sampler(sweep: Sweep, number: int) -> Any:
     """A sampler of its own for each trial, so that what it draws depends on the trials before and on nothing else."""
+    seed = int.from_bytes(hashlib.sha256(f"{sweep.seed}/{number}".encode()).digest()[:4], "big")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        return _make_sampler(sweep, number)
-
-
-def _make_sampler(sweep: Sweep, number: int) -> Any:
-    listed = sweep.listed()
-    if listed is not None:
-        return optuna.samplers.PartialFixedSampler(listed[number], optuna.samplers.RandomSampler())
-    seed = int.from_bytes(hashlib.sha256(f"{sweep.seed}/{number}".encode()).digest()[:4], "big")
-    if callable(sweep.sampler):
-        return sweep.sampler(seed)
-    if sweep.sampler == "random":
-        return optuna.samplers.RandomSampler(seed=seed)
-    if sweep.sampler == "cmaes":
-        return _CmaEs(seed=seed, warn_independent_sampling=False)
-    return optuna.samplers.TPESampler(seed=seed, multivariate=True, group=True, constant_liar=True)
+        if (listed := sweep.listed()) is not None:
+            return optuna.samplers.PartialFixedSampler(listed[number], optuna.samplers.RandomSampler())
+        if callable(sweep.sampler):
+            return sweep.sampler(seed)
+        if sweep.sampler == "random":
+            return optuna.samplers.RandomSampler(seed=seed)
+        if sweep.sampler == "cmaes":
+            return _CmaEs(seed=seed, warn_independent_sampling=False)
+        return optuna.samplers.TPESampler(seed=seed, multivariate=True, group=True, constant_liar=True)
 
 
 class _CmaEs(optuna.samplers.CmaEsSampler):

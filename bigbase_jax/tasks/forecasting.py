@@ -32,6 +32,7 @@ from bigbase_jax.core import (
     Variables,
 )
 from bigbase_jax.evaluate import Totals
+from bigbase_jax.tasks.classification import applied_in_training
 from bigbase_jax.tasks.errors import model_errors
 from bigbase_jax.tasks.tabular import pinball
 
@@ -118,16 +119,8 @@ class Forecasting:
 
     def loss(self, variables: Variables, batch: Batch, key: jax.Array) -> tuple[Loss, Variables]:
         """The mean over all observed values."""
-        with model_errors():
-            y_BHCQ, state = self.model.apply(
-                variables,
-                *(batch[name] for name in self.inputs),
-                train=True,
-                rngs={"dropout": key},
-                mutable=[name for name in variables if name != "params"],
-            )
-        weight_BHC = _weights(batch)
-        return Loss({"loss": _summed(self._losses(y_BHCQ, batch), weight_BHC)}), dict(state)
+        y_BHCQ, state = applied_in_training(self.model, variables, key, *(batch[name] for name in self.inputs))
+        return Loss({"loss": _summed(self._losses(y_BHCQ, batch), _weights(batch))}), state
 
     def predict(self, variables: Variables, inputs: Batch) -> Mapping[str, jax.Array]:
         """``forecast`` f32[B,H,C], the median where there are quantiles, and then ``quantiles`` f32[B,H,C,Q], rising;
