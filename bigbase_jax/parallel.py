@@ -226,7 +226,8 @@ def shardings(tree: PyTree, mesh: Mesh, rules: Sequence[Rule] = ()) -> PyTree:
     else:
         variables = tree if isinstance(tree, Mapping) and "params" in tree else {"params": tree}
     leaves = {**flatten(variables["params"]), **flatten(variables.get(FROZEN, {}))}
-    specs = {name: _spec(name, np.shape(leaf), mesh, rules or _presets_of(mesh)) for name, leaf in leaves.items()}
+    rules = rules or (*(axis for axis in (TENSOR, PIPELINE, FSDP) if mesh.shape[axis] > 1), "replicated")
+    specs = {name: _spec(name, np.shape(leaf), mesh, rules) for name, leaf in leaves.items()}
     for axis in (TENSOR, PIPELINE):
         if mesh.shape[axis] > 1 and not any(axis in _names(spec) for spec in specs.values()):
             raise UserError(
@@ -252,10 +253,6 @@ def fitting_shardings(tree: PyTree, mesh: Mesh, rules: Sequence[Rule]) -> PyTree
         with contextlib.suppress(UserError):
             return shardings(tree, mesh, attempt)
     return jax.tree.map(lambda _: NamedSharding(mesh, PartitionSpec()), tree)
-
-
-def _presets_of(mesh: Mesh) -> tuple[str, ...]:
-    return (*(axis for axis in (TENSOR, PIPELINE, FSDP) if mesh.shape[axis] > 1), "replicated")
 
 
 def _spec(name: str, shape: tuple[int, ...], mesh: Mesh, rules: Sequence[Rule]) -> PartitionSpec:

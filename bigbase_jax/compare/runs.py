@@ -498,22 +498,15 @@ def differences(groups: Sequence[Group]) -> dict[str, dict[str, list[Any]]]:
             found.setdefault(part if part in ("data", "task", "optim", "train") else "other", {})[path] = values
     origins = [[run.origin for run in group.runs] for group in groups]
     for key in _union([origin for members in origins for origin in members]):
-        values = [_several(origin.get(key) for origin in members) for members in origins]
+        known = [[ABSENT if (x := origin.get(key)) is None else str(x) for origin in members] for members in origins]
+        values = [some(list(dict.fromkeys(words)), 3) for words in known]
         if any(value != values[0] for value in values):
             found.setdefault("origin", {})[key] = values
     return found
 
 
 def _union(tables: Iterable[Mapping[str, Any]]) -> list[str]:
-    keys: dict[str, None] = {}
-    for table in tables:
-        keys.update(dict.fromkeys(table))
-    return list(keys)
-
-
-def _several(values: Iterable[Any]) -> Any:
-    known = list(dict.fromkeys(ABSENT if value is None else str(value) for value in values))
-    return some(known, 3)
+    return list(dict.fromkeys(itertools.chain.from_iterable(tables)))
 
 
 def short_names(paths: Sequence[str]) -> dict[str, str]:

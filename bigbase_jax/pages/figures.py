@@ -57,7 +57,8 @@ def shaped(figures: Iterable[Figure], split: str, pictures: Callable[[], Picture
       pictures: gives what opens the pictures of a gallery, asked where there is one; None, or a ``UserError``: they are
         not at hand, and the page says so.
     """
-    kinds: dict[type, Callable[[Any], dict[str, Any]]] = {Matrix: _matrix, Plot: _plot, Clips: _clips}
+    kinds: dict[type, Callable[[Any], dict[str, Any]]] = {Matrix: _matrix, Plot: _plot}
+    kinds[Clips] = lambda figure: {"clips": [(caption, *_sound(x_T, rate)) for caption, x_T, rate in figure.clips]}
     kinds |= {Table: lambda _: {}, Highlights: lambda _: {"shown": PIECES}}
     kinds[Gallery] = lambda figure: _gallery(figure, split, pictures)
     kinds[Differences] = lambda figure: _differences(figure, split, pictures)
@@ -199,10 +200,6 @@ def disagreements(found: Sequence[Differences]) -> list[tuple[int, str, list[lis
             errors = [sum(max(len(a), len(b)) for kind, a, b in some if kind != "equal") for some in parts]
             rows.append((max(errors) - min(errors), index, found[0].between.join(right), parts))
     return [row[1:] for row in sorted(rows, key=lambda row: -row[0])[:TEXTS]]
-
-
-def _clips(figure: Clips) -> dict[str, Any]:
-    return {"clips": [(caption, *_sound(samples_T, rate)) for caption, samples_T, rate in figure.clips]}
 
 
 def _sound(samples_T: np.ndarray, rate: int) -> tuple[str, str]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from bigbase_jax.core import UserError
@@ -147,11 +147,11 @@ def from_arpa(text: str, where: str = "the language model") -> NGram:
     log_p: dict[Gram, float] = {}
     backoff: dict[Gram, float] = {}
     order = 0
-    for number, line in _lines(text):
+    for number, line in enumerate(map(str.strip, text.splitlines()), 1):
         if line.startswith("\\"):
             order = int(line[1:].partition("-")[0]) if line.endswith("-grams:") and line[1:2].isdigit() else 0
             continue
-        if not order:
+        if not order or not line:
             continue
         fields = line.split()
         try:
@@ -171,12 +171,6 @@ def from_arpa(text: str, where: str = "the language model") -> NGram:
     if not any(len(gram) == 1 for gram in log_p):
         raise UserError(f"{where} is no ARPA file: it has no section \\1-grams:.")
     return NGram(max(map(len, log_p)), log_p, backoff)
-
-
-def _lines(text: str) -> Iterator[tuple[int, str]]:
-    for number, line in enumerate(text.splitlines(), 1):
-        if line := line.strip():
-            yield number, line
 
 
 class _State(NamedTuple):
