@@ -107,7 +107,15 @@ class Tokenizer(Protocol):
 
     def encode_special(self, text: str) -> tuple[np.ndarray, np.ndarray]:
         """As ``encode_batch`` of one text, but names of special tokens in it are these tokens (and their bytes)."""
-        ...
+        names = "|".join(map(re.escape, self.special_tokens))
+        found = [(np.zeros(0, np.int32), np.zeros(0, np.int32))]
+        for part in re.split(f"({names})", text) if names else [text]:
+            if part in self.special_tokens:
+                found.append((np.array([self.special_tokens[part]], np.int32), np.array([len(part)], np.int32)))
+            elif part:
+                found += self.encode_batch([part])
+        tokens_T, counts_T = map(np.concatenate, zip(*found, strict=True))
+        return tokens_T, counts_T
 
     def layout(self, pair: bool) -> Layout:
         """The special tokens around one text, or around two: as published, else ``cls`` text ``sep`` (text ``sep``)."""
@@ -284,7 +292,7 @@ def _kind_of(character: str) -> int:
 # ------------------------------------------------------------------------------------------------- bytes and characters
 
 
-class Symbols:
+class Symbols(Tokenizer):
     """Tokens that are characters, and bytes for all other characters: ``decode`` gives any text back exactly.
 
     Attributes: see ``Tokenizer``. Tokens are the ``characters``, then (where ``fallback``) the 256 bytes, then the end,
@@ -341,9 +349,6 @@ class Symbols:
         tokens_T[spelled_T] = self._base + np.frombuffer(raw, np.uint8).astype(np.int32)
         return tokens_T
 
-    def encode_special(self, text: str) -> tuple[np.ndarray, np.ndarray]:
-        return _encode_special(self, text)
-
     def layout(self, pair: bool) -> Layout:
         return _around(self.special, pair)
 
@@ -361,22 +366,6 @@ class Symbols:
         if self.special:
             given["special"] = list(self.special)
         return json.dumps({"kind": "symbols", **given}, ensure_ascii=False)
-
-
-def _encode_special(tokenizer: Tokenizer, text: str) -> tuple[np.ndarray, np.ndarray]:
-    names = "|".join(map(re.escape, tokenizer.special_tokens))
-    tokens, counts = [], []
-    for part in re.split(f"({names})", text) if names else [text]:
-        if part in tokenizer.special_tokens:
-            tokens.append(np.array([tokenizer.special_tokens[part]], np.int32))
-            counts.append(np.array([len(part)], np.int32))
-        elif part:
-            tokens_T, counts_T = tokenizer.encode_batch([part])[0]
-            tokens.append(tokens_T)
-            counts.append(counts_T)
-    if not tokens:
-        return np.zeros(0, np.int32), np.zeros(0, np.int32)
-    return np.concatenate(tokens), np.concatenate(counts)
 
 
 def _around(special: Mapping[str, int], pair: bool) -> Layout:
@@ -549,7 +538,7 @@ class Subword:
         return table_V
 
 
-class Marian:
+class Marian(Tokenizer):
     """One side of the two SentencePiece files of a Marian model, whose pieces one ``vocab.json`` numbers (opus-mt).
 
     A piece of the file that the vocabulary does not have is ``<unk>``, which has no text; a language in front of a text
@@ -611,9 +600,6 @@ class Marian:
         encoding = self._tokenizer.encode(text, add_special_tokens=False)  # for places in the normalised text
         found = zip(encoding.tokens, encoding.offsets, strict=True)
         return [text[slice(*place)] if piece == unknown else piece for piece, place in found]
-
-    def encode_special(self, text: str) -> tuple[np.ndarray, np.ndarray]:
-        return _encode_special(self, text)
 
     def layout(self, pair: bool) -> Layout:
         tokens = (FIRST, *([SECOND] if pair else []), self.special["sep"])
