@@ -13,20 +13,8 @@ from typing import Any, NamedTuple
 from bigbase_jax.build import suggest
 from bigbase_jax.core import UserError
 from bigbase_jax.data.consent import Permission
-from bigbase_jax.data.files import (
-    TABLES,
-    File,
-    kind_of,
-    list_files,
-    one_file,
-    one_sentence,
-    refuse_permission,
-    split_of,
-    too_long,
-)
+from bigbase_jax.data.files import TABLES, File, kind_of, one_sentence, refuse_permission, too_long
 from bigbase_jax.data.rows import CELLS, checked, json_values, lines_of, lines_of_table, rows_of_columns, text_of
-
-__all__ = ["Document", "File", "Format", "list_files", "one_file", "split_of"]
 
 BLOCK = 1 << 20
 """Characters of a block of plain text, which ends at the next end of a line."""

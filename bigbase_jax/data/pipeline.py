@@ -1064,6 +1064,3 @@ def _train_first(name: str) -> tuple[int, str]:
 
 def _megabytes(nbytes: float) -> str:
     return f"{nbytes / 1e9:,.1f} GB" if nbytes >= 1e9 else f"{nbytes / 1e6:,.1f} MB"
-
-
-__all__ = ["Batches", "Data", "KeptSource", "Prepared"]

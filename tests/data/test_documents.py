@@ -13,8 +13,8 @@ import zstandard
 
 from bigbase_jax.core import UserError
 from bigbase_jax.data import documents
-from bigbase_jax.data.documents import Format, list_files, split_of
-from bigbase_jax.data.files import by_split, named_after, unused
+from bigbase_jax.data.documents import Format
+from bigbase_jax.data.files import by_split, list_files, named_after, split_of, unused
 from bigbase_jax.data.rows import class_names, rows
 
 TEXTS = ['The fox,\t"quoted".', "明月几时有？\n把酒问青天。", "naïve 🦊\r\n"]

@@ -20,8 +20,8 @@ import zstandard
 from PIL import Image
 
 from bigbase_jax.core import UserError
-from bigbase_jax.data.documents import Format, list_files
-from bigbase_jax.data.files import Limits
+from bigbase_jax.data.documents import Format
+from bigbase_jax.data.files import Limits, list_files
 from bigbase_jax.data.pipeline import Data
 from bigbase_jax.data.rows import rows
 from bigbase_jax.data.sources.image.folder import ImageFolder

@@ -245,6 +245,18 @@ def _from(start: int, make: Callable[[int], Any], index: int) -> Any:
     return make(start + index)
 
 
+class Read:
+    """What is read as a whole before it has splits. Subclasses say where it comes from."""
+
+    def origin(self) -> str:
+        """Where it comes from, in words."""
+        raise NotImplementedError
+
+    def file_signature(self) -> list[Any]:
+        """What changes when it does, and all that says how to read it."""
+        raise NotImplementedError
+
+
 class Opened:
     """A ``Dataset`` that was read.
 

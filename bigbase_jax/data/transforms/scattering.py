@@ -142,6 +142,3 @@ def scattering(x_HW: jax.Array, scales: int = 2, angles: int = 8) -> jax.Array:
             found = jnp.concatenate(coarser, 1)
             second.append(found.reshape(-1, *found.shape[2:]))
     return jnp.concatenate([*first, *second])
-
-
-__all__ = ["Filters", "Scattering", "filters", "scattering"]

@@ -118,6 +118,3 @@ def read_idx(path: str, limits: Limits = LIMITS) -> np.ndarray:
     if not packed and expected:
         return np.memmap(path, np.uint8, "r", start, tuple(shape))
     return np.frombuffer(data if packed else b"", np.uint8).reshape(shape)
-
-
-__all__ = ["Idx"]

@@ -150,6 +150,3 @@ class _Arrays:
         if y.ndim != 1 or y.dtype.kind not in "ui":
             raise UserError(f"{what}; labels must be integers [N].")
         return y.astype(np.int32)
-
-
-__all__ = ["Npz"]

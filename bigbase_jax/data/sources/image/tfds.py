@@ -149,6 +149,3 @@ def _how(name: str, data_dir: str | None) -> str:
 
 def _first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
-
-
-__all__ = ["Tfds"]

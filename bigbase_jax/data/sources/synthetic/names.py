@@ -7,12 +7,11 @@ stands around it has to be read.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar
 
 import numpy as np
 
-from bigbase_jax.core import UserError
 from bigbase_jax.data.sources.text.tagged_text import Sentence, TaggedSentences
 
 _ANY = ["Jordan", "Lincoln", "Chase", "Carter", "Florence", "Victoria", "Austin", "Houston", "Madison", "Hudson"]
@@ -55,10 +54,7 @@ class MadeUpNames(TaggedSentences):
 
     count: int = 1000
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.count < 20:
-            raise UserError(f"count is {self.count}; it must be at least 20.")
+    least: ClassVar[Mapping[str, int]] = {**TaggedSentences.least, "count": 20}
 
     def file_signature(self) -> list[Any]:
         return ["made-up names", self.count, self.seed]

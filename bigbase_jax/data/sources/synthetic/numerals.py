@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -60,14 +60,13 @@ class Numerals(ParallelTexts):
     count: int = 12_000
 
     code = (*ParallelTexts.code, "data.sources.synthetic.numerals")
+    least: ClassVar[Mapping[str, int]] = {**ParallelTexts.least, "count": 20}
     cuts = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 39 <= self.largest <= 999_999_999:
             raise UserError(f"largest is {self.largest}; it lies between 39 and 999,999,999.")
-        if self.count < 20:
-            raise UserError(f"count is {self.count}; it must be at least 20.")
 
     def draw(self) -> dict[str, list[int]]:
         """The numbers of each split."""

@@ -6,12 +6,11 @@ Examples and facts are those of ``chat``. Each question is in one split only.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, ClassVar
 
 import numpy as np
 
-from bigbase_jax.core import UserError
 from bigbase_jax.data.sources.text.chat import Conversations, Spoken
 from bigbase_jax.text.chat_template import Message
 from bigbase_jax.text.tokenizer import Characters
@@ -89,10 +88,7 @@ class Questions(Conversations):
     val_fraction: float = 0.1
     count: int = 8000
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.count < 20:
-            raise UserError(f"count is {self.count}; it must be at least 20.")
+    least: ClassVar[Mapping[str, int]] = {**Conversations.least, "count": 20}
 
     def file_signature(self) -> list[Any]:
         return ["questions", self.count, self.seed]

@@ -41,7 +41,7 @@ from bigbase_jax.data.cache import Store, Write, Writer, default_root, kept, sou
 from bigbase_jax.data.columns import Column, Texts, read_columns, table_files
 from bigbase_jax.data.files import LIMITS, TABLES, File, Limits, kind_of, list_files, optional
 from bigbase_jax.data.rows import is_number
-from bigbase_jax.data.sources.splits import Split, digest
+from bigbase_jax.data.sources.splits import Read, Split, digest
 from bigbase_jax.data.sources.table.catalogue import Attributes, Known
 from bigbase_jax.data.sources.table.history_codec import HistoryCodec
 from bigbase_jax.data.windows import places_of
@@ -70,7 +70,7 @@ class Log(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Interactions:
+class Interactions(Read):
     """A log, and how histories are made of it; ``prepare`` reads it. Subclasses say where it comes from.
 
     Attributes:
@@ -112,14 +112,6 @@ class Interactions:
         return HistoryCodec(names, titles, dataset_info["length"], lambda user: opened().of_user(user), about)
 
     # -- what subclasses say ---------------------------------------------------------------------------------------
-
-    def origin(self) -> str:
-        """Where the log comes from, in words."""
-        raise NotImplementedError
-
-    def file_signature(self) -> list[Any]:
-        """What changes when the log does, and all that says how to read it."""
-        raise NotImplementedError
 
     def log(self, cache: pathlib.Path | None, limit_bytes: float, say: Callable[[str], None]) -> Log:
         """All interactions; what is read on the way may be kept below ``cache``."""

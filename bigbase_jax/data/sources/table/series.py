@@ -29,7 +29,7 @@ from bigbase_jax.data.columns import ISO, Column, Columns, column_of, read_colum
 from bigbase_jax.data.encoders import Encoders, calendar, fit_encoders
 from bigbase_jax.data.files import LIMITS, Limits, limits_of, one_file
 from bigbase_jax.data.rows import rows
-from bigbase_jax.data.sources.splits import Opened, Split, by_time
+from bigbase_jax.data.sources.splits import Opened, Read, Split, by_time
 
 _DAY = 86400
 _UNITS = {"s": 1, "min": 60, "h": 3600, "d": _DAY, "w": 7 * _DAY}
@@ -110,7 +110,7 @@ def grid_of(time_N: np.ndarray, step: str | None = None) -> Grid:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Series:
+class Series(Read):
     """Series on one grid, and how windows are cut from them; subclasses say where they come from.
 
     Rows of one time are averaged, and what is between the steps of the grid goes to the nearest. All of it is told, as
@@ -158,10 +158,6 @@ class Series:
 
     def read(self, cache: pathlib.Path, limit_bytes: float, say: Callable[[str], None]) -> Columns:
         """The table."""
-        raise NotImplementedError
-
-    def origin(self) -> str:
-        """What it is, for people."""
         raise NotImplementedError
 
     def prepare(self, cache: pathlib.Path, limit_bytes: float, say: Callable[[str], None]) -> Dataset:

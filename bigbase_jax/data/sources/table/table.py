@@ -30,7 +30,7 @@ from bigbase_jax.data.cache import Store, Writer, kept, source_digest
 from bigbase_jax.data.columns import KINDS, Column, Columns, columns_of, read_columns, table_files
 from bigbase_jax.data.encoders import Encoders, Names, fit_encoders
 from bigbase_jax.data.files import LIMITS, File, Limits, by_split, unused
-from bigbase_jax.data.sources.splits import Opened, Split, by_time, digest, stratified, to_split_off
+from bigbase_jax.data.sources.splits import Opened, Read, Split, by_time, digest, stratified, to_split_off
 from bigbase_jax.data.sources.text.base import SPLITS
 
 _CODE = ("data.columns", "data.column_files", "data.encoders", "data.sources.splits", "data.sources.table.table")
@@ -42,7 +42,7 @@ _NUMBERS = 20  # a number that takes more values than this is no class, unless i
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class TableRows:
+class TableRows(Read):
     """How examples are made of the rows of a table. Subclasses say where these come from.
 
     Rows without target are left out, and so are those of a class that train has not; both are said, and so is how many
@@ -96,14 +96,6 @@ class TableRows:
                 raise UserError(f"kinds has {item!r}; it reads NAME:KIND, the kind being one of {', '.join(KINDS)}.")
 
     # -- what subclasses say ---------------------------------------------------------------------------------------
-
-    def origin(self) -> str:
-        """Where the rows come from, in words."""
-        raise NotImplementedError
-
-    def file_signature(self) -> list[Any]:
-        """What changes when the rows change."""
-        raise NotImplementedError
 
     def read(self, cache: pathlib.Path, limit_bytes: float, say: Callable[[str], None]) -> tuple[Columns, list[str]]:
         """The columns, and the split of each of ``Columns.files``: "" where rows are to be dealt."""

@@ -21,7 +21,7 @@ from bigbase_jax.data.cache import Store, Write, kept, source_digest
 from bigbase_jax.data.documents import Format, as_text, whole_text
 from bigbase_jax.data.files import LIMITS, File, Limits, by_split, one_file, readable, too_long, unused
 from bigbase_jax.data.rows import checked, tables
-from bigbase_jax.data.sources.splits import Opened, Split, deal, digest, to_split_off
+from bigbase_jax.data.sources.splits import Opened, Read, Split, deal, digest, to_split_off
 from bigbase_jax.text.tokenizer import Texts, Tokenizer, TokenizerFile, load
 
 SPLITS = ("train", "val", "test")
@@ -37,7 +37,7 @@ R = TypeVar("R")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class TextRows:
+class TextRows(Read):
     """Rows of text, and how examples are made of them; ``prepare`` reads them. Subclasses say where they come from.
 
     Attributes:
@@ -55,18 +55,15 @@ class TextRows:
     code: ClassVar[tuple[str, ...]] = ()
     """Modules of ours, beside those that all share, of which what is kept depends."""
 
+    least: ClassVar[Mapping[str, int]] = {}
+    """Of attributes, the least that they may be."""
+
     def __post_init__(self) -> None:
-        """Whose values are out of range is for subclasses to say."""
+        for name, least in self.least.items():
+            if getattr(self, name) < least:
+                raise UserError(f"{name} is {getattr(self, name)}; it must be at least {least}.")
 
     # -- what subclasses say ---------------------------------------------------------------------------------------
-
-    def origin(self) -> str:
-        """Where the rows come from, in words."""
-        raise NotImplementedError
-
-    def file_signature(self) -> list[Any]:
-        """What changes when the rows change, and all that says how to read them."""
-        raise NotImplementedError
 
     def begin(self) -> Write:
         """Reads the rows once; what then tokenises them."""

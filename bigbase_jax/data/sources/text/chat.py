@@ -23,7 +23,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
@@ -98,11 +98,7 @@ class Conversations(TextRows):
     test_fraction: float = 0.0
 
     code = ("text.chat_template", "data.sources.text.chat")
-
-    def __post_init__(self) -> None:
-        if self.length < 2:
-            raise UserError(f"length is {self.length}; it must be at least 2.")
-        super().__post_init__()
+    least: ClassVar[Mapping[str, int]] = {"length": 2}
 
     def conversations(self) -> Iterator[tuple[str, Spoken]]:
         """(split, or "" where it is to be dealt, conversation) of each, from the start at each call."""

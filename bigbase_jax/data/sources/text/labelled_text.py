@@ -109,11 +109,7 @@ class LabelledTexts(TextRows):
     length: int = 128
 
     code: ClassVar[tuple[str, ...]] = ("data.sources.text.labelled_text",)
-
-    def __post_init__(self) -> None:
-        if self.length < 4:
-            raise UserError(f"length is {self.length}; it must be at least 4.")
-        super().__post_init__()
+    least: ClassVar[Mapping[str, int]] = {"length": 4}
 
     def tokenised(self, survey: Survey[Labelled], class_of: Mapping[Any, int], about: Mapping[str, Any]) -> Write:
         """What ``begin`` gives; ``about``: ``class_names``, ``pair``, ``columns`` and what ``describe`` reads."""

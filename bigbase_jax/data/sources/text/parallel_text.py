@@ -100,14 +100,9 @@ class ParallelTexts(TextRows):
     test_fraction: float = 0.05
 
     code: ClassVar[tuple[str, ...]] = ("data.sources.text.parallel_text",)
+    least: ClassVar[Mapping[str, int]] = {"source_length": 2, "target_length": 2}
     cuts: ClassVar[bool] = True
     """Whether what is too long for evaluation is cut, or else left out."""
-
-    def __post_init__(self) -> None:
-        for name in ("source_length", "target_length"):
-            if getattr(self, name) < 2:
-                raise UserError(f"{name} is {getattr(self, name)}; it must be at least 2.")
-        super().__post_init__()
 
     # -- what subclasses say ---------------------------------------------------------------------------------------
 

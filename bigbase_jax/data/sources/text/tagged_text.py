@@ -72,11 +72,7 @@ class TaggedSentences(TextRows):
     length: int = 128
 
     code: ClassVar[tuple[str, ...]] = ("data.sources.text.tagged_text",)
-
-    def __post_init__(self) -> None:
-        if self.length < 4:
-            raise UserError(f"length is {self.length}; it must be at least 4.")
-        super().__post_init__()
+    least: ClassVar[Mapping[str, int]] = {"length": 4}
 
     def sentences(self) -> Iterator[tuple[str, Sentence]]:
         """(split, or "" where it is to be dealt, sentence) of each, from the start at each call."""

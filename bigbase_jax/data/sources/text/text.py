@@ -17,8 +17,8 @@ from typing import Any, ClassVar
 from bigbase_jax.core import Codec, Example, Fields, UserError
 from bigbase_jax.data import tokens as token_rows
 from bigbase_jax.data.cache import Store, Write
-from bigbase_jax.data.documents import COLUMNS, Document, Format, list_files, split_of
-from bigbase_jax.data.files import LIMITS, Limits, limits_of, stems_of
+from bigbase_jax.data.documents import COLUMNS, Document, Format
+from bigbase_jax.data.files import LIMITS, Limits, limits_of, list_files, split_of, stems_of
 from bigbase_jax.data.sources.splits import digest, to_split_off
 from bigbase_jax.data.sources.text.base import SPLITS, Opened, TextCodec, TextRows, given_text, named
 from bigbase_jax.data.tokens import Tokens
@@ -53,10 +53,10 @@ class Corpus(TextRows):
     separate: bool | None = None
 
     code: ClassVar[tuple[str, ...]] = ("data.tokens", "data.sources.text.text")
+    least: ClassVar[Mapping[str, int]] = {"length": 1}
 
     def __post_init__(self) -> None:
-        if self.length < 1:
-            raise UserError(f"length is {self.length}; it must be at least 1.")
+        super().__post_init__()
         if self.stride is not None and not 1 <= self.stride <= self.length:
             raise UserError(f"stride is {self.stride}; it lies between 1 and the length, {self.length}.")
         for name in ("val_fraction", "test_fraction"):
