@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import os
 from typing import ClassVar
 
 import numpy as np
@@ -20,6 +19,7 @@ from bigbase_jax.audio.features import scaled
 from bigbase_jax.audio.files import SUFFIXES, decode, pcm16, resampled
 from bigbase_jax.core import Example, UserError
 from bigbase_jax.data.files import existing
+from bigbase_jax.data.sources.audio.audio import recordings
 
 
 def _floats(example: Example) -> np.ndarray:
@@ -187,9 +187,7 @@ def _one_of(folder: str, rate: int, rng: np.random.Generator) -> np.ndarray:
 @functools.cache
 def _recordings(folder: str, rate: int) -> tuple[np.ndarray, ...]:
     """All of them, in the order of their paths; minutes rather than hours, since they stay in memory."""
-    where = existing(folder)
-    paths = [os.path.join(place, name) for place, _, names in os.walk(where) for name in names]
-    paths = sorted(path for path in paths if os.path.splitext(path)[1].casefold() in SUFFIXES)
+    paths = sorted(path for _, path in recordings(existing(folder)))
     found = tuple(x_T for x_T in (decode(path, rate) for path in paths) if np.any(x_T))
     if not found:
         raise UserError(f"{folder} has no recordings ({' '.join(sorted(SUFFIXES))}) to mix in.")

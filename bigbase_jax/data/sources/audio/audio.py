@@ -10,15 +10,15 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from bigbase_jax.audio.files import decode, length, pcm16
+from bigbase_jax.audio.files import SUFFIXES, decode, length, pcm16
 from bigbase_jax.build import suggest
 from bigbase_jax.core import Codec, Example, Fields, UserError
-from bigbase_jax.data.files import File, given_file, open_file
+from bigbase_jax.data.files import File, given_file, kind_of, open_file, walk
 
 COLUMNS = ("audio", "path", "file", "file_name", "filename", "audio_path", "wav")
 
@@ -31,6 +31,11 @@ def read(
         return decode(file.path, rate, offset, duration, folder=folder)
     with open_file(file) as opened:
         return decode(opened.read(), rate, offset, duration)
+
+
+def recordings(folder: str) -> Iterator[tuple[str, str]]:
+    """(name relative to the folder, path) of every recording below it."""
+    return ((name, path) for name, path in walk(folder) if kind_of(name) in SUFFIXES)
 
 
 def column(where: str, values: Mapping[str, Any], given: str | None, usual: Sequence[str], what: str) -> str:

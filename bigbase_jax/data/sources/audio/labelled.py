@@ -6,7 +6,7 @@ Legend: T samples, N recordings.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from bigbase_jax.audio.files import SUFFIXES, pcm16
@@ -24,7 +24,7 @@ from bigbase_jax.data.files import (
     refuse_permission,
 )
 from bigbase_jax.data.rows import rows
-from bigbase_jax.data.sources.audio.audio import COLUMNS, AudioCodec, column, read
+from bigbase_jax.data.sources.audio.audio import COLUMNS, AudioCodec, column, read, recordings
 from bigbase_jax.data.sources.folder import ClassFolders, Listed, labels
 from bigbase_jax.data.sources.splits import deal, digest, split_off, to_split_off
 
@@ -121,16 +121,21 @@ class LabelledAudio:
             files, classes, folder, members = listed.files, listed.names, listed.folder, listed.members
             self.description = listed.description
         else:
-            if not table:
+            members = dict[str, File]()
+            given: Iterable[tuple[str, Mapping[str, Any]]]
+            if table:
+                folder = os.path.dirname(os.path.abspath(table))
+                given = ((row.where, row.values) for row in rows(file_at(table, table, limits)))
+            else:
                 refuse_permission(limits, root)
-            folder, members = os.path.dirname(os.path.abspath(table)) if table else existing(root), dict[str, File]()
-            found = _of_table(file_at(table, table, limits)) if table else _of_names(folder, names or "")
-            recordings = _read(found, folder, (path or ("path" if names else None), label, split), held_out, group)
+                folder, path = existing(root), path or "path"
+                given = _of_names(folder, names or "")
+            found = _read(given, table or folder, (path, label, split), held_out, group)
             if group:
-                fractions = to_split_off({r.split for r in recordings}, val_fraction, test_fraction)
-                dealt = deal([r.split for r in recordings], [r.group for r in recordings], fractions, seed)
-                recordings = [r._replace(split=s) for r, s in zip(recordings, dealt, strict=True)]
-            files, classes = _by_split(recordings, table or folder, open_set)
+                fractions = to_split_off({r.split for r in found}, val_fraction, test_fraction)
+                dealt = deal([r.split for r in found], [r.group for r in found], fractions, seed)
+                found = [r._replace(split=s) for r, s in zip(found, dealt, strict=True)]
+            files, classes = _by_split(found, table or folder, open_set)
             if not group:
                 train = files["train"]
                 rest = split_off(files, [f.name for f in train], labels(train), val_fraction, test_fraction, seed)
@@ -184,29 +189,19 @@ class _Recording(NamedTuple):
     group: str
 
 
-def _of_table(table: File) -> Iterator[tuple[str, Mapping[str, Any], str]]:
-    """Where each row stands, its values, and of what it is."""
-    return ((row.where, row.values, str(table)) for row in rows(table))
-
-
-def _of_names(folder: str, names: str) -> Iterator[tuple[str, Mapping[str, Any], str]]:
-    """The same of files, in order of their paths."""
+def _of_names(folder: str, names: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Where each file stands, and the values that its name says, in order of their paths."""
     columns = names.split("_")
-    for where, inner, files in os.walk(folder):
-        inner.sort()
-        for name in sorted(files):
-            stem, suffix = os.path.splitext(name)
-            if suffix.casefold() not in SUFFIXES or name.startswith("."):
-                continue
-            path, parts = os.path.join(where, name), stem.split("_")
-            if len(parts) != len(columns):
-                raise UserError(f"{path} has {len(parts)} parts between '_', and names={names} has {len(columns)}.")
-            yield path, {"path": os.path.relpath(path, folder), **dict(zip(columns, parts, strict=True))}, "names"
+    for name, path in recordings(folder):
+        parts = os.path.splitext(os.path.basename(name))[0].split("_")
+        if len(parts) != len(columns):
+            raise UserError(f"{path} has {len(parts)} parts between '_', and names={names} has {len(columns)}.")
+        yield path, {"path": name, **dict(zip(columns, parts, strict=True))}
 
 
 def _read(
-    found: Iterator[tuple[str, Mapping[str, Any], str]],
-    folder: str,
+    found: Iterable[tuple[str, Mapping[str, Any]]],
+    what: str,
     columns: Sequence[str | None],
     held_out: str | None,
     group: str | None,
@@ -214,8 +209,8 @@ def _read(
     """The recordings that rows name; see ``LabelledAudio``."""
     key, _, values = (held_out or "").partition(":")
     names: list[str] = []
-    recordings, seen = [], set()
-    for where, row, what in found:
+    listed, seen = [], set()
+    for where, row in found:
         if not names:
             kinds = zip(columns, (COLUMNS, _LABELS), ("of recordings", "of classes"), strict=False)
             names = [*(column(what, row, *kind) for kind in kinds), columns[2] or "split"]
@@ -229,13 +224,13 @@ def _read(
             seen.add(str(row[key]))
             place = "test" if str(row[key]) in values.split("/") else "train"
         kept = str(row[group]) if group else ""
-        recordings.append(_Recording(where, str(row[names[0]]), str(row[names[1]]).strip(), place, kept))
+        listed.append(_Recording(where, str(row[names[0]]), str(row[names[1]]).strip(), place, kept))
     if held_out and (unknown := [value for value in values.split("/") if value not in seen]):
         said = suggest(unknown[0], sorted(seen), "value") or f" It has {', '.join(sorted(seen)[:8])}."
         raise UserError(f"held_out={held_out}: no {key} is {unknown[0]!r}.{said}")
-    if not recordings:
-        raise UserError(f"{folder} names no recordings ({' '.join(sorted(SUFFIXES))}).")
-    return recordings
+    if not listed:
+        raise UserError(f"{what} names no recordings ({' '.join(sorted(SUFFIXES))}).")
+    return listed
 
 
 def _by_split(found: Sequence[_Recording], what: str, open_set: bool) -> tuple[dict[str, list[Listed]], list[str]]:

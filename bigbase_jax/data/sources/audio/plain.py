@@ -8,7 +8,8 @@ import numpy as np
 
 from bigbase_jax.audio.files import SUFFIXES
 from bigbase_jax.core import UserError
-from bigbase_jax.data.files import existing, walk
+from bigbase_jax.data.files import existing
+from bigbase_jax.data.sources.audio.audio import recordings
 from bigbase_jax.data.sources.audio.labelled import LabelledAudio
 from bigbase_jax.data.sources.folder import Listed
 from bigbase_jax.data.sources.splits import split_off
@@ -45,11 +46,10 @@ class PlainAudio(LabelledAudio):
         """
         folder = existing(root)
         listed: dict[str, list[Listed]] = {}
-        for name, path in walk(folder):
-            if os.path.splitext(name)[1].casefold() in SUFFIXES:
-                split = "test" if test and os.path.basename(name) >= test else "train"
-                status = os.stat(path)
-                listed.setdefault(split, []).append(Listed(name, 0, status.st_size, status.st_mtime_ns))
+        for name, path in recordings(folder):
+            split = "test" if test and os.path.basename(name) >= test else "train"
+            status = os.stat(path)
+            listed.setdefault(split, []).append(Listed(name, 0, status.st_size, status.st_mtime_ns))
         if len(train := listed.get("train", [])) < 2:
             raise UserError(f"{root} has {len(train)} recordings to train on ({' '.join(sorted(SUFFIXES))}).")
         rows = split_off(listed, [f.name for f in train], np.zeros(len(train), int), val_fraction, test_fraction, seed)
