@@ -319,8 +319,10 @@ def _node(fn: Callable[..., Any], kwargs: dict[str, Any], deferred: bool) -> Con
                 values[key] = kwargs[key]
             elif parameter.default is inspect.Parameter.empty:
                 raise UserError(f"{_name(fn)} needs the argument {key!r}.")
-            elif _is_plain(parameter.default):
-                values[key] = parameter.default  # a default that no config can hold stays the constructor's own
+            elif isinstance(default := parameter.default, _PLAIN) or (
+                dataclasses.is_dataclass(default) and not isinstance(default, type)
+            ):
+                values[key] = default  # one that no config can hold stays the constructor's own
         values.update({key: value for key, value in kwargs.items() if key not in values})
         hints = _hints(fn)
     for key, value in values.items():
@@ -329,10 +331,6 @@ def _node(fn: Callable[..., Any], kwargs: dict[str, Any], deferred: bool) -> Con
 
 
 _PLAIN = (ConfigDict, config_dict.FieldReference, str, int, float, bool, list, tuple, Mapping, type(None))
-
-
-def _is_plain(value: Any) -> bool:
-    return isinstance(value, _PLAIN) or (dataclasses.is_dataclass(value) and not isinstance(value, type))
 
 
 def _plain(value: Any) -> Any:
@@ -358,14 +356,11 @@ def _parameters(fn: Callable[..., Any]) -> dict[str, inspect.Parameter] | None:
     parameters = inspect.signature(fn).parameters.values()
     if any(p.kind is p.VAR_KEYWORD for p in parameters):
         return None
-    hidden = {"parent", "name"} if hasattr(fn, "nowrap") or _is_linen(fn) else set()
+    linen = hasattr(fn, "nowrap") or any(c.__module__ == "flax.linen.module" for c in getattr(fn, "__mro__", ()))
+    hidden = {"parent", "name"} if linen else set()
     return {
         p.name: p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY) and p.name not in hidden
     }
-
-
-def _is_linen(fn: Any) -> bool:
-    return isinstance(fn, type) and any(c.__module__ == "flax.linen.module" for c in fn.__mro__)
 
 
 def _hints(fn: Callable[..., Any]) -> dict[str, Any]:

@@ -357,7 +357,8 @@ def _parallel(found: Comparison) -> dict[str, Any] | None:
         axes.append(_number_axis(short[path], numbers, text) if all_numbers else _word_axis(short[path], values))
     split = "" if found.split in (None, "val") else str(found.split)
     said: Callable[[float], str] = lambda x: known.number(goal.metric, x)  # noqa: E731
-    for where, of_split in (("val", [v for _, _, v in trials]), (split, _known(found, split, goal.metric))):
+    known_x = [x for run in found.runs if (x := run.scalars(split).get(goal.metric)) is not None]
+    for where, of_split in (("val", [v for _, _, v in trials]), (split, known_x)):
         if of_split:
             axes.append(_number_axis(f"{known.title(goal.metric)}, {where}", of_split, said, goal.lower))
 
@@ -403,10 +404,6 @@ def _parallel(found: Comparison) -> dict[str, Any] | None:
         "unfinished": any(not run.finished for _, run, _ in trials),
         "hidden": f" {hidden} more settings differ." if hidden > 0 else "",
     }
-
-
-def _known(found: Comparison, split: str, metric: str) -> list[float]:
-    return [x for run in found.runs if (x := run.scalars(split).get(metric)) is not None]
 
 
 def _importance(found: Comparison) -> dict[str, Any] | None:
