@@ -109,28 +109,34 @@ def nms(found: Detections, k: int, most: float) -> Detections:
     """Greedy non-maximum suppression within each class: the k best, none of which overlaps a better one too much.
 
     Args:
-      found: of one picture, by falling score (``top_k``).
+      found: by falling score (``top_k``), with any leading axes.
       k: how many stay.
       most: the IoU with a better box that is still let through.
     """
-    overlap_KK = iou(found.boxes[:, None], found.boxes) > most
     found = Detections(*map(jnp.asarray, found))
-    rank = jnp.arange(len(found.scores))
-    better_KK = rank[:, None] > rank
-    hides_KK = overlap_KK & better_KK & (found.classes[:, None] == found.classes)
+    scores, order = jax.lax.top_k(unsuppressed(found, most), k)  # stable
+    kept = scores > 0
+    boxes = jnp.where(kept[..., None], jnp.take_along_axis(found.boxes, order[..., None], -2), 0)
+    return Detections(boxes, scores, jnp.where(kept, jnp.take_along_axis(found.classes, order, -1), 0))
+
+
+def unsuppressed(found: Detections, most: float) -> jax.Array:
+    """f32[..., K]: the scores of what ``nms`` lets through, and 0 for the others."""
+    rank = jnp.arange(found.scores.shape[-1])
+    overlap = iou(found.boxes[..., :, None, :], found.boxes[..., None, :, :]) > most
+    hides = overlap & (rank[:, None] > rank) & (found.classes[..., :, None] == found.classes[..., None, :])
 
     # Who is hidden depends on who of the better ones is kept: the rule is applied until nothing changes. After n
     # rounds the n best are as the greedy loop leaves them, so it ends with the same, after as many rounds as the
     # longest chain of boxes that hide each other.
     def again(state: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        kept_K, _ = state
-        now_K = ~jnp.any(hides_KK & kept_K, -1)
-        return now_K, jnp.any(now_K != kept_K)
+        kept, _ = state
+        now = ~jnp.any(hides & kept[..., None, :], -1)
+        return now, jnp.any(now != kept)
 
-    kept_K, _ = jax.lax.while_loop(lambda state: state[1], again, (jnp.ones(len(rank), bool), jnp.array(True)))
-    found = _kept(found, kept_K & (found.scores > 0))
-    order_K = jnp.argsort(-found.scores)[:k]  # stable
-    return Detections(found.boxes[order_K], found.scores[order_K], found.classes[order_K])
+    start = jnp.ones(found.scores.shape, bool), jnp.array(True)
+    kept, _ = jax.lax.while_loop(lambda state: state[1], again, start)
+    return jnp.where(kept, found.scores, 0)
 
 
 def _kept(found: Detections, kept_K: jax.Array) -> Detections:

@@ -102,11 +102,8 @@ class DenseDetection(Detection):
         """A score is the geometric mean of the probabilities of the class and of the centre."""
         scores_BNC = jnp.sqrt(jax.nn.sigmoid(outputs.logits) * jax.nn.sigmoid(outputs.centre)[..., None])
         boxes_BN4 = B.clip(outputs.boxes, *size)
-
-        def best(boxes_N4: jax.Array, scores_NC: jax.Array) -> B.Detections:
-            return B.nms(B.top_k(boxes_N4, scores_NC, self.candidates, self.least), self.keep, self.overlap)
-
-        return jax.vmap(best)(boxes_BN4, scores_BNC)
+        best = jax.vmap(lambda boxes, scores: B.top_k(boxes, scores, self.candidates, self.least))
+        return B.nms(best(boxes_BN4, scores_BNC), self.keep, self.overlap)
 
 
 def focal(logits: jax.Array, y: jax.Array) -> jax.Array:

@@ -17,10 +17,12 @@ from bigbase_jax.models.bag_of_words import BagOfWords
 from bigbase_jax.models.bc_resnet import BCResNet
 from bigbase_jax.models.bert import Bert
 from bigbase_jax.models.clicks import DCN, DLRM
+from bigbase_jax.models.clip import CLIP
 from bigbase_jax.models.cnn import ConvNet
 from bigbase_jax.models.decoder import Decoder
 from bigbase_jax.models.ecapa import ECAPA
 from bigbase_jax.models.encoder_decoder import EncoderDecoder
+from bigbase_jax.models.fcos import FCOS
 from bigbase_jax.models.forecast import DLinear, NLinear, PatchTST, SeasonalNaive
 from bigbase_jax.models.margin import CosineHead
 from bigbase_jax.models.mlp import MLP
@@ -33,6 +35,8 @@ from bigbase_jax.models.vit import ViT
 from bigbase_jax.pretrained.start import model_of
 from bigbase_jax.tasks.audio_classification import AudioClassification
 from bigbase_jax.tasks.classification import Classification
+from bigbase_jax.tasks.contrastive import Contrastive
+from bigbase_jax.tasks.dense_detection import DenseDetection
 from bigbase_jax.tasks.forecasting import Forecasting
 from bigbase_jax.tasks.language import CausalLanguageModel
 from bigbase_jax.tasks.masked_language import MaskedLanguageModel
@@ -79,6 +83,16 @@ ROWS = {
     "sasrec": NextItem(SASRec(num_items=9, length=4, width=8, depth=1), num_items=9, top=3),
     "commands": AudioClassification(BCResNet(3, tau=0.5, depths=(1, 1, 1, 1)), 3, rate=4000),
     "speakers": SpeakerVerification(CosineHead(ECAPA(channels=16, dim=8, parts=4, squeeze=4), 3), 3, rate=4000),
+    "detector": DenseDetection(
+        FCOS(ConvNet(stages=(4, 4), norm=True, pool="mean"), 2, levels=1, width=4, depth=1, groups=2),
+        keep=9,
+        candidates=20,
+        overlap=0.3,
+        least=0.0,
+    ),
+    "clip": Contrastive(
+        CLIP(ViT(width=8, depth=1, heads=2, patch=4), Bert(9, 6, width=8, depth=1, heads=2), width=8), length=6
+    ),
     "towers": Retrieval(TwoTower(num_users=4, num_items=9, length=4, width=8), num_items=9, top=3),
 }
 FREE = {"bert", "bag_of_words", "tags", "gpt2", "llama", "windows", "translation", "t5"}
@@ -163,7 +177,7 @@ def test_texts_and_the_cache_of_what_writes(name, tmp_path):
 
 
 @pytest.mark.parametrize("name", ROWS)
-def test_rows_histories_series_and_sounds(name, tmp_path):
+def test_rows_histories_series_sounds_objects_and_vectors_of_pictures(name, tmp_path):
     task, rng = ROWS[name], np.random.default_rng(0)
     every = {
         "numbers": rng.standard_normal((3, 4), np.float32),
@@ -172,6 +186,7 @@ def test_rows_histories_series_and_sounds(name, tmp_path):
         "history": np.array([[0, 0, 3, 4], [1, 2, 3, 4], [0, 0, 0, 0]], np.int32),
         "audio": rng.uniform(-0.5, 0.5, (3, 4000)).astype(np.float32),
         "covariates": rng.standard_normal((3, 30, 2), np.float32),
+        "image": rng.integers(0, 256, (3, 16, 16, 3), np.uint8),
     }
     if isinstance(task, Forecasting):
         every["history"] = rng.standard_normal((3, 24, 3), np.float32)
