@@ -145,7 +145,9 @@ def finished(tmp_path_factory):
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda p: p.stem)
 def test_every_recipe_trains_evaluates_and_reports(recipe, tmp_path, finished):
     more = [f"--config.teacher={finished[0]}"] if recipe.stem == "distil" else []
-    result, out, err = launch(f"--config={recipe}:tiny", f"--workdir={tmp_path / 'run'}", *more)
+    arg = f",backbone={finished[0]}" if recipe.stem == "detect" else ""
+    result, out, err = launch(f"--config={recipe}:tiny{arg}", f"--workdir={tmp_path / 'run'}", *more)
+    assert not arg or f"init_parts.backbone {finished[0]}: " in err
     config = json.loads((tmp_path / "run" / "config.json").read_text())
     task, own = config["task"], config.get("evaluators", {})
     measured, kept = MEASURED[task.get("task", task)["target"].partition(":")[2]]

@@ -1,6 +1,9 @@
 """The set prediction loss: transformers' numbers, the same over devices and microbatches, and what teaches nothing."""
 
+import dataclasses
 import functools
+import pathlib
+import runpy
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +12,7 @@ import optax
 import pytest
 
 from bigbase_jax import parallel
+from bigbase_jax.build import build
 from bigbase_jax.core import UserError, flatten
 from bigbase_jax.models.boxes import convert
 from bigbase_jax.models.cnn import ConvNet
@@ -187,6 +191,27 @@ def test_learning_finds_the_objects_of_a_few_pictures():
         state, sums = program.step(state, parallel.put(batch, mesh))
         losses.append(float(sums["l1"].mean()))
     assert losses[-1] < 0.5 * losses[0], losses[::10]
+
+
+@pytest.mark.parametrize("kind", ["rt_detr", "detr"])
+def test_the_recipe_has_a_gradient_of_each_parameter(kind):
+    recipe = runpy.run_path(str(pathlib.Path(__file__).parents[2] / "configs" / "detect.py"))
+    own, batch = build(recipe["get_config"](f"model={kind},tiny").task), batch_of(2)
+    own = dataclasses.replace(own, model=own.model.clone(num_classes=C), num_classes=C)
+
+    def gradient(key):
+        variables = own.init(key, batch)
+
+        def loss(params):
+            terms = own.loss({**variables, "params": params}, batch, key)[0].terms
+            return sum(term.mean() for term in terms.values())
+
+        return variables["params"], jax.grad(loss)(variables["params"])
+
+    params, gradients = jax.eval_shape(gradient, jax.random.key(0))
+    assert params == gradients and {"backbone", "decoder_1", "box_head_1" if kind == "rt_detr" else "box_head"} < set(
+        params
+    )
 
 
 @pytest.mark.parametrize(
