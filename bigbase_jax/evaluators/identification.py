@@ -29,12 +29,14 @@ class Identification:
       gallery: the split that is enrolled; None: the first photos of each person of ``split``, where they have more.
         People who are not enrolled are the strangers of the open set, such as those with one photo.
       enrolled: photos of each person, where ``gallery`` is None.
+      strangers: the share of the people who are not enrolled although they might be, those of the greatest labels.
       fpir: the share of strangers that may be taken for somebody.
     """
 
     split: str = "test"
     gallery: str | None = None
     enrolled: int = 1
+    strangers: float = 0.0
     fpir: float = 0.01
     final: bool = True
 
@@ -61,6 +63,9 @@ class Identification:
             probe_QD, person_Q = probe_QD[~enrolled_Q], person_Q[~enrolled_Q]
         else:
             gallery_ND, person_N = unit_vectors(Split(self.gallery).run(task, variables, data, mesh).examples)
+        people_G = np.unique(person_N)
+        here_N = np.isin(person_N, people_G[: len(people_G) - round(self.strangers * len(people_G))])
+        gallery_ND, person_N = gallery_ND[here_N], person_N[here_N]
         known_Q = np.isin(person_Q, person_N)
         if not known_Q.any():
             raise UserError(

@@ -58,6 +58,8 @@ def test_probes_are_found_and_strangers_are_told(monkeypatch):
     assert found.metrics["rank1"] == 1 and found.metrics["people"] == 2 and found.metrics["strangers"] == 1
     assert found.metrics["fnir"] == 0 and found.metrics["threshold"] > 0.9
     assert [figure.title for figure in evaluator.figures(found)] == ["Cumulative match", "Open set"]
+    _, half = of(monkeypatch, {"test": photos}, strangers=0.5)
+    assert half.metrics["people"] == half.metrics["probes"] == 1 and half.metrics["strangers"] == 2
     enrolled = {"train": ([[1, 0], [0, 1]], [5, 6]), "test": ([[0.9, 0.1], [1, 0.2]], [5, 6])}
     evaluator, found = of(monkeypatch, enrolled, gallery="train")
     assert found.metrics["rank1"] == 0.5 and found.examples["rank"].tolist() == [1, 2]
