@@ -287,8 +287,14 @@ def _yaml_names(file: File) -> list[str]:
 
 # --- tables -----------------------------------------------------------------------------------------------------------
 
-_PICTURE = ("filename", "file_name", "image", "path", "file", "image_path", "img", "image_id", "imageid")
-_LABEL = ("class", "label", "name", "class_name", "category", "labelname")
+_COLUMNS: Mapping[str, tuple[str, ...]] = {  # what columns may be called, the usual name first; of "sides", see there
+    "picture": ("filename", "file_name", "image", "path", "file", "image_path", "img", "image_id", "imageid"),
+    "label": ("class", "label", "name", "class_name", "category", "labelname"),
+    "split": ("split",),
+    "crowd": ("iscrowd", "difficult"),
+    "sides": (),
+    "size": (),
+}
 _SIDES = {  # what the columns of a convention may be called
     "xyxy": ("xmin ymin xmax ymax", "x0 y0 x1 y1", "x1 y1 x2 y2", "left top right bottom"),
     "xywh": ("x y width height", "x y w h", "left top width height", "bbox_x bbox_y bbox_width bbox_height"),
@@ -298,7 +304,7 @@ _SIDES = {  # what the columns of a convention may be called
 
 def _tables(files: list[File], convention: str | None) -> Read | None:
     """Tables of a row for each box; without header as keras-retinanet's: picture, four numbers, class."""
-    pictures: dict[tuple[str, str], dict[str, list[Any]]] = {}
+    pictures: dict[tuple[str, str], list[dict[str, Any]]] = {}
     told = ""
     for file in files:
         head = [cell.strip().casefold() for cell in first_line(file) or ()]
@@ -307,78 +313,49 @@ def _tables(files: list[File], convention: str | None) -> Read | None:
         if columns is None:
             if len(head) != 6 or not all(not cell or is_number(cell) for cell in head[1:5]):
                 continue
-            columns = {
-                "picture": 0,
-                "sides": (1, 2, 3, 4),
-                "label": 5,
-                "convention": convention or "xyxy",
-                "size": None,
-            }
-            columns |= {"split": None, "crowd": None}
+            columns = {"convention": convention or "xyxy", "picture": [0], "sides": [1, 2, 3, 4], "label": [5]}
         told = columns["convention"]
-        given = _split_in(posixpath.basename(file.name))
         for row in rows(file, header=header):
             cells = [str(cell).strip() for cell in row.values.values()]
-            split = given
-            if columns["split"] is not None:
-                split = named_after(cells[columns["split"]], whole=True) or ""
-            folder = posixpath.dirname(file.name)
-            name = posixpath.join(folder, cells[columns["picture"]].replace("\\", "/"))
-            into = pictures.setdefault(
-                (name, split), {"boxes": [], "labels": [], "ignored": [], "size": [], "where": []}
-            )
-            into["where"].append(row.where)
-            sides = [cells[at] for at in columns["sides"]]
-            if any(sides):  # a picture without boxes has a row without numbers
-                box = np.array([[_number(x, row.where) for x in sides]])
-                into["boxes"].append(convert(box, columns["convention"])[0])
-                into["labels"].append(cells[columns["label"]])
-                crowd = columns["crowd"]
-                into["ignored"].append(crowd is not None and cells[crowd].casefold() in ("1", "true"))
-            if columns["size"] is not None:
-                into["size"].append(tuple(_number(cells[at], row.where) for at in columns["size"]))
+            of = {name: [cells[at] for at in columns.get(name, ())] for name in _COLUMNS}
+            name = posixpath.join(posixpath.dirname(file.name), of["picture"][0].replace("\\", "/"))
+            split = _split_in(posixpath.basename(file.name))
+            split = (named_after(of["split"][0], whole=True) or "") if of["split"] else split
+            about: dict[str, Any] = {"where": row.where, "size": tuple(_number(x, row.where) for x in of["size"])}
+            if any(of["sides"]):  # a picture without boxes has a row without numbers
+                box = np.array([_number(x, row.where) for x in of["sides"]])
+                crowd = any(x.casefold() in ("1", "true") for x in of["crowd"])
+                about |= {"box": convert(box, told), "label": of["label"][0], "crowd": crowd}
+            pictures.setdefault((name, split), []).append(about)
     if not pictures:
         return None
-    boxes = [box for found in pictures.values() for box in found["boxes"]]
+    boxes = [about["box"] for some in pictures.values() for about in some if "box" in about]
     relative = bool(boxes) and np.nanmax(np.where(np.isfinite(boxes), boxes, np.nan)) <= 2.0
-    found = [
-        Annotated(
-            name,
-            into["where"][0],
-            _array(into["boxes"]),
-            into["labels"],
-            into["ignored"],
-            next(iter(into["size"]), None),
-            relative,
-            stored=bool(into["size"]),
-            split=split,
-        )
-        for (name, split), into in pictures.items()
-    ]
+    found = []
+    for (name, split), some in pictures.items():
+        with_box = [about for about in some if "box" in about]
+        sides, labels, ignored = ([about[key] for about in with_box] for key in ("box", "label", "crowd"))
+        size, where = some[0]["size"] or None, some[0]["where"]
+        found.append(Annotated(name, where, _array(sides), labels, ignored, size, relative, size is not None, split))
     words = {"xyxy": "corners", "xywh": "corner and size", "cxcywh": "centre and size"}[told]
     return Read(TABLE, f"{words} in {'shares of the sides' if relative else 'pixels'}", found)
 
 
 def _columns(head: Sequence[str], convention: str | None) -> dict[str, Any] | None:
-    """Which column is what; None: this is no header of a table of boxes."""
-    picture = next((head.index(name) for name in _PICTURE if name in head), None)
-    label = next((head.index(name) for name in _LABEL if name in head), None)
-    if picture is None or label is None:
+    """The numbers of the columns of each of ``_COLUMNS``, and the convention; None: this is no header of a table of
+    boxes."""
+    found = {name: [head.index(x) for x in usual if x in head][:1] for name, usual in _COLUMNS.items()}
+    if not found["picture"] or not found["label"]:
         return None
     for kind in [convention] if convention else _SIDES:
         for names in map(str.split, _SIDES[kind]):
             if set(names) <= set(head):
-                size = ("width", "height")
-                there = set(size) <= set(head) and not set(size) & set(names)
-                return {
-                    "picture": picture,
-                    "label": label,
-                    "sides": tuple(map(head.index, names)),
-                    "convention": kind,
-                    "size": tuple(map(head.index, size)) if there else None,
-                    "split": head.index("split") if "split" in head else None,
-                    "crowd": next((head.index(x) for x in ("iscrowd", "difficult") if x in head), None),
+                size = {"width", "height"} <= set(head) - set(names)
+                found |= {
+                    "sides": [*map(head.index, names)],
+                    "size": [head.index(x) for x in ("width", "height") if size],
                 }
+                return {**found, "convention": kind}
     return None
 
 
