@@ -70,10 +70,14 @@ class Engine:
 
     Attributes:
       ends: the tokens that end a sequence.
+      see: what a model that reads pictures makes of one, u8[1,H,W,3], as ``sampling.prefill`` takes it for its source;
+        None: it reads none.
 
     Raises:
       UserError: the model has no cache to write with.
     """
+
+    see: Callable[[np.ndarray], jax.Array] | None = None
 
     def __init__(
         self,
@@ -108,8 +112,17 @@ class Engine:
         if "tokenizer" not in known or not hasattr(model, "decode") or hasattr(task, "translate"):
             raise UserError(f"a {type(task).__name__} writes no text; --mode=predict shows what it does.")
         tokenizer = load(known["tokenizer"])
-        ends = known.get("end_ids", {tokenizer.end, known.get("stop_id")} - {None})
-        return cls(*runnable(predictor.task, predictor.variables), sorted(ends), tokenizer)
+        ends = known.get("end_ids", {tokenizer.end, known.get("stop_id"), getattr(task, "end", None)} - {None})
+        model, variables = runnable(predictor.task, predictor.variables)
+        see = None
+        if hasattr(model, "see"):
+            see = functools.partial(jax.jit(task.see), variables)
+            image = predictor.spec["image"]
+            seen = jax.eval_shape(see, jax.ShapeDtypeStruct((1, *image.shape), image.dtype))
+            model = model.clone(places=seen.shape[1])
+        engine = cls(model, variables, sorted(ends), tokenizer)
+        engine.see = see
+        return engine
 
     def generate(self, prompts: Sequence[np.ndarray], params: Params = GREEDY) -> list[np.ndarray]:
         """The tokens i32[T] that follow each prompt, without the end token; many prompts make batches of like length.

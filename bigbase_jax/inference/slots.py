@@ -94,6 +94,7 @@ class Handle:
       position: tokens there are.
       limit: places that it may fill.
       adapter: its number; 0: none.
+      seen: f32[1,P,D], a picture that is read before the prompt; None: there is none.
       cancelled: its slot is free at the next step, and no piece comes any more.
     """
 
@@ -106,6 +107,7 @@ class Handle:
     on_piece: Callable[[Piece], None]
     detokenizer: IncrementalDetokenizer | None
     adapter: int
+    seen: jax.Array | None = None
     cancelled: bool = False
 
     def cancel(self) -> None:
@@ -196,6 +198,7 @@ class Slots:
         on_piece: Callable[[Piece], None] = lambda piece: None,
         top: int | None = None,
         adapter: str | None = None,
+        seen: jax.Array | None = None,
     ) -> Handle:
         """Asks for what follows a prompt.
 
@@ -205,6 +208,7 @@ class Slots:
             not take long; what it raises cancels the request.
           top: of each token tell its log-probability, and that of so many most probable ones; None: do not.
           adapter: the name of one; None: the base alone.
+          seen: a picture, as ``Engine.see`` gives it.
 
         Raises:
           UserError: there is no such adapter, the prompt does not fit, or the parameters ask for a beam search.
@@ -233,7 +237,7 @@ class Slots:
             raise UserError(f"there is no adapter {adapter!r}.{suggest(adapter, self.adapters, 'adapter')}")
         number = 0 if adapter is None else self.adapters.index(adapter) + 1
         limit = min(limit, self.places)
-        handle = Handle(tokens, length, length, limit, params, top, on_piece, detokenizer, number)
+        handle = Handle(tokens, length, length, limit, params, top, on_piece, detokenizer, number, seen)
         with self._changed:
             if self._closing:
                 raise Closed("the model is closed, or has failed again and again; it takes no request.")
@@ -265,12 +269,14 @@ class Slots:
 
     def warm(self) -> None:
         """Compiles every program. To be called before the first request, for whom it would take seconds."""
-        model = self.engine.model
+        model, see = self.engine.model, self.engine.see
+        seen = [] if see is None else [jnp.zeros((1, model.places, model.decoder.width))]
         for S in self._sizes:
             row = empty(model, 1, S)
             for width in {min(self._chunk, S), min(_LEAST, self._chunk, S)}:
                 part = np.zeros((1, width), np.int32), np.zeros(1, np.int32), np.zeros(1, np.int32)
-                logits_BV, row = read(model, self._given([None]), row, *part)
+                for source in ((), seen) if seen else ((),):
+                    logits_BV, row = read(model, self._given([None]), row, *part, *source)
             for B in self._batches:
                 cache, zeros = _put(empty(model, B, S), row, np.int32(0)), np.zeros(B, np.int32)
                 logits_BV, cache = read(model, self._given([None] * B), cache, zeros[:, None], zeros)
@@ -341,7 +347,7 @@ class Slots:
         prompt = handle.tokens[: handle.length]
         common = [_common(x.tokens, prompt[:-1]) if x.adapter == handle.adapter else 0 for x in self._prefixes]
         best = int(np.argmax(common)) if common else 0
-        if not common or common[best] < _LEAST:
+        if not common or common[best] < _LEAST or handle.seen is not None:
             reading.row = empty(self.engine.model, 1, S)
             return True
         kept = self._prefixes[best]
@@ -363,8 +369,10 @@ class Slots:
         end = min(at + width, handle.length)
         part_1l = np.zeros((1, width), np.int32)
         part_1l[0, : end - at] = handle.tokens[at:end]
-        start_B, last_B = np.array([at], np.int32), np.array([end - at - 1], np.int32)
-        logits_1V, reading.row = read(self.engine.model, self._given([handle]), reading.row, part_1l, start_B, last_B)
+        where = np.array([at], np.int32), np.array([end - at - 1], np.int32)
+        source = () if handle.seen is None or reading.at else (handle.seen,)
+        given = self._given([handle]), reading.row, part_1l, *where, *source
+        logits_1V, reading.row = read(self.engine.model, *given)
         self._counts["prompt_tokens"] += end - reading.at
         reading.at = end
         if end == handle.length:
@@ -374,7 +382,7 @@ class Slots:
     def _join(self, handle: Handle, row_1: PyTree, logits_1V: jax.Array) -> None:
         prompt = handle.tokens[: handle.length].copy()
         common = [(_common(x.tokens, prompt), x) for x in self._prefixes if x.adapter == handle.adapter]
-        if len(prompt) >= _LEAST and not any(n == len(prompt) for n, _ in common):
+        if handle.seen is None and len(prompt) >= _LEAST and not any(n == len(prompt) for n, _ in common):
             for prefix in [prefix for n, prefix in common if n == len(prefix.tokens)]:
                 self._prefixes.remove(prefix)  # this one begins with it
             self._prefixes.appendleft(_Prefix(prompt, row_1, handle.adapter))

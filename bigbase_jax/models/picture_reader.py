@@ -23,10 +23,12 @@ class PictureReader(nn.Module):
     Attributes:
       picture: a ``ViT``, whose tokens are read, or a ``ResNet``, of whose last stage the places are.
       decoder: a ``Decoder``; of learned positions, it has as many as a picture and a text take together.
+      places: P, for caches that are made before a picture is seen; None: none is.
     """
 
     picture: nn.Module
     decoder: Decoder
+    places: int | None = None
 
     def setup(self) -> None:
         self.projection_norm = nn.LayerNorm()
@@ -80,8 +82,21 @@ class PictureReader(nn.Module):
         self.put_variable("cache", "places", jnp.full_like(seen_B, pictures_BPD.shape[1]))
         return self.decoder.decode(tokens_BL, position_B, pictures_BPD)[:, pictures_BPD.shape[1] :]
 
+    @property
+    def positions(self) -> str:
+        """See ``Decoder``."""
+        return self.decoder.positions
+
+    @property
+    def length(self) -> int | None:
+        """Of a text, behind the places of a picture."""
+        most = self.decoder.length
+        return most if most is None or self.positions != "learned" else most - (self.places or 0)
+
     @nn.nowrap
-    def cache(self, batch_size: int, length: int, places: int, dtype: str | None = None) -> dict[str, Any]:
+    def cache(
+        self, batch_size: int, length: int, places: int | None = None, dtype: str | None = None
+    ) -> dict[str, Any]:
         """See ``Decoder.cache``; with room for the places of a picture."""
-        inner = self.decoder.cache(batch_size, length + places, dtype)
+        inner = self.decoder.cache(batch_size, length + ((self.places or 0) if places is None else places), dtype)
         return {"decoder": inner, "places": jnp.zeros(batch_size, jnp.int32)}

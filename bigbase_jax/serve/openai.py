@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import binascii
 import contextlib
 import functools
 import json
+import re
 import secrets
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from typing import Any, Literal
 
+import jax
 import numpy as np
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, Field
@@ -25,6 +28,7 @@ from starlette.responses import StreamingResponse
 from bigbase_jax.core import UserError
 from bigbase_jax.decoding.sampling import SamplingParams
 from bigbase_jax.inference.generation import Engine
+from bigbase_jax.inference.predictor import Predictor
 from bigbase_jax.inference.slots import TOP, Closed, Full, Handle, Logprob, Piece, Slots
 from bigbase_jax.serve.guard import as_json, failure
 from bigbase_jax.serve.models import Models
@@ -141,21 +145,37 @@ def _refuse(asked: BaseModel, **unused: Any) -> None:
             raise Refused(400, f"{name} is not supported; leave it out.")
 
 
-def _messages(given: Sequence[dict[str, Any]]) -> list[dict[str, str]]:
-    """Conversations with texts alone."""
-    found = []
+def _messages(given: Sequence[dict[str, Any]]) -> tuple[list[dict[str, str]], bytes | None]:
+    """A conversation's texts, and the last of its pictures: the bytes of its file."""
+    found, picture = [], None
     for i, message in enumerate(given):
         role, content = message.get("role"), message.get("content")
         if isinstance(content, list):
-            parts = [part.get("text") for part in content if isinstance(part, dict)]
-            texts = [part for part in parts if isinstance(part, str)]
-            content = "".join(texts) if len(texts) == len(content) else None
+            parts = [part for part in content if isinstance(part, dict)]
+            texts = [part["text"] for part in parts if isinstance(part.get("text"), str)]
+            pictures = [part["image_url"] for part in parts if part.get("type") == "image_url" and "image_url" in part]
+            if len(pictures) > 1:
+                raise Refused(400, f"messages.{i} has {len(pictures)} pictures; one is read at a time.")
+            picture = _picture(pictures[0], i) if pictures else picture
+            content = "".join(texts) if len(texts) + len(pictures) == len(content) else None
         if role == "developer":
             role = "system"
         if role not in ("system", "user", "assistant") or not isinstance(content, str):
             raise Refused(400, f"messages.{i} must have a role (system, user, assistant) and a text as its content.")
         found.append({"role": role, "content": content})
-    return found
+    return found, picture
+
+
+def _picture(given: Any, i: int) -> bytes:
+    """The file in ``{"url": "data:image/...;base64,..."}``; nothing is fetched."""
+    url = given.get("url") if isinstance(given, dict) else given
+    about, comma, data = url.partition(",") if isinstance(url, str) else ("", "", "")
+    try:
+        if comma and re.fullmatch(r"data:image/[\w.+-]+;base64", about):
+            return base64.b64decode(data, validate=True)
+    except binascii.Error:
+        pass
+    raise Refused(400, f"messages.{i} has a picture that is no data:image/...;base64,... URL; others are not fetched.")
 
 
 def _params(asked: Any) -> list[SamplingParams]:
@@ -187,13 +207,13 @@ class _Completion:
     def __init__(self, asked: Completing):
         self.asked = asked
 
-    def tokens(self, engine: Engine, known: Mapping[str, Any], prompt: str | _Tokens) -> np.ndarray:
-        """Of a prompt."""
+    def read(self, engine: Engine, predictor: Predictor, prompt: str | _Tokens) -> tuple[np.ndarray, None]:
+        """The tokens of a prompt; it has no picture."""
         if isinstance(prompt, str):
-            return engine.encode(_valid(prompt))
+            return engine.encode(_valid(prompt)), None
         if any(not 0 <= token < 2**31 for token in prompt):
             raise UserError("a prompt's tokens are none.")
-        return np.array(prompt, np.int32)
+        return np.array(prompt, np.int32), None
 
     def part(self, index: int, text: str, said: Any, reason: str | None) -> dict[str, Any]:
         """A choice, whole or of a chunk."""
@@ -226,14 +246,28 @@ class _Chat:
     def __init__(self, asked: Chatting):
         self.asked = asked
 
-    def tokens(self, engine: Engine, known: Mapping[str, Any], messages: list[dict[str, str]]) -> np.ndarray:
-        """Of a conversation, up to where the assistant is to go on."""
-        template = known.get("chat_template")
-        if template is None or engine.tokenizer is None:
-            raise UserError("the model has no chat template; POST /v1/completions continues texts.")
+    def read(
+        self, engine: Engine, predictor: Predictor, asked: tuple[list[dict[str, str]], bytes | None]
+    ) -> tuple[np.ndarray, jax.Array | None]:
+        """The tokens of a conversation, up to where the assistant is to go on, and what is seen of its picture.
+
+        A model that reads pictures takes the last message's text for its prompt, and no other.
+        """
+        messages, picture = asked
         for message in messages:
             _valid(message["content"])
-        return chat_template.prompt_tokens(chat_template.load(template), engine.tokenizer, messages)
+        if engine.see is not None:
+            if picture is None:
+                raise UserError("the model reads pictures, and the conversation has none; send an image_url part.")
+            row = {"image": picture, "prompt": messages[-1]["content"]}
+            (example,) = predictor.examples(row)
+            return example["prompt"][example["prompt"] >= 0], engine.see(example["image"][None])
+        if picture is not None:
+            raise UserError("the model reads texts, and no pictures.")
+        template = predictor.dataset_info.get("chat_template")
+        if template is None or engine.tokenizer is None:
+            raise UserError("the model has no chat template; POST /v1/completions continues texts.")
+        return chat_template.prompt_tokens(chat_template.load(template), engine.tokenizer, messages), None
 
     def whole(self, index: int, text: str, said: Any, reason: str) -> dict[str, Any]:
         """A choice."""
@@ -312,7 +346,7 @@ class _Texts:
 
     def __init__(self, served: Served, slots: Slots, name: str, form: Any, request: Request):
         self._slots, self._form, self._deadline = slots, form, request.scope["deadline"]
-        self._known = served.predictor.dataset_info
+        self._predictor = served.predictor
         self._handles: list[Handle] = []
         self._coming: asyncio.Queue[tuple[int, Piece]] = asyncio.Queue()
         self._prompt_tokens = self._tokens = 0
@@ -334,12 +368,12 @@ class _Texts:
 
         def submit() -> None:
             for prompt in prompts:
-                tokens = self._form.tokens(self._slots.engine, self._known, prompt)
-                self._prompt_tokens += len(tokens)
+                tokens, seen = self._form.read(self._slots.engine, self._predictor, prompt)
+                self._prompt_tokens += len(tokens) + (0 if seen is None else seen.shape[1])
                 for each in params:
                     index = len(self._handles)
                     on_piece = functools.partial(told, index)
-                    self._handles.append(self._slots.submit(tokens, each, on_piece, top, self._adapter))
+                    self._handles.append(self._slots.submit(tokens, each, on_piece, top, self._adapter, seen))
                     if self._closed:  # the client has left meanwhile
                         self.close()
                         return

@@ -208,7 +208,9 @@ class Served:
         does = ["predict"] if self.batcher is not None else []
         fields = self.predictor.reading.codec.fields if does else None
         does += ["complete"] if self.slots is not None else []
-        does += ["chat"] if self.slots is not None and known.get("chat_template") else []
+        sees = self.slots is not None and self.slots.engine.see is not None
+        does += ["chat"] if sees or (self.slots is not None and known.get("chat_template")) else []
+        does += ["see"] if sees else []
         does += ["embed"] if self.vectors is not None else []
         does += ["transcribe"] if self.transcribes else []
         does += ["stream"] if self.listen is not None else []

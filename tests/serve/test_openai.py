@@ -3,6 +3,7 @@
 import base64
 import dataclasses
 import functools
+import io
 import json
 import time
 import urllib.request
@@ -12,10 +13,13 @@ import numpy as np
 import openai
 import pytest
 import toy
+from PIL import Image
 from toys import styled
 from waiting import until
 
 from bigbase_jax.core import UserError
+from bigbase_jax.data.files import Limits
+from bigbase_jax.data.sources.image.captions import AskedPictureCodec
 from bigbase_jax.data.sources.text.labelled_text import LabelledText
 from bigbase_jax.decoding.sampling import SamplingParams
 from bigbase_jax.inference import slots as module
@@ -24,11 +28,14 @@ from bigbase_jax.inference.generation import Engine
 from bigbase_jax.inference.predictor import Predictor, Reading
 from bigbase_jax.models.bert import Bert
 from bigbase_jax.models.decoder import Decoder
+from bigbase_jax.models.picture_reader import PictureReader
+from bigbase_jax.models.vit import ViT
 from bigbase_jax.parallel import FROZEN
 from bigbase_jax.serve.app import Settings, create
 from bigbase_jax.serve.metrics import Metrics
 from bigbase_jax.serve.models import Models
 from bigbase_jax.serve.served import Options, Served
+from bigbase_jax.tasks.captioning import Captioning
 from bigbase_jax.tasks.language import CausalLanguageModel
 from bigbase_jax.tasks.textual import headless
 from bigbase_jax.text import chat_template
@@ -37,6 +44,21 @@ from bigbase_jax.text.tokenizer import Bytes, dataset_info_of
 from bigbase_jax.wrappers.lora import LoRA
 
 MESSAGES = [{"role": "system", "content": "be brief"}, {"role": "user", "content": "hello"}]
+
+
+def png(picture):
+    """A data URL, and the file in it."""
+    made = io.BytesIO()
+    Image.fromarray(picture).save(made, "PNG")
+    return "data:image/png;base64," + base64.b64encode(made.getvalue()).decode(), made.getvalue()
+
+
+HUGE, _ = png(np.zeros((40, 40), np.uint8))
+
+
+def seen(*urls):
+    parts = [{"type": "image_url", "image_url": {"url": url}} for url in urls]
+    return [{"role": "user", "content": parts}]
 
 
 def drawn(model, *inputs, scale=0.4):
@@ -91,13 +113,37 @@ def embedding():
     return Predictor(task, variables, known, spec, lambda: Reading(LabelledText.codec({}, known)))
 
 
+@functools.cache
+def reader():
+    """A tiny reader of pictures."""
+    tokens = tokenizer()
+    words = styled(Decoder, vocab_size=tokens.size, length=40, width=16, depth=1, heads=2, positions="rope")
+    model = PictureReader(ViT(width=8, depth=1, heads=2, patch=4, pool="gap"), words)
+    task = Captioning(model, tokens.state(), 16, end_id=tokens.end, max_length=6)
+    known = {**dataset_info_of(tokens), "length": 16}
+    spec = {"image": jax.ShapeDtypeStruct((8, 8, 3), np.uint8), "prompt": jax.ShapeDtypeStruct((16,), np.int32)}
+    variables = drawn(model, np.zeros((1, 8, 8, 3), np.float32), np.zeros((1, 4), np.int32))
+    table = variables["params"]["decoder"]["embedding"]
+    table[:33], table[127:] = 0, 0  # characters that can be seen are likelier
+    codec = AskedPictureCodec(Limits(pixels=1000), tokenizer=tokens.state(), length=16)
+    return Predictor(task, variables, known, spec, lambda: Reading(codec))
+
+
 @pytest.fixture(scope="module")
 def served():
     metrics, options = Metrics(), Options(max_batch=2, slots=2, places=128, max_queue=4)
+    narrow = dataclasses.replace(options, places=16)
     beside = {"writer": {"poet": tuned()}}
     openers = {
-        name: lambda name=name, model=model: Served(name, model, options, metrics=metrics, adapters=beside.get(name))
-        for name, model in {"writer": writer(), "vectors": embedding(), "toy": toy.predictor()}.items()
+        name: lambda name=name, model=model, options=narrow if name == "reader" else options: Served(
+            name, model, options, metrics=metrics, adapters=beside.get(name)
+        )
+        for name, model in {
+            "writer": writer(),
+            "vectors": embedding(),
+            "toy": toy.predictor(),
+            "reader": reader(),
+        }.items()
     }
     models = Models(openers)
     models.load()
@@ -177,6 +223,22 @@ def test_chat_streams_what_it_writes_at_once(client):
     assert client.chat.completions.create(**{**asked, "messages": parts}).choices[0].message.content == wanted.text
 
 
+def test_a_chat_about_a_picture_is_what_predict_says_of_it(client):
+    said = []
+    for seed in range(2):
+        url, file = png(np.random.default_rng(seed).integers(0, 256, (8, 8, 3), np.uint8))
+        parts = [{"type": "text", "text": "ab"}, {"type": "image_url", "image_url": {"url": url}}]
+        messages = [*MESSAGES, {"role": "user", "content": parts}]
+        asked = {"model": "reader", "messages": messages, "temperature": 0, "max_tokens": 6}
+        found = client.chat.completions.create(**asked)
+        said.append(found.choices[0].message.content)
+        assert said[-1].strip() == reader().answer({"image": file, "prompt": "ab"})[0]["caption"]
+        assert found.usage.prompt_tokens == 3 + 4
+        chunks = list(client.chat.completions.create(**asked, stream=True))
+        assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == said[-1] and len(chunks) > 2
+    assert said[0] != said[1]
+
+
 def test_stop_texts(client):
     plain = alone("once upon", max_new_tokens=40).text
     stop = next(plain[i : i + 2] for i in range(4, 30) if plain.find(plain[i : i + 2]) == i)
@@ -231,6 +293,7 @@ def test_cards_and_metrics_say_what_models_do(client):
         "poet": ["complete", "chat"],
         "vectors": ["predict", "embed"],
         "toy": ["predict"],
+        "reader": ["predict", "complete", "chat", "see"],
     }
 
 
@@ -260,6 +323,16 @@ def test_cards_and_metrics_say_what_models_do(client):
         ("completions", {"prompt": "a", "stop": ""}, openai.BadRequestError, "stop"),
         ("chat.completions", {"messages": [{"role": "tool", "content": "a"}]}, openai.BadRequestError, "messages.0"),
         ("chat.completions", {"messages": MESSAGES, "tools": [{}]}, openai.BadRequestError, "tools is not supported"),
+        ("chat.completions", {"messages": seen(HUGE)}, openai.BadRequestError, "reads texts, and no pictures"),
+        ("chat.completions", {"model": "reader", "messages": seen(HUGE)}, openai.BadRequestError, "pixels"),
+        ("chat.completions", {"model": "reader", "messages": MESSAGES}, openai.BadRequestError, "has none"),
+        (
+            "chat.completions",
+            {"messages": seen("http://127.0.0.1/a.png")},
+            openai.BadRequestError,
+            "messages.0 has a picture that is no data:",
+        ),
+        ("chat.completions", {"messages": seen(HUGE, HUGE)}, openai.BadRequestError, "one is read at a time"),
         ("embeddings", {"model": "writer", "input": "a"}, openai.NotFoundError, "gives no vectors"),
         ("embeddings", {"model": "vectors", "input": []}, openai.BadRequestError, "0 texts"),
     ],
