@@ -106,6 +106,9 @@ flags.DEFINE_string(
     "do", "list", "registry: push, list, show, promote, rollback, compare or publish; gallery: list, enrol or delete."
 )
 flags.DEFINE_string("gallery", None, "gallery, predict: a file of people, of whom inputs show one.")
+flags.DEFINE_string(
+    "detector", None, "gallery, predict: a folder of MTCNN's weights; pictures are cut to the face that it finds."
+)
 flags.DEFINE_string("name", None, "gallery: who is enrolled, in the place of a folder's name, or deleted.")
 flags.DEFINE_string("before", None, "gallery: a day; --do=delete removes what was enrolled before it.")
 flags.DEFINE_multi_string(

@@ -23,10 +23,12 @@ from bigbase_jax.clean.command import clean as clean
 from bigbase_jax.compare.runs import task_of
 from bigbase_jax.compress.command import compress as compress
 from bigbase_jax.core import Evaluator, UserError
+from bigbase_jax.data.files import kind_of
+from bigbase_jax.data.sources.image.image import SUFFIXES
 from bigbase_jax.evaluate import Split, evaluators
 from bigbase_jax.export.benchmark import benchmark as benchmark
 from bigbase_jax.export.command import export as export
-from bigbase_jax.inference import answers, generation, inputs
+from bigbase_jax.inference import answers, faces, generation, inputs
 from bigbase_jax.inference.gallery import Identifier
 from bigbase_jax.inference.gallery import gallery as gallery
 from bigbase_jax.inference.predictor import Predictor
@@ -111,6 +113,7 @@ def predict(
     answers_of: Sequence[str] = (),
     top: int | None = None,
     gallery: str | None = None,
+    detector: str | None = None,
 ) -> int:
     """Answers files, and the rows of tables and the lines of texts one by one, in the order of their names.
 
@@ -124,6 +127,7 @@ def predict(
       adapter: the folder of an adapter of the model in ``workdir``.
       engine, answers_of, top: see ``Predictor.open``.
       gallery: a file of people (``inference.gallery``), of whom the answers name one.
+      detector: a folder of MTCNN's weights; pictures are cut to the face that it finds.
 
     Returns:
       The exit status: 1 if something could not be read.
@@ -147,6 +151,7 @@ def predict(
             write({**(item.place if len(files) > 1 or item.row is None else {}), **item.values, **named})
 
         predictor = Predictor.open(workdir, step, adapter, engine=engine, answers_of=answers_of, top=top)
+        predictor = predictor if detector is None else faces.aligned(predictor, detector)
         predictor = predictor if gallery is None else Identifier.of(predictor, gallery)
         keep = None if write is None else add
         number, failed = _answer(predictor, files, pattern, "predict", keep, out, folder)
@@ -157,7 +162,7 @@ def predict(
 
 def embed(workdir: str, pattern: str, step: int | None = None, output: str | None = None, out: Any = None) -> int:
     """A vector for each text, be it a row of a table, a line or a file, by a run or a folder of published weights; or
-    for each picture or recording, by a run that compares these.
+    for each picture or recording, by a run that compares these, or of pictures and texts.
 
     Prints ``{"input", "row", "vector"}`` or ``{"input", "row", "error"}`` each.
 
@@ -175,7 +180,7 @@ def embed(workdir: str, pattern: str, step: int | None = None, output: str | Non
     compilation.setup()
     files = inputs.to_answer(pattern, output)
     with contextlib.ExitStack() as stack:
-        predictor = embedder(workdir, step)
+        predictor = embedder(workdir, step, texts=not all(kind_of(file) in SUFFIXES for file in files))
         width = width_of(predictor)
         add: Add | None = None
         if output is not None and output.lower().endswith(".npy"):

@@ -1,4 +1,5 @@
-"""``--mode=embed``: a vector for each text, by a run's model or a published one; or for what a run compares by vectors.
+"""``--mode=embed``: a vector for each text, by a run's model or a published one; or for what a run compares by vectors;
+or for each picture or text, by the towers of CLIP.
 
 What is averaged is as sentence-transformers (Reimers & Gurevych 2019) reads a folder of theirs: ``modules.json``,
 ``1_Pooling/config.json`` and ``sentence_bert_config.json``.
@@ -21,10 +22,12 @@ import numpy as np
 
 from bigbase_jax.core import Batch, Example, UserError, Variables
 from bigbase_jax.data.files import limits_of
+from bigbase_jax.data.sources.image.captions import TEXTS
 from bigbase_jax.data.sources.text.labelled_text import LabelledText
 from bigbase_jax.inference.predictor import Predictor, Reading
 from bigbase_jax.inference.published import LENGTH, tokenizer_of
 from bigbase_jax.pretrained import load, schema
+from bigbase_jax.pretrained.folder import describe
 from bigbase_jax.pretrained.start import is_run, merged, model_of
 from bigbase_jax.runtime.untrusted import parse_json, read_object, read_regular
 from bigbase_jax.tasks.text_classification import VECTORS, TextClassification, pool_of
@@ -63,22 +66,38 @@ class Embedding:
         return {"vector": output["vector"].tolist()}
 
 
-def embedder(folder: str | os.PathLike, step: int | None = None, run: Predictor | None = None) -> Predictor:
+@dataclasses.dataclass(frozen=True)
+class _Tower(Embedding):
+    """That of the texts of ``model``, which is a ``tasks.contrastive.Contrastive``."""
+
+    inputs: ClassVar[tuple[str, ...]] = ("tokens", "segment_ids")
+
+    def predict(self, variables: Variables, inputs: Batch) -> Mapping[str, jax.Array]:
+        """``vector`` f32[B,D]."""
+        return {"vector": self.model.items(variables, inputs)}
+
+
+def embedder(
+    folder: str | os.PathLike, step: int | None = None, run: Predictor | None = None, texts: bool = True
+) -> Predictor:
     """The model of a run (``step`` as in ``restored.restore``), or of a folder of published weights with a tokenizer,
     to give vectors; long texts are cut.
 
     Args:
       run: the run in the folder, where it is open already; its arrays are shared.
+      texts: of a model of pictures and texts, the tower of these.
 
     Raises:
       UserError: it is neither, or its model does not read text.
     """
     reads: dict[str, Any] = {}
-    if is_run(folder):
+    if is_run(folder) or describe(folder)[1].get("model_type") in ("clip", "siglip"):
         run = Predictor.open(folder, step) if run is None else run
         if getattr(run.task, "compares", False):
             return run
         task, model = model_of(run.task)
+        if getattr(task, "zero_shot", False):
+            return _tower(run, task, texts)
         if "tokenizer" not in run.dataset_info:
             raise UserError(f"the run in {folder} reads no text and compares nothing, so that it gives no vectors.")
         variables, known = merged(run.task, run.variables), dict(run.dataset_info)
@@ -97,6 +116,18 @@ def embedder(folder: str | os.PathLike, step: int | None = None, run: Predictor 
     spec = dict.fromkeys(embedding.inputs, jax.ShapeDtypeStruct((known["length"],), np.int32))
     whole: Any = embedding
     return Predictor(whole, variables, known, spec, lambda: reading)
+
+
+def _tower(run: Predictor, task: Any, texts: bool) -> Predictor:
+    if not texts:  # not what looks captions up
+        return Predictor(*(getattr(run, field.name) for field in dataclasses.fields(Predictor)))
+    known = {**run.dataset_info, "tokenizer": task.tokenizer, "length": task.length, "pair": False}
+    codec: Any = LabelledText.codec({}, known)
+    fields = codec.fields._replace(columns={"text": [(name,) for name in TEXTS]})
+    reading = Reading(dataclasses.replace(codec, fields=fields, padded=()), limits=run.reading.limits)
+    whole: Any = _Tower(task, ())
+    spec = dict.fromkeys(_Tower.inputs, jax.ShapeDtypeStruct((task.length,), np.int32))
+    return Predictor(whole, merged(run.task, run.variables), known, spec, lambda: reading)
 
 
 def width_of(found: Predictor) -> int:

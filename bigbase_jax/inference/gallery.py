@@ -21,7 +21,7 @@ import numpy as np
 from bigbase_jax.build import suggest
 from bigbase_jax.core import Example, UserError
 from bigbase_jax.data.sources.splits import digest
-from bigbase_jax.inference import inputs
+from bigbase_jax.inference import faces, inputs
 from bigbase_jax.inference.index import Index
 from bigbase_jax.inference.predictor import Output, Predictor
 from bigbase_jax.runtime import whole
@@ -202,6 +202,7 @@ def gallery(
     name: str | None = None,
     before: str | None = None,
     step: int | None = None,
+    detector: str | None = None,
 ) -> dict[str, Any]:
     """``--mode=gallery``: enrols the photos of people by a run, lists who is there, or deletes somebody.
 
@@ -211,6 +212,7 @@ def gallery(
       pattern: photos, in one folder for each person.
       name: of the person, in the place of the folder's; or who is deleted.
       before: a day; what was enrolled before it is deleted.
+      detector: a folder of MTCNN's weights; photos are cut to the face that it finds.
 
     Returns:
       ``summary``, and ``errors`` by file.
@@ -235,6 +237,7 @@ def gallery(
             raise UserError("--do=enrol needs --workdir: the run whose vectors are kept.")
         predictor = Predictor.open(workdir, step)
         check(predictor)
+        predictor = predictor if detector is None else faces.aligned(predictor, detector)
         there = read(path, predictor) if place.exists() else None
         found, errors = enrolled(predictor, inputs.to_answer(pattern, path), name, there)
         if found is not None and found is not there:

@@ -43,8 +43,8 @@ class Captioning:
     """A picture-reading decoder (see ``models.picture_reader``), trained on captions.
 
     A batch holds what ``tasks.contrastive.Contrastive`` says; and ``prompt`` i32[B,Q], tokens with -1 behind them,
-    which the answer goes on from: none, where a caption is wanted. Of several captions, one is drawn for each step;
-    all are measured.
+    which the answer goes on from: none, where a caption is wanted. ``tokens`` have it too, and it is not learned: an
+    answer begins behind it. Of several captions, one is drawn for each step; all are measured.
 
     Attributes:
       model: see ``models.picture_reader``.
@@ -110,14 +110,21 @@ class Captioning:
         with model_errors():
             given = self._normalised(batch["image"]), tokens_BL[:, :-1], segments_BL[:, :-1]
             logits_BLV, state = self.model.apply(variables, *given, **how)
-        weight_BL = (segments_BL[:, 1:] > 0) * jnp.asarray(batch["mask"])[:, None]
+        answer_BL = (segments_BL > 0) & _behind(batch["prompt"], tokens_BL.shape[1])
+        weight_BL = answer_BL[:, 1:] * jnp.asarray(batch["mask"])[:, None]
         return Loss({"loss": _nats(logits_BLV, tokens_BL[:, 1:], weight_BL)}), dict(state)
+
+    def see(self, variables: Variables, image_BHWC: Array) -> jax.Array:
+        """f32[B,P,D]: pictures as the decoder reads them."""
+        with model_errors():
+            found: Any = self.model.apply(variables, self._normalised(image_BHWC), method="see")
+            return found
 
     def predict(self, variables: Variables, inputs: Batch) -> Mapping[str, jax.Array]:
         """``written`` i32[B,T]: the likeliest token each time, up to the end and then filled with -1."""
         model: Any = self.model
+        seen_BPD = self.see(variables, inputs["image"])
         with model_errors():
-            seen_BPD: Any = model.apply(variables, self._normalised(inputs["image"]), method="see")
             prompt_BQ = jnp.asarray(inputs["prompt"])
             found_BT = greedy_tokens(
                 model,
@@ -135,14 +142,15 @@ class Captioning:
         """What ``predict`` gives, and ``tokens`` i32[B,C,L], -1 where there are none; ``loss`` over all captions."""
         tokens_BCL, segments_BCL = jnp.asarray(batch["tokens"]), jnp.asarray(batch["segment_ids"])
         B, C, L = tokens_BCL.shape
+        seen_BPD = self.see(variables, batch["image"])
         with model_errors():
-            seen_BPD: Any = self.model.apply(variables, self._normalised(batch["image"]), method="see")
             tokens_NL, segments_NL = tokens_BCL.reshape(B * C, L), segments_BCL.reshape(B * C, L)
             given = jnp.repeat(seen_BPD, C, 0), tokens_NL[:, :-1], segments_NL[:, :-1]
             hidden: Any = self.model.apply(variables, *given, method="hidden")
             logits: Any = self.model.apply(variables, hidden, method="logits")
-        weight_NL = (segments_NL[:, 1:] > 0) * jnp.repeat(jnp.asarray(batch["mask"]), C)[:, None]
-        shown_BCL = jnp.where(segments_BCL > 0, tokens_BCL, textual.PADDING)
+        answer_BCL = (segments_BCL > 0) & _behind(batch["prompt"], L)[:, None]
+        weight_NL = answer_BCL.reshape(B * C, L)[:, 1:] * jnp.repeat(jnp.asarray(batch["mask"]), C)[:, None]
+        shown_BCL = jnp.where(answer_BCL, tokens_BCL, textual.PADDING)
         sums = {"loss": _nats(logits, tokens_NL[:, 1:], weight_NL)}
         return {**self.predict(variables, batch), "tokens": shown_BCL}, sums
 
@@ -183,6 +191,11 @@ class Captioning:
             for n in range(min(len(index_N), figures.SHOWN))
         ]
         yield Gallery("Captions", cards)
+
+
+def _behind(prompt_BQ: Array, length: int) -> jax.Array:
+    """bool[B,L]: where a text of so many tokens is behind its prompt."""
+    return jnp.arange(length) >= jnp.sum(jnp.asarray(prompt_BQ) >= 0, 1)[:, None]
 
 
 def _nats(logits_NLV: Array, target_NL: Array, weight_NL: Array) -> Sum:

@@ -44,18 +44,6 @@ from bigbase_jax.tasks.classification import agreed, applied_in_training, normal
 from bigbase_jax.tasks.errors import model_errors
 from bigbase_jax.tasks.metrics import boxes as measures
 
-_COLOURS = (
-    "#e6194b",
-    "#3cb44b",
-    "#4363d8",
-    "#f58231",
-    "#911eb4",
-    "#008080",
-    "#9a6324",
-    "#f032e6",
-    "#808000",
-    "#000075",
-)
 Terms = Mapping[str, tuple[jax.Array, jax.Array]]
 """The terms of a loss by name: total and weight of each example, f32[B]; weights are above 0."""
 
@@ -216,7 +204,7 @@ class Detection:
         pen, thick = ImageDraw.Draw(image), max(1, round(min(image.size) / 200))
         for thing in reversed(answer["objects"]):  # the surest are on top
             x0, y0, x1, y1 = (np.asarray(thing["box"]).reshape(2, 2) * scale + offset).ravel().tolist()
-            colour = _COLOURS[self._names().index(thing["label"]) % len(_COLOURS)]
+            colour = f"hsl({137 * self._names().index(thing['label']) % 360}, 80%, 38%)"  # golden angles are far apart
             pen.rectangle((x0, y0, max(x1, x0), max(y1, y0)), outline=colour, width=thick)
             text, size = f"{thing['label']} {thing['score']:.2f}", max(9, 6 * thick)
             left, top, right, bottom = pen.textbbox((x0, max(y0 - size - 2, 0)), text, font_size=size)

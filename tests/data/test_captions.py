@@ -106,6 +106,21 @@ def test_every_layout_holds_the_same(folder, layout):
     assert "20 captions" in data.description
 
 
+def test_each_question_of_a_picture_is_an_example_whose_answers_stand_behind_it(folder):
+    rows = [f"{n},{q},{a}" for n in NAMES for q, a in (("dark?", "yes"), ("dark?", "no"), ("what?", "red"))]
+    table(folder, rows, header="image,question,answer")
+    data = opened(folder)
+    source, known = data.splits["test"], load(data.dataset_info["tokenizer"])
+    assert len(source) == 2 and source.name(0) == source.name(1)
+    for n, texts in ((0, ["dark?yes", "dark?no"]), (1, ["what?red"])):
+        example = source[n]
+        real, prompt = example["segment_ids"] > 0, example["prompt"]
+        assert [known.decode(t[r]) for t, r in zip(example["tokens"], real, strict=True) if r.any()] == texts
+        begun = prompt[prompt >= 0]
+        assert known.decode(begun) == texts[0][: texts[0].index("?") + 1]
+        np.testing.assert_array_equal(example["tokens"][0, : len(begun)], begun)
+
+
 def test_archives_and_bytes_in_tables_are_read(folder, tmp_path):
     flickr(folder)
     want = said(opened(folder))

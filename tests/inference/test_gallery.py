@@ -11,7 +11,9 @@ from PIL import Image
 from bigbase_jax import verbs
 from bigbase_jax.cli import UserError
 from bigbase_jax.data.sources.synthetic.faces import DrawnFaces
+from bigbase_jax.data.transforms.faces import ARCFACE
 from bigbase_jax.inference import gallery
+from bigbase_jax.inference.faces import FaceDetector, Found
 from bigbase_jax.inference.index import Index
 from bigbase_jax.inference.predictor import Predictor
 
@@ -108,10 +110,39 @@ def test_what_is_no_photo_is_told_and_the_others_are_enrolled(run, photos, tmp_p
     assert made["photos"] == 1 and "not a picture" in next(iter(made["errors"].values()))
 
 
-def test_vectors_of_an_embedded_photo_are_those_of_the_gallery(run, photos, tmp_path):
+def test_faces_that_a_detector_finds_are_enrolled_and_named(run, photos, tmp_path, monkeypatch):
+    class Detector(FaceDetector):
+        def __call__(self, x_HWC):  # a face wherever the picture is red
+            left = np.flatnonzero(x_HWC[0, :, 0] == 255)[::24]
+            return Found(*(np.repeat(x, len(left), 0) for x in (np.zeros((1, 4)), np.ones(1), np.array([ARCFACE]))))
+
+    monkeypatch.setattr(FaceDetector, "open", lambda folder: Detector(None, None))
+    (tmp_path / "ann").mkdir()
+    for name, faces in (("none", 0), ("one", 1), ("two", 2)):
+        picture = np.random.default_rng(faces).integers(0, 200, (112, 112, 3), np.uint8)
+        picture[:8, : 24 * faces] = 255, 0, 0
+        Image.fromarray(picture).save(tmp_path / "ann" / f"{name}.png")
+    path = str(tmp_path / "g.safetensors")
+    made = verbs.gallery(run, path, "enrol", str(tmp_path / "ann"), detector="mtcnn")
+    assert made["photos"] == 1 and [text.partition(";")[0] for text in made["errors"].values()] == [
+        "no face is found in it",
+        "it shows 2 faces",
+    ]
+    out = io.StringIO()
+    assert verbs.predict(run, str(tmp_path / "ann" / "one.png"), gallery=path, detector="mtcnn", out=out) == 0
+    assert json.loads(out.getvalue())["score"] == pytest.approx(1, abs=1e-5)
+
+
+def test_vectors_of_an_embedded_photo_are_those_of_the_gallery_however_it_is_rotated(run, photos, tmp_path):
     path, vectors = str(tmp_path / "g.safetensors"), tmp_path / "v.npy"
     verbs.gallery(run, path, "enrol", str(photos))
-    assert verbs.embed(run, str(photos), output=str(vectors)) == 0
+    (tmp_path / "again").mkdir()
+    rotated = Image.Exif()
+    rotated[0x0112] = 6  # seen by rotating it clockwise
+    for i, place in enumerate(sorted(photos.glob("*/*.png"))):
+        with Image.open(place) as photo:
+            photo.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "again" / f"{i}.png", exif=rotated)
+    assert verbs.embed(run, str(tmp_path / "again"), output=str(vectors)) == 0
     np.testing.assert_allclose(np.load(vectors), gallery.read(path).vectors, atol=1e-6)
     np.testing.assert_allclose(np.linalg.norm(np.load(vectors), axis=1), 1, atol=1e-5)
 

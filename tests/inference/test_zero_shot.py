@@ -4,6 +4,7 @@ import io
 import json
 import pathlib
 
+import jax
 import numpy as np
 import pytest
 from forks import shared
@@ -82,6 +83,20 @@ def test_labels_of_an_evaluator_answer_where_they_are_asked_for(run, table):
     _, (plain, two, *_) = predicted(run[0], table, answers_of=["zero_shot"], top=1)
     assert plain["label"] in ("cat", "dog") and len(plain["probabilities"]) == 1
     assert set(two["probabilities"]) < {"red circle", "blue square", "green"}
+
+
+def test_both_towers_give_vectors(run, table):
+    workdir, predictor = str(run[0]), Predictor.open(run[0])
+    out, given = str(table.parent / "v.npy"), table.parent / "said.csv"
+    assert verbs.embed(workdir, str(table.parent / "grey.png"), output=out) == 0
+    (picture,) = predictor.computed(predictor.examples(str(table.parent / "grey.png")), 1, predictor.program)
+    np.testing.assert_allclose(np.load(out), picture["vector"][None], atol=1e-6)
+    texts = ["a red circle", "a blue square above a green circle"]
+    given.write_text("\n".join(["caption", *texts]))
+    assert verbs.embed(workdir, str(given), output=out) == 0
+    wanted = jax.jit(predictor.task.items)(predictor.variables, predictor.task.texts(texts))
+    np.testing.assert_allclose(np.load(out), wanted, atol=1e-5)
+    assert np.abs(wanted[0] - wanted[1]).max() > 1e-3
 
 
 def test_too_many_labels_are_refused(run):

@@ -100,14 +100,25 @@ def test_it_learns_which_caption_belongs_to_which_picture():
     params, state = variables["params"], tx.init(variables["params"])
     for i in range(150):
         params, state = step(params, state, jax.random.key(i))
-    written = np.asarray(own.predict({"params": params}, batch)["written"])
-    np.testing.assert_array_equal(written[:, :3], batch["tokens"][:, 0, 1:4])
-    assert (written[:, 3:] == -1).all()
-    examples, sums = own.evaluate({"params": params}, batch)
+    examples, sums = jax.jit(own.evaluate)({"params": params}, batch)
+    np.testing.assert_array_equal(examples["written"][:, :3], batch["tokens"][:, 0, 1:4])
+    assert (examples["written"][:, 3:] == -1).all()
     assert float(sums["loss"].mean()) < 0.1 and float(sums["loss"].weight) == 16
+    assert (examples["tokens"][:, 0, 0] == -1).all()  # where the prompt is
     scores = own.meters()["captions"]
     scores.update({name: np.asarray(x) for name, x in examples.items()})
     assert scores.result()["chrf"] > 99
+
+
+def test_what_is_asked_is_not_learned():
+    own, batch = task(), batch_of(2)
+    variables = own.init(jax.random.key(0), batch)
+    loss = jax.jit(lambda prompt: own.loss(variables, {**batch, "prompt": prompt}, jax.random.key(1))[0])
+    whole = loss(batch["prompt"])
+    batch["prompt"][:, 1:3] = batch["tokens"][:, 0, 1:3]
+    answers = loss(batch["prompt"])
+    assert whole.terms["loss"].weight == 8 and answers.terms["loss"].weight == 4
+    assert whole.terms["loss"].total > answers.terms["loss"].total > 0
 
 
 def test_mistakes_are_told():

@@ -4,10 +4,11 @@ Rows -> splits, by picture -> a tokenizer -> tokens, which are kept in the cache
 and L tokens of each:
 
 - ``image`` u8[H,W,3];
-- ``tokens`` i32[C,L]: each caption with the tokenizer's special tokens around it, cut to L, and padding;
+- ``tokens`` i32[C,L]: each caption, or a question and each answer to it, with the tokenizer's special tokens around
+  it, cut to L, and padding;
 - ``segment_ids`` i32[C,L]: 1 for tokens, 0 for padding; all 0 where the picture has fewer captions;
-- ``prompt`` i32[L]: what a caption begins with, and -1: the tokenizer's special token at the beginning, or none; in
-  prediction with what the user wants it to go on from.
+- ``prompt`` i32[L]: what a caption begins with, and -1: the tokenizer's special token at the beginning, or none, and
+  the question; in prediction with what the user wants it to go on from.
 
 Facts: ``vocab_size``, ``tokenizer``, the special tokens (``end_id``, ``pad_id``, ...) and ``length``, L.
 """
@@ -57,7 +58,9 @@ from bigbase_jax.data.sources.text.base import (
 from bigbase_jax.text.tokenizer import Encoder, Subwords, Tokenizer, dataset_info_of, encode, load
 
 SUBWORDS = Subwords("wordpiece", 4096)
-_TEXTS = ("caption", "captions", "text", "texts", "sentence", "sentences", "title", "description", "comment", "raw")
+TEXTS: tuple[str, ...] = ("caption", "captions", "answer", "answers", "text", "texts", "sentence", "sentences")
+TEXTS += ("title", "description", "comment", "raw")
+"""Columns of captions, the usual one first."""
 _NAMES = (*COLUMNS, "image_name", "img_path", "filepath", "url")
 
 
@@ -69,19 +72,22 @@ class Captioned(NamedTuple):
       captions: some may be empty.
       split: "" where none is named.
       data: its bytes, of one that is in a table.
+      question: that the captions answer; "": they answer none.
     """
 
     name: str
     captions: Sequence[str]
     split: str = ""
     data: bytes = b""
+    question: str = ""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Captions(TextRows):
     """Pictures with captions, from whatever gives them; see ``TextRows``. Subclasses say where they come from.
 
-    All captions of a picture are in one split. Empty ones are left out, and pictures that have none besides.
+    All captions of a picture are in one split, where each of its questions is an example of its own. Empty ones are
+    left out, and pictures that have none besides.
 
     Attributes:
       tokenizer: fitted to the captions of train, or read (``TokenizerFile``).
@@ -106,7 +112,7 @@ class Captions(TextRows):
     # -- what subclasses say ---------------------------------------------------------------------------------------
 
     def pictures(self) -> Iterator[Captioned]:
-        """All, from the start at each call; those of one name are one picture."""
+        """All, from the start at each call; those of one name and question are one example."""
         raise NotImplementedError
 
     def image(self, name: str, data: bytes) -> np.ndarray:
@@ -127,13 +133,13 @@ class Captions(TextRows):
         Raises:
           UserError: no picture has a caption, or what cannot be read.
         """
-        said: dict[str, list[str]] = {}
+        said: dict[tuple[str, str], list[str]] = {}
         split_of: dict[str, str] = {}
         left: Counter[str] = Counter()
         for picture in self.pictures():
             texts = [text.strip() for text in picture.captions]
             left["empty captions"] += sum(not text for text in texts)
-            said.setdefault(picture.name, []).extend(filter(None, texts))
+            said.setdefault((picture.name, picture.question), []).extend(filter(None, texts))
             split = split_of.setdefault(picture.name, picture.split)
             if split != picture.split:
                 raise UserError(f"{picture.name} is in the splits {split!r} and {picture.split!r}; leave it in one.")
@@ -144,29 +150,33 @@ class Captions(TextRows):
         said = {name: texts[: self.captions] for name, texts in said.items() if texts}
         if not said:
             raise UserError(f"{self.origin()} has no picture with a caption.")
-        given = [split_of[name] or "train" for name in said]
+        names = list(dict.fromkeys(name for name, _ in said))
+        given = [split_of[name] or "train" for name in names]
         fractions = to_split_off(set(given) - {"train"}, self.val_fraction, self.test_fraction)
-        dealt = dict(zip(said, deal(given, list(said), fractions, self.seed), strict=True))
+        dealt = dict(zip(names, deal(given, names, fractions, self.seed), strict=True))
         if "train" not in dealt.values():
             raise UserError(f"{self.origin()} has the splits {', '.join(sorted(set(given)))} and none to train on.")
 
         def of(train: bool) -> Iterator[str]:
-            return (text for name, some in said.items() if (dealt[name] == "train") == train for text in some)
+            here = ((key, some) for key, some in said.items() if (dealt[key[0]] == "train") == train)
+            return (text for (_, question), some in here for text in (*filter(None, [question]), *some))
 
         tokenizer = self.tokenizer.fit(lambda: of(True), lambda: of(False), False, ROLES)
         notes = [f"{count:,} {what}" for what, count in left.items() if count]
 
         def write(writer: Writer) -> Mapping[str, Any]:
             missing = dict(said)
-            found = (p for p in self.pictures() if p.name in missing and missing.pop(p.name))
-            for some in batches(found, lambda p: sum(map(len, said[p.name])) + len(p.data)):
-                tokens = iter(tokenizer.encode_batch([text for p in some for text in said[p.name]]))
-                for p in some:
-                    parts = [narrow(next(tokens)[0], tokenizer) for _ in said[p.name]]
+            found = (p for p in self.pictures() if missing.pop((p.name, p.question), None))
+            for some in batches(found, lambda p: sum(map(len, said[p.name, p.question])) + len(p.data)):
+                texts = [[p.question, *said[p.name, p.question]] for p in some]
+                tokens = iter(tokenizer.encode_batch([text for each in texts for text in each]))
+                for p, each in zip(some, texts, strict=True):
+                    asked, *parts = (narrow(next(tokens)[0], tokenizer) for _ in each)
                     writer.add(
                         {
                             "name": np.frombuffer(p.name.encode("utf-8", "surrogateescape"), np.uint8),
                             "data": np.frombuffer(p.data, np.uint8),
+                            "question": asked,
                             "tokens": np.concatenate(parts),
                             "sizes": np.array([len(part) for part in parts], np.int32),
                             "split": np.uint8(SPLITS.index(dealt[p.name])),
@@ -180,7 +190,6 @@ class Captions(TextRows):
         """``description`` says what was left out, and how many captions are cut."""
         tokenizer = tokenizer_of(rows_N)
         encoder, empty = Encoder(tokenizer, self.length), tokenizer.special.get("pad", 0)
-        begun = prompt_of(tokenizer, "", self.length)
 
         def pieces(row: int) -> list[np.ndarray]:
             stops = np.cumsum(rows_N.get("sizes", row))
@@ -192,11 +201,13 @@ class Captions(TextRows):
         def example(row: int) -> Example:
             tokens_CL = np.full((self.captions, self.length), empty, np.int32)
             segments_CL = np.zeros((self.captions, self.length), np.int32)
+            asked_T = rows_N.get("question", row).astype(np.int32)
             for c, piece in enumerate(pieces(row)):
-                made, _ = encoder([piece])
+                made, _ = encoder([np.concatenate([asked_T, piece])])
                 tokens_CL[c], segments_CL[c] = made["tokens"], made["segment_ids"]
             image = self.image(name(row), bytes(rows_N.get("data", row)))
-            return {"image": image, "tokens": tokens_CL, "segment_ids": segments_CL, "prompt": begun}
+            prompt_L = prompt_of(tokenizer, asked_T, self.length)
+            return {"image": image, "tokens": tokens_CL, "segment_ids": segments_CL, "prompt": prompt_L}
 
         kept = split_indices(rows_N)
         long = int((rows_N.values("sizes") > encoder.room).sum())
@@ -241,19 +252,20 @@ class AskedPictureCodec(PictureCodec):
         examples = super().decode(given)
         if self.tokenizer is None:
             return examples
-        prompt = prompt_of(load(self.tokenizer), checked(asked, "the prompt"), self.length)
+        tokenizer = load(self.tokenizer)
+        prompt = prompt_of(tokenizer, encode(tokenizer, checked(asked, "the prompt")) if asked else (), self.length)
         return [{**example, "prompt": prompt} for example in examples]
 
 
-def prompt_of(tokenizer: Tokenizer, text: str, length: int) -> np.ndarray:
-    """i32[L]: what stands before a text, and the text, cut so that a token of an answer has room; -1 behind them.
+def prompt_of(tokenizer: Tokenizer, text: Sequence[int] | np.ndarray, length: int) -> np.ndarray:
+    """i32[L]: what stands before a text, and its tokens, cut so that one of an answer has room; -1 behind them.
 
     Where no special token stands before it, an answer of no prompt begins with the end token.
     """
     before = [token for token in tokenizer.layout(False).tokens[:1] if token >= 0]
-    if not before and not text and tokenizer.end is not None:
+    if not before and not len(text) and tokenizer.end is not None:
         before = [tokenizer.end]
-    tokens = [*before, *(encode(tokenizer, text) if text else ())][: length - 1]
+    tokens = [*before, *text][: length - 1]
     prompt = np.full(length, -1, np.int32)
     prompt[: len(tokens)] = tokens
     return prompt
@@ -310,8 +322,8 @@ class CaptionedPictures(Captions):
     What ``root`` may be, a folder or an archive (zip, tar):
 
     - a table (CSV, JSON lines, Parquet, ...), or a folder with some, with a row for each caption, or for each picture
-      and a list of its captions: the picture's file, or its bytes; the caption; where there is one, ``split``. Such are
-      Flickr8k's ``captions.txt``, and what ``datasets`` wrote;
+      and a list of its captions: the picture's file, or its bytes; the caption; where there is one, ``question``, which
+      it answers, and ``split``. Such are Flickr8k's ``captions.txt``, and what ``datasets`` wrote;
     - COCO's captions (``{"images": [...], "annotations": [...]}``) and Karpathy's splits (``"sentences"``);
     - Flickr8k's ``*.token.txt``, in lines ``PICTURE#0``, a tab, and the caption;
     - ``NAME.txt`` beside each picture, with a caption in each line.
@@ -462,17 +474,18 @@ class CaptionedPictures(Captions):
     def _of_rows(self, given: Any) -> Iterator[Captioned]:
         for row in given:
             picture = row.values[self._column(row, self.picture, _NAMES)]
-            texts = _texts(row.values[self._column(row, self.caption, _TEXTS)], row.where)
+            texts = _texts(row.values[self._column(row, self.caption, TEXTS)], row.where)
             split = row.values.get("split")
             split = _split_of(str(split or "")) or _split_of(row.file.name)
             if isinstance(picture, Mapping) and isinstance(picture.get("bytes"), bytes):  # as ``datasets`` has it
                 picture = picture["bytes"]
             elif isinstance(picture, Mapping):
                 picture = picture.get("path")
+            question = checked(str(row.values.get("question") or ""), row.where).strip()
             if isinstance(picture, bytes):
-                yield Captioned(row.where, texts, split, picture)
+                yield Captioned(row.where, texts, split, picture, question)
             else:
-                yield Captioned(self._file(str(picture or ""), row.where, row.file), texts, split)
+                yield Captioned(self._file(str(picture or ""), row.where, row.file), texts, split, b"", question)
 
     def _column(self, row: Row, given: str | None, usual: Sequence[str]) -> str:
         names = {name.strip().lower(): name for name in row.values}
@@ -515,7 +528,7 @@ def _texts(value: Any, where: str) -> list[str]:
     found = []
     for text in value if isinstance(value, list | tuple | np.ndarray) else [value]:
         if isinstance(text, Mapping):
-            text = next((text[name] for name in ("raw", "caption") if name in text), None)
+            text = next((text[name] for name in ("raw", "caption", "answer") if name in text), None)
         if text is not None and not isinstance(text, str):
             raise UserError(f"{where} has a caption that is {type(text).__name__}, not text.")
         found.append(checked(text or "", where))
