@@ -244,7 +244,7 @@ def test_who_cannot_listen_is_left_out():
 
 def test_a_failure_ends_what_it_was_about_and_no_more(monkeypatch, caplog):
     """The model is given up only after several in a row."""
-    real, broken = module._read, threading.Event()
+    real, broken = module.read, threading.Event()
 
     def read(model, variables, cache, tokens, *rest):
         if broken.is_set() or 64 in tokens:
@@ -253,7 +253,7 @@ def test_a_failure_ends_what_it_was_about_and_no_more(monkeypatch, caplog):
             raise RuntimeError("a secret of /home")
         return real(model, variables, cache, tokens, *rest)
 
-    monkeypatch.setattr(module, "_read", read)
+    monkeypatch.setattr(module, "read", read)
     some = [(p, s) for p, s in requests(8, 6) if 64 not in p][:3]
     with running(slots=2) as slots:
         for _ in range(4):  # not in a row

@@ -345,13 +345,13 @@ def test_a_mistake_is_one_sentence_in_openais_form(client, call, words, error, s
 
 
 def slow(monkeypatch, seconds=0.02):
-    real = module._read
+    real = module.read
 
     def read(*args):
         time.sleep(seconds)
         return real(*args)
 
-    monkeypatch.setattr(module, "_read", read)
+    monkeypatch.setattr(module, "read", read)
 
 
 def test_who_leaves_in_the_middle_frees_the_slot(client, served, monkeypatch):
@@ -382,7 +382,7 @@ def test_a_failure_ends_the_stream_with_an_error(client, served, monkeypatch):
         raise RuntimeError("secret")
 
     with monkeypatch.context() as patched:
-        patched.setattr(module, "_read", fails)
+        patched.setattr(module, "read", fails)
         with pytest.raises(openai.InternalServerError, match="the model has failed"):
             client.completions.create(model="writer", prompt="a")
         with pytest.raises(openai.APIError, match="the model has failed") as error:
