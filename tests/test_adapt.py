@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from marks import some_slow
 from toys import Net, Regression, loss_of, measured, regression_batch
 
 from bigbase_jax import parallel, verbs
@@ -91,11 +92,6 @@ def words(size=4):
     return {name: jnp.asarray(x) for name, x in {**batch, "mask": np.ones(size, np.float32)}.items()}
 
 
-def some_slow(names, *slow):
-    """The names as parameters, some of which are left to ``-m slow``: each compiles programs of its own."""
-    return [pytest.param(name, marks=pytest.mark.slow) if name in slow else name for name in names]
-
-
 DECODER = {"vocab_size": 11, "length": 8, "width": 16, "depth": 2, "heads": 2}
 CASES = {
     "everything": (LoRA(vit(), 3, targets="."), pictures()),
@@ -131,7 +127,7 @@ def inputs_of(task, batch):
     return {name: batch[name] for name in task.inputs}
 
 
-@pytest.mark.parametrize("case", some_slow(CASES, "everything", "scanned again"))
+@pytest.mark.parametrize("case", some_slow(CASES, "everything", "scanned again", "computed again"))
 def test_an_adapted_model_starts_as_its_base_and_merges_into_a_plain_one(case):
     """Also: its gradient is that of the model whose kernels hold the products."""
     task, batch = CASES[case]

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from marks import some_slow
 from toys import styled
 
 from bigbase_jax.decoding import beams, sampling
@@ -132,7 +133,7 @@ def every_sequence(model, variables, prompt, V, T, end, length_penalty):
     return sorted(found, reverse=True)
 
 
-@pytest.mark.parametrize("length_penalty", [0.0, 1.0, 2.0])
+@pytest.mark.parametrize("length_penalty", some_slow([0.0, 1.0, 2.0], 0.0, 2.0))
 def test_wide_beams_find_the_best_of_all_sequences(length_penalty):
     model, variables = ready(vocab_size=5, seed=0)
     tokens, lengths = padded([[1, 2, 3], [4]])

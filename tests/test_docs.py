@@ -1,4 +1,5 @@
-"""Every command and every block of Python in the READMEs and the guides runs, shrunk to seconds; every name exists.
+"""Every command and every block of Python in the READMEs and the guides runs, shrunk to seconds; every name exists; all
+recipes train, evaluate and report.
 
 A command runs as it is printed, in one folder for all pages, but for what ``tiny`` adds to a training. What it needs of
 other commands (``runs/lm``) is made first, by the command of some page that makes it.
@@ -6,6 +7,7 @@ other commands (``runs/lm``) is made first, by the command of some page that mak
 
 import functools
 import importlib.util
+import io
 import json
 import pathlib
 import re
@@ -14,11 +16,12 @@ import shlex
 import shutil
 import tomllib
 
+import numpy as np
 import pytest
-from forks import shared
+from forks import Done, shared
 from ml_collections import ConfigDict
 
-from bigbase_jax import cli
+from bigbase_jax import cli, verbs
 from bigbase_jax.core import UserError
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -42,6 +45,85 @@ NOT_HERE = {  # what stands in a command of launch.py -> why it is checked and n
     "data=tfds": "needs a download; tests/data",
 }
 SHRUNK = ("--config.train.steps=2", "--config.train.log_every=1", "--config.train.eval_every=2")
+TRAINING = sorted(p for p in (ROOT / "configs").glob("*.py") if p.stem != "clean")
+MEASURED = {  # by task: what an evaluation reports, and what it keeps of each example
+    "Classification": (
+        {"step", "accuracy", "precision", "recall", "f1", "auc", "loss", "per_class"},
+        {"probabilities", "label", "index"},
+    ),
+    "Captioning": ({"step", "loss", "bleu", "chrf"}, {"written", "tokens", "index"}),
+    "Contrastive": ({"step", "loss", "retrieval"}, {"vector", "captions", "tokens", "index"}),
+    "DenseDetection": (
+        {"step", "loss", "map", "map50", "map75", "recall", "per_class"},
+        {"boxes", "scores", "classes", "true_boxes", "true_classes", "true_crowd", "size", "index"},
+    ),
+    "SpeakerVerification": ({"step", "accuracy", "loss"}, {"vector", "label", "index"}),
+    "FaceVerification": ({"step", "verification", "identification"}, {"vector", "label", "index"}),
+    "CausalLanguageModel": (
+        {"step", "loss", "perplexity", "bits_per_byte", "tokens"},
+        {"log_probability", "target", "bytes", "index"},
+    ),
+    "MaskedLanguageModel": (
+        {"step", "loss", "perplexity", "masked_accuracy", "hidden_tokens"},
+        {"log_probability", "target", "at", "guess", "tokens", "index"},
+    ),
+    "TextClassification": (
+        {"step", "accuracy", "precision", "recall", "f1", "auc", "loss", "per_class"},
+        {"probabilities", "label", "tokens", "index"},
+    ),
+    "TabularClassification": (
+        {"step", "accuracy", "precision", "recall", "f1", "auc", "loss", "per_class"},
+        {"probabilities", "label", "index"},
+    ),
+    "AudioClassification": (
+        {"step", "accuracy", "precision", "recall", "f1", "auc", "loss", "per_class"},
+        {"probabilities", "label", "index"},
+    ),
+    "Vocoding": ({"step", "loss", "convergence"}, {"mel_distance", "convergence", "index"}),
+    "Tagging": (
+        {"step", "loss", "accuracy", "overall_precision", "overall_recall", "overall_f1", "per_class"},
+        {"tag", "tags", "tokens", "index"},
+    ),
+    "Forecasting": (
+        {"step", "loss", "mse", "mae", "mase", "crps", "coverage", "interval_width", "per_channel"},
+        {"squared_error_step", "absolute_error_channel", "observed_step", "index"},
+    ),
+    "NextItem": (
+        {"step", "loss", "hr@10", "ndcg@10", "mrr@10", "ranking"},
+        {"items", "scores", "target", "index"},
+    ),
+    "Recognition": (
+        {"step", "loss", "wer", "cer", "insertions", "deletions", "substitutions"},
+        {"path", "seconds", "reference", "index"},
+    ),
+    "Transcription": (
+        {"step", "loss", "wer", "cer", "insertions", "deletions", "substitutions"},
+        {"tokens", "count", "log_p", "no_speech", "language", "reference", "index"},
+    ),
+    "Synthesis": (
+        {"step", "loss", "alignment", "duration_error", "pitch_error"},
+        {"durations", "predicted", "phonemes", "index"},
+    ),
+    "Translation": (
+        {"step", "loss", "accuracy", "perplexity", "bleu", "chrf"},
+        {"log_probability", "correct", "target", "tokens", "reference", "index"},
+    ),
+}
+
+
+NEW = {  # by recipe: rows that a run of it answers one by one
+    "bert": ({"text": "the [MASK] statement"}, {"text": "an object is an [MASK] here"}),
+    "instruct": ({"prompt": "What is 1 + 1?", "completion": "2"}, {"prompt": "What is 1 + 1?", "completion": "11"}),
+    "lm": ({"text": "Names refer to objects."}, {"text": "The global statement"}),
+    "clicks": (
+        {"user": "user 3", "item": "item 5", "site": "site 2", "device": "device 1", "price": 1.2, "hour": 8},
+        {"user": "nobody", "item": "item 9", "site": "site 4", "device": None, "price": None, "hour": 20},
+    ),
+    "recommend": ({"history": ["thing 1 of group 1", "thing 2 of group 2"]}, {"item": "thing 3 of group 3", "top": 3}),
+    "text_classify": ({"text": "Read a file."}, {"text": "Return the square root of x, a number."}),
+    "translate": ({"source": "17"}, {"source": "942"}),
+    "voice": ({"text": "bad cafe"}, {"text": "egg", "speaker": "low", "rate": 1.5}),
+}
 
 
 # ----------------------------------------------------------------------------------------------------- what pages say
@@ -192,31 +274,36 @@ class Terminal:
         self.folder, self.done = folder, {}
         self.start = functools.partial(shared().run, cwd=folder, BIGBASE_CACHE=str(folder / "cache"))
 
-    def type(self, words):
+    def type(self, words) -> Done | None:
+        """How it ended, now or before; nothing of what is not run here. No command is run twice."""
         said = " ".join(words)
         env = dict(word.split("=", 1) for word in words[:1] if re.match(r"[A-Z_]+=", word))
         words = words[len(env) :]
-        if words in self.done or any(said.startswith(begin) for begin in NOT_RUN):
-            return
+        if any(said.startswith(begin) for begin in NOT_RUN):
+            return None
         if launches(words):
             check(words)
         if any(part in said for part in NOT_HERE):
-            return
-        self.done[words] = 0.0
+            return None
+        argv = tiny(words) if launches(words) else words
+        if argv in self.done:
+            return self.done[argv]
+        self.done[argv] = None  # while it runs
         for path in reads(words):
             self.make(path)
         if launches(words):
-            done = self.start(*tiny(words)[2:], script="launch.py", **env)
+            done = self.start(*argv[2:], script="launch.py", **env)
         elif words[:2] == ("python", "-c"):
             done = self.start(code=words[2])
         elif words[:2] == ("python", "-m"):
             done = self.start(code=f"import runpy; runpy.run_module({words[2]!r}, run_name='__main__')")
         else:
             pytest.fail(f"this test neither runs nor lists {said!r}")
-        self.done[words] = done.seconds
         assert done.status == 0, f"{said}\nended with {done.status}:\n{done.err[-2000:]}"
         if launches(words) and "--help" not in words:
             assert json.loads(done.out.splitlines()[-1]), said
+        self.done[argv] = done
+        return done
 
     def run(self, code):
         for path in re.findall(r"\"(runs/[\w./-]+)\"", code):
@@ -250,6 +337,42 @@ def test_every_command_and_every_block_of_python_runs(page, terminal):
         terminal.type(words)
     for code in blocks(page):
         terminal.run(code)
+
+
+@pytest.mark.parametrize("path", TRAINING, ids=lambda p: p.stem)
+def test_each_recipe_trains_evaluates_and_reports(path, terminal, tmp_path):
+    """By the README's own command where that names the recipe alone: it is trained once."""
+    alone = ("python", "launch.py", f"--config=configs/{path.name}")
+    plain = [
+        words for words in commands("README.md") if words[:3] == alone and trains(words) and not value(words, "--sweep")
+    ]
+    words = plain[0] if plain else (*alone, f"--workdir=runs/plain/{path.stem}")
+    done, run = terminal.type(words), terminal.folder / writes(words)
+    result = json.loads(done.out.splitlines()[-1])
+    config = json.loads((run / "config.json").read_text())
+    task, own = config["task"], config.get("evaluators", {})
+    measured, kept = MEASURED[task.get("task", task)["target"].partition(":")[2]]
+    split = result["split"]
+    assert split == ("val" if path.stem == "instruct" else "test")  # chats seldom have more
+    assert measured <= set(result) and result.get("loss", 1) > 0
+    assert kept <= set(np.load(run / f"predictions-{split}.npz").files)
+    assert len(done.out.splitlines()) == 1
+    assert 0 <= result.get("accuracy", 0) <= 1
+    of_split = {name: x for name, x in result.items() if name not in own}
+    assert of_split == json.loads((run / f"eval-{split}.json").read_text())
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert {"train", "eval"} <= {row["kind"] for row in rows} or "val" not in done.err
+    assert [row["step"] for row in rows if row["kind"] == "train"][-1] >= result["step"]
+    for name in ("config.json", "lineage.json", "report.html", f"predictions-{split}.npz"):
+        assert (run / name).stat().st_size > 0
+    assert list((run / "tensorboard").iterdir())
+    if path.stem in NEW:
+        new, found = tmp_path / "new.jsonl", io.StringIO()
+        new.write_text("".join(json.dumps(row) + "\n" for row in (*NEW[path.stem], {"nothing": 1})))
+        assert verbs.predict(str(run), str(new), out=found) == 1
+        one, two, bad = map(json.loads, found.getvalue().splitlines())
+        assert (one.pop("row"), two.pop("row"), set(bad)) == (1, 2, {"input", "row", "error"})
+        assert one != two and one.keys() == two.keys() and "error" not in one
 
 
 def test_each_capability_has_a_command_in_the_readme():

@@ -207,7 +207,7 @@ class Dies:
         return {"dropped": [None] * len(batch)}
 
 
-@pytest.mark.parametrize("times", [1, 9])
+@pytest.mark.parametrize("times", [pytest.param(1, marks=pytest.mark.slow), 9])
 def test_a_worker_that_is_killed_is_started_again_once(tmp_path, monkeypatch, times):
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), str(pathlib.Path(__file__).parent)]))
     (tmp_path / "marks").mkdir()

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
+from marks import some_slow
 from ml_collections import ConfigDict
 
 from bigbase_jax.build import build, target
@@ -144,10 +145,14 @@ CASES = [(name, "magnitude") for name in FAMILIES] + [
     ("cifar, padded", "taylor"),
     ("cifar, padded", "activation"),
 ]
+ALIKE = [(name, "magnitude") for name in ("llama, queries of each group", "cifar", "cifar, padded")] + [
+    ("t5", "taylor")
+]
 
 
-@pytest.mark.parametrize("name, score", CASES)
-def test_units_that_nothing_reads_go_and_the_outputs_stay(name, score):
+@pytest.mark.parametrize("case", some_slow(CASES, *ALIKE), ids=", ".join)
+def test_units_that_nothing_reads_go_and_the_outputs_stay(case):
+    name, score = case
     model, input_, shares = FAMILIES[name]
     task, variables, batch = made(model, *input_)
     found = compressed(task, variables)

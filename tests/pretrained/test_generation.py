@@ -6,6 +6,7 @@ import json
 import jax
 import numpy as np
 import pytest
+from marks import some_slow
 
 from bigbase_jax import verbs
 from bigbase_jax.decoding.beams import beam_tokens
@@ -66,7 +67,7 @@ def padded(torch):
     return {"input_ids": torch.tensor(tokens), "attention_mask": torch.tensor(mask)}
 
 
-@pytest.mark.parametrize("penalty", [1.0, 1.6])
+@pytest.mark.parametrize("penalty", some_slow([1.0, 1.6], 1.0))
 def test_greedy(hf, pair, penalty):
     theirs, model, variables, end = pair
     words = {"do_sample": False, "repetition_penalty": penalty, "eos_token_id": end}
@@ -78,8 +79,9 @@ def test_greedy(hf, pair, penalty):
     assert len({t for row in wanted for t in row}) > 2
 
 
-@pytest.mark.parametrize(("length_penalty", "early_stopping"), [(1.0, False), (0.0, True), (-1.0, "never")])
-def test_beams(hf, pair, length_penalty, early_stopping):
+@pytest.mark.parametrize("form", some_slow([(1.0, False), (0.0, True), (-1.0, "never")], (0.0, True)), ids=str)
+def test_beams(hf, pair, form):
+    length_penalty, early_stopping = form
     theirs, model, variables, end = pair
     words = {"max_new_tokens": 9, "length_penalty": length_penalty, "early_stopping": early_stopping}
     with hf.torch.no_grad():

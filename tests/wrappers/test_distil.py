@@ -17,7 +17,8 @@ import numpy as np
 import optax
 import pytest
 import torch
-from test_adapt import FORMS, assert_close, assert_equal, born, pictures, some_slow, vit, words
+from marks import some_slow
+from test_adapt import FORMS, assert_close, assert_equal, born, pictures, vit, words
 from test_launch import arrays
 
 from bigbase_jax import parallel, verbs
@@ -177,7 +178,7 @@ def on_one_device(scan):
     return task, *trained(task, tx=optax.sgd(0.1))
 
 
-@pytest.mark.parametrize("form", some_slow(FORMS, "jit", "tensor", "fsdp by hand", "pipeline"))
+@pytest.mark.parametrize("form", some_slow(FORMS, "jit", "tensor", "fsdp by hand", "pipeline", "fsdp"))
 def test_every_form_of_the_step_learns_alike_and_no_state_holds_the_teacher(form):
     task, want, losses, _ = on_one_device(form == "pipeline")
     state, other, sums = trained(task, tx=optax.sgd(0.1), **FORMS[form])
@@ -282,7 +283,7 @@ def decoder(vocab=11, **how):
     return Decoder(**sizes)
 
 
-@pytest.mark.parametrize("chunks", [1, 4])
+@pytest.mark.parametrize("chunks", [pytest.param(1, marks=pytest.mark.slow), 4])
 def test_tokens_that_count_are_compared_a_part_of_the_positions_at_a_time(chunks):
     batch = masked(words(), 1)
     batch["segment_ids"] = batch["segment_ids"].at[:, 6:].set(0)

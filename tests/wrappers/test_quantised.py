@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 from jax.sharding import AbstractDevice, AbstractMesh
+from marks import some_slow
 
 from bigbase_jax.core import UserError, flatten
 from bigbase_jax.inference.generation import Engine, SamplingParams
@@ -70,7 +71,7 @@ def products(jaxpr):
             yield from products(inner)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", some_slow(FAMILIES, "vit", "bert"))
 def test_every_family_computes_with_the_stored_numbers(family):
     task = FAMILIES[family]()
     variables, inputs = jax.jit(task.init)(KEY, BATCH), inputs_of(task)
