@@ -346,7 +346,7 @@ def test_each_recipe_trains_evaluates_and_reports(path, terminal, tmp_path):
     plain = [
         words for words in commands("README.md") if words[:3] == alone and trains(words) and not value(words, "--sweep")
     ]
-    words = plain[0] if plain else (*alone, f"--workdir=runs/plain/{path.stem}")
+    words = plain[0] if plain else (*alone[:2], f"{alone[2]}:tiny", f"--workdir=runs/plain/{path.stem}")
     done, run = terminal.type(words), terminal.folder / writes(words)
     result = json.loads(done.out.splitlines()[-1])
     config = json.loads((run / "config.json").read_text())
