@@ -375,6 +375,13 @@ def test_each_recipe_trains_evaluates_and_reports(path, terminal, tmp_path):
         assert one != two and one.keys() == two.keys() and "error" not in one
 
 
+def test_a_detector_begins_from_the_backbone_of_a_run(terminal):
+    terminal.make("runs/catdog")
+    arg = "--config=configs/detect.py:tiny,backbone=runs/catdog"
+    done = terminal.type(("python", "launch.py", arg, "--workdir=runs/begun_detector"))
+    assert "init_parts.backbone runs/catdog: " in done.err
+
+
 def test_each_capability_has_a_command_in_the_readme():
     typed = {value(words, "--mode", "train") for words in commands("README.md") if launches(words)}
     assert typed == modes()
