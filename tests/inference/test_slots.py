@@ -13,6 +13,7 @@ from waiting import until
 
 from bigbase_jax.core import UserError
 from bigbase_jax.decoding.sampling import SamplingParams
+from bigbase_jax.inference import generation
 from bigbase_jax.inference import slots as module
 from bigbase_jax.inference.generation import Engine
 from bigbase_jax.inference.predictor import Predictor
@@ -303,10 +304,11 @@ def test_what_does_not_fit_is_one_sentence(prompt, words, says):
 
 
 def test_all_programs_are_compiled_before():
+    programs = generation._prefill, module._choose, module._likely
     with running(slots=3) as slots:
         slots.warm()
-        compiled = module._program._cache_size(), module._choose._cache_size(), module._likely._cache_size()
+        compiled = [program._cache_size() for program in programs]
         some = list(requests(9, 10))
         for listener in [asked(slots, *each, top=2)[0] for each in some]:
             listener.wait()
-        assert (module._program._cache_size(), module._choose._cache_size(), module._likely._cache_size()) == compiled
+        assert [program._cache_size() for program in programs] == compiled
