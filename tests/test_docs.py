@@ -378,7 +378,8 @@ def test_each_recipe_trains_evaluates_and_reports(path, terminal, tmp_path):
 def test_a_detector_begins_from_the_backbone_of_a_run(terminal):
     terminal.make("runs/catdog")
     arg = "--config=configs/detect.py:tiny,backbone=runs/catdog"
-    done = terminal.type(("python", "launch.py", arg, "--workdir=runs/begun_detector"))
+    done = terminal.start(arg, *SHRUNK, "--workdir=runs/begun_detector", script="launch.py")
+    assert done.status == 0, done.err[-2000:]
     assert "init_parts.backbone runs/catdog: " in done.err
 
 
