@@ -105,7 +105,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     if args.tiny:
         config.train = target(TrainConfig, steps=8, log_every=2)
     else:
-        # gradients of 8,500 linear models take memory; in a loop of slices, XLA's CPU convolutions take twice as long
+        # gradients of 8,500 linear models take memory; in a loop of slices, XLA's CPU convolutions take longer
         slices = 8 if private and linear and batch >= 1024 else 1
         config.train = target(TrainConfig, epochs=passes, log_every=20, microbatches=slices)
     return config
