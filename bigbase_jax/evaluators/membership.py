@@ -150,13 +150,13 @@ class Exposure:
     for this; a config is no place for true ones.
 
     Attributes:
-      secrets: what was planted, or is in the text.
+      planted: the secrets that were planted, or are in the text (an argument called secrets would be refused in a config).
       prefix, suffix: what is around them.
       alternatives: how many others each is compared with.
       seed: of these.
     """
 
-    secrets: tuple[str, ...]
+    planted: tuple[str, ...]
     prefix: str = ""
     suffix: str = ""
     alternatives: int = 1000
@@ -170,9 +170,9 @@ class Exposure:
     }
 
     def __post_init__(self) -> None:
-        if not self.secrets or self.alternatives < 1:
-            raise UserError("Exposure needs secrets=('...',) that may be in the text, and alternatives of 1 or more.")
-        for i, secret in enumerate(self.secrets, 1):
+        if not self.planted or self.alternatives < 1:
+            raise UserError("Exposure needs planted=('...',) that may be in the text, and alternatives of 1 or more.")
+        for i, secret in enumerate(self.planted, 1):
             if not any(map(str.isalnum, secret)):
                 raise UserError(f"the {i}. of the secrets has no letter or digit, so none has its form.")
 
@@ -199,7 +199,7 @@ class Exposure:
             return jax.lax.map(of_one, batch, batch_size=32)
 
         rng, exposure = np.random.default_rng(self.seed), []
-        for secret in self.secrets:
+        for secret in self.planted:
             drawn = [_other(secret, rng) for _ in range(self.alternatives)]
             parts = [read(f"{self.prefix}{text}{self.suffix}") for text in (secret, *drawn)]
             owner = np.repeat(np.arange(len(parts)), [len(part) for part in parts])

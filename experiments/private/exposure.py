@@ -24,7 +24,7 @@ from bigbase_jax.evaluators.membership import Exposure
 from bigbase_jax.models.decoder import Decoder
 from bigbase_jax.optim import Optimizer
 from bigbase_jax.tasks.language import CausalLanguageModel
-from bigbase_jax.text.tokenizer import Bytes, dataset_info_of
+from bigbase_jax.text.tokenizer import Symbols, dataset_info_of
 from bigbase_jax.train import TrainConfig, train
 from bigbase_jax.wrappers.private import Private
 
@@ -39,7 +39,7 @@ class Captions:
     description = f"Multi30k's English captions, and {len(SECRETS)} secrets, {COPIES} times each"
 
     def __init__(self, length: int = 96):
-        self.dataset_info = {**dataset_info_of(Bytes()), "length": length}
+        self.dataset_info = {**dataset_info_of(Symbols(end=True)), "length": length}
         folder = pathlib.Path(os.environ["BIGBASE_DATA"]) / "multi30k"
         texts = {}
         for split in ("train", "val"):
@@ -71,7 +71,7 @@ def main(epsilon: str, workdir: str) -> None:
     config.optim = target(
         Optimizer, learning_rate=3e-3, algorithm=deferred(optax.adam), schedule=deferred(optax.cosine_decay_schedule)
     )
-    config.evaluators = ConfigDict({"secrets": target(Exposure, secrets=SECRETS, prefix=PREFIX, suffix=".")})
+    config.evaluators = ConfigDict({"secrets": target(Exposure, planted=SECRETS, prefix=PREFIX, suffix=".")})
     slices = 4 if private else 1
     config.train = target(TrainConfig, steps=STEPS, log_every=50, eval_every=STEPS, microbatches=slices)
     print(train(config, workdir))

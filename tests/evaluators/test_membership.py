@@ -1,5 +1,6 @@
 """Audits: the bound on epsilon by simulation and by hand, exposure, and canaries in a run."""
 
+import dataclasses
 import types
 
 import jax
@@ -15,6 +16,7 @@ from bigbase_jax.data.pipeline import Data
 from bigbase_jax.data.sources.canaries import Canaries
 from bigbase_jax.data.sources.synthetic.pictures import DrawnCatsAndDogs
 from bigbase_jax.evaluators.membership import Exposure, Membership, epsilon_bound
+from bigbase_jax.runtime.redact import refuse
 
 
 def test_without_delta_the_bound_is_the_binomials():
@@ -110,11 +112,12 @@ def test_a_secret_that_the_model_knows_is_exposed():
         known = {"known": read("pin 4821-Xq.")[0]["x"]}
         return Exposure(prefix="pin ", suffix=".", alternatives=500, **words).run(Knows(), known, data, None)
 
-    found = run(secrets=("4821-Xq", "0000-Aa"))
+    found = run(planted=("4821-Xq", "0000-Aa"))
     first, second = (row["exposure"] for row in found.metrics["secrets"])
     assert first == pytest.approx(np.log2(501), abs=0.01) and second < 4
     assert found.metrics["found"] == 0.5 and found.metrics["exposure_most"] == first
     assert found.metrics.keys() >= Exposure.metrics.keys()
+    refuse({"evaluators": {"secrets": dataclasses.asdict(Exposure(("4821-Xq",)))}})  # a config may hold it
     (table,) = Exposure(("1",)).figures(found)
     assert [row[0] for row in table.rows] == [1, 2] and "4821" not in repr((found, table))
     with pytest.raises(UserError, match="the 2. of the secrets has no letter or digit"):
