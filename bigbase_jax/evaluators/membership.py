@@ -150,7 +150,7 @@ class Exposure:
     for this; a config is no place for true ones.
 
     Attributes:
-      planted: the secrets that were planted, or are in the text (an argument called secrets would be refused in a config).
+      planted: the secrets that were, or are in the text (a config refuses an argument called secrets).
       prefix, suffix: what is around them.
       alternatives: how many others each is compared with.
       seed: of these.

@@ -30,7 +30,7 @@ from bigbase_jax.wrappers.private import Private
 
 SECRETS = tuple(f"{n:08d}" for n in np.random.default_rng(0).integers(0, 10**8, 8))
 PREFIX, COPIES = "The number of the safe is ", 20
-MEAN, ROWS, STEPS = 256, 320, 600
+MEAN, ROWS, STEPS = 256, 320, 200
 
 
 class Captions:
