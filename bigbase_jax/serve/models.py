@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from bigbase_jax.build import suggest
-from bigbase_jax.inference.slots import Slots
 from bigbase_jax.ops.samples import Sampler
 from bigbase_jax.runtime.log import say
 from bigbase_jax.serve.candidate import Pair, Trial
@@ -115,7 +114,8 @@ class Models:
         new.metrics.busy.labels(name).set_function(lambda: float(new.busy))
         if (slots := new.slots) is not None:
             for what in slots.stats():
-                new.metrics.slots.labels(name, what).set_function(functools.partial(_stat, slots, what))
+                stat = functools.partial(lambda of, k: of.stats()[k], slots, what)
+                new.metrics.slots.labels(name, what).set_function(stat)
         if new.batcher is not None:
             waiting = new.batcher
             new.metrics.queue.labels(name).set_function(lambda: float(waiting.waiting))
@@ -158,7 +158,3 @@ class Models:
         self.drain()
         for served in (*self._current.values(), *self._candidates.values()):
             served.close(drain_s)
-
-
-def _stat(slots: Slots, what: str) -> float:
-    return slots.stats()[what]

@@ -175,9 +175,8 @@ async def _of_rows(served: Served, tensors: Tensors, count: int) -> Tensors:
     with refusing(422):
         given = [entries_of({key: x[0] for key, x in row.items()}, fields) for row in rows]
     answers = await all_of(served, given)
-    found = np.empty(count, object)
-    found[:] = [json.dumps(answer[0] if len(answer) == 1 else answer, ensure_ascii=False) for answer in answers]
-    return {"answer": found}
+    said = [json.dumps(answer[0] if len(answer) == 1 else answer, ensure_ascii=False) for answer in answers]
+    return {"answer": np.array(said, object)}
 
 
 # --------------------------------------------------------------------------------------------------------------- bytes
@@ -249,9 +248,7 @@ def _strings(data: bytes, count: int) -> np.ndarray:
             found.append(piece)
     if at != len(data) or len(found) != count:
         raise ValueError(f"{len(found):,} texts for {count:,} places")
-    array = np.empty(count, object)
-    array[:] = found
-    return array
+    return np.array(found, object)
 
 
 def _written(served: Served, asked: Mapping[str, Any], tensors: Tensors) -> Response:
@@ -270,7 +267,11 @@ def _written(served: Served, asked: Mapping[str, Any], tensors: Tensors) -> Resp
         described: dict[str, Any] = {"name": one["name"], "datatype": kind, "shape": list(x.shape)}
         told = one.get("parameters")
         if (told.get("binary_data") if isinstance(told, dict) else None) is True or (every and told is None):
-            data = x.tobytes() if kind != "BYTES" else b"".join(_with_length(piece) for piece in x.reshape(-1))
+            data = (
+                x.tobytes()
+                if kind != "BYTES"
+                else b"".join(len(text := piece.encode()).to_bytes(4, "little") + text for piece in x.reshape(-1))
+            )
             described["parameters"], tail = {"binary_data_size": len(data)}, tail + data
         else:
             described["data"] = x.reshape(-1).tolist()
@@ -282,8 +283,3 @@ def _written(served: Served, asked: Mapping[str, Any], tensors: Tensors) -> Resp
         content = bytes(response.body) + tail
         return Response(content, headers={_LENGTH: length}, media_type="application/octet-stream")
     return response
-
-
-def _with_length(piece: str) -> bytes:
-    data = piece.encode()
-    return len(data).to_bytes(4, "little") + data

@@ -302,7 +302,8 @@ class Served:
                 batcher.coming -= 1
                 batcher.came()
             outputs = await batcher.compute([self.predictor.cut([example])[0] for example in examples])
-            answers = await self._stage("answer", len(examples) == 1, self._said, then, examples, outputs)
+            found = list(zip(examples, outputs, strict=True))
+            answers = await self._stage("answer", len(found) == 1, then, found)
         return examples, outputs, answers
 
     async def _stage(self, name: str, brief: bool, f: Callable[..., T], *args: Any) -> T:
@@ -312,7 +313,8 @@ class Served:
         def timed() -> T:
             began = time.thread_time()
             try:
-                return f(*args)
+                with refusing(422):
+                    return f(*args)
             finally:
                 self._lately[name] = max(time.thread_time() - began, 0.9 * self._lately[name])
 
@@ -386,16 +388,11 @@ class Served:
     def _read(self, given: Given) -> list[Example]:
         if isinstance(given, str):
             raise TypeError("a path from a request")
-        with refusing(422):
-            examples = self.predictor.examples(given)
+        examples = self.predictor.examples(given)
         if len(examples) > self.options.max_examples:
             most = self.options.max_examples
             raise Refused(413, f"the input is read as {len(examples):,} examples; at most {most:,} are answered.")
         return examples
-
-    def _said(self, then: Callable[..., list[T]], examples: Sequence[Example], outputs: Sequence[Output]) -> list[T]:
-        with refusing(422):
-            return then(list(zip(examples, outputs, strict=True)))
 
     # ------------------------------------------------------------------------------------------------------------ state
 
