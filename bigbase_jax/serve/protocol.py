@@ -270,7 +270,7 @@ def _written(served: Served, asked: Mapping[str, Any], tensors: Tensors) -> Resp
             data = (
                 x.tobytes()
                 if kind != "BYTES"
-                else b"".join(len(text := piece.encode()).to_bytes(4, "little") + text for piece in x.reshape(-1))
+                else b"".join(len(raw := piece.encode()).to_bytes(4, "little") + raw for piece in x.reshape(-1))
             )
             described["parameters"], tail = {"binary_data_size": len(data)}, tail + data
         else:
