@@ -132,23 +132,22 @@ flags.DEFINE_float("samples_days", 30.0, "serve: after which samples go.")
 flags.DEFINE_string("address", None, "clean: of a Ray cluster; default: one on this machine.")
 flags.DEFINE_list("forget", [], "clean: ids of documents to take out of what was cleaned, or files of ids.")
 flags.DEFINE_string("runs", "runs", "clean: where runs are looked for that have trained on what is forgotten.")
-_VERBS: tuple[str, ...] = (
-    "eval",
-    "predict",
-    "gallery",
-    "embed",
-    "generate",
-    "clean",
-    "plan",
-    "compare",
-    "compress",
-    "export",
-    "benchmark",
+_VERBS = (
+    *("eval", "predict", "gallery", "embed", "generate", "clean", "plan", "compare", "compress", "export", "benchmark"),
+    *("serve", "monitor", "registry"),
 )
-_VERBS += ("serve", "monitor", "registry")
-_CALLED = {"input": "pattern", "answers": "answers_of", "sweep_storage": "storage", "registry_storage": "storage"}
-_CALLED |= {"prompt": "prompts", "topology": "topology_name", "model": "specs", "gallery gallery": "path"}
-_CALLED |= {"registry model": "models", "clean engine": "engine_name"}
+_CALLED = {
+    "input": "pattern",
+    "answers": "answers_of",
+    "sweep_storage": "storage",
+    "registry_storage": "storage",
+    "prompt": "prompts",
+    "topology": "topology_name",
+    "model": "specs",
+    "gallery gallery": "path",
+    "registry model": "models",
+    "clean engine": "engine_name",
+}
 """What a flag, or that of a verb, is called as an argument, where that is another word."""
 _ANYWHERE = ("sweep_storage", "step", "split", "input")
 """What other verbs overlook."""
