@@ -270,8 +270,9 @@ def test_a_student_may_be_quantised_or_sparse_and_a_teacher_quantised(wrapped, o
     task, variables = Distil(wrapped, teacher, weight=0.5), born(wrapped)
     loss = loss_of(task, variables, batch)
     assert_close(loss.terms["hard"], jax.jit(wrapped.loss)(variables, batch, KEY)[0].terms["loss"])
-    ours, theirs = wrapped.logits(variables, batch), of.logits(teacher.variables, batch)
-    np.testing.assert_allclose(loss.terms["soft"].mean(), kl(theirs, ours, 2.0).mean(), rtol=1e-3)
+    ours = jax.jit(wrapped.logits)(variables, batch)  # op by op, another number may round to the next integer
+    theirs = of.logits(teacher.variables, batch)
+    np.testing.assert_allclose(loss.terms["soft"].mean(), kl(theirs, ours, 2.0).mean(), rtol=1e-4)
     assert np.abs(ours - vit().logits(born(vit()), batch)).max() > 0 or isinstance(wrapped, Sparse)
 
 
