@@ -71,7 +71,7 @@ def test_what_is_written_is_the_likeliest_after_the_picture_the_prompt_and_what_
 
 def test_the_picture_is_before_every_token_and_nothing_sees_what_comes_later():
     own, batch = task(), batch_of(2)
-    variables = own.init(jax.random.key(0), batch)
+    variables = jax.jit(own.init)(jax.random.key(0), batch)
     tokens = jnp.asarray(batch["tokens"][:, 0])
 
     def logits(image, vectors=None):
@@ -91,7 +91,7 @@ def test_the_picture_is_before_every_token_and_nothing_sees_what_comes_later():
 def test_it_learns_which_caption_belongs_to_which_picture():
     own, batch = task(), batch_of(4, C=1, seed=3)
     batch["segment_ids"][0] = batch["segment_ids"][1]
-    variables = own.init(jax.random.key(0), batch)
+    variables = jax.jit(own.init)(jax.random.key(0), batch)
     tx = optax.adam(1e-2)
 
     @jax.jit
@@ -115,7 +115,7 @@ def test_it_learns_which_caption_belongs_to_which_picture():
 
 def test_what_is_asked_is_not_learned():
     own, batch = task(), batch_of(2)
-    variables = own.init(jax.random.key(0), batch)
+    variables = jax.jit(own.init)(jax.random.key(0), batch)
     loss = jax.jit(lambda prompt: own.loss(variables, {**batch, "prompt": prompt}, jax.random.key(1))[0])
     whole = loss(batch["prompt"])
     prompt = batch["prompt"].copy()  # the first may still be read

@@ -104,7 +104,7 @@ def test_the_loss_and_its_gradient_are_those_of_the_whole_batch_on_any_number_of
     for value, grads in found[1:]:
         np.testing.assert_allclose(value, found[0][0], rtol=1e-5)
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-6), grads, found[0][1])
-    variables = own.init(jax.random.key(0), batch)
+    variables = jax.jit(own.init)(jax.random.key(0), batch)
     halves = [own.loss(variables, {k: x[i : i + 8] for k, x in batch.items()}, None)[0].terms["loss"] for i in (0, 8)]
     mean = sum(float(half.total) for half in halves) / float(batch["mask"].sum())
     assert abs(mean - float(found[0][0])) > 0.1  # half a batch is another loss
@@ -120,7 +120,7 @@ def test_what_would_split_a_batch_is_refused():
 
 def test_a_caption_is_drawn_of_those_that_there_are():
     own, batch = task(), batch_of(8)
-    variables = own.init(jax.random.key(0), batch)
+    variables = jax.jit(own.init)(jax.random.key(0), batch)
     losses = {float(own.loss(variables, batch, jax.random.key(k))[0].terms["loss"].total) for k in range(6)}
     assert len(losses) > 1
     batch["tokens"][::2, 1:] = 5  # behind what there is: unread
@@ -130,7 +130,7 @@ def test_a_caption_is_drawn_of_those_that_there_are():
 
 def test_lit_trains_texts_alone():
     own, batch = Frozen(task(), r"^(text|text_projection|log_scale)"), batch_of(8)
-    variables = own.init(jax.random.key(0), batch)
+    variables = jax.jit(own.init)(jax.random.key(0), batch)
     assert set(variables["params"]) == {"text", "text_projection", "log_scale"} and "picture" in variables["frozen"]
     grads = jax.grad(lambda p: own.loss({**variables, "params": p}, batch, jax.random.key(1))[0].terms["loss"].total)(
         variables["params"]
@@ -141,7 +141,7 @@ def test_lit_trains_texts_alone():
 def test_labels_are_the_mean_of_their_templates():
     own = task(templates=("{}", "a {}"), tokenizer=None)
     assert own.label_texts(("cat", "dog")) == ["cat", "a cat", "dog", "a dog"]
-    variables = own.init(jax.random.key(0), batch_of(2))
+    variables = jax.jit(own.init)(jax.random.key(0), batch_of(2))
     texts = {"tokens": np.arange(24).reshape(4, 6) % 11, "segment_ids": np.ones((4, 6), np.int32)}
     texts = {name: x.astype(np.int32) for name, x in texts.items()}
     one = np.asarray(own.items(variables, jax.tree.map(jnp.asarray, texts)))

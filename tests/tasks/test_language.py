@@ -298,7 +298,7 @@ def test_the_likeliest_tokens_are_those_of_the_logits():
     batch = {name: random.integers(0, 5, (2, 6)).astype(np.int32) for name in ("inputs", "targets", "bytes")}
     batch |= {"segment_ids": np.ones((2, 6), np.int32), "positions": np.tile(np.arange(6, dtype=np.int32), (2, 1))}
     batch |= {"weights": np.tile(np.int32([0, 1, 1]), (2, 2)), "mask": np.ones(2, np.float32)}
-    variables = task.init(jax.random.key(0), batch)
+    variables = jax.jit(task.init)(jax.random.key(0), batch)
     batch = {name: jnp.asarray(x) for name, x in batch.items()}
     logits = task.model.apply(variables, batch["inputs"], batch["segment_ids"], batch["positions"])
     batch["targets"] = batch["targets"].at[0].set(jnp.argmax(logits[0], -1))

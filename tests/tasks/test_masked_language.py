@@ -332,7 +332,7 @@ def test_mistakes_are_named():
         MaskedLanguageModel(Bert(vocab_size=5), Symbols().state())
     task = MaskedLanguageModel(Bert(**{**TINY, "length": 4}))
     with pytest.raises(UserError, match="12 tokens is longer than the 4 positions"):
-        task.init(jax.random.key(0), batch_of(2))
+        jax.jit(task.init)(jax.random.key(0), batch_of(2))
     with pytest.raises(UserError, match=r"set config\.data\.dataset\.next_sentence too"):
         MaskedLanguageModel(Bert(**TINY), next_sentence=True).init(jax.random.key(0), batch_of(2))
     task = MaskedLanguageModel(Bert(**TINY, num_classes=3, pooled=True))

@@ -40,7 +40,7 @@ def every_item():
 def trained(correct):
     """What many skewed batches teach of users who all choose alike: f64[I], the probabilities of items."""
     own = task(correct=correct, model={"hidden": (16,)})
-    variables = own.init(jax.random.key(0), batch_of(2))
+    variables = jax.jit(own.init)(jax.random.key(0), batch_of(2))
     tx = optax.adam(0.02)
 
     @jax.jit
@@ -79,7 +79,7 @@ def test_the_correction_recovers_what_the_full_softmax_would_learn():
 def test_the_partition_function_is_estimated_without_bias():
     """For a row and its item, over all that the other two rows of a batch may hold."""
     own = task(model={"temperature": 0.7})
-    variables = own.init(jax.random.key(1), batch_of(2))
+    variables = jax.jit(own.init)(jax.random.key(1), batch_of(2))
     a, b = (x.reshape(-1) for x in np.meshgrid(np.arange(ITEMS), np.arange(ITEMS)))
     for chosen in (0, ITEMS - 1):
         items_K3 = np.stack([np.full_like(a, chosen), a, b], 1)
@@ -98,7 +98,7 @@ def test_the_partition_function_is_estimated_without_bias():
 def test_padding_and_the_same_item_elsewhere_are_no_negatives():
     own = task()
     batch = batch_of(8, item=np.array([1, 1, 2, 3, 4, 5, 6, 7], np.int32))
-    variables = own.init(jax.random.key(0), batch)
+    variables = jax.jit(own.init)(jax.random.key(0), batch)
 
     def loss(**changed):
         return own.loss(variables, {**batch, **changed}, None)[0].terms["loss"]
@@ -138,7 +138,7 @@ def test_what_training_has_not_seen_is_known_by_its_words_and_features_alone():
     more = {"item_words": words, "item_features": features, "user_words": words[:, :1] % 7}
     batch = batch_of(8, item=np.arange(1, 9, dtype=np.int32), **more)
     assert own.inputs == ("user", "history", "user_words")
-    variables = own.init(jax.random.key(0), batch)
+    variables = jax.jit(own.init)(jax.random.key(0), batch)
 
     def items(**changed):
         return np.asarray(own.items(variables, {**batch, **changed}))
@@ -169,4 +169,4 @@ def test_an_answer_is_the_best_that_the_user_does_not_have():
     with pytest.raises(UserError, match="num_users is None"):
         Retrieval(TwoTower()).init(jax.random.key(0), batch_of(2))
     with pytest.raises(UserError, match="longer than the 4"):
-        own.init(jax.random.key(0), batch_of(2, history=np.ones((2, 9), np.int32)))
+        jax.jit(own.init)(jax.random.key(0), batch_of(2, history=np.ones((2, 9), np.int32)))

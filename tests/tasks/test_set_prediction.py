@@ -167,7 +167,7 @@ def test_crowds_and_padding_teach_nothing():
 @pytest.mark.parametrize("kind", ["rt_detr", "yolos"])
 def test_what_it_predicts_is_sorted_in_pixels_and_of_one_class_each(kind):
     own, batch = task(kind, keep=8), batch_of(2)
-    variables = own.init(jax.random.key(0), batch)
+    variables = jax.jit(own.init)(jax.random.key(0), batch)
     found = jax.jit(own.predict)(variables, {"image": batch["image"]})
     assert found["boxes"].shape == (2, 8, 4) and found["classes"].dtype == np.int32
     scores = np.asarray(found["scores"])

@@ -60,7 +60,7 @@ def test_piecewise_linear_encoding():
 def test_the_linear_model_is_one_of_one_hot_categories():
     given, rng = batch(), np.random.default_rng(1)
     model = TabularLinear(num_classes=K, cardinalities=CARDINALITIES)
-    params = model.init(jax.random.key(0), given["numbers"], given["categories"])["params"]
+    params = jax.jit(model.init)(jax.random.key(0), given["numbers"], given["categories"])["params"]
     assert not any(np.any(x) for x in jax.tree.leaves(params))
     params = jax.tree.map(lambda x: rng.normal(size=x.shape).astype(np.float32), params)
     one_hot = np.concatenate([np.eye(c)[given["categories"][:, i]] for i, c in enumerate(CARDINALITIES)], 1)
@@ -75,7 +75,7 @@ def test_the_linear_model_is_one_of_one_hot_categories():
 def test_rows_do_not_mix_and_every_column_counts(embedding):
     given = batch()
     model = TabularMLP(K, CARDINALITIES, embedding, 16, 4, highest_frequency=1.0, hidden=(32,))
-    variables = model.init(jax.random.key(0), given["numbers"], given["categories"])
+    variables = jax.jit(model.init)(jax.random.key(0), given["numbers"], given["categories"])
 
     def logit(numbers):
         return model.apply(variables, numbers, given["categories"])[0, 0]
@@ -96,11 +96,12 @@ def test_classification_of_tables_without_numbers_or_without_categories():
     task = TabularClassification(TabularLinear(K, ()), cardinalities=(), number_names=("a", "b", "c"))
     assert task.inputs == ("numbers",) and task.num_classes == K
     task.predict(
-        task.init(jax.random.key(0), given | {"categories": np.zeros((B, 0), np.int32)}), {"numbers": given["numbers"]}
+        jax.jit(task.init)(jax.random.key(0), given | {"categories": np.zeros((B, 0), np.int32)}),
+        {"numbers": given["numbers"]},
     )
     task = TabularClassification(TabularLinear(K, CARDINALITIES), cardinalities=CARDINALITIES, number_names=())
     assert task.inputs == ("categories",)
-    variables = task.init(jax.random.key(0), given | {"numbers": np.zeros((B, 0), np.float32)})
+    variables = jax.jit(task.init)(jax.random.key(0), given | {"numbers": np.zeros((B, 0), np.float32)})
     found = task.predict(variables, {"categories": given["categories"]})["probabilities"]
     np.testing.assert_allclose(found, 0.5)
 
@@ -109,7 +110,7 @@ def test_classification_learns_and_several_rows_have_several_answers():
     given = batch(rows=64)
     given["label"] = (given["numbers"][:, 0] + (given["categories"][:, 0] == 2) > 0.3).astype(np.int32)
     task = TabularClassification(TabularMLP(K, CARDINALITIES, "plr", 4, 4, hidden=(16,)), **INFO)
-    variables, key = task.init(jax.random.key(0), given), jax.random.key(1)
+    variables, key = jax.jit(task.init)(jax.random.key(0), given), jax.random.key(1)
 
     @jax.jit
     def step(params):
@@ -136,7 +137,7 @@ def test_regression_is_measured_as_scikit_learn_does(kind):
     quantiles = (0.1, 0.5, 0.9)
     model = TabularMLP(outputs_of(kind, quantiles), CARDINALITIES, "plr", 4, 4, hidden=(8,))
     task = TabularRegression(model, 50.0, 10.0, kind, quantiles, "price", **INFO)
-    variables = task.init(jax.random.key(0), given)
+    variables = jax.jit(task.init)(jax.random.key(0), given)
     arrays, sums = task.evaluate(variables, given)
     target, value = given["target"][:-5], np.asarray(arrays["value"])[:-5]
     meter = task.meters()["squares"]
@@ -184,6 +185,6 @@ def test_mistakes_in_a_regression(words, said):
 def test_a_model_of_other_outputs_is_refused():
     task = TabularRegression(TabularLinear(1, CARDINALITIES), 0.0, 1.0, "pinball", **INFO)
     with pytest.raises(UserError, match="set its num_classes to 5"):
-        task.init(jax.random.key(0), batch())
+        jax.jit(task.init)(jax.random.key(0), batch())
     three = TabularClassification(TabularLinear(3, CARDINALITIES), **INFO)
     assert three.num_classes == 3
