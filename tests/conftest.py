@@ -8,7 +8,6 @@ makes of a program have them: see ``optimized``.
 import gc
 import os
 import pathlib
-import resource
 import tempfile
 from collections.abc import Iterator
 
@@ -32,25 +31,11 @@ from bigbase_jax.runtime import compilation  # noqa: E402
 compilation.setup()  # the flags that users' programs are compiled with
 
 
-GB = 1 << 30
-_KEPT = [0]  # the peak of memory when programs were last forgotten
-
-
 def pytest_collection_finish() -> None:
     """What has been imported stays: collections, which tracing causes in plenty, leave it alone."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(20_000, 20, 20)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _forgetful() -> Iterator[None]:
-    """Programs are forgotten between files once they have taken some gigabytes more: they are never freed else."""
-    yield
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    if peak > _KEPT[0] + 3 * GB:
-        jax.clear_caches()
-        _KEPT[0] = peak
 
 
 @pytest.fixture(scope="session")
