@@ -123,8 +123,8 @@ def test_one_that_is_not_finite_counts_as_nothing():
     "how",
     [
         {"devices": 4},
-        pytest.param({"devices": 2, "microbatches": 2}, marks=pytest.mark.slow),
-        pytest.param({"devices": 4, "mode": "shard_map"}, marks=pytest.mark.slow),
+        {"devices": 2, "microbatches": 2},
+        {"devices": 4, "mode": "shard_map"},
         {"devices": 4, "shape": MeshShape(data=2, fsdp=2)},
     ],
     ids=str,

@@ -58,8 +58,10 @@ from bigbase_jax.data.sources.text.base import (
 from bigbase_jax.text.tokenizer import Encoder, Subwords, Tokenizer, dataset_info_of, encode, load
 
 SUBWORDS = Subwords("wordpiece", 4096)
-TEXTS: tuple[str, ...] = ("caption", "captions", "answer", "answers", "text", "texts", "sentence", "sentences")
-TEXTS += ("title", "description", "comment", "raw")
+TEXTS = (
+    *("caption", "captions", "answer", "answers", "text", "texts", "sentence", "sentences"),
+    *("title", "description", "comment", "raw"),
+)
 """Columns of captions, the usual one first."""
 _NAMES = (*COLUMNS, "image_name", "img_path", "filepath", "url")
 
