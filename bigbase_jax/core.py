@@ -28,7 +28,8 @@ Variables = Mapping[str, PyTree]
 """Linen variable collections: ``{"params": ..., "batch_stats": ...}``."""
 Transform = Callable[[Example, np.random.Generator], Example]
 """A function of an example and its own random generator. A class whose attribute ``random`` is False is deterministic
-and may run once, before the decoded set is cached; anything else runs anew for every use of the example."""
+and may run once, before the decoded set is cached; anything else runs anew for every use of the example. What one makes
+whose attribute ``costly`` is True is cached even where that takes many times the room of what it reads."""
 
 
 class UserError(Exception):

@@ -876,7 +876,8 @@ class _Preparation:
         return any(not isinstance(_read(source, index), _Bad) for index, _ in bad)
 
     def _estimate(self, source: Source, fixed: tuple[Transform, ...]) -> tuple[float, tuple[Transform, ...]]:
-        """Bytes that a cache would take, and after how many of the ``fixed`` transforms: as late as is reasonable."""
+        """Bytes that a cache would take, and the ``fixed`` transforms before it: as many as is reasonable, and a
+        ``costly`` one (see ``Transform``) wherever its result fits."""
         n = len(source)
         sizes: list[list[float]] = []
         rng = np.random.default_rng(0)
@@ -894,6 +895,8 @@ class _Preparation:
         totals = np.mean(sizes, axis=0) * n
         most = max(min(_WORTH * totals.min(), self._left), totals.min())
         length = max(i for i, total in enumerate(totals) if total <= most)
+        costly = (i for i, transform in enumerate(fixed, 1) if getattr(transform, "costly", False))
+        length = max([length, *(i for i in costly if totals[i] <= self._left)])
         return float(totals[length]), fixed[:length]
 
     def _read_all(

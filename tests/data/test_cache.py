@@ -23,6 +23,7 @@ from bigbase_jax.core import UserError
 from bigbase_jax.data import cache as caches
 from bigbase_jax.data.pipeline import Data
 from bigbase_jax.data.transforms.image import CenterCrop, ColorJitter, RandomCrop, Resize
+from bigbase_jax.data.transforms.scattering import Scattering
 
 
 class Files:
@@ -139,6 +140,14 @@ def test_it_keeps_as_much_of_the_work_as_does_not_double_the_size(prepare):
     assert none._part("train").prefix == ()
     whole, _ = prepare(train_transforms=(Resize(18), CenterCrop(16)))
     assert whole._part("train").prefix == (Resize(18), CenterCrop(16))
+
+
+def test_what_costs_much_is_kept_where_it_fits(prepare):
+    costly = Scattering(scales=1, dtype="float32")  # 27 channels of 8x8, 6,912 bytes for 768
+    kept, _ = prepare(train_transforms=(CenterCrop(16), costly))
+    assert kept._part("train").prefix == (CenterCrop(16), costly)
+    tight, _ = prepare(train_transforms=(CenterCrop(14), costly), cache_limit_gb=3e-5)
+    assert tight._part("train").prefix == (CenterCrop(14),)
 
 
 # --- never stale ------------------------------------------------------------------------------------------------------

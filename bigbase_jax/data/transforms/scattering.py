@@ -38,6 +38,7 @@ class Scattering:
     dtype: str = "float16"
 
     random: ClassVar[bool] = False
+    costly: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if not (1 <= self.scales <= 4 and 1 <= self.angles <= 32) or self.dtype not in ("float16", "float32"):
