@@ -4,6 +4,7 @@ python launch.py --config=configs/clean.py --mode=clean                       a 
 python launch.py --mode=clean --config=configs/clean.py:root=DIR,out=DIR2     .txt, .jsonl, .csv, .parquet, .html, ...
 python launch.py --mode=clean --config=configs/clean.py:root=DIR,out=DIR2 --engine=ray --address=HOST:PORT
 python launch.py --mode=clean --config=configs/clean.py:root=DIR,out=DIR2 --forget=ID,FILE_OF_IDS
+python launch.py --mode=clean --config=configs/clean.py:root=DIR,out=DIR2,rows=age+income+class,target=class     tables
 python launch.py --config=configs/lm.py:data=text,root=DIR2                   train on it
 
 DIR2 has the files to train on, card.md and clean.html: what was dropped, why, with examples. Steps run on Daft; killed
@@ -18,13 +19,15 @@ from bigbase_jax.clean.command import Clean
 from bigbase_jax.clean.duplicates import Decontaminate, ExactDuplicates, Mix, NearDuplicates
 from bigbase_jax.clean.pii import PII
 from bigbase_jax.clean.read import Read
+from bigbase_jax.clean.tables import RowChecks, Rows
 from bigbase_jax.clean.text import Language, Normalise, Quality, Rules
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
     """``arg``: root=DIR, out=DIR2, columns=title+body, id=COLUMN, keep=source+license+url, unit=file|line|paragraph,
     languages=en+zh, words=50 (that a document has at least), quality=RUN, good=CLASS (of that run), against=TEST_SET,
-    pii=mask|replace|drop|none, mix=wiki:2+reviews:1, workers=2 (0: none), tiny (a document has 10 words).
+    pii=mask|replace|drop|none, mix=wiki:2+reviews:1, rows=COLUMN+COLUMN (of tables, in the place of texts) and
+    target=COLUMN, workers=2 (0: none), tiny (a document has 10 words).
     """
     args = parse_arg(
         arg,
@@ -41,6 +44,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
         against=None,
         pii="mask",
         mix=None,
+        rows=None,
+        target=None,
         workers=-1,
         tiny=False,
     )
@@ -63,12 +68,17 @@ def get_config(arg: str | None = None) -> ConfigDict:
         weights = dict(part.rsplit(":", 1) for part in several(args.mix))
         steps.append(target(Mix, weights={name: float(weight) for name, weight in weights.items()}))
 
+    read = target(Read, columns=several(args.columns), id=args.id, keep=several(args.keep), unit=args.unit)
+    if columns := several(args.rows):
+        read = target(Rows, columns=columns, id=args.id)
+        steps = [target(RowChecks, columns=columns, answer=args.target), target(ExactDuplicates)]
+
     config = ConfigDict()
     config.clean = target(
         Clean,
         root=args.root,
         out=args.out,
-        read=target(Read, columns=several(args.columns), id=args.id, keep=several(args.keep), unit=args.unit),
+        read=read,
         steps=tuple(steps),
         workers=None if args.workers < 0 else args.workers,
     )

@@ -1,4 +1,4 @@
-"""Pictures and sounds as tables of files: what is broken, poor, or there twice."""
+"""Pictures, sounds and rows of tables: what is broken, poor, or there twice."""
 
 import numpy as np
 import pytest
@@ -13,15 +13,21 @@ from PIL import Image, ImageFilter
 
 from bigbase_jax.build import target
 from bigbase_jax.clean.command import Clean, clean
-from bigbase_jax.clean.duplicates import NearDuplicates
+from bigbase_jax.clean.duplicates import ExactDuplicates, NearDuplicates
 from bigbase_jax.clean.media import Files, NearPictures, PictureChecks, SoundChecks, perceptual_hash
+from bigbase_jax.clean.tables import RowChecks, Rows
 from bigbase_jax.core import UserError
+from bigbase_jax.data.columns import read_columns, table_files
 
 
-def cleaned(root, out, of, *steps):
-    node = target(Clean, root=str(root), out=str(out), read=target(Files, of=of), steps=steps, workers=0)
+def cleaned(root, out, read, *steps):
+    node = target(Clean, root=str(root), out=str(out), read=read, steps=steps, workers=0)
     said = clean(ConfigDict({"clean": node}))
-    return said, {row["id"] for path in out.glob("*.parquet") for row in pq.read_table(path).to_pylist()}
+    return said, [row for path in out.glob("*.parquet") for row in pq.read_table(path).to_pylist()]
+
+
+def ids(rows):
+    return {row["id"] for row in rows}
 
 
 def picture(seed):
@@ -43,11 +49,13 @@ def test_pictures_there_twice_mirrored_small_blurred_narrow_or_broken_go(tmp_pat
     picture(21).filter(ImageFilter.GaussianBlur(12)).save(root / "blurred.png")
     picture(22).resize((900, 100)).save(root / "narrow.png")
     (root / "broken.png").write_bytes((root / "03.png").read_bytes()[:3000])
-    said, ids = cleaned(root, tmp_path / "out", "pictures", target(PictureChecks), target(NearPictures))
+    read = target(Files, of="pictures")
+    said, rows = cleaned(root, tmp_path / "out", read, target(PictureChecks), target(NearPictures))
     checks = said["dropped"]["picture_checks"]
     assert checks == {"small": 1, "blurred": 1, "narrow": 1, "broken": 1}
     assert said["dropped"]["near_pictures"] == {"near duplicate": 2}
-    assert len(ids & {"00.png", "again.jpg"}) == 1 and len(ids & {"01.png", "mirrored.jpg"}) == 1 and len(ids) == 12
+    assert len(ids(rows) & {"00.png", "again.jpg"}) == len(ids(rows) & {"01.png", "mirrored.jpg"}) == 1
+    assert len(rows) == 12
 
 
 def test_hashes_of_one_picture_are_near_and_those_of_others_are_not():
@@ -79,7 +87,44 @@ def test_recordings_there_twice_silent_clipped_or_short_go(tmp_path):
     soundfile.write(root / "short.wav", tune(8)[:1000], 16000)
     (root / "broken.wav").write_bytes((root / "1.wav").read_bytes()[:20])
     near = target(NearDuplicates, column="fingerprint", ngram=1, threshold=0.5, bands=50, rows=2)
-    said, ids = cleaned(root, tmp_path / "out", "sounds", target(SoundChecks), near)
+    said, rows = cleaned(root, tmp_path / "out", target(Files, of="sounds"), target(SoundChecks), near)
     assert said["dropped"]["sound_checks"] == {"silent": 1, "clipped": 1, "short": 1, "broken": 1}
     assert said["dropped"]["near_duplicates"] == {"near duplicate": 1}
-    assert len(ids & {"0.wav", "softer.flac"}) == 1 and len(ids) == 5
+    assert len(ids(rows) & {"0.wav", "softer.flac"}) == 1 and len(rows) == 5
+
+
+def test_rows_of_tables_that_are_empty_infinite_unanswered_or_there_twice_go(tmp_path):
+    tables = {
+        "train/a.csv": "age,income,class\n31,1e3,yes\n31,1e3,yes\n40,?,no\n,,no\n22,-inf,no\n50,2,\n61,10,yes\n"
+        "1,12,no\n11,2,no\n",
+        "test/b.csv": "age,income,class\n61,10,yes\n70,5,no\n",
+        "train/c.csv": "age,class\n1,2\n",
+    }
+    for name, text in tables.items():
+        (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "in" / name).write_text(text)
+    columns = ("age", "income", "class")
+    steps = target(RowChecks, columns=columns, answer="class"), target(ExactDuplicates)
+    said, rows = cleaned(tmp_path / "in", tmp_path / "out", target(Rows, columns=columns), *steps)
+    assert said["dropped"]["row_checks"] == {"empty": 1, "infinite": 1, "no answer": 1} and said["set_aside"] == 1
+    assert said["dropped"]["exact_duplicates"] == {"exact duplicate": 2}  # "1,12" and "11,2" are none
+    kept = sorted((row["age"], row["income"], row["id"].split("/")[0]) for row in rows)
+    assert [k[:2] for k in kept] == [("1", "12"), ("11", "2"), ("31", "1e3"), ("40", "?"), ("61", "10"), ("70", "5")]
+    assert kept[4][2] == "test"  # what is tested on stays there
+
+    read = read_columns([file for file in table_files(str(tmp_path / "out"), "utf-8") if "train" in file.name])
+    assert [read[name].kind for name in columns] == ["number", "number", "category"]
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"columns": ()}, "need their columns"),
+        ({"columns": ("a", "digest")}, "uses itself"),
+    ],
+)
+def test_columns_that_no_rows_can_have_are_refused(given, says):
+    with pytest.raises(UserError, match=says):
+        Rows(**given)
+    with pytest.raises(UserError, match="no column is the answer"):
+        RowChecks(columns=("a",), answer="b")
