@@ -79,6 +79,7 @@ def app_of(settings=None):
         return served
 
     named = {"pictures": lambda: opened("pictures", Pictures), "texts": lambda: opened("texts", Texts, "chat")}
+    named["reader"] = lambda: opened("reader", Pictures, "chat", "see")
     models = Models({**named, "scenes": finds})
     models.load()
     app = create(models, settings)
@@ -86,6 +87,10 @@ def app_of(settings=None):
     @app.post("/v1/chat/completions", include_in_schema=False)
     async def chat(request: Request):
         said = (await request.json())["messages"][-1]["content"]
+        if isinstance(said, list):
+            head, data = said[1]["image_url"]["url"].split(",")
+            with Image.open(io.BytesIO(base64.b64decode(data))) as seen:
+                said = f"{said[0]['text']} {head} {seen.size}"
         pieces = [{"choices": [{"delta": {"content": x}, "finish_reason": None}]} for x in ("you said ", said)]
         pieces.append({"choices": [{"delta": {}, "finish_reason": "stop"}]})
         lines = [*(f"data: {json.dumps(piece)}\n\n" for piece in pieces), "data: [DONE]\n\n"]
@@ -129,6 +134,15 @@ def picture():
     return data.getvalue()
 
 
+def drop(page, place):
+    dropped = """([target, text]) => {
+        const bytes = Uint8Array.from(atob(text), x => x.charCodeAt(0)), moved = new DataTransfer();
+        moved.items.add(new File([bytes], "dropped.png", {type: "image/png"}));
+        target.dispatchEvent(new DragEvent("drop", {dataTransfer: moved, bubbles: true, cancelable: true}));
+    }"""
+    page.evaluate(dropped, [page.locator(place).element_handle(), base64.b64encode(picture()).decode()])
+
+
 def test_boxes_are_drawn_on_the_picture(page):
     expect = playwright.expect
     page.locator("#model").select_option("scenes")
@@ -152,12 +166,7 @@ def test_a_picture_is_chosen_or_dropped_and_answered(page):
     expect(page.locator("#took")).to_contain_text("ms")
     assert "-F file=@'a b.png' http://127.0.0.1" in page.locator("#curl").text_content()
     assert page.locator("#drop img").evaluate("image => image.decode().then(() => image.naturalWidth)") == 60
-    dropped = """([target, text]) => {
-        const bytes = Uint8Array.from(atob(text), x => x.charCodeAt(0)), moved = new DataTransfer();
-        moved.items.add(new File([bytes], "dropped.png", {type: "image/png"}));
-        target.dispatchEvent(new DragEvent("drop", {dataTransfer: moved, bubbles: true, cancelable: true}));
-    }"""
-    page.evaluate(dropped, [page.locator("#drop").element_handle(), base64.b64encode(picture()).decode()])
+    drop(page, "#drop")
     expect(page.locator("#drop span")).to_have_text("dropped.png")
     expect(page.locator("#curl")).to_contain_text("dropped.png")
 
@@ -180,6 +189,18 @@ def test_a_text_is_typed_and_a_chat_streams(page):
     expect(page.locator("#talk p")).to_have_count(0)
     page.locator("#api summary").click()
     expect(page.locator("#routes")).to_contain_text("POST /v1/predict/{name}")
+
+
+def test_a_picture_dropped_on_the_talk_goes_with_the_question(page):
+    page.locator("#model").select_option("reader")
+    page.locator("#talk").scroll_into_view_if_needed()
+    drop(page, "#talk")
+    page.locator("#say").fill("what is it?")
+    page.locator("#say").press("Enter")
+    playwright.expect(page.locator("#talk .user")).to_have_text("what is it?")
+    playwright.expect(page.locator("#talk .assistant")).to_have_text(
+        "you said what is it? data:image/png;base64 (60, 40)"
+    )
 
 
 def test_a_server_with_keys_asks_for_one(browser, tmp_path):
