@@ -1,9 +1,9 @@
-"""Forecasts of time series, as points or with intervals, by PatchTST, DLinear, NLinear or the last season again.
+"""Forecasts of time series, as points or with intervals, by PatchTST, TiDE, DLinear, NLinear or the last season again.
 
 python launch.py --config=configs/forecast.py                                series made up by the program
 python launch.py --config=configs/forecast.py:root=FILE,horizon=24           a table with a column of times
 python launch.py --config=configs/forecast.py:root=FILE,time=date,columns=OT+HULL,model=dlinear,quantiles=none
-python launch.py --config=configs/forecast.py:root=FILE,known=temp+weather,holidays=holiday,calendar
+python launch.py --config=configs/forecast.py:root=FILE,known=temp+weather,holidays=holiday,calendar,model=tide
 python launch.py --mode=predict --workdir=runs/forecast --input=FILE         the horizon after the end of the table
 
 Rows of one time are averaged, gaps and irregular times are told, and the last 20 % of the steps are the test split. The
@@ -20,17 +20,17 @@ from bigbase_jax.data.pipeline import Data
 from bigbase_jax.data.sources.synthetic.series import SyntheticSeries
 from bigbase_jax.data.sources.table.series import SeriesFiles
 from bigbase_jax.evaluators.backtest import Backtest
-from bigbase_jax.models.forecast import DLinear, NLinear, PatchTST, SeasonalNaive
+from bigbase_jax.models.forecast import DLinear, NLinear, PatchTST, SeasonalNaive, TiDE
 from bigbase_jax.optim import Optimizer
 from bigbase_jax.tasks.forecasting import Forecasting
 from bigbase_jax.train import TrainConfig
 
-MODELS = {"patchtst": PatchTST, "dlinear": DLinear, "nlinear": NLinear, "naive": SeasonalNaive}
+MODELS = {"patchtst": PatchTST, "tide": TiDE, "dlinear": DLinear, "nlinear": NLinear, "naive": SeasonalNaive}
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
     """``arg``: root=FILE_OR_DIR, time=COLUMN, series=COLUMN, columns=A+B, known=A+B, holidays=COLUMN_OR_FILE, calendar,
-    history=336, horizon=96, step=1h, val=DATE, test=DATE, until=DATE, model=patchtst|dlinear|nlinear|naive,
+    history=336, horizon=96, step=1h, val=DATE, test=DATE, until=DATE, model=patchtst|tide|dlinear|nlinear|naive,
     quantiles=0.1+0.5+0.9|none, tiny.
     """
     args = parse_arg(
@@ -70,7 +70,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         "until": args.until,
         "columns": tuple(args.columns.split("+")) if args.columns else (),
     }
-    linear = args.model != "patchtst"
+    linear = args.model not in ("patchtst", "tide")
 
     config = ConfigDict()
     config.seed = 0
@@ -82,14 +82,16 @@ def get_config(arg: str | None = None) -> ConfigDict:
         batch_size=32 if linear or args.tiny else 128,
         eval_batch_size=256,
     )
-    sizes = {} if linear else {"depth": 2 if args.tiny else 3}
+    sizes = {"depth": 2 if args.tiny else 3} if args.model == "patchtst" else {}
     model = target(MODELS[args.model], outputs=len(quantiles) or 1, **sizes)
     config.task = target(Forecasting, model=model, quantiles=quantiles)
     config.optim = target(
         Optimizer,
         learning_rate=5e-3 if linear else 1e-3,
         algorithm=deferred(optax.adam),
-        schedule=deferred(optax.exponential_decay, decay_rate=1e-3),  # halved ten times
+        schedule=deferred(optax.cosine_decay_schedule)
+        if args.model == "tide"
+        else deferred(optax.exponential_decay, decay_rate=1e-3),  # halved ten times
     )
     config.evaluators = {"backtest": target(Backtest)}
     best = {"best_metric": "loss", "best_mode": "min"}

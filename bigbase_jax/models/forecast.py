@@ -1,7 +1,7 @@
 """Forecasters: a history of some series, and what is known of the future, to the values that follow.
 
 Axes: B examples, L steps of history, H steps ahead, S = L + H, C channels (series), K covariates, Q outputs of each
-value (1, or one per quantile), N patches, P steps of a patch, D model width.
+value (1, or one per quantile), N patches, P steps of a patch, D model width, F features of a step.
 """
 
 from __future__ import annotations
@@ -59,8 +59,7 @@ class Forecaster(nn.Module):
         covariates_BSK: Float[Array, "B S K"] | None = None,
         train: bool = False,
     ) -> Float32[Array, "B H C Q"]:
-        if self.horizon is None:
-            raise ModelError("the model does not know how far to forecast; give it the horizon.")
+        self._steps()
         if covariates_BSK is None:
             return self._rescaled(history_BLC, train)
         level_BSC = covariates_BSK
@@ -69,6 +68,11 @@ class Forecaster(nn.Module):
         level_BSC = nn.Dense(history_BLC.shape[-1], kernel_init=nn.initializers.zeros)(level_BSC)
         past_BLC, ahead_BHC = jnp.split(level_BSC, [history_BLC.shape[1]], 1)
         return self._rescaled(history_BLC - past_BLC, train) + ahead_BHC[..., None]
+
+    def _steps(self) -> int:
+        if self.horizon is None:
+            raise ModelError("the model does not know how far to forecast; give it the horizon.")
+        return self.horizon
 
     def _rescaled(self, x_BLC: Array, train: bool) -> Array:
         if not self.normalise:
@@ -137,6 +141,60 @@ class DLinear(Forecaster):
         x_BCL = jnp.swapaxes(x_BLC, 1, 2)
         trend_BCL = x_BCL @ average_LL.T
         return self._project(x_BCL - trend_BCL, "seasonal") + self._project(trend_BCL, "trend")
+
+
+class TiDE(Forecaster):
+    """A dense encoder of a channel's history and all covariates, and a decoder whose last layer reads those of each
+    step ahead again (Das et al. 2023): history and covariates together say what neither says alone.
+
+    Attributes:
+      width: of the residual blocks.
+      depth: how many encode, and how many decode.
+      features: that the covariates of a step are projected to.
+      decoded: numbers of each step between the decoder and the last layer.
+      dropout: rate at the end of each block.
+    """
+
+    width: int = 256
+    depth: int = 1
+    features: int = 4
+    decoded: int = 16
+    dropout: float = 0.3
+
+    @nn.compact
+    def __call__(
+        self,
+        history_BLC: Float[Array, "B L C"],
+        covariates_BSK: Float[Array, "B S K"] | None = None,
+        train: bool = False,
+    ) -> Float32[Array, "B H C Q"]:
+        (B, L, C), H = history_BLC.shape, self._steps()
+        mean_B1C = jnp.mean(history_BLC, 1, keepdims=True) if self.normalise else 0.0
+        std_B1C = jnp.sqrt(jnp.var(history_BLC, 1, keepdims=True) + 1e-5) if self.normalise else 1.0
+        x_BCL = jnp.swapaxes((history_BLC - mean_B1C) / std_B1C, 1, 2)
+        read = [x_BCL]
+        ahead_BHF = jnp.zeros((B, H, 0))
+        if covariates_BSK is not None:
+            known_BSF = self._block(covariates_BSK, self.features, train, "covariates")
+            read.append(jnp.broadcast_to(known_BSF.reshape(B, 1, -1), (B, C, known_BSF[0].size)))
+            ahead_BHF = known_BSF[:, L:]
+        y = jnp.concatenate(read, -1)
+        for i in range(self.depth):
+            y = self._block(y, self.width, train, f"encoder_{i}")
+        for i in range(self.depth):
+            y = self._block(y, H * self.decoded if i == self.depth - 1 else self.width, train, f"decoder_{i}")
+        ahead_BCHF = jnp.broadcast_to(ahead_BHF[:, None], (B, C, *ahead_BHF.shape[1:]))
+        y = jnp.concatenate([y.reshape(B, C, H, self.decoded), ahead_BCHF], -1)
+        y_BHCQ = jnp.swapaxes(self._block(y, self.outputs, train, "steps", norm=False), 1, 2)
+        y_BHCQ = y_BHCQ + self._project(x_BCL, "linear")
+        return (y_BHCQ * jnp.expand_dims(std_B1C, -1) + jnp.expand_dims(mean_B1C, -1)).astype(jnp.float32)
+
+    def _block(self, x: Array, width: int, train: bool, name: str, norm: bool = True) -> Array:
+        """A hidden layer and a linear map beside it, and layer normalisation (section 4, figure 1)."""
+        y = jax.nn.relu(nn.Dense(self.width, name=f"{name}_hidden")(x))
+        y = Dropout(self.dropout, deterministic=not train)(nn.Dense(width, name=f"{name}_out")(y))
+        y = y + nn.Dense(width, name=f"{name}_skip")(x)
+        return nn.LayerNorm(name=f"{name}_norm")(y) if norm else y
 
 
 class PatchTST(Forecaster):

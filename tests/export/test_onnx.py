@@ -23,7 +23,7 @@ from bigbase_jax.models.decoder import Decoder
 from bigbase_jax.models.ecapa import ECAPA
 from bigbase_jax.models.encoder_decoder import EncoderDecoder
 from bigbase_jax.models.fcos import FCOS
-from bigbase_jax.models.forecast import DLinear, NLinear, PatchTST, SeasonalNaive
+from bigbase_jax.models.forecast import DLinear, NLinear, PatchTST, SeasonalNaive, TiDE
 from bigbase_jax.models.margin import CosineHead
 from bigbase_jax.models.mlp import MLP
 from bigbase_jax.models.resnet import CifarResNet, ResNet
@@ -76,6 +76,7 @@ ROWS = {
     "naive": Forecasting(SeasonalNaive(horizon=6, season=4), **SERIES),
     "dlinear": Forecasting(DLinear(horizon=6), **SERIES),
     "nlinear": Forecasting(NLinear(horizon=6), covariate_names=("x", "y"), **SERIES),
+    "tide": Forecasting(TiDE(horizon=6, width=8), covariate_names=("x", "y"), **SERIES),
     "patches": Forecasting(PATCHES, quantiles=(0.1, 0.5, 0.9), **SERIES),
     "table": TabularClassification(TabularMLP(3, (5, 5), hidden=(8,)), 3, **COLUMNS),
     "dlrm": TabularClassification(DLRM(2, (5, 5), bottom=(8,), top=(8,)), 2, **COLUMNS),

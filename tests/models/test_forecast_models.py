@@ -1,4 +1,4 @@
-"""DLinear, NLinear and PatchTST against the published models, written anew in PyTorch; covariates and mistakes."""
+"""DLinear, NLinear, TiDE and PatchTST against the papers' models, written anew in PyTorch; covariates, mistakes."""
 
 import flax.linen as nn
 import jax
@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from bigbase_jax.models.forecast import DLinear, NLinear, PatchTST, SeasonalNaive
+from bigbase_jax.models.forecast import DLinear, NLinear, PatchTST, SeasonalNaive, TiDE
 from bigbase_jax.models.layers import ModelError
 
 B, L, H, C = 2, 40, 6, 3
@@ -49,6 +49,39 @@ def test_nlinear_is_that_of_the_paper_and_moves_with_its_series():
     wanted = linear(variables["params"]["linear"], (x - last).permute(0, 2, 1)) + last
     np.testing.assert_allclose(model.apply(variables, X)[..., 0], wanted, atol=1e-5)
     np.testing.assert_allclose(model.apply(variables, X + 5), model.apply(variables, X) + 5, atol=1e-4)
+
+
+def torch_tide(params, x_BLC, known_BSK, decoded):
+    """TiDE's paper, section 4, in PyTorch, with one layer each, without dropout."""
+
+    def dense(name, x):
+        return torch.nn.functional.linear(x, tensor(params[name]["kernel"]).T, tensor(params[name]["bias"]))
+
+    def residual_block(name, x):
+        y = dense(f"{name}_out", torch.relu(dense(f"{name}_hidden", x))) + dense(f"{name}_skip", x)
+        norm = params.get(f"{name}_norm")
+        scale, bias = (tensor(norm[n]) for n in ("scale", "bias")) if norm else (None, None)
+        return torch.nn.functional.layer_norm(y, y.shape[-1:], scale, bias, 1e-6) if norm else y
+
+    known = residual_block("covariates", known_BSK)
+    forecasts = []
+    for c in range(x_BLC.shape[-1]):
+        encoding = residual_block("encoder_0", torch.cat([x_BLC[..., c], known.flatten(1)], -1))
+        steps = residual_block("decoder_0", encoding).unflatten(-1, (H, decoded))
+        y = residual_block("steps", torch.cat([steps, known[:, L:]], -1))[..., 0]
+        forecasts.append(y + dense("linear", x_BLC[..., c]))
+    return torch.stack(forecasts, -1)
+
+
+def test_tide_is_that_of_the_paper():
+    model = TiDE(horizon=H, width=24, features=3, decoded=5)
+    covariates = jnp.asarray(np.random.default_rng(2).normal(size=(B, L + H, 2)), jnp.float32)
+    variables = told(model, covariates_BSK=covariates)
+    wanted = torch_tide(variables["params"], tensor(X), tensor(covariates), decoded=5)
+    np.testing.assert_allclose(model.apply(variables, X, covariates)[..., 0], wanted, atol=1e-4)
+    rescaled = model.clone(normalise=True)
+    found = rescaled.apply(variables, 100 * X - 7, covariates)
+    np.testing.assert_allclose(found, 100 * rescaled.apply(variables, X, covariates) - 7, rtol=1e-3, atol=1e-2)
 
 
 class TorchPatchTST(torch.nn.Module):
@@ -160,6 +193,7 @@ def test_covariates_shift_what_they_are_told_of_and_nothing_is_read_from_steps_t
         (lambda: PatchTST(horizon=H, patch=8, width=10, heads=4), "heads"),
         (lambda: SeasonalNaive(horizon=H, season=50), "shorter than a season"),
         (lambda: NLinear(), "how far to forecast"),
+        (lambda: TiDE(), "how far to forecast"),
         (lambda: NLinear(horizon=0), "at least 1"),
     ],
 )
@@ -169,7 +203,7 @@ def test_mistakes_are_told(make, said):
 
 
 def test_every_model_gives_as_many_outputs_as_quantiles():
-    for kind in (DLinear, NLinear, PatchTST):
+    for kind in (DLinear, NLinear, TiDE, PatchTST):
         model: nn.Module = kind(horizon=H, outputs=3)
         shape = jax.eval_shape(lambda m=model: m.init_with_output(jax.random.key(0), X)[0]).shape
         assert shape == (B, H, C, 3)
