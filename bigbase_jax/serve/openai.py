@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import binascii
 import contextlib
 import functools
 import json
@@ -173,7 +172,7 @@ def _picture(given: Any, i: int) -> bytes:
     try:
         if comma and re.fullmatch(r"data:image/[\w.+-]+;base64", about):
             return base64.b64decode(data, validate=True)
-    except binascii.Error:
+    except ValueError:  # of base64, and of text that is not ASCII
         pass
     raise Refused(400, f"messages.{i} has a picture that is no data:image/...;base64,... URL; others are not fetched.")
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import binascii
 import contextlib
 import time
 from collections.abc import Coroutine, Iterator, Sequence
@@ -86,7 +85,7 @@ def _of_json(row: Any, fields: Any) -> Given:
     if isinstance(row, dict) and set(row) == {"base64"}:
         try:
             return base64.b64decode(row["base64"], validate=True)
-        except (TypeError, ValueError, binascii.Error) as error:
+        except (TypeError, ValueError) as error:
             raise UserError("'base64' holds no base64.") from error
     return entries_of(row, fields)
 
