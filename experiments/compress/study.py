@@ -89,22 +89,52 @@ STUDIES = {
             "50": "heads=0.5,mlp=0.5,score=taylor",
             "25": "heads=0.75,mlp=0.75,score=taylor",
         },
-        tune=("--config.train.steps=110", "--config.train.eval_every=110", "--config.optim.learning_rate=1e-3"),
+        tune=(
+            "--config.train.steps=110",
+            "--config.train.eval_every=110",
+            "--config.optim.warmup=20",
+            "--config.optim.learning_rate=1e-3",
+        ),
         student=("--config.{task}.model.width=56", "--config.{task}.model.mlp_dim=224"),
         taught=(),
         alone=(),
     ),
-    "decoder": Study(
-        "lm.py:data=text,root={data}/tiny_shakespeare/input.txt,tokenizer=chars",
+    "resnet": Study(  # 18 layers of width 32
+        "catdog.py:data=folder,root={data}/cats_dogs_256,model=resnet",
+        metric="accuracy",
+        own=("--config.train.epochs=12",),
+        prune={
+            "75": "channels=0.15,score=taylor",
+            "50": "channels=0.3,score=taylor",
+            "25": "channels=0.5,score=taylor",
+        },
+        tune=("--config.train.epochs=3", "--config.optim.learning_rate=1e-3"),
+        student=("--config.{task}.model.width=16",),
+        taught=(),
+        alone=(),
+    ),
+    "decoder": Study(  # 10.6 M parameters; 300 steps of 2,048 characters are a start, not the 20.5 M of nanoGPT's
+        "lm.py:data=text,root={data}/tiny_shakespeare/input.txt,tokenizer=chars,size=baby",
         metric="loss",
         better="min",
+        own=(
+            "--config.data.batch_size=8",
+            "--config.train.steps=300",
+            "--config.train.eval_every=300",
+            "--config.{task}.model.dropout=0.0",
+        ),
         prune={
-            "75": "heads=0.25,mlp=0.25,score=taylor",
+            "75": "heads=0.33,mlp=0.25,score=taylor",
             "50": "heads=0.5,mlp=0.5,score=taylor",
-            "25": "heads=0.75,mlp=0.75,score=taylor",
+            "25": "heads=0.67,mlp=0.75,score=taylor",
         },
-        tune=("--config.train.steps=500", "--config.optim.learning_rate=5e-4"),
-        student=("--config.{task}.model.width=64",),
+        tune=(
+            "--config.train.steps=75",
+            "--config.train.eval_every=75",
+            "--config.optim.warmup=10",
+            "--config.optim.learning_rate=5e-4",
+        ),
+        student=("--config.{task}.model.width=192",),
         taught=(),
         alone=(),
     ),
@@ -131,7 +161,8 @@ def steps(name: str, study: Study, seed: int, runs: pathlib.Path, data: str) -> 
         found.append(Step(variant, place / variant, (*words, f"--{at}={place / variant}")))
 
     def trained(variant: str, *words: str, config: str = f"--config=configs/{config}") -> None:
-        step(variant, config, *seeds, *study.own, *words)
+        path = "task.task" if "distil.py" in config else "task"
+        step(variant, config, *seeds, *(word.format(task=path) for word in (*study.own, *words)))
 
     def compressed(variant: str, parent: str, *words: str) -> None:
         step(variant, "--mode=compress", f"--workdir={place / parent}", *words, at="output")
@@ -146,9 +177,8 @@ def steps(name: str, study: Study, seed: int, runs: pathlib.Path, data: str) -> 
         start = (*study.tune, f"--config.init_from={place / f'pruned-{share}'}")
         trained(f"tuned-{share}", *start)
         trained(f"taught-{share}", *start, f"--config.teacher={place / 'base'}", config=taught)
-    trained("alone", *(word.format(task="task") for word in study.student), *study.alone)
-    student = [word.format(task="task.task") for word in study.student]
-    trained("distilled", *student, *study.taught, f"--config.teacher={place / 'base'}", config=taught)
+    trained("alone", *study.student, *study.alone)
+    trained("distilled", *study.student, *study.taught, f"--config.teacher={place / 'base'}", config=taught)
     compressed("tuned-50-int8", "tuned-50", "--quantize=int8")
     compressed("distilled-int8", "distilled", "--quantize=int8")
     for variant, words in {
