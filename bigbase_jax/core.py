@@ -247,6 +247,7 @@ class Evaluator(Protocol):
 
     What else an evaluator may have:
 
+    - ``needs``: the splits without which it measures nothing, said at the start of a run; by default its ``split``.
     - ``figures(evaluated)``: as a task's, of what the evaluator has measured: the report of a run shows them too.
     - ``answering(task, metrics)``: the task as it answers inputs where ``--answers=NAME`` asks for that, by the metrics
       that this evaluator has kept of the run: with calibrated probabilities, with reasons. They come from a folder, and

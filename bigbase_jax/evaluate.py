@@ -14,7 +14,8 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from bigbase_jax import parallel
-from bigbase_jax.core import Evaluated, Evaluator, Meter, Metric, PyTree, Task
+from bigbase_jax.build import suggest
+from bigbase_jax.core import Evaluated, Evaluator, Meter, Metric, PyTree, Task, UserError
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -120,7 +121,14 @@ def evaluators(task: Task, mesh: Mesh, splits: Collection[str], own: Mapping[str
     Args:
       splits: of its data.
       own: of ``config.evaluators``, built.
+
+    Raises:
+      UserError: an evaluator needs a split that is not there.
     """
+    for name, evaluator in own.items():
+        for split in getattr(evaluator, "needs", filter(None, [getattr(evaluator, "split", None)])):
+            if split not in splits:
+                raise UserError(f"config.evaluators.{name} needs the split {split!r}.{suggest(split, splits, 'split')}")
     step = parallel.eval_step(task, mesh)
     last = next(name for name in ("test", "val", "train") if name in splits)
     during: dict[str, Evaluator] = {"val": Split("val", keep=False, step=step)} if "val" in splits else {}

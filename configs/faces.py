@@ -90,8 +90,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
     if args.split == "photos":
         own = {"identification": target(Identification, gallery="train")}
     else:
-        own = {
-            "validation": target(Verification, split="val", final=False),
+        own = {"validation": target(Verification, split="val", final=False)} if args.val else {}
+        own |= {
             "verification": target(Verification),
             "all_pairs": target(Verification, listed=False),
             "identification": target(Identification),

@@ -9,10 +9,12 @@ import pytest
 from toys import Regression, measured, regression_batch
 
 from bigbase_jax import parallel
-from bigbase_jax.core import Sum, add
+from bigbase_jax.core import Sum, UserError, add
 from bigbase_jax.data.pipeline import Data
 from bigbase_jax.data.sources.synthetic.numerals import Numerals
-from bigbase_jax.evaluate import CollectAll, evaluate
+from bigbase_jax.evaluate import CollectAll, Split, evaluate, evaluators
+from bigbase_jax.evaluators.captions import ZeroShot
+from bigbase_jax.evaluators.identification import Identification
 from bigbase_jax.models.bert import Bert
 from bigbase_jax.models.cnn import ConvNet
 from bigbase_jax.models.decoder import Decoder
@@ -131,3 +133,12 @@ def test_batches_of_several_lengths_give_what_those_of_one_length_give(tmp_path)
     assert several.metrics["loss"] == pytest.approx(one.metrics["loss"], rel=1e-5)
     for name, x in one.examples.items():
         np.testing.assert_allclose(several.examples[name], x, rtol=1e-4, atol=1e-5, err_msg=name)
+
+
+def test_a_split_that_an_evaluator_needs_is_missed_before_the_run():
+    mesh, splits = parallel.make_mesh(), ("train", "test")
+    own = {"more": Split("train"), "photos": Identification(), "other_data": ZeroShot(None, split="all")}
+    assert [*evaluators(Regression(), mesh, splits, own).final] == ["test", *own]
+    for other, said in ((Split("tset"), "'tset'. Did you mean 'test'"), (Identification(gallery="val"), "'val'")):
+        with pytest.raises(UserError, match=f"config.evaluators.mine needs the split {said}"):
+            evaluators(Regression(), mesh, splits, {"mine": other})

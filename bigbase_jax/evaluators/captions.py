@@ -62,12 +62,8 @@ class CaptionRetrieval:
         the picture for each caption (0: there is none), and ``best`` i32[N,3] captions with their ``score``.
 
         Raises:
-          UserError: no such split, or the task gives no vectors of captions.
+          UserError: the task gives no vectors of captions.
         """
-        if self.split not in data.splits:
-            raise UserError(
-                f"CaptionRetrieval needs the split {self.split!r}.{suggest(self.split, data.splits, 'split')}"
-            )
         examples = Split(self.split).run(task, variables, data, mesh).examples
         if "vector" not in examples or "captions" not in examples:
             raise UserError(
@@ -191,6 +187,7 @@ class ZeroShot:
     templates: tuple[str, ...] = ()
     split: str = "test"
     final: bool = True
+    needs: ClassVar[tuple[str, ...]] = ()  # of its own data
 
     metrics: ClassVar[Mapping[str, Metric]] = {
         "accuracy": Metric("max", "%"),

@@ -11,7 +11,6 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from bigbase_jax.build import suggest
 from bigbase_jax.core import Evaluated, Figure, Metric, Plot, Task, UserError
 from bigbase_jax.evaluate import Split
 from bigbase_jax.evaluators.verification import unit_vectors
@@ -47,15 +46,17 @@ class Identification:
         "threshold": Metric(),
     }
 
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """See ``core.Evaluator``."""
+        return (self.split, *filter(None, [self.gallery]))
+
     def run(self, task: Task, variables: Any, data: Any, mesh: Any) -> Evaluated:
         """See ``core.Evaluator``. Keeps ``rank`` i32[Q] and ``score`` f32[Q] of known probes, ``stranger`` f32[S].
 
         Raises:
-          UserError: no such split, no vectors, or nobody who is both enrolled and searched.
+          UserError: no vectors, or nobody who is both enrolled and searched.
         """
-        for name in filter(None, (self.split, self.gallery)):
-            if name not in data.splits:
-                raise UserError(f"Identification needs the split {name!r}.{suggest(name, data.splits, 'split')}")
         probe_QD, person_Q = unit_vectors(Split(self.split).run(task, variables, data, mesh).examples)
         if self.gallery is None:
             enrolled_Q = identification.first_photos(person_Q, self.enrolled)

@@ -57,7 +57,7 @@ class Importance:
         """See ``core.Evaluator``. ``importance`` and ``deviation`` (over the repeats) by column, the first first.
 
         Raises:
-          UserError: there is no such split or metric.
+          UserError: there is no such metric.
         """
         if (known := task.metrics.get(self.metric)) is None or known.better is None:
             raise UserError(f"there is no metric {self.metric!r}.{suggest(self.metric, task.metrics, 'metric')}")

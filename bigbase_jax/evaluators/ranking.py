@@ -24,7 +24,6 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from bigbase_jax import parallel
-from bigbase_jax.build import suggest
 from bigbase_jax.core import Batch, Evaluated, Figure, Metric, Table, Task, UserError
 from bigbase_jax.evaluate import collect
 from bigbase_jax.evaluators.baselines import Baseline, Scorer
@@ -100,12 +99,10 @@ class Ranking:
         ``history`` i32[N,S], the last few items chosen before.
 
         Raises:
-          UserError: a split, a data set or a task that cannot be ranked.
+          UserError: a data set or a task that cannot be ranked.
         """
         dataset = data.data.dataset
-        source = dataset.splits.get(self.split)
-        if source is None:
-            raise UserError(f"there is no split {self.split!r} to rank.{suggest(self.split, dataset.splits, 'split')}")
+        source = dataset.splits[self.split]
         if not hasattr(source, "relevant"):
             raise UserError(f"{self.split} does not say what its users had chosen and chose then, as histories do.")
         of_batch, given = self._model(task, variables, data, mesh)

@@ -87,15 +87,17 @@ class Risk:
             "equalized_odds_difference": Metric("min"),
         }
 
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """See ``core.Evaluator``."""
+        return (self.fit, self.split)
+
     def run(self, task: Task, variables: Any, data: Any, mesh: Any) -> Evaluated:
         """See ``core.Evaluator``. Keeps ``probability``, calibrated and as it was, ``label`` and ``group``.
 
         Raises:
-          UserError: there is no such split or group, or the task gives no probabilities of two classes.
+          UserError: there is no such group, or the task gives no probabilities of two classes.
         """
-        for split in (self.fit, self.split):
-            if split not in data.splits:
-                raise UserError(f"Risk needs the split {split!r}.{suggest(split, data.splits, 'split')}")
         of_split = Split(self.fit)
         fit = _told(of_split.run(task, variables, data, mesh).examples)
         of_split = dataclasses.replace(of_split, split=self.split)  # and its compiled step

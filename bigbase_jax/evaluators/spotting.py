@@ -14,7 +14,6 @@ import scipy.ndimage
 
 from bigbase_jax import parallel
 from bigbase_jax.audio.files import pcm16
-from bigbase_jax.build import suggest
 from bigbase_jax.core import Evaluated, Example, Figure, Metric, Plot, Task, UserError
 from bigbase_jax.evaluate import collect
 from bigbase_jax.wrappers.wrapper import Around
@@ -103,18 +102,21 @@ class Spotting:
         word_N, start_N, end_N = zip(*said, strict=True) if said else ((), (), ())
         return Stream(np.concatenate(parts), np.array(word_N, int), np.array(start_N), np.array(end_N))
 
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """See ``core.Evaluator``."""
+        return (self.fit, self.split)
+
     def run(self, task: Task, variables: Any, data: Any, mesh: Any) -> Evaluated:
         """See ``core.Evaluator``. Keeps ``score`` of each word that was said, and of each false alarm, and which it is:
         ``said``.
 
         Raises:
-          UserError: there is no such split, or none of its recordings is a word.
+          UserError: none of the recordings of a split is a word.
         """
         found: dict[str, tuple[np.ndarray, np.ndarray, float]] = {}
         rate = int(data.dataset_info["rate"])
         for split in dict.fromkeys((self.fit, self.split)):
-            if split not in data.splits:
-                raise UserError(f"Spotting needs the split {split!r}.{suggest(split, data.splits, 'split')}")
             stream = self.stream(data.source(split), rate)
             if not len(stream.word):
                 raise UserError(f"no recording of {split} is a word; all are {', '.join(self.others)}.")

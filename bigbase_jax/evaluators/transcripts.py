@@ -6,7 +6,6 @@ import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from bigbase_jax.build import suggest
 from bigbase_jax.core import Evaluated, Figure, Metric, Table, Task, UserError
 from bigbase_jax.evaluate import Split
 from bigbase_jax.tasks.metrics import transcripts
@@ -48,14 +47,17 @@ class BeamSearch:
             "word_bonus": Metric(),
         }
 
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """See ``core.Evaluator``."""
+        return (self.fit,)
+
     def run(self, task: Task, variables: Any, data: Any, mesh: Any) -> Evaluated:
         """See ``core.Evaluator``. Keeps what ``Recognition.evaluate`` gives.
 
         Raises:
-          UserError: there is no split to choose on, or the task is another.
+          UserError: the task is another.
         """
-        if self.fit not in data.splits:
-            raise UserError(f"BeamSearch needs the split {self.fit!r}.{suggest(self.fit, data.splits, 'split')}")
         searching: Any = self.searching(task, self.weights[0], self.bonuses[0])
         of_split = Split(self.fit)
         examples = of_split.run(searching, variables, data, mesh).examples

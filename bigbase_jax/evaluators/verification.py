@@ -11,7 +11,6 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from bigbase_jax.build import suggest
 from bigbase_jax.core import Evaluated, Figure, Metric, Plot, Task, UserError
 from bigbase_jax.evaluate import Split
 from bigbase_jax.runtime.log import say
@@ -56,10 +55,8 @@ class Verification:
         """See ``core.Evaluator``. Keeps ``score`` f32[P], ``same`` and ``pair`` i32[P,2].
 
         Raises:
-          UserError: no such split, or no vectors.
+          UserError: no vectors.
         """
-        if self.split not in data.splits:
-            raise UserError(f"Verification needs the split {self.split!r}.{suggest(self.split, data.splits, 'split')}")
         examples = Split(self.split).run(task, variables, data, mesh).examples
         vector_ND, label_N = unit_vectors(examples)
         source = data.source(self.split)

@@ -16,7 +16,7 @@ from bigbase_jax.verbs import train
 from bigbase_jax.wrappers.private import Private
 
 RECIPE = pathlib.Path(__file__).resolve().parents[2] / "configs/text_classify.py"
-MEAN, ROWS, PASSES = 256, 320, 12.0
+MEAN, ROWS, PASSES = 1024, 1136, 15.0
 
 
 def main(epsilon: str, base: str, folder: str, workdir: str) -> None:
@@ -24,9 +24,10 @@ def main(epsilon: str, base: str, folder: str, workdir: str) -> None:
     config.init_from = base
     config.data.batch_size = MEAN
     config.train.epochs, config.train.best_metric = PASSES, None
-    config.optim.learning_rate = 3e-3
+    config.optim.learning_rate = 1e-3
     if epsilon != "none":
         config.data.batch_size, config.data.poisson = ROWS, float(MEAN)
+        config.train.microbatches = 4
         config.task = target(Private, task=config.task, clip=0.5, epsilon=float(epsilon), delta=1e-5)
     print(train(config, workdir))
 

@@ -66,8 +66,7 @@ def test_probes_are_found_and_strangers_are_told(monkeypatch):
     assert "fnir" not in found.metrics and len(list(evaluator.figures(found))) == 1
     with pytest.raises(UserError, match="nobody is both enrolled and searched"):
         of(monkeypatch, {"test": ([[1, 0], [0, 1]], [0, 1])})
-    with pytest.raises(UserError, match="needs the split 'val'"):
-        of(monkeypatch, {"test": photos}, split="val")
+    assert Identification(split="val", gallery="train").needs == ("val", "train")
 
 
 def test_true_accepts_are_counted_at_the_lowest_threshold_that_is_strict_enough():
