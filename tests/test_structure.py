@@ -19,7 +19,7 @@ ALLOWED = {  # file or folder -> the files and folders of ours that it may impor
     "runtime": ("core", "build", "parallel"),
     "parallel": ("core", "models"),
     "optim": ("core",),
-    "evaluate": ("core", "parallel"),
+    "evaluate": ("core", "build", "parallel"),
     "models": (),
     "decoding": ("core",),
     "text": LEAVES,
