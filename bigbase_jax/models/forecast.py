@@ -159,7 +159,7 @@ class TiDE(Forecaster):
     depth: int = 1
     features: int = 4
     decoded: int = 16
-    dropout: float = 0.3
+    dropout: float = 0.1
 
     @nn.compact
     def __call__(

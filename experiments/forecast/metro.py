@@ -38,7 +38,7 @@ def told(name, error_NH, observed_NH, std, seconds):
         file.write(json.dumps(row) + "\n")
 
 
-for model in ("patchtst", "nlinear"):
+for model in ("tide", "patchtst", "nlinear"):
     workdir = f"runs/metro/{model}"
     command = [sys.executable, "launch.py", f"--config=configs/forecast.py:{RECIPE},model={model}"]
     command += [f"--workdir={workdir}", "--config.optim.learning_rate=0.001"]
