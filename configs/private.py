@@ -7,14 +7,15 @@ python launch.py --config=configs/private.py:root=DIR,features=scattering_linear
 python launch.py --config=configs/private.py:root=DIR,epsilon=1,delta=1e-6        another budget
 python launch.py --config=configs/private.py:root=DIR,epsilon=none                the same without privacy, to compare
 python launch.py --config=configs/private.py:root=DIR,canaries=1000               and an audit by so many pictures
+python launch.py --config=configs/private.py:root=DIR,canaries=1000,references=RUN+RUN    LiRA: they had coins=1, 2, ...
 
 The budget (epsilon, delta) is for one picture added or removed, and training uses it up. It is for the model: keep the
 run folder, whose log and seed are not for others, and give away an export. Draw the seed yourself: seed=N.
 
 The networks are those of Tramèr & Boneh 2021, who have 86.0 % of Fashion-MNIST end to end, 89.0 % by a small network on
-scattering features and 89.7 % by a linear model of them, at epsilon 3 and delta 1e-5. Measured on a core of a shared x86
-server (experiments/private): 85.8 % end to end in 679 core-seconds, 88.4 % by the network on scattering features, and
-89.3 % by a linear model of them, in 283.
+scattering features and 89.7 % by a linear model of them, at epsilon 3 and delta 1e-5. Measured on a shared x86 core
+(experiments/private): 85.8 % end to end in 679 core-seconds, 88.4 % by the network on scattering features, and 89.3 %
+by a linear model of them, in 283.
 """
 
 import optax
@@ -41,7 +42,7 @@ FEATURES = ("pixels", "scattering", "scattering_linear")
 
 def get_config(arg: str | None = None) -> ConfigDict:
     """``arg``: data=synthetic|idx|tfds|npz|folder, root=DIR, features=..., epsilon=..., delta=..., epochs=...,
-    batch=..., canaries=N, seed=N, tiny."""
+    batch=..., canaries=N, coins=N (which of them are trained on), references=RUN+RUN, seed=N, tiny."""
     args = parse_arg(
         arg,
         data=None,
@@ -52,6 +53,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
         epochs=0.0,
         batch=0,
         canaries=0,
+        coins=None,
+        references=None,
         seed=0,
         tiny=False,
     )
@@ -73,7 +76,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
 
     dataset = pictures(data, args.root, embedded, "fashion_mnist", val_fraction=0.02)
     if args.canaries:
-        dataset = target(Canaries, dataset=dataset, count=min(args.canaries, 32) if args.tiny else args.canaries)
+        count = min(args.canaries, 32) if args.tiny else args.canaries
+        dataset = target(Canaries, dataset=dataset, count=count, coins=None if args.coins is None else int(args.coins))
 
     config = ConfigDict()
     config.seed = args.seed
@@ -102,7 +106,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
         schedule=deferred(optax.cosine_decay_schedule),
     )
     if args.canaries:
-        config.evaluators = ConfigDict({"membership": target(Membership, delta=args.delta)})
+        references = tuple(filter(None, (args.references or "").split("+")))
+        config.evaluators = ConfigDict({"membership": target(Membership, delta=args.delta, references=references)})
     if args.tiny:
         config.train = target(TrainConfig, steps=8, log_every=2)
     else:

@@ -1,12 +1,13 @@
 """Audits: what a model tells of the examples that it was trained on, and what epsilon it has at least.
 
-Axes: N canaries, R guesses, T thresholds.
+Axes: N canaries, R reference runs, T thresholds.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
+import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
@@ -17,6 +18,7 @@ from scipy import stats
 from sklearn.metrics import roc_curve
 
 from bigbase_jax import parallel
+from bigbase_jax.compare.runs import Run
 from bigbase_jax.core import Evaluated, Figure, Metric, Plot, Table, Task, UserError
 from bigbase_jax.evaluate import collect
 from bigbase_jax.wrappers.wrapper import Around
@@ -34,13 +36,19 @@ class Membership:
     many bits of a member's place among the others the model gives away: ``log2(n + 1) - log2(rank)`` among the n that
     were not trained on (Carlini et al. 2019), on average and at most.
 
+    With ``references`` the attack is LiRA, offline and with one variance for all (Carlini et al. 2022, "Membership
+    inference attacks from first principles", section VI): not how small a canary's loss is counts, but how far its
+    confidence ``log(p / (1 - p))``, where the loss is ``-log p``, lies above that of models that have not seen it.
+
     Attributes:
       split: of ``data.sources.canaries.Canaries``, whose examples say ``member``.
+      references: runs on the same canaries with other ``coins``, and with an audit of their own under this name.
       delta: of the bound.
       confidence: in it.
     """
 
     split: str = "canary"
+    references: tuple[str, ...] = ()
     delta: float = 1e-5
     confidence: float = 0.95
     final: bool = True
@@ -58,10 +66,11 @@ class Membership:
             raise UserError(f"Membership has delta={self.delta} and confidence={self.confidence}; both are below 1.")
 
     def run(self, task: Task, variables: Any, data: Any, mesh: Any) -> Evaluated:
-        """See ``core.Evaluator``. Keeps ``loss`` and ``member``, f32[N].
+        """See ``core.Evaluator``. Keeps ``loss``, ``score`` (larger where it looks trained on) and ``member``, f32[N].
 
         Raises:
-          UserError: a split that does not say ``member``, or whose canaries are all of one kind.
+          UserError: a split that does not say ``member``, or whose canaries are all of one kind; or a reference that
+            has no audit of these canaries.
         """
         inner: Any = task
         while isinstance(inner, Around):
@@ -82,7 +91,23 @@ class Membership:
         loss_N, member_N = kept["loss"].astype(np.float64), kept["member"] > 0
         if member_N.all() or not member_N.any():
             raise UserError(f"the canaries of the split {self.split!r} are all of one kind; use more of them.")
-        return Evaluated(self.split, self.measured(-loss_N, member_N), {"loss": kept["loss"], "member": kept["member"]})
+        score_N = self._above(loss_N) if self.references else -loss_N
+        found = {"loss": kept["loss"], "score": score_N.astype(np.float32), "member": kept["member"]}
+        return Evaluated(self.split, self.measured(score_N, member_N), found)
+
+    def _above(self, loss_N: np.ndarray) -> np.ndarray:
+        """How far the confidence lies above the mean of the references' that were not trained on the canary; where all
+        were, of all others'."""
+        total_N, count_N = np.zeros(len(loss_N)), np.zeros(len(loss_N))
+        for path in self.references:
+            kept = Run.look(pathlib.Path(path)).evaluated("membership").examples
+            if {"loss", "member"} - kept.keys() or len(kept["loss"]) != len(loss_N):
+                raise UserError(f"the reference {path} has kept no audit of {len(loss_N)} canaries under `membership`.")
+            out_N = kept["member"] == 0
+            total_N += np.where(out_N, _confidence(kept["loss"].astype(np.float64)), 0)
+            count_N += out_N
+        mean_N = np.where(count_N > 0, total_N / np.maximum(count_N, 1), total_N.sum() / max(count_N.sum(), 1))
+        return _confidence(loss_N) - mean_N
 
     def measured(self, score_N: np.ndarray, member_N: np.ndarray) -> dict[str, Any]:
         """The metrics of scores that should be larger for members, and ``guesses``: how many were right."""
@@ -123,7 +148,8 @@ class Membership:
         loss_N = np.nan_to_num(loss_N.astype(np.float64), posinf=1e6)
         if member_N.all() or not member_N.any():
             return
-        false_T, true_T, _ = roc_curve(member_N, -loss_N)
+        score_N = np.nan_to_num(evaluated.examples.get("score", -loss_N).astype(np.float64))
+        false_T, true_T, _ = roc_curve(member_N, score_N)
         some = np.unique(np.linspace(0, len(false_T) - 1, 200).astype(int))
         curve = false_T[some].tolist(), true_T[some].tolist()
         yield Plot("Members found", {"attack": curve}, "false alarms", "members found", diagonal=True)
@@ -133,6 +159,12 @@ class Membership:
             for name, which in (("trained on", member_N), ("not", ~member_N))
         }
         yield Plot("Losses of canaries", series, "loss", "share, %", bars=True)
+
+
+def _confidence(loss_N: np.ndarray) -> np.ndarray:
+    """``log(p / (1 - p))`` of ``loss = -log p``, f64[N]."""
+    loss_N = np.clip(loss_N, 1e-9, 1e9)
+    return -loss_N - np.log(-np.expm1(-loss_N))
 
 
 @dataclasses.dataclass

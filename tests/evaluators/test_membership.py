@@ -94,6 +94,36 @@ def test_an_audit_reads_the_loss_of_each_canary():
     assert not list(Membership().figures(found._replace(examples={}, metrics={})))
 
 
+def test_references_tell_what_is_hard_from_what_was_not_seen(tmp_path):
+    """LiRA: by the loss alone, hard canaries hide that they were trained on."""
+    rng = np.random.default_rng(0)
+    difficulty, paths, losses = rng.uniform(-6, 6, 300), [], []
+    for run in range(5):
+        member = rng.random(300) < 0.5
+        confidence = 0.2 * member - difficulty + rng.normal(0, 0.04, 300)  # log(p / (1 - p))
+        losses.append((np.log1p(np.exp(-confidence)), member))
+        paths.append(tmp_path / str(run))
+        paths[-1].mkdir()
+        np.savez(paths[-1] / "predictions-membership.npz", loss=losses[-1][0], member=member.astype(np.float32))
+    (loss, member), lira = losses[0], Membership(references=tuple(map(str, paths[1:])))
+    assert Membership().measured(-loss, member)["attack_auc"] < 0.6
+    assert lira.measured(lira._above(loss), member)["attack_auc"] > 0.95
+    with pytest.raises(UserError, match="has kept no audit of 299 canaries"):
+        lira._above(loss[1:])
+    with pytest.raises(UserError, match="nowhere has kept no audit"):
+        Membership(references=("nowhere",))._above(loss)
+
+
+def test_other_coins_choose_among_the_same_canaries(drawn, tmp_path):
+    data = Canaries(DrawnCatsAndDogs(size=32, num_train=60, num_val=8, num_test=8), count=40, coins=1)
+    other = Data(data, 8, cache_dir=str(tmp_path)).prepare(lambda line: None)
+    one, two = (prepared.source("canary") for prepared in (drawn, other))
+    pairs = [(one[i], two[i]) for i in range(40)]
+    assert all(a["label"] == b["label"] and (a["image"] == b["image"]).all() for a, b in pairs)
+    assert 8 < sum(bool(a["member"] != b["member"]) for a, b in pairs) < 32
+    assert drawn.fingerprint() != other.fingerprint()
+
+
 class Knows(Regression):
     """A text costs as much as it differs from the one that the model knows."""
 

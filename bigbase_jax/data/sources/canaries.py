@@ -24,6 +24,7 @@ class Canaries:
       count: of the canaries.
       wrong: whether each gets another label than its own, drawn at random, which a model has to learn by heart.
       seed: of the coins, of the choice and of the labels.
+      coins: another seed of the coins alone, as runs have by which an audit is calibrated.
 
     Raises:
       UserError: no canary, or (from ``prepare``) more than there are examples, or no labels that could be wrong.
@@ -33,6 +34,7 @@ class Canaries:
     count: int = 1000
     wrong: bool = True
     seed: int = 0
+    coins: int | None = None
 
     def __post_init__(self) -> None:
         if self.count < 1:
@@ -57,7 +59,10 @@ def _planted(dataset: Dataset, how: Canaries) -> Opened:
         raise UserError(f"there are {len(train)} training examples, of which {how.count} cannot be canaries.")
     rng = np.random.default_rng([how.seed, how.count])
     chosen = np.sort(rng.choice(len(train), how.count, replace=False))
-    member = rng.random(how.count) < 0.5
+    coins = rng.random(how.count)
+    if how.coins is not None:
+        coins = np.random.default_rng([how.seed, how.count, how.coins]).random(how.count)
+    member = coins < 0.5
     labels = _labels(train)
     if how.wrong:
         classes = dataset.dataset_info.get("num_classes", 0)
@@ -71,7 +76,7 @@ def _planted(dataset: Dataset, how: Canaries) -> Opened:
     canary = _some(train, chosen, labels, how.wrong, member.astype(np.float32))
     kind = "examples with wrong labels" if how.wrong else "examples"
     words = f"{dataset.description}; {how.count:,} {kind} are canaries, {member.sum():,} of them trained"
-    about = [dataset.fingerprint(), how.count, how.wrong, how.seed]
+    about = [dataset.fingerprint(), how.count, how.wrong, how.seed, *([] if how.coins is None else [how.coins])]
     return Opened({**dataset.splits, "train": kept, "canary": canary}, dataset.dataset_info, words, about)
 
 
