@@ -159,6 +159,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         model=task[1],
         mels=size.mels,
         whole=not args.chunk,
+        floor=1e4,  # some 75 dB below full scale
         time_masks=(2, 0.05),
         frequency_masks=(2, size.mels // 5),
     )

@@ -89,6 +89,8 @@ class Recognition(Transcribing):
       mels: M.
       whole: whether the mean of each band over the recording is taken off, which streams cannot know.
       mean, std: of features otherwise: they become ``(x - mean) / std``.
+      floor: of a band's energy, of samples as 16-bit numbers: what is below it is quiet alike, so that digital silence
+        is no extreme (Kaldi adds noise to samples instead, ``--dither``); None: what a float32 tells apart.
       time_masks, frequency_masks: SpecAugment (Park et al. 2019) in training: (how many, the largest share of the
         frames, or the most bands, that each covers).
       beams: of the search; 1: the likeliest label of each frame.
@@ -110,6 +112,7 @@ class Recognition(Transcribing):
     whole: bool = True
     mean: float = 12.0
     std: float = 4.0
+    floor: float | None = None
     time_masks: tuple[int, float] = (0, 0.0)
     frequency_masks: tuple[int, int] = (0, 0)
     beams: int = 1
@@ -140,7 +143,8 @@ class Recognition(Transcribing):
     @property
     def features(self) -> LogMel:
         """What the model reads: Kaldi's filter banks."""
-        return fbank(self.mels, self.rate or 0)
+        found = fbank(self.mels, self.rate or 0)
+        return found if self.floor is None else dataclasses.replace(found, floor=self.floor)
 
     @property
     def blank(self) -> int:

@@ -52,6 +52,16 @@ def test_padding_changes_neither_outputs_nor_loss():
     np.testing.assert_allclose(sums_a["loss"].total, sums_b["loss"].total, rtol=1e-5)
 
 
+def test_digital_silence_is_as_quiet_as_the_floor_and_speech_is_as_it_was():
+    rows = batch(lengths=(RATE, RATE // 3))
+    rows["audio"][0, : RATE // 2] = 0
+    plain, floored = (np.asarray(task(whole=False, floor=floor).bands(rows)[0]) for floor in (None, 1e4))
+    quiet, loud = slice(0, RATE // 2 // 80 - 3), slice(RATE // 2 // 80 + 1, None)
+    np.testing.assert_allclose(floored[0, quiet], (np.log(1e4) - 12) / 4, atol=1e-6)
+    assert plain[0, quiet].max() < floored[0, quiet].min() - 5
+    np.testing.assert_array_equal(floored[0, loud], plain[0, loud])
+
+
 def test_an_impossible_transcript_and_silence_have_no_weight_and_no_text():
     rows = batch(lengths=(RATE // 2, 1), labels=((1, 2), (1, 1)))
     one = task()
