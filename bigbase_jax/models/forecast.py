@@ -74,12 +74,12 @@ class Forecaster(nn.Module):
             raise ModelError("the model does not know how far to forecast; give it the horizon.")
         return self.horizon
 
-    def _rescaled(self, x_BLC: Array, train: bool) -> Array:
+    def _rescaled(self, x_BLC: Array, train: bool, *more: Any) -> Array:
         if not self.normalise:
-            return self.forecast(x_BLC, train)
+            return self.forecast(x_BLC, train, *more)
         mean_B1C = jax.lax.stop_gradient(jnp.mean(x_BLC, 1, keepdims=True))
         std_B1C = jax.lax.stop_gradient(jnp.sqrt(jnp.var(x_BLC, 1, keepdims=True) + 1e-5))
-        y_BHCQ = self.forecast((x_BLC - mean_B1C) / std_B1C, train)
+        y_BHCQ = self.forecast((x_BLC - mean_B1C) / std_B1C, train, *more)
         return y_BHCQ * std_B1C[..., None] + mean_B1C[..., None]
 
     def _project(self, x_BCL: Array, name: str) -> Array:
@@ -168,10 +168,13 @@ class TiDE(Forecaster):
         covariates_BSK: Float[Array, "B S K"] | None = None,
         train: bool = False,
     ) -> Float32[Array, "B H C Q"]:
-        (B, L, C), H = history_BLC.shape, self._steps()
-        mean_B1C = jnp.mean(history_BLC, 1, keepdims=True) if self.normalise else 0.0
-        std_B1C = jnp.sqrt(jnp.var(history_BLC, 1, keepdims=True) + 1e-5) if self.normalise else 1.0
-        x_BCL = jnp.swapaxes((history_BLC - mean_B1C) / std_B1C, 1, 2)
+        return self._rescaled(history_BLC, train, covariates_BSK)
+
+    def forecast(
+        self, x_BLC: Float[Array, "B L C"], train: bool, covariates_BSK: Float[Array, "B S K"] | None = None
+    ) -> Float[Array, "B H C Q"]:
+        (B, L, C), H = x_BLC.shape, self._steps()
+        x_BCL = jnp.swapaxes(x_BLC, 1, 2)
         read = [x_BCL]
         ahead_BHF = jnp.zeros((B, H, 0))
         if covariates_BSK is not None:
@@ -186,8 +189,7 @@ class TiDE(Forecaster):
         ahead_BCHF = jnp.broadcast_to(ahead_BHF[:, None], (B, C, *ahead_BHF.shape[1:]))
         y = jnp.concatenate([y.reshape(B, C, H, self.decoded), ahead_BCHF], -1)
         y_BHCQ = jnp.swapaxes(self._block(y, self.outputs, train, "steps", norm=False), 1, 2)
-        y_BHCQ = y_BHCQ + self._project(x_BCL, "linear")
-        return (y_BHCQ * jnp.expand_dims(std_B1C, -1) + jnp.expand_dims(mean_B1C, -1)).astype(jnp.float32)
+        return y_BHCQ.astype(jnp.float32) + self._project(x_BCL, "linear")
 
     def _block(self, x: Array, width: int, train: bool, name: str, norm: bool = True) -> Array:
         """A hidden layer and a linear map beside it, and layer normalisation (section 4, figure 1)."""
