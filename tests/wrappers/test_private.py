@@ -285,8 +285,8 @@ def test_what_would_void_the_guarantee(data, loop, told):
 
 
 def test_a_budget_below_one_step():
-    with pytest.raises(UserError, match="less than one step at noise=0.1 costs"):
-        Private(Regression(), epsilon=0.01, noise=0.1).planned(facts(), TrainConfig(steps=9), 9)
+    with pytest.raises(UserError, match="less than one step at noise=0.5 costs"):
+        Private(Regression(), epsilon=0.01, noise=0.5).planned(facts(), TrainConfig(steps=9), 9)
 
 
 def test_it_is_around_all_others_and_trained_by_the_loop_alone():
