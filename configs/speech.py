@@ -13,8 +13,8 @@ three speeds, louder and softer, in rooms and under noise; batches are of about 
 searches with an n-gram model of the training transcripts, whose weight it chooses on val. Recordings of WAV, FLAC, Ogg
 and MP3 at any rate, and error rates, need the extra [speech]: pip install 'bigbase_jax[speech]'.
 
-Measured on two cores of an AMD EPYC (experiments/speech): AN4, seconds=7.2, 15.3 % of the words of the official test
-are wrong, and 10.0 % by beam search with the n-grams of the training text, after 819 core-seconds. Published small
+Measured on a core of an AMD EPYC (experiments/speech): AN4, seconds=7.2, 12.7 % of the words of the official test
+are wrong, and 9.7 % by beam search with the n-grams of the training text, after 759 core-seconds. Published small
 recipes have 10 to 13 %. yesno, with words as tokens and frames of 80 ms: 1.25 % of the words of the held-out 30, and
 0.8 % by beam search, after 34 core-seconds; 0 % was the aim (JAX 0.10.2, seed 0, 2026-11-29).
 """
