@@ -125,10 +125,7 @@ def evaluators(task: Task, mesh: Mesh, splits: Collection[str], own: Mapping[str
     Raises:
       UserError: an evaluator needs a split that is not there.
     """
-    for name, evaluator in own.items():
-        for split in getattr(evaluator, "needs", filter(None, [getattr(evaluator, "split", None)])):
-            if split not in splits:
-                raise UserError(f"config.evaluators.{name} needs the split {split!r}.{suggest(split, splits, 'split')}")
+    check_splits(own, splits)
     step = parallel.eval_step(task, mesh)
     last = next(name for name in ("test", "val", "train") if name in splits)
     during: dict[str, Evaluator] = {"val": Split("val", keep=False, step=step)} if "val" in splits else {}
@@ -137,6 +134,17 @@ def evaluators(task: Task, mesh: Mesh, splits: Collection[str], own: Mapping[str
     for evaluator in own.values():
         metrics |= evaluator.metrics
     return Evaluators(during, {last: Split(last, step=step), **own}, metrics)
+
+
+def check_splits(own: Mapping[str, Evaluator], splits: Collection[str]) -> None:
+    """
+    Raises:
+      UserError: one of ``config.evaluators`` needs a split that is not there.
+    """
+    for name, evaluator in own.items():
+        for split in getattr(evaluator, "needs", filter(None, [getattr(evaluator, "split", None)])):
+            if split not in splits:
+                raise UserError(f"config.evaluators.{name} needs the split {split!r}.{suggest(split, splits, 'split')}")
 
 
 def evaluate(

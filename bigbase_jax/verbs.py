@@ -25,7 +25,7 @@ from bigbase_jax.compress.command import compress as compress
 from bigbase_jax.core import Evaluator, UserError
 from bigbase_jax.data.files import kind_of
 from bigbase_jax.data.sources.image.image import SUFFIXES
-from bigbase_jax.evaluate import Split, evaluators
+from bigbase_jax.evaluate import Split, check_splits, evaluators
 from bigbase_jax.export.benchmark import benchmark as benchmark
 from bigbase_jax.export.command import export as export
 from bigbase_jax.inference import answers, faces, generation, inputs
@@ -89,6 +89,7 @@ def evaluate(workdir: str, step: int | None = None, split: str | None = None, en
         chosen = evaluators(task, mesh, data.splits, own).final
     else:
         chosen = {split: own.get(split) or Split(split)}
+        check_splits(chosen, data.splits)
     results: dict[str, Any] = {}
     for name, evaluator in chosen.items():
         found = evaluator.run(task, predictor.variables, data, mesh)

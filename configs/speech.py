@@ -16,7 +16,7 @@ and MP3 at any rate, and error rates, need the extra [speech]: pip install 'bigb
 Measured on a core of an AMD EPYC (experiments/speech): AN4, seconds=7.2, 12.7 % of the words of the official test
 are wrong, and 9.7 % by beam search with the n-grams of the training text, after 759 core-seconds. Published small
 recipes have 10 to 13 %. yesno, with words as tokens and frames of 80 ms: 1.25 % of the words of the held-out 30, and
-0.8 % by beam search, after 34 core-seconds; 0 % was the aim (JAX 0.10.2, seed 0, 2026-11-29).
+0.8 % by beam search, after 34 core-seconds; 0 % was the aim (JAX 0.10.2, seed 0, 2026-11-29 and 30).
 """
 
 from typing import NamedTuple

@@ -41,6 +41,24 @@ def key_of(name: str, split: str = "train") -> int:
     return SPLITS.index(split) << 62 | found >> 2
 
 
+def name_of(file: File, number: int, values: Mapping[str, Any], id: str | None) -> str:
+    """What a document is called: the value of its column ``id``, or else its file and its number there.
+
+    Raises:
+      UserError: it has no value there.
+    """
+    if id is None:
+        return f"{file.name}:{number}"
+    if values.get(id) in (None, ""):
+        raise UserError(f"{file}, row {number} has no {id!r}; choose another id column, or leave out id.")
+    return str(values[id])
+
+
+def source_of(file: File) -> str:
+    """Where a document is from, if no column says it: the folder below the root, or the file without its suffix."""
+    return file.name.split("/")[0].partition(".")[0]
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Read:
     """Documents of files: text, JSON lines, CSV, TSV, Excel, Parquet, Arrow, HTML, WARC and PDF, packed or not.
@@ -76,11 +94,9 @@ class Read:
     def documents(self, file: File, encoding: str, split: str) -> Iterator[dict[str, Any]]:
         """Rows of ``schema`` of one file."""
         kind = kind_of(file.name)
-        beside = {"source": file.name.split("/")[0].partition(".")[0], "split": split}
+        beside = {"source": source_of(file), "split": split}
         for number, text, values in self._texts(file, kind, encoding):
-            if self.id is not None and values.get(self.id) in (None, ""):
-                raise UserError(f"{file}, row {number} has no {self.id!r}; choose another id column, or leave out id.")
-            name = str(values[self.id]) if self.id else f"{file.name}:{number}"
+            name = name_of(file, number, values, self.id)
             kept = {k: None if values.get(k) is None else str(values[k]) for k in self.keep}
             kept["source"] = kept.get("source") or beside["source"]
             yield {**beside, "key": key_of(name, split), "id": name, "text": text, **kept}

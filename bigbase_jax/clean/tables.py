@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import Any, ClassVar
 
 from bigbase_jax.build import suggest
-from bigbase_jax.clean.read import key_of
+from bigbase_jax.clean.read import key_of, name_of, source_of
 from bigbase_jax.core import UserError
 from bigbase_jax.data.columns import MISSING
 from bigbase_jax.data.files import TABLES, File
@@ -51,16 +51,14 @@ class Rows:
 
     def documents(self, file: File, encoding: str, split: str) -> Iterator[dict[str, Any]]:
         """Rows of ``schema`` of one file."""
-        wanted = [*self.columns, *([self.id] if self.id else [])]
         for row in rows(file, encoding):
             if row.error:
                 raise UserError(row.error)
-            if lost := [name for name in wanted if name not in row.values]:
+            if lost := [name for name in self.columns if name not in row.values]:
                 raise UserError(f"{row.where} has no column {lost[0]!r}.{suggest(lost[0], row.values, 'column')}")
-            name = str(row.values[self.id]) if self.id else f"{file.name}:{row.number}"
+            name = name_of(file, row.number, row.values, self.id)
             cells = {c: None if row.values[c] is None else str(row.values[c]) for c in self.columns}
-            source = file.name.split("/")[0].partition(".")[0]
-            yield {"key": key_of(name, split), "id": name, "source": source, "split": split, **cells}
+            yield {"key": key_of(name, split), "id": name, "source": source_of(file), "split": split, **cells}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -59,7 +59,6 @@ class Forecaster(nn.Module):
         covariates_BSK: Float[Array, "B S K"] | None = None,
         train: bool = False,
     ) -> Float32[Array, "B H C Q"]:
-        self._steps()
         if covariates_BSK is None:
             return self._rescaled(history_BLC, train)
         level_BSC = covariates_BSK
@@ -84,8 +83,9 @@ class Forecaster(nn.Module):
 
     def _project(self, x_BCL: Array, name: str) -> Array:
         """[B, C, any] -> [B, H, C, Q] by one linear map that all channels share."""
-        y = nn.Dense((self.horizon or 0) * self.outputs, kernel_init=INITS["torch"], name=name)(x_BCL)
-        return jnp.swapaxes(y.reshape(*x_BCL.shape[:2], self.horizon, self.outputs), 1, 2).astype(jnp.float32)
+        H = self._steps()
+        y = nn.Dense(H * self.outputs, kernel_init=INITS["torch"], name=name)(x_BCL)
+        return jnp.swapaxes(y.reshape(*x_BCL.shape[:2], H, self.outputs), 1, 2).astype(jnp.float32)
 
 
 class SeasonalNaive(Forecaster):
@@ -104,7 +104,7 @@ class SeasonalNaive(Forecaster):
         season, length = self.season or 1, x_BLC.shape[1]
         if length < season:
             raise ModelError(f"a history of {length} steps is shorter than a season of {season}; make it longer.")
-        y_BHC1 = x_BLC[:, length - season + np.arange(self.horizon or 0) % season, :, None]
+        y_BHC1 = x_BLC[:, length - season + np.arange(self._steps()) % season, :, None]
         if self.outputs == 1:
             return y_BHC1
         spread_HCQ = self.param("spread", nn.initializers.zeros, (*y_BHC1.shape[1:3], self.outputs))
