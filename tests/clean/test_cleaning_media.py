@@ -128,3 +128,13 @@ def test_columns_that_no_rows_can_have_are_refused(given, says):
         Rows(**given)
     with pytest.raises(UserError, match="no column is the answer"):
         RowChecks(columns=("a",), answer="b")
+
+
+def test_a_row_without_its_id_sets_its_table_aside(tmp_path, capsys):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.csv").write_text("id,x,y\nr1,1,2\nr2,3,4\n")
+    (tmp_path / "in" / "b.csv").write_text("id,x,y\nr3,5,6\n,7,8\n")
+    columns = ("x", "y")
+    read, steps = target(Rows, columns=columns, id="id"), target(RowChecks, columns=columns)
+    said, rows = cleaned(tmp_path / "in", tmp_path / "out", read, steps)
+    assert ids(rows) == {"r1", "r2"} and said["set_aside"] == 1 and "has no 'id'" in capsys.readouterr().err
