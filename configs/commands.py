@@ -6,6 +6,7 @@ python launch.py --config=configs/commands.py:root=TABLE.csv                    
 python launch.py --config=configs/commands.py:root=DIR,rate=8000,tau=2              telephone speech, a wider network
 python launch.py --config=configs/commands.py:root=DIR,names=label_speaker_take     7_jackson_32.wav, ... in one folder
 python launch.py --config=configs/commands.py:root=TABLE.csv,noise=DIR,spot         and words in continuous sound
+python launch.py --config=configs/commands.py:root=DIR,mixup=0.2,speed=0.2          of few recordings, more variety
 python launch.py --mode=predict --workdir=runs/commands --input='*.wav'
 python launch.py --mode=predict --workdir=runs/commands --input=hours.wav --answers=spotting
 
@@ -28,19 +29,20 @@ from bigbase_jax.models.bc_resnet import BCResNet
 from bigbase_jax.optim import Optimizer
 from bigbase_jax.tasks.audio_classification import AudioClassification
 from bigbase_jax.train import TrainConfig
+from bigbase_jax.wrappers.mix import Mix
 
 HOP = 0.1  # seconds from window to window in recordings that are longer, with ``spot``
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    """``arg``: root=DIR_OR_TABLE, rate=16000, seconds=1.0, tau=1.5 and stride=1 (of BC-ResNet), epochs=60, path=COLUMN,
-    label=COLUMN, names=label_speaker_take, held_out=COLUMN:VALUE/VALUE, group=COLUMN, noise=DIR, rooms=DIR, spot,
-    tiny."""
+    """``arg``: root=DIR_OR_TABLE, rate=16000, seconds=1.0, tau=1.5 and stride=1 (of BC-ResNet), epochs=60, speed=0.1,
+    mixup=0.0, path=COLUMN, label=COLUMN, names=label_speaker_take, held_out=COLUMN:VALUE/VALUE, group=COLUMN,
+    noise=DIR, rooms=DIR, spot, tiny."""
     columns = {"path": None, "label": None, "names": None, "held_out": None, "group": None}  # of LabelledAudio
     net = {"tau": 1.5, "stride": 1}
-    mixed = {"noise": None, "rooms": None}
+    varied = {"speed": 0.1, "mixup": 0.0, "noise": None, "rooms": None}
     args = parse_arg(
-        arg, root=None, rate=16_000, seconds=1.0, epochs=60.0, **net, **mixed, **columns, spot=False, tiny=False
+        arg, root=None, rate=16_000, seconds=1.0, epochs=60.0, **net, **varied, **columns, spot=False, tiny=False
     )
     if not 0.1 <= args.seconds <= 60:
         raise UserError(f"seconds={args.seconds}; a command has 0.1 to 60.")
@@ -64,7 +66,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         batch_size=8 if args.tiny else 64,
         eval_batch_size=24 if args.tiny else 128,
         train_transforms=(
-            target(A.Speed, most=0.1),
+            target(A.Speed, most=args.speed),
             target(A.PadOrCrop, samples=samples, shift=rate // 10),
             target(A.RecordedRoom, folder=args.rooms, rate=rate) if args.rooms else target(A.Room, rate=rate),
             target(A.RecordedNoise, folder=args.noise, rate=rate) if args.noise else target(A.Noise),
@@ -80,6 +82,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
         time_masks=(2, 20),
         frequency_masks=(2, 5),
     )
+    if args.mixup:
+        config.task = target(Mix, task=config.task, mixup_alpha=args.mixup)
     if args.spot:
         config.evaluators = ConfigDict({"spotting": target(Spotting, window=args.seconds, hop=HOP)})
     config.optim = target(

@@ -467,7 +467,7 @@ def arrow_batches(file: File) -> tuple[list[str], Mapping[bytes, bytes] | None, 
 
 
 _FIXED = ("BOOLEAN", "INT32", "INT64", "FLOAT", "DOUBLE")  # physical types of Parquet of at most 8 bytes
-_EXPANDED = 1 << 30  # bytes of a batch, if every row repeated all that a group of rows holds
+_EXPANDED = 1 << 29  # bytes of a batch, if every row repeated all that a group of rows holds
 
 
 def _parquet_batches(file: File, table: Any, names: list[str]) -> Iterator[Any]:
@@ -488,7 +488,7 @@ def _parquet_batches(file: File, table: Any, names: list[str]) -> Iterator[Any]:
     if all(flat.get(name, "").startswith(_FIXED) for name in names):
         size = min(1 << 16, _EXPANDED // (8 * max(len(names), 1)))  # whatever is repeated, a value takes 8 bytes
     else:
-        size = min(1024, _EXPANDED // most)
+        size = min(512, _EXPANDED // most)
     yield from table.iter_batches(batch_size=max(8, size), columns=names)
 
 
