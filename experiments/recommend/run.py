@@ -67,10 +67,11 @@ def recbole(study, data, python, epochs):
         place.mkdir()
         with open(log) as file, open(place / f"{study}.inter", "w") as out:
             out.write("user_id:token\titem_id:token\ttimestamp:float\n")
-            rows = csv.reader(file, delimiter=" " if log.suffix == ".txt" else ",")
-            for number, (user, item, *rest) in enumerate(rows):
-                if user.isdigit():
-                    out.write(f"{user}\t{item}\t{rest[-1] if rest else number}\n")
+            rows = [row for row in csv.reader(file, delimiter=" " if log.suffix == ".txt" else ",") if row[0].isdigit()]
+            if len(rows[0]) > 2:
+                rows.sort(key=lambda row: float(row[-1]))
+            for number, (user, item, *_) in enumerate(rows):  # RecBole's times are float32: today's are 128 s apart
+                out.write(f"{user}\t{item}\t{number}\n")
         found, *_ = measured(
             [python, HERE / "recbole_sasrec.py", place, f"--epochs={epochs}"], stderr=subprocess.DEVNULL
         )
