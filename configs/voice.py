@@ -56,7 +56,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     )
     small = {"width": 16, "hidden": 16, "encoder_layers": 1, "decoder_layers": 1} if args.tiny else {}
     config.task = target(
-        Synthesis, model=target(FastSpeech, **(small or {"hidden": 256, "reduction": 2})), vocoder=args.vocoder
+        Synthesis, model=target(FastSpeech, **(small or {"hidden": 256})), vocoder=args.vocoder
     )
     listens = target(Synthesised, examples=4 if args.tiny else 32, recogniser=args.recogniser)
     config.evaluators = ConfigDict({"synthesis": listens})
