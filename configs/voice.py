@@ -55,9 +55,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         buckets=() if args.tiny else (128, 192, 256, 320),
     )
     small = {"width": 16, "hidden": 16, "encoder_layers": 1, "decoder_layers": 1} if args.tiny else {}
-    config.task = target(
-        Synthesis, model=target(FastSpeech, **(small or {"hidden": 256})), vocoder=args.vocoder
-    )
+    config.task = target(Synthesis, model=target(FastSpeech, **(small or {"hidden": 256})), vocoder=args.vocoder)
     listens = target(Synthesised, examples=4 if args.tiny else 32, recogniser=args.recogniser)
     config.evaluators = ConfigDict({"synthesis": listens})
     config.optim = target(
