@@ -6,7 +6,7 @@ python launch.py --config=configs/commands.py:root=TABLE.csv                    
 python launch.py --config=configs/commands.py:root=DIR,rate=8000,tau=2              telephone speech, a wider network
 python launch.py --config=configs/commands.py:root=DIR,names=label_speaker_take     7_jackson_32.wav, ... in one folder
 python launch.py --config=configs/commands.py:root=TABLE.csv,noise=DIR,spot         and words in continuous sound
-python launch.py --config=configs/commands.py:root=DIR,mixup=0.2,speed=0.2          of few recordings, more variety
+python launch.py --config=configs/commands.py:root=DIR,speed=0.2,epochs=100         where few people speak
 python launch.py --mode=predict --workdir=runs/commands --input='*.wav'
 python launch.py --mode=predict --workdir=runs/commands --input=hours.wav --answers=spotting
 
@@ -29,18 +29,17 @@ from bigbase_jax.models.bc_resnet import BCResNet
 from bigbase_jax.optim import Optimizer
 from bigbase_jax.tasks.audio_classification import AudioClassification
 from bigbase_jax.train import TrainConfig
-from bigbase_jax.wrappers.mix import Mix
 
 HOP = 0.1  # seconds from window to window in recordings that are longer, with ``spot``
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
     """``arg``: root=DIR_OR_TABLE, rate=16000, seconds=1.0, tau=1.5 and stride=1 (of BC-ResNet), epochs=60, speed=0.1,
-    mixup=0.0, path=COLUMN, label=COLUMN, names=label_speaker_take, held_out=COLUMN:VALUE/VALUE, group=COLUMN,
+    path=COLUMN, label=COLUMN, names=label_speaker_take, held_out=COLUMN:VALUE/VALUE, group=COLUMN,
     noise=DIR, rooms=DIR, spot, tiny."""
     columns = {"path": None, "label": None, "names": None, "held_out": None, "group": None}  # of LabelledAudio
     net = {"tau": 1.5, "stride": 1}
-    varied = {"speed": 0.1, "mixup": 0.0, "noise": None, "rooms": None}
+    varied = {"speed": 0.1, "noise": None, "rooms": None}
     args = parse_arg(
         arg, root=None, rate=16_000, seconds=1.0, epochs=60.0, **net, **varied, **columns, spot=False, tiny=False
     )
@@ -82,8 +81,6 @@ def get_config(arg: str | None = None) -> ConfigDict:
         time_masks=(2, 20),
         frequency_masks=(2, 5),
     )
-    if args.mixup:
-        config.task = target(Mix, task=config.task, mixup_alpha=args.mixup)
     if args.spot:
         config.evaluators = ConfigDict({"spotting": target(Spotting, window=args.seconds, hop=HOP)})
     config.optim = target(

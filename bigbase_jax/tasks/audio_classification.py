@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bigbase_jax.audio.features import LogMel, fbank, scaled
+from bigbase_jax.audio.features import LogMel, fbank
 from bigbase_jax.core import Array, Batch, Figure, Table, UserError, Variables
 from bigbase_jax.tasks import figures
 from bigbase_jax.tasks.classification import Classifier, applied_in_training, init_logits
@@ -80,10 +80,6 @@ class AudioClassification(Classifier):
         with model_errors():
             logits_BK: jax.Array = self.model.apply(variables, self.bands(inputs["audio"]))  # type: ignore[assignment]
         return logits_BK
-
-    def normalise(self, audio_BT: jax.Array | np.ndarray) -> jax.Array:
-        """Samples as f32 in -1..1."""
-        return scaled(audio_BT, jnp)
 
     # -- on the host -----------------------------------------------------------------------------------------------
 

@@ -1,6 +1,6 @@
 """Mixup and CutMix as a task around a classification task.
 
-Axes: B examples, P = B / 2 pairs, H height, W width, C channels, T samples, K classes.
+Axes: B examples, P = B / 2 pairs, H height, W width, C channels, K classes.
 """
 
 from __future__ import annotations
@@ -17,8 +17,7 @@ from bigbase_jax.core import Batch, Loss, Task, UserError, Variables
 
 @dataclasses.dataclass(frozen=True)
 class Mix:
-    """Trains ``task`` on mixtures of two pictures or recordings, and of their labels; everything but the loss is the
-    task's own.
+    """Trains ``task`` on mixtures of two pictures and of their labels; everything but the loss is the task's own.
 
     Rows 2 i and 2 i + 1 of a batch are mixed with each other, each keeping the same share: the batch is shuffled, so
     that this pairs at random, and where every device has an even number of rows nothing moves between devices. The
@@ -26,11 +25,10 @@ class Mix:
     A row whose partner is padding stays as it is.
 
     Attributes:
-      task: a classification of pictures or of recordings: what has ``normalise`` of its input, and ``one_hot(label)``.
-      mixup_alpha: mixup (Zhang et al. 2018; of recordings, Tokozume et al. 2018) with a share from Beta(alpha, alpha);
-        0: none.
-      cutmix_alpha: CutMix of pictures (Yun et al. 2019): a box whose area is drawn likewise comes from the partner, and
-        labels mix by the exact area; 0: none. Where both are on, each batch takes one of them at even odds.
+      task: a task with ``normalise(image)`` and ``one_hot(label)``, such as ``Classification``.
+      mixup_alpha: mixup (Zhang et al. 2018) with a share from Beta(alpha, alpha); 0: none.
+      cutmix_alpha: CutMix (Yun et al. 2019): a box whose area is drawn likewise comes from the partner, and labels mix
+        by the exact area; 0: none. Where both are on, each batch takes one of them at even odds.
       prob: probability that a batch is mixed at all.
 
     Raises:
@@ -64,25 +62,21 @@ class Mix:
         return self.task.loss(variables, self.mixed(batch, mix_key), task_key)
 
     def mixed(self, batch: Batch, key: jax.Array) -> Batch:
-        """The batch with its pictures, f32[B,H,W,C], or recordings, f32[B,T], and labels, f32[B,K], mixed.
+        """The batch with its pictures, f32[B,H,W,C], and labels, f32[B,K], mixed.
 
         Raises:
-          UserError: an odd number of rows, which leaves one without a partner; or CutMix of what is no picture.
+          UserError: an odd number of rows, which leaves one without a partner.
         """
         task: Any = self.task
-        (name,) = task.inputs
-        x_B, label_BK = task.normalise(batch[name]), task.one_hot(batch["label"])
+        image_BHWC, label_BK = task.normalise(batch["image"]), task.one_hot(batch["label"])
         if len(label_BK) % 2:
             raise UserError(f"mixup and cutmix need an even number of examples in each slice, not {len(label_BK)}.")
-        if self.cutmix_alpha and x_B.ndim != 4:
-            raise UserError(f"cutmix_alpha is {self.cutmix_alpha}; CutMix is for pictures, mixup_alpha for {name} too.")
-        keep_HW = self.keep(key, *(x_B.shape[1:3] if x_B.ndim == 4 else (1, 1)))
+        keep_HW = self.keep(key, *image_BHWC.shape[1:3])
         real_B = _partner(batch["mask"])
         keep_BHW1 = 1 - real_B[:, None, None, None] * (1 - keep_HW[..., None])
         share_B1 = keep_BHW1.mean((1, 2))
-        keep_B = keep_BHW1 if x_B.ndim == 4 else share_B1
         mixed = {
-            name: keep_B * x_B + (1 - keep_B) * _partner(x_B),
+            "image": keep_BHW1 * image_BHWC + (1 - keep_BHW1) * _partner(image_BHWC),
             "label": share_B1 * label_BK + (1 - share_B1) * _partner(label_BK),
         }
         return {**batch, **mixed}

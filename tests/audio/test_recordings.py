@@ -231,6 +231,15 @@ def test_augmentation_depends_on_the_generator_alone(made, x_T):
         assert len(one) != len(three) or np.abs(one - three).max() > 1e-3
 
 
+def test_speed_changes_by_no_more_than_it_says():
+    lengths = [
+        len(A.Speed(0.2)({"audio": np.zeros(8000, np.int16)}, np.random.default_rng(i))["audio"]) for i in range(60)
+    ]
+    assert 6660 < min(lengths) < 7000 and 9500 < max(lengths) < 10_010
+    with pytest.raises(UserError, match=r"speed changes by at most 1\.5; use a share from 0 to 0\.9"):
+        A.Speed(1.5)
+
+
 def test_noise_is_as_loud_as_it_says():
     x_T = pcm16(tone())
     added = A.Noise((10.0, 10.0), 1.0)({"audio": x_T}, np.random.default_rng(0))["audio"] - x_T / np.float32(32768)

@@ -11,12 +11,10 @@ import pytest
 from toys import loss_of, measured
 
 from bigbase_jax.core import UserError, add, flatten
-from bigbase_jax.models.bc_resnet import BCResNet
 from bigbase_jax.models.mlp import MLP
 from bigbase_jax.parallel import FROZEN
 from bigbase_jax.pretrained.start import chain
 from bigbase_jax.pretrained.start import merged as merged_by_all
-from bigbase_jax.tasks.audio_classification import AudioClassification
 from bigbase_jax.tasks.classification import Classification
 from bigbase_jax.wrappers.adapter import load_adapter, save_adapter
 from bigbase_jax.wrappers.lora import LoRA
@@ -143,25 +141,6 @@ def test_an_adapter_may_be_inside(tmp_path):
         jax.tree.map(np.testing.assert_array_equal, merged, outside.unwrap(variables))
     save_adapter(tmp_path, next(t for t in chain(inside) if isinstance(t, LoRA)), variables)
     jax.tree.map(np.testing.assert_array_equal, load_adapter(tmp_path, outside, variables), variables)
-
-
-def test_recordings_are_mixed_as_they_sound():
-    task = AudioClassification(BCResNet(3, tau=0.5, depths=(1, 1, 1, 1)), rate=4000)
-    mix, rng, key = Mix(task, 1.0), np.random.default_rng(0), jax.random.key(3)
-    batch = {
-        "audio": rng.integers(-9999, 9999, (4, 4000), dtype=np.int16),
-        "label": np.arange(4) % 3,
-        "mask": np.array([1, 1, 1, 0], np.float32),
-    }
-    share = np.asarray(mix.keep(key, 1, 1))[0, 0]
-    keep_B1 = np.array([share, share, 1, share])[:, None]  # the third row's partner is padding
-    assert 0.05 < share < 0.95
-    mixed = mix.mixed(batch, key)
-    audio, label = batch["audio"] / 32768, np.eye(3)[batch["label"]]
-    np.testing.assert_allclose(mixed["audio"], keep_B1 * audio + (1 - keep_B1) * swapped(audio), atol=1e-6)
-    np.testing.assert_allclose(mixed["label"], keep_B1 * label + (1 - keep_B1) * swapped(label), atol=1e-6)
-    with pytest.raises(UserError, match=r"cutmix_alpha is 1\.0; CutMix is for pictures, mixup_alpha for audio too"):
-        Mix(task, cutmix_alpha=1.0).mixed(batch, key)
 
 
 def test_mistakes_are_told():

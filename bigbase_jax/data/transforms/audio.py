@@ -85,9 +85,17 @@ class Piece:
 
 @dataclasses.dataclass(frozen=True)
 class Speed:
-    """Played faster or slower, pitch and all, by a factor from ``1 - most`` to ``1 + most`` (Ko et al. 2015)."""
+    """Played faster or slower, pitch and all, by a factor from ``1 - most`` to ``1 + most`` (Ko et al. 2015).
+
+    Raises:
+      UserError: ``most`` is not in [0, 0.9].
+    """
 
     most: float = 0.1
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.most <= 0.9:
+            raise UserError(f"speed changes by at most {self.most}; use a share from 0 to 0.9, such as 0.2.")
 
     def __call__(self, example: Example, rng: np.random.Generator) -> Example:
         factor = 1 + self.most * rng.uniform(-1, 1)
