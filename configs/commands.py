@@ -6,7 +6,7 @@ python launch.py --config=configs/commands.py:root=TABLE.csv                    
 python launch.py --config=configs/commands.py:root=DIR,rate=8000,tau=2              telephone speech, a wider network
 python launch.py --config=configs/commands.py:root=DIR,names=label_speaker_take     7_jackson_32.wav, ... in one folder
 python launch.py --config=configs/commands.py:root=TABLE.csv,noise=DIR,spot         and words in continuous sound
-python launch.py --config=configs/commands.py:root=DIR,speed=0.2,epochs=100         where few people speak
+python launch.py --config=configs/commands.py:root=DIR,speed=0.2,epochs=100         more varied, and longer
 python launch.py --mode=predict --workdir=runs/commands --input='*.wav'
 python launch.py --mode=predict --workdir=runs/commands --input=hours.wav --answers=spotting
 
