@@ -107,12 +107,17 @@ def test_a_recording_is_chosen_and_its_words_are_buttons(page):
 def test_the_microphone_is_recorded_and_transcribed(page):
     expect = playwright.expect
     page.locator("#model").select_option("ear")
-    page.locator("#record").click()
-    expect(page.locator("#record")).to_have_text("Stop")
-    spoken_for(page, 2.6)  # shown rounded
-    shot(page, "recording")
-    page.locator("#record").click()
-    expect(page.locator("#answer .best")).to_contain_text(re.compile("(two three|three two)"))
+    words = re.compile("(two three|three two)")
+    for _ in range(3):  # a browser that is short of time hears its microphone with gaps
+        page.locator("#record").click()
+        expect(page.locator("#record")).to_have_text("Stop")
+        spoken_for(page, 2.6)  # shown rounded
+        shot(page, "recording")
+        with page.expect_response(lambda response: response.request.method == "POST"):
+            page.locator("#record").click()
+        if words.search(page.locator("#answer .best").text_content()):
+            break
+    expect(page.locator("#answer .best")).to_contain_text(words)
     expect(page.locator("#drop span")).to_have_text("recording.wav")
     until(lambda: page.locator("#player").evaluate("x => x.duration || 0") >= 2.5)
 
