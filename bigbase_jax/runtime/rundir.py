@@ -116,11 +116,11 @@ class RunDir:
             finally:
                 _locks.discard(file)
                 with contextlib.suppress(OSError):
-                    fcntl.flock(file, fcntl.LOCK_UN)  # for good, though a process forked just now has not let go of it
-                with contextlib.suppress(OSError):
                     if os.listdir(self.path) == [_LOCK]:
                         (self.path / _LOCK).unlink()
                         self.path.rmdir() if made else None
+                with contextlib.suppress(OSError):
+                    fcntl.flock(file, fcntl.LOCK_UN)  # for good, though a process forked just now has not let go of it
 
     def _is_run(self) -> bool:
         with contextlib.suppress(UserError):
