@@ -1,7 +1,7 @@
 """SASRec in RecBole 1.2.1 on a log: the last item of each user for test, the one before it for validation.
 
 Run by run.py in a virtual environment of its own; prints a JSON line after each epoch: core-seconds of training so far,
-and what RecBole measures on the test split, all items ranked but those that the user has had.
+and what RecBole measures on the test split: of a sequential model, all items ranked, those that the user has had too.
 """
 
 import argparse

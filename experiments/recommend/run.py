@@ -1,7 +1,7 @@
 """SASRec of this project and of RecBole on one log, one after the other on the same cores; see README.md.
 
 python experiments/recommend/run.py games --recbole=PYTHON --recbole_epochs=1
-python experiments/recommend/run.py movies --recbole=PYTHON --recbole_epochs=12
+python experiments/recommend/run.py movies --recbole=PYTHON --recbole_epochs=11
 
 Core-seconds are the processor time of the processes: ours of the whole command, with compilation, the evaluations and
 the report; RecBole's of its training epochs alone. Each line of results.jsonl is one model.
